@@ -1,0 +1,40 @@
+"""One tree of errors, split by what the caller can do about them.
+
+All of them carry only their message, so they survive pickling between processes.
+"""
+
+
+class BabylonError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class UserError(BabylonError):
+    """A person must change something; the message says what, in one line. Exit code 2."""
+
+
+class Retryable(BabylonError):
+    """The same work may succeed later: a server away, a process killed."""
+
+
+class Final(BabylonError):
+    """The same work will fail again; the window is set aside with this message."""
+
+
+class ServerUnavailable(UserError, Retryable):
+    """Postgres or Redis does not answer: a command says so, a worker waits for the next sweep."""
+
+
+class LeaseLost(Retryable):
+    """The lease ran out or went to another holder: what was done since must be thrown away."""
+
+
+class StaleClaim(Retryable):
+    """The rows a commit relied on have changed since they were read; claim again."""
+
+
+class CheckpointUnreadable(UserError):
+    """This node cannot read the checkpoint that the database names."""
+
+
+class TrainerDied(Retryable):
+    """The trainer process ended, or gave no sign of life, in the middle of a step."""

@@ -1,0 +1,14 @@
+"""Logging for every role: one line an event, to standard error."""
+
+from __future__ import annotations
+
+import logging
+
+
+def configure_logging(level: str) -> None:
+    """Log from `level` up; third parties only warnings."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True
+    )
+    for ours in ("babylon_tasks", "workers", "celery"):
+        logging.getLogger(ours).setLevel(level)

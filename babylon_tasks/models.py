@@ -1,0 +1,38 @@
+"""Model versions `vMAJOR.MINOR.PATCH`, given out at the commit of a step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+_VERSION = re.compile(r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A lineage's newest step, and the one that serves; 0 is the base model."""
+
+    step: int
+    published_step: int
+    base_model: str
+
+
+def parse_version(text: str) -> tuple[int, int, int] | None:
+    """The three numbers of a version, or None for anything else."""
+    match = _VERSION.fullmatch(text)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def choose_version(requested: str | None, taken: Collection[str]) -> str:
+    """The requested version if it is well formed and free, else the one after the highest taken.
+
+    The app itself counts only the last number up, so a chosen one does the same.
+    """
+    if requested is not None and requested not in taken and parse_version(requested):
+        return requested
+    highest = max((v for v in map(parse_version, taken) if v), default=None)
+    if highest is None:
+        return "v1.0.0"
+    major, minor, patch = highest
+    return f"v{major}.{minor}.{patch + 1}"

@@ -1,0 +1,396 @@
+"""The pipeline, top to bottom: read this file first.
+
+    produce   trajectories → rl.windows `due`                   (cpu, every minute)
+    score     `due` → `scored` or `skipped`, with rl.scores     (cpu)
+    train     every scored window up to a limit → one step      (gpu)
+    publish   the newest step becomes the one that serves       (cpu)
+    sweep     what Postgres says is due and nobody works on     (cpu, every few seconds)
+
+Each stage claims what is due in Postgres, whatever the message that woke it said, and may run any
+number of times at once: a lease decides who works, a compare-and-set who writes. Nothing here
+knows Celery or torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from babylon_tasks import scoring
+from babylon_tasks.errors import (
+    CheckpointUnreadable,
+    Final,
+    Retryable,
+    ServerUnavailable,
+    StaleClaim,
+    TrainerDied,
+    UserError,
+)
+from babylon_tasks.keeper import Keeper
+from babylon_tasks.settings import Settings
+from babylon_tasks.step import StepReport, attempt_step
+from babylon_tasks.store import leases, requests, scores, steps
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Connection, Database, now
+from babylon_tasks.store.leases import Lease
+from babylon_tasks.store.traces import TraceReader, open_reader
+from babylon_tasks.store.windows import Counts, Doorbells
+from babylon_tasks.traces import Outcome, Unusable, decode
+from babylon_tasks.training import Progress, Trainer
+from babylon_tasks.windows import State, Window, due_at, parse_window_id, share_a_step
+
+log = logging.getLogger(__name__)
+
+# Windows that one scoring task claims, and that one message wakes for.
+SCORE_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Who works, on what: `holder` is written into leases and rows (host, process)."""
+
+    database: Database
+    settings: Settings
+    holder: str
+
+
+# --- produce ---------------------------------------------------------------------------------
+
+
+def produce(worker: Worker) -> list[str]:
+    """Make windows due and take the app's pending requests; return the windows made due."""
+    with worker.database.transaction() as tx:
+        made = window_rows.produce(tx, worker.settings)
+        for request in requests.pending(tx):
+            made += _take_request(tx, worker.settings, request)
+    if made:
+        log.info("due: %s", ", ".join(made))
+    return made
+
+
+def enqueue(worker: Worker, window_id: str) -> Window:
+    """Make one window due by name, however old, and return its row.
+
+    Raises:
+        UserError: No window id, not ended and settled, nobody in it, or too few agents.
+    """
+    settings = worker.settings
+    parse_window_id(window_id)
+    with worker.database.transaction() as tx:
+        if not window_rows.read(tx, settings.model_name, [window_id]):
+            why_not = _why_not_due(tx, settings, window_id)
+            if why_not:
+                raise UserError(why_not)
+            counts = window_rows.count(tx, settings, window_id)
+            window_rows.enqueue(tx, settings.model_name, window_id, counts)
+        (window,) = window_rows.read(tx, settings.model_name, [window_id])
+    return window
+
+
+def answer_request(worker: Worker, batch_id: str, window: Window) -> None:
+    """Let this window answer the request; done at once where it was trained before."""
+    with worker.database.transaction() as tx:
+        _answer(tx, worker.settings.model_name, batch_id, window)
+
+
+def _take_request(tx: Connection, settings: Settings, request: requests.Request) -> list[str]:
+    """Attach a request to its window, wait for the window, or end the request."""
+    try:
+        window_id = request.window_id or ""
+        due = due_at(window_id, settings.settle_seconds)
+    except UserError as error:
+        requests.fail(tx, request.batch_id, f"scenarioId must name a window: {error}")
+        return []
+    made: list[str] = []
+    found = window_rows.read(tx, settings.model_name, [window_id])
+    if not found:
+        if now(tx) < due:
+            return []
+        why_not = _why_not_due(tx, settings, window_id)
+        if why_not:
+            requests.fail(tx, request.batch_id, why_not)
+            return []
+        counts = window_rows.count(tx, settings, window_id)
+        window_rows.enqueue(tx, settings.model_name, window_id, counts)
+        made = [window_id]
+        found = window_rows.read(tx, settings.model_name, [window_id])
+    _answer(tx, settings.model_name, request.batch_id, found[0])
+    return made
+
+
+def _answer(tx: Connection, model_name: str, batch_id: str, window: Window) -> None:
+    """Attach a request to its window, or end it as the window ended."""
+    if window.state == State.TRAINED:
+        requests.complete_known(tx, model_name, window.window_id, batch_id)
+    elif window.state in (State.SKIPPED, State.FAILED):
+        requests.fail(tx, batch_id, f"window {window.window_id} is {_story(window)}")
+    else:
+        requests.attach(tx, model_name, window.window_id, batch_id)
+
+
+def _why_not_due(tx: Connection, settings: Settings, window_id: str) -> str | None:
+    """One line why a window without a row cannot be due, or None where it can."""
+    due = due_at(window_id, settings.settle_seconds)
+    if now(tx) < due:
+        return (
+            f"window {window_id} is not complete: it ends and settles at "
+            f"{due:%Y-%m-%d %H:%M} UTC (SETTLE_SECONDS={settings.settle_seconds})"
+        )
+    counts = window_rows.count(tx, settings, window_id)
+    if counts.agents >= settings.min_agents_per_window:
+        return None
+    rows = window_rows.count_excluded(tx, settings, window_id)
+    if not rows["trajectories"]:
+        return (
+            f"no trajectories in window {window_id}: "
+            "`babylon windows list` shows the windows there are"
+        )
+    return (
+        f"window {window_id} has {counts.agents} agents, needs {settings.min_agents_per_window} "
+        f"(MIN_AGENTS_PER_WINDOW); of its {rows['trajectories']} trajectories "
+        f"{rows['not_training_data']} are not training data, {rows['evaluation']} are evaluation, "
+        f"{rows['excluded']} are of excluded scenarios"
+    )
+
+
+def _story(window: Window) -> str:
+    return f"{window.state}: {window.reason or window.last_error or 'no reason given'}"
+
+
+# --- score -----------------------------------------------------------------------------------
+
+
+def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_BATCH) -> list[str]:
+    """Claim due windows and score them, one commit each; return the windows moved on."""
+    with worker.database.transaction() as tx:
+        claimed = window_rows.claim_due(tx, worker.settings, worker.holder, limit, only)
+    if not claimed:
+        return []
+    keeper = Keeper(worker.database, worker.settings, list(claimed.values()))
+    try:
+        return asyncio.run(_score_claimed(worker, keeper, claimed))
+    finally:
+        keeper.release()
+
+
+async def _score_claimed(worker: Worker, keeper: Keeper, claimed: dict[str, Lease]) -> list[str]:
+    with worker.database.transaction() as tx:
+        windows = window_rows.read(tx, worker.settings.model_name, list(claimed))
+    moved: list[str] = []
+    async with open_reader(worker.settings) as reader:
+        for window in windows:
+            if window.state != State.DUE:
+                continue  # somebody finished it between our look and our lease
+            lease = claimed[window.window_id]
+            try:
+                await _score_window(worker, reader, keeper, window, lease)
+                moved.append(window.window_id)
+            except Retryable:
+                raise
+            except Exception as error:
+                log.exception("scoring %s failed", window.window_id)
+                _count_failure(worker, window, error)
+    return moved
+
+
+async def _score_window(
+    worker: Worker, reader: TraceReader, keeper: Keeper, window: Window, lease: Lease
+) -> None:
+    settings = worker.settings
+    outcomes: list[Outcome] = []
+    unusable: dict[str, Unusable] = {}
+    agents: set[str] = set()
+    async for raw in reader.read(window.window_id):
+        keeper.beat()
+        agents.add(raw.agent_id)
+        try:
+            outcomes.append(decode(raw).outcome)
+        except Unusable as verdict:
+            unusable[raw.trajectory_id] = verdict
+    found = scoring.heuristic(outcomes)
+    reason = _why_skip(settings, outcomes, found)
+    state = State.SKIPPED if reason else State.SCORED
+    with worker.database.transaction() as tx:
+        scores.quarantine(tx, window.window_id, unusable)
+        scores.write(
+            tx,
+            found,
+            model_name=settings.model_name,
+            scorer=settings.scoring,
+            window_id=window.window_id,
+        )
+        moved = window_rows.mark_scored(
+            tx,
+            window,
+            model_name=settings.model_name,
+            lease=lease,
+            holder=worker.holder,
+            scorer=settings.scoring,
+            state=state,
+            reason=reason,
+            counts=Counts(len(agents), len(outcomes) + len(unusable)),
+            text_bytes=sum(o.text_bytes for o in outcomes),
+        )
+        if not moved:
+            raise StaleClaim(f"window {window.window_id} was scored by somebody else")
+        if reason and window.batch_id:
+            requests.fail(tx, window.batch_id, f"window {window.window_id} is skipped: {reason}")
+        leases.release(tx, [lease])
+    keeper.held = [held for held in keeper.held if held != lease]
+    log.info(
+        "scored %s: %d agents, %d trajectories, %d set aside%s",
+        window.window_id,
+        len(agents),
+        len(outcomes),
+        len(unusable),
+        f", skipped ({reason})" if reason else "",
+    )
+
+
+def _why_skip(
+    settings: Settings, outcomes: Sequence[Outcome], found: Sequence[scoring.Score]
+) -> str | None:
+    agents = len({o.agent_id for o in outcomes})
+    if agents < settings.min_agents_per_window:
+        return f"{agents} agents with usable traces, needs {settings.min_agents_per_window}"
+    trainable = {o.trajectory_id for o in outcomes if o.text_bytes}
+    rewards = [s.score for s in found if s.trajectory_id in trainable]
+    return scoring.no_signal(rewards, settings.min_reward_spread)
+
+
+# --- train -----------------------------------------------------------------------------------
+
+
+def train(
+    worker: Worker,
+    trainer: Trainer,
+    *,
+    only: Sequence[str] | None = None,
+    requested_version: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> list[StepReport]:
+    """Claim the model and train the scored windows that are due, in one step.
+
+    A step over several windows that fails is tried again by halves, so that only a window that
+    fails alone is counted against. Returns the committed steps; empty where nothing is due or
+    another worker holds the model.
+
+    Raises:
+        UserError: Nothing can train here (settings, packages, unreadable checkpoint); the windows
+            stay `scored` and are tried again later.
+        LeaseLost, StaleClaim: Another worker has taken over; what was done is thrown away.
+    """
+    settings = worker.settings
+    settings.require_training_allowed()
+    with worker.database.transaction() as tx:
+        lease = leases.acquire(
+            tx, f"model/{settings.model_name}", worker.holder, settings.lease_seconds
+        )
+        if lease is None:
+            return []
+        steps.head(tx, settings.model_name, settings.base_model)
+        due = window_rows.scored(tx, settings.model_name, only)
+        windows = share_a_step(due, settings.max_step_tokens)
+        if not windows:
+            leases.release(tx, [lease])
+            return []
+    keeper = Keeper(worker.database, settings, [lease])
+    done: list[StepReport] = []
+    try:
+        todo = [windows]
+        while todo:
+            together = todo.pop(0)
+            try:
+                report = attempt_step(
+                    worker.database,
+                    settings,
+                    worker.holder,
+                    trainer,
+                    keeper,
+                    together,
+                    requested_version,
+                    on_progress,
+                )
+                if report:
+                    done.append(report)
+            except (TrainerDied, Final) as error:
+                if len(together) > 1:
+                    log.warning("step over %d windows failed, halving: %s", len(together), error)
+                    middle = len(together) // 2
+                    todo[:0] = [together[:middle], together[middle:]]
+                else:
+                    _count_failure(worker, together[0], error)
+            except (ServerUnavailable, StaleClaim):
+                raise
+            except (UserError, CheckpointUnreadable) as error:
+                _give_back(worker, together, error)
+                raise
+    finally:
+        keeper.release()
+    return done
+
+
+def _count_failure(worker: Worker, window: Window, error: Exception) -> None:
+    """Count an attempt against a window: tried again later, or ended with the error."""
+    settings = worker.settings
+    attempts = window.attempts + 1
+    message = f"{type(error).__name__}: {error}".replace("\x00", "�")[:2000]
+    with worker.database.transaction() as tx:
+        if attempts < settings.max_attempts and not isinstance(error, Final):
+            window_rows.postpone(
+                tx,
+                [window.window_id],
+                model_name=settings.model_name,
+                attempts=attempts,
+                last_error=message,
+                wait_seconds=settings.retry_seconds * 2 ** (attempts - 1),
+                holder=worker.holder,
+            )
+            return
+        ended = window_rows.end(
+            tx,
+            window,
+            model_name=settings.model_name,
+            state=State.FAILED,
+            holder=worker.holder,
+            last_error=message,
+            attempts=attempts,
+        )
+        if ended and window.batch_id:
+            requests.fail(tx, window.batch_id, message)
+    log.error("window %s failed: %s", window.window_id, message)
+
+
+def _give_back(worker: Worker, windows: Sequence[Window], error: Exception) -> None:
+    """Nobody's window is at fault: leave them scored, and wait before the next try."""
+    for window in windows:
+        with worker.database.transaction() as tx:
+            window_rows.postpone(
+                tx,
+                [window.window_id],
+                model_name=worker.settings.model_name,
+                attempts=window.attempts,
+                last_error=str(error)[:2000],
+                wait_seconds=worker.settings.retry_seconds,
+                holder=worker.holder,
+            )
+
+
+# --- publish, sweep --------------------------------------------------------------------------
+
+
+def publish(worker: Worker) -> list[str]:
+    """Let the newest step serve; return the versions that became ready."""
+    with worker.database.transaction() as tx:
+        versions = steps.publish(tx, worker.settings.model_name)
+    if versions:
+        log.info("ready: %s", ", ".join(versions))
+    return versions
+
+
+def sweep(worker: Worker, limit: int) -> Doorbells:
+    """What is due and nobody works on, at most `limit` windows."""
+    with worker.database.transaction() as tx:
+        return window_rows.sweep(tx, worker.settings.model_name, limit)

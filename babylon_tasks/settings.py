@@ -1,0 +1,176 @@
+"""Every setting of every role, read once from the environment.
+
+`.env.local`, then `.env`, are read from the working folder; the environment wins over both.
+Importing this module needs neither torch nor Celery.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from babylon_tasks.errors import UserError
+
+# Parameters that Prisma puts into a database URL and libpq refuses.
+_PRISMA_PARAMETERS = frozenset(
+    {"schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "sslaccept"}
+)
+
+
+class Settings(BaseSettings):
+    """Frozen settings; each field's environment variable is its name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=(".env", ".env.local"), extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    # --- servers ---
+    database_url: SecretStr | None = Field(None, description="Babylon's Postgres.")
+    redis_url: SecretStr | None = Field(None, description="Redis, the Celery broker.")
+
+    # --- the model ---
+    model_name: str = Field(
+        "babylon-agent",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Name of the lineage; versions are `{MODEL_NAME}-vX.Y.Z`.",
+    )
+    base_model: str = Field(
+        "Qwen/Qwen2.5-0.5B-Instruct", min_length=1, description="Hub id or folder to start from."
+    )
+    checkpoint_store: str = Field(
+        ".babylon/checkpoints",
+        min_length=1,
+        description="Folder that all GPU nodes share, or an S3 URL; one folder a step below it.",
+    )
+
+    # --- what may train ---
+    train_rl_local: bool = Field(False, description="Nothing trains unless this is `true`.")
+    trainer: Literal["torch", "noop"] = Field(
+        "torch", description="`torch` trains on this machine; `noop` moves windows only."
+    )
+    min_agents_per_window: int = Field(2, ge=2, description="Fewer agents cannot be compared.")
+    lookback_hours: int = Field(72, ge=1, le=24 * 365, description="How far back windows count.")
+    settle_seconds: int = Field(
+        600, ge=0, description="Wait after a window's end for slow agents and outcomes."
+    )
+    excluded_scenarios: str = Field(
+        "benchmark-%,market-decisions-%",
+        description="LIKE patterns of `scenarioId`, comma-separated, that never count.",
+    )
+    scoring: Literal["heuristic"] = Field("heuristic", description="How a window is scored.")
+    max_trace_bytes: int = Field(
+        33_554_432, ge=1024, description="A larger `stepsJson` is set aside before it is parsed."
+    )
+    min_reward_spread: float = Field(
+        0.01, ge=0, le=1, description="A window whose scores differ less has no signal."
+    )
+
+    # --- a step ---
+    max_step_tokens: int = Field(
+        1_000_000, ge=1, description="Windows share a step up to this many (estimated) tokens."
+    )
+    max_sequence_tokens: int = Field(
+        4096, ge=16, description="A longer LLM call is left out of the step and counted."
+    )
+    micro_batch_tokens: int = Field(
+        16_384, ge=16, description="Padded tokens in one forward pass; halved on out-of-memory."
+    )
+    learning_rate: float = Field(1e-5, gt=0, lt=1, description="AdamW's, constant.")
+    lora_rank: int = Field(8, ge=1, le=512, description="LoRA rank.")
+    lora_alpha: int = Field(16, ge=1, description="LoRA alpha.")
+    kl_penalty: float = Field(
+        0.1, ge=0, description="Weight of the KL penalty to the base model (0: off)."
+    )
+    negative_scale: float = Field(
+        0.3, ge=0, le=1, description="Factor on negative advantages (traces are off-policy)."
+    )
+    trainer_stall_seconds: float = Field(
+        900, gt=0, description="Without a sign of life for so long the trainer is killed."
+    )
+    trainer_idle_seconds: float = Field(
+        600, gt=0, description="A trainer without work ends after this and frees its GPU."
+    )
+
+    # --- leases, retries, the clockwork ---
+    lease_seconds: float = Field(30, gt=0, description="A dead worker's work is free after this.")
+    heartbeat_seconds: float = Field(10, gt=0, description="How often a lease is renewed.")
+    sweep_seconds: float = Field(10, gt=0, description="How often lost messages are sent again.")
+    produce_seconds: float = Field(60, gt=0, description="How often new windows are looked for.")
+    max_attempts: int = Field(3, ge=1, description="Then a window ends `failed`.")
+    retry_seconds: float = Field(
+        30, ge=0, description="Wait before the second attempt; doubles with each."
+    )
+
+    # --- upstream's entry point ---
+    mode: Literal["list", "single", "continuous"] = Field(
+        "single", description="What `python -m babylon_tasks` does."
+    )
+    window_id: str | None = Field(None, description="MODE=single: the window to train.")
+    batch_id: str | None = Field(None, description="MODE=single: the request to answer.")
+    model_version: str | None = Field(None, description="MODE=single: the version asked for.")
+
+    # --- logging and metrics ---
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="How much is logged."
+    )
+    wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases API key.")
+    wandb_project: str = Field("babylon-rl", description="Weights & Biases project.")
+
+    def postgres(self) -> str:
+        """The database URL without the parameters only Prisma knows.
+
+        Raises:
+            UserError: DATABASE_URL is missing.
+        """
+        if self.database_url is None:
+            raise UserError(
+                "DATABASE_URL is not set: export DATABASE_URL=postgresql://user:password@host/db "
+                "(or run `babylon demo`, which brings its own database)"
+            )
+        parts = urlsplit(self.database_url.get_secret_value())
+        query = [p for p in parse_qsl(parts.query) if p[0] not in _PRISMA_PARAMETERS]
+        # Not urlunsplit: it drops the slashes of a URL without a host (a unix socket).
+        rebuilt = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        return f"{rebuilt}?{urlencode(query)}" if query else rebuilt
+
+    def redis(self) -> str:
+        """The broker's URL.
+
+        Raises:
+            UserError: REDIS_URL is missing.
+        """
+        if self.redis_url is None:
+            raise UserError("REDIS_URL is not set: export REDIS_URL=redis://:password@host:6379/0")
+        return self.redis_url.get_secret_value()
+
+    def excluded_scenario_patterns(self) -> list[str]:
+        """LIKE patterns of scenarios that never count."""
+        return [p.strip() for p in self.excluded_scenarios.split(",") if p.strip()]
+
+    def require_training_allowed(self) -> None:
+        """Refuse to train unless the deployment says so.
+
+        Raises:
+            UserError: TRAIN_RL_LOCAL is not `true`.
+        """
+        if not self.train_rl_local:
+            raise UserError("training is off: set TRAIN_RL_LOCAL=true to allow it")
+
+
+@functools.cache
+def load_settings() -> Settings:
+    """The process's settings, read once.
+
+    Raises:
+        UserError: A value is out of range; the message names the variable, never its value.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
+        raise UserError(f"{name}: {first['msg']}") from None

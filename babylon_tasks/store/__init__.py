@@ -1,0 +1,1 @@
+"""Everything that speaks SQL: the only code that knows tables and columns."""

@@ -1,0 +1,120 @@
+"""One psycopg connection, opened when needed and opened again when the server restarted.
+
+Nothing here relies on session state, so a pooler in transaction mode (PgBouncer, Neon, Supabase)
+may sit in between: no server-side prepared statements, no session locks, no LISTEN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
+
+from babylon_tasks.errors import ServerUnavailable
+
+Connection = psycopg.Connection[DictRow]
+
+
+class Database:
+    """Not shared between threads or over a fork: each process makes its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction: committed at the end, rolled back by an exception.
+
+        Raises:
+            ServerUnavailable: The server cannot be reached, or went away within.
+        """
+        connection = self._alive()
+        try:
+            with connection.transaction():
+                yield connection
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if connection.closed or connection.broken:
+                raise ServerUnavailable(f"lost the connection to {self.name}") from error
+            raise
+
+    def ping(self) -> None:
+        """One round trip.
+
+        Raises:
+            ServerUnavailable: The server cannot be reached.
+        """
+        self._alive()
+
+    def close(self) -> None:
+        """Close the connection; the next transaction opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @property
+    def name(self) -> str:
+        """Host and database for messages, without user or password."""
+        return server_name("Postgres", self.url)
+
+    def _alive(self) -> Connection:
+        if self._connection is not None:
+            try:
+                self._connection.execute("SELECT 1")
+            except psycopg.Error:
+                self.close()
+            else:
+                return self._connection
+        try:
+            self._connection = psycopg.connect(
+                self.url,
+                autocommit=True,
+                row_factory=dict_row,
+                prepare_threshold=None,
+                connect_timeout=5,
+                application_name="babylon-tasks",
+            )
+        except psycopg.OperationalError as error:
+            raise unreachable(self.url, error) from None
+        return self._connection
+
+
+def now(connection: Connection) -> datetime:
+    """The database's clock, the only one that decides anything."""
+    row = connection.execute("SELECT now() AS now").fetchone()
+    assert row is not None
+    moment: datetime = row["now"]
+    return moment
+
+
+def server_name(kind: str, url: str) -> str:
+    """`kind` at host:port/database, never user or password."""
+    try:
+        parts = urlsplit(url)
+        host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or "a socket"
+        return f"{kind} at {host}{parts.path}"
+    except ValueError:
+        return kind
+
+
+def unreachable(url: str, error: Exception) -> ServerUnavailable:
+    """The one line for a server that does not answer, without the password."""
+    why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    password = urlsplit(url).password
+    if password:
+        why = why.replace(password, "***")
+    return ServerUnavailable(
+        f"cannot reach {server_name('Postgres', url)} ({why}): is it running, and is "
+        "DATABASE_URL right?"
+    )
+
+
+def jsonb(value: Any) -> Jsonb:
+    """A value for a jsonb column."""
+    return Jsonb(value)

@@ -1,0 +1,69 @@
+"""Leases: the right to write, with a token that only grows, by the database's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from babylon_tasks.errors import LeaseLost
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.queries import load
+
+_SQL = load("leases")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claim on a resource: `model/{name}`, or `window/{model}/{window id}`."""
+
+    resource: str
+    token: int
+
+
+def acquire(
+    connection: Connection, resource: str, holder: str, lease_seconds: float
+) -> Lease | None:
+    """Take the lease, or None while another holder's lives."""
+    row = connection.execute(
+        _SQL["acquire_lease"],
+        {"resource": resource, "holder": holder, "lease_seconds": lease_seconds},
+    ).fetchone()
+    return Lease(resource, row["token"]) if row else None
+
+
+def next_token(connection: Connection, lease: Lease, lease_seconds: float) -> Lease:
+    """The same lease under a new token, so that no two attempts share one.
+
+    Raises:
+        LeaseLost: It ran out or has another holder.
+    """
+    row = connection.execute(
+        _SQL["next_token"],
+        {"resource": lease.resource, "token": lease.token, "lease_seconds": lease_seconds},
+    ).fetchone()
+    if row is None:
+        raise LeaseLost(f"the lease on {lease.resource} ran out or went to another holder")
+    return Lease(lease.resource, row["token"])
+
+
+def renew(connection: Connection, leases: Sequence[Lease], lease_seconds: float) -> None:
+    """Hold on to the leases.
+
+    Raises:
+        LeaseLost: One of them ran out or has another holder.
+    """
+    renewed = connection.execute(
+        _SQL["renew_leases"], {**_columns(leases), "lease_seconds": lease_seconds}
+    ).rowcount
+    if renewed != len(leases):
+        names = ", ".join(lease.resource for lease in leases)
+        raise LeaseLost(f"the lease on {names} ran out or went to another holder")
+
+
+def release(connection: Connection, leases: Sequence[Lease]) -> None:
+    """Give the leases back; those that went already are no matter."""
+    connection.execute(_SQL["release_leases"], _columns(leases))
+
+
+def _columns(leases: Sequence[Lease]) -> dict[str, list[str] | list[int]]:
+    return {"resources": [x.resource for x in leases], "tokens": [x.token for x in leases]}

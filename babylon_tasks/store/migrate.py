@@ -1,0 +1,323 @@
+"""Applies `migrations/NNN_name.sql` in order, each once, and says which are missing.
+
+A runner of our own, because nothing here may rest on a session: behind a pooler in transaction
+mode a `SET search_path` or a session's advisory lock stays on a connection that the app gets next.
+What was applied stands in `rl.migrations`. A file runs in one transaction together with its row
+there; one that says `-- transactional: false` holds a single statement and runs outside. Every file
+can also be run by hand with `psql -f`, before or after.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from babylon_tasks.errors import BabylonError, Retryable, ServerUnavailable, UserError
+
+log = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+_APPLICATION_NAME = "babylon migrate"
+_ADVISORY_LOCK = int.from_bytes(b"babylon")  # one migrate at a time in a database
+_POLL_SECONDS = 0.2
+_BLOCKED_HINT_SECONDS = 5.0
+_LOCK_TIMEOUT = "5s"  # longer, and the app's own statements queue up behind ours
+
+_BOOKKEEPING = """
+DO $$
+BEGIN
+    IF to_regnamespace('rl') IS NULL THEN
+        CREATE SCHEMA rl;
+    END IF;
+END
+$$;
+CREATE TABLE IF NOT EXISTS rl.migrations (
+    name       text        NOT NULL PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE rl.migrations IS 'Which files of migrations/ this database has seen.';
+"""
+
+_INDEX_STATE = """
+SELECT n.nspname, i.indisvalid
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indrelid = to_regclass(%s) AND c.relname = %s
+"""
+
+_BLOCKERS = """
+SELECT b.pid, b.usename, b.application_name, b.state,
+       date_trunc('second', clock_timestamp() - b.xact_start)::text
+FROM pg_stat_activity m
+CROSS JOIN unnest(pg_blocking_pids(m.pid)) AS blocking(pid)
+JOIN pg_stat_activity b ON b.pid = blocking.pid
+WHERE m.application_name = %s AND m.datname = current_database() AND m.wait_event_type = 'Lock'
+"""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One file: its name without `.sql`, and its text."""
+
+    name: str
+    text: str
+
+    @property
+    def transactional(self) -> bool:
+        """Whether it runs in a transaction; if not, it holds a single statement."""
+        return re.search(r"^-- *transactional: *false *$", self.text, re.MULTILINE) is None
+
+    @property
+    def concurrent_index(self) -> tuple[str, str] | None:
+        """Table and name of the index it builds CONCURRENTLY, if it does."""
+        found = re.search(
+            r"^CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS (\w+)\s+ON (\S+)",
+            self.text,
+            re.MULTILINE,
+        )
+        return (found[2], found[1]) if found else None
+
+
+def migrations_folder() -> Path:
+    """Where the .sql files are: inside an installed package, beside it in a checkout.
+
+    Raises:
+        UserError: Neither place has them; the installation is broken.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if folder.is_dir():
+            return folder
+    raise UserError("the migrations are not installed: install babylon-tasks again")
+
+
+def load_migrations() -> list[Migration]:
+    """All migrations, in the order in which they are applied.
+
+    Raises:
+        UserError: The files are not there.
+    """
+    files = sorted(migrations_folder().glob("[0-9][0-9][0-9]_*.sql"))
+    return [Migration(file.stem, file.read_text(encoding="utf-8")) for file in files]
+
+
+def pending(database_url: str) -> list[str]:
+    """Names of the migrations that this database has not seen. Reads only.
+
+    Raises:
+        UserError: The URL is malformed, or the role may not read.
+        ServerUnavailable: The server does not answer, refuses us, or went away.
+    """
+    with _connect(_conninfo(database_url)) as connection, _explained("reading rl.migrations"):
+        return [migration.name for migration in _unapplied(connection)]
+
+
+def migrate(database_url: str) -> list[str]:
+    """Apply what is pending and return the names; run twice, the second time does nothing.
+
+    Two at once do the work once: the other waits, then finds nothing to do. A migration that was
+    killed leaves no lock behind, and is simply run again.
+
+    Raises:
+        UserError: The URL is malformed, or the database refuses a statement.
+        ServerUnavailable: The server does not answer, refuses us, or went away.
+        Retryable: The app's tables were busy; run it again.
+    """
+    conninfo = _conninfo(database_url)
+    applied = []
+    with (
+        _connect(conninfo) as guard,
+        _connect(conninfo) as connection,
+        _explained("babylon migrate"),
+        _alone(guard),
+        _blockers_reported(conninfo),
+    ):
+        connection.add_notice_handler(_relay_warning)
+        connection.execute(_BOOKKEEPING)
+        for migration in _unapplied(connection):
+            with _explained(f"migration {migration.name}"):
+                _apply(connection, migration)
+            log.info("applied %s", migration.name)
+            applied.append(migration.name)
+    return applied
+
+
+def _unapplied(connection: Connection) -> list[Migration]:
+    done: set[str] = set()
+    found = connection.execute("SELECT to_regclass('rl.migrations') IS NOT NULL").fetchone()
+    if found and found[0]:
+        done = {name for (name,) in connection.execute("SELECT name FROM rl.migrations")}
+    return [migration for migration in load_migrations() if migration.name not in done]
+
+
+def _apply(connection: Connection, migration: Migration) -> None:
+    if migration.transactional:
+        with connection.transaction():
+            connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+            connection.execute(migration.text.encode())
+            _mark(connection, migration)
+        return
+    if not (migration.concurrent_index and _has_valid_index(connection, migration)):
+        connection.execute(migration.text.encode())
+    _mark(connection, migration)
+
+
+def _mark(connection: Connection, migration: Migration) -> None:
+    connection.execute("INSERT INTO rl.migrations (name) VALUES (%s)", (migration.name,))
+
+
+def _has_valid_index(connection: Connection, migration: Migration) -> bool:
+    """Whether the index is there already; an invalid one, left by a broken build, is dropped."""
+    assert migration.concurrent_index is not None
+    row = connection.execute(_INDEX_STATE, migration.concurrent_index).fetchone()
+    if row is None:
+        return False
+    schema, valid = row
+    if valid:
+        return True
+    name = migration.concurrent_index[1]
+    log.warning("index %s is invalid, left by a build that was interrupted: building it anew", name)
+    connection.execute(
+        sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(schema, name))
+    )
+    return False
+
+
+@contextmanager
+def _alone(guard: Connection) -> Iterator[None]:
+    """Hold the database's migration lock; it goes with its connection, however that ends.
+
+    The lock belongs to a transaction that stays open and idle. It is tried for, never waited for
+    inside a statement, and the guard runs nothing while the lock is held: an idle READ COMMITTED
+    transaction has no snapshot, and only one with a snapshot would hold up CREATE INDEX
+    CONCURRENTLY, forever in this case. So no query here has parameters either: those go through
+    the extended protocol, whose portal stays open, with its snapshot, until the next statement.
+    """
+    try_lock = sql.SQL("SELECT pg_try_advisory_xact_lock({})").format(_ADVISORY_LOCK)
+    guard.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    said = False
+    while True:
+        with guard.transaction():
+            guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            if guard.execute(try_lock).fetchone() == (True,):
+                yield
+                return
+        if not said:
+            log.warning("another `babylon migrate` works on this database: waiting for it to end")
+            said = True
+        time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _blockers_reported(conninfo: str) -> Iterator[None]:
+    """While inside, log who keeps us waiting for a lock: each process once."""
+    done = threading.Event()
+    thread = threading.Thread(target=_report_blockers, args=(conninfo, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _report_blockers(conninfo: str, done: threading.Event) -> None:
+    told: set[int] = set()
+    while not done.wait(_BLOCKED_HINT_SECONDS):
+        try:
+            with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+                rows = connection.execute(_BLOCKERS, (_APPLICATION_NAME,)).fetchall()
+        except psycopg.Error as error:
+            log.debug("cannot ask who blocks: %s", error)
+            continue
+        for pid, user, application, state, age in rows:
+            if pid not in told:
+                told.add(pid)
+                log.warning(
+                    "waiting for a transaction of process %s (user %s, application %r, %s, open "
+                    "for %s) to end; it can be ended with SELECT pg_terminate_backend(%s)",
+                    *(pid, user, application, state, age, pid),
+                )
+
+
+def _relay_warning(diagnostic: errors.Diagnostic) -> None:
+    if diagnostic.severity_nonlocalized == "WARNING":
+        log.warning("%s", diagnostic.message_primary)
+
+
+def _conninfo(database_url: str) -> str:
+    """The URL for libpq, checked where libpq would name a piece of the password in its message.
+
+    Raises:
+        UserError: It is no Postgres URL, or its password is not percent-encoded.
+    """
+    malformed = UserError(
+        "DATABASE_URL is not a Postgres URL; it must look like "
+        "postgresql://user:password@host:5432/database, with special characters of the password "
+        "percent-encoded (@ as %40, / as %2F, % as %25)"
+    )
+    try:
+        parameters = conninfo_to_dict(database_url)
+    except psycopg.Error:
+        raise malformed from None
+    host, port, name = (str(parameters.get(key, "")) for key in ("host", "port", "dbname"))
+    if "@" in host.lstrip("@") or "@" in name or not re.fullmatch(r"[0-9,]*", port):
+        raise malformed
+    parameters.setdefault("connect_timeout", 10)
+    parameters["application_name"] = _APPLICATION_NAME
+    return make_conninfo("", **parameters)
+
+
+def _connect(conninfo: str) -> Connection:
+    """Connect in autocommit, without prepared statements (a pooler may not keep them).
+
+    Raises:
+        ServerUnavailable: Nobody answers there, or the server refuses us (it is a UserError too).
+    """
+    try:
+        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
+        raise ServerUnavailable(
+            f"cannot connect to Postgres: {_one_line(error)}; is DATABASE_URL right?"
+        ) from None
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _explain(doing, error) from error
+
+
+def _explain(doing: str, error: psycopg.Error) -> BabylonError:
+    message = error.diag.message_primary or _one_line(error)
+    if isinstance(error, errors.LockNotAvailable):
+        return Retryable(f"{doing}: the app's tables were busy, nothing changed; run it again")
+    if isinstance(error, errors.QueryCanceled):
+        return UserError(f"{doing}: {message}; run it again as a role without a statement_timeout")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return UserError(
+            f"{doing}: {message}; run it as the owner of Babylon's tables, with CREATE on the "
+            "database"
+        )
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        return ServerUnavailable(f"{doing}: the connection was lost ({message}); run it again")
+    return UserError(f"{doing}: {message}")
+
+
+def _one_line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())

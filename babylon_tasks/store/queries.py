@@ -1,0 +1,20 @@
+"""Loads the SQL beside it: `-- name --`, then comment lines that describe it, then the query."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import LiteralString, cast
+
+_HEADER = re.compile(r"^-- ([a-z0-9_]+) --$", re.MULTILINE)
+
+
+def load(file: str) -> dict[str, LiteralString]:
+    """The queries of `sql/{file}.sql` by name."""
+    text = (resources.files("babylon_tasks.store") / "sql" / f"{file}.sql").read_text("utf-8")
+    parts = _HEADER.split(text)[1:]
+    # Our own files, no user's text: as safe as literals in the code.
+    return {
+        name: cast(LiteralString, body.strip())
+        for name, body in zip(parts[::2], parts[1::2], strict=True)
+    }

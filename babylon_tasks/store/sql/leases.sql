@@ -1,0 +1,32 @@
+-- Leases: who may write, until when, by the database's clock. Tokens only grow.
+
+-- acquire_lease --
+-- Nothing is returned while somebody else's lease lives.
+INSERT INTO rl.leases AS held (resource, holder, token, expires_at)
+VALUES (%(resource)s, %(holder)s, nextval('rl.lease_tokens'),
+        clock_timestamp() + make_interval(secs => %(lease_seconds)s))
+ON CONFLICT (resource) DO UPDATE
+   SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,
+       acquired_at = clock_timestamp()
+ WHERE held.expires_at <= clock_timestamp()
+RETURNING token
+
+-- next_token --
+-- A fresh token for another attempt of the same holder.
+UPDATE rl.leases
+   SET token = nextval('rl.lease_tokens'),
+       expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+ WHERE resource = %(resource)s AND token = %(token)s AND expires_at > clock_timestamp()
+RETURNING token
+
+-- renew_leases --
+-- One row for each that is still ours.
+UPDATE rl.leases l
+   SET expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+  FROM unnest(%(resources)s::text[], %(tokens)s::bigint[]) AS ours (resource, token)
+ WHERE l.resource = ours.resource AND l.token = ours.token AND l.expires_at > clock_timestamp()
+
+-- release_leases --
+DELETE FROM rl.leases l
+ USING unnest(%(resources)s::text[], %(tokens)s::bigint[]) AS ours (resource, token)
+ WHERE l.resource = ours.resource AND l.token = ours.token

@@ -1,0 +1,54 @@
+-- Requests: the rows of training_batches, the app's and our own.
+
+-- pending_requests --
+SELECT "batchId" AS batch_id, "scenarioId" AS window_id, "modelVersion" AS version
+  FROM public.training_batches
+ WHERE status = 'pending'
+ ORDER BY "createdAt", "batchId"
+ LIMIT 1000
+
+-- read_request --
+SELECT "batchId" AS batch_id, "scenarioId" AS window_id, "modelVersion" AS version, status, error
+  FROM public.training_batches WHERE "batchId" = %(batch_id)s
+
+-- attach_request --
+-- The window's first request; the window trains alone from now on.
+UPDATE rl.windows SET batch_id = %(batch_id)s
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state IN ('due', 'scored') AND batch_id IS NULL
+
+-- start_request --
+UPDATE public.training_batches
+   SET status = 'training', "startedAt" = now() AT TIME ZONE 'utc'
+ WHERE "batchId" = %(batch_id)s AND status = 'pending'
+
+-- insert_batch --
+INSERT INTO public.training_batches (id, "batchId", "scenarioId", "baseModel", "modelVersion",
+                                     "trajectoryIds", "rewardsJson", status, "startedAt")
+VALUES (%(batch_id)s, %(batch_id)s, %(window_id)s, %(base_model)s, %(version)s, '[]', '[]',
+        'training', now() AT TIME ZONE 'utc')
+
+-- complete_request --
+UPDATE public.training_batches
+   SET status = 'completed', error = NULL, "modelVersion" = %(version)s,
+       "baseModel" = %(base_model)s, "trajectoryIds" = %(trajectory_ids)s,
+       "rewardsJson" = %(rewards)s, "trainingLoss" = %(loss)s,
+       "startedAt" = (now() - make_interval(secs => %(seconds)s)) AT TIME ZONE 'utc',
+       "completedAt" = now() AT TIME ZONE 'utc'
+ WHERE "batchId" = %(batch_id)s
+
+-- complete_known --
+-- The window was trained before this request came: it is done at once, with that step's version.
+UPDATE public.training_batches b
+   SET status = 'completed', error = NULL, "modelVersion" = s.version,
+       "trainingLoss" = (s.metrics ->> 'loss')::float8,
+       "completedAt" = now() AT TIME ZONE 'utc'
+  FROM rl.windows w
+  JOIN rl.steps s ON s.model_name = w.model_name AND s.step = w.trained_step
+ WHERE b."batchId" = %(batch_id)s AND b.status IN ('pending', 'training')
+   AND w.model_name = %(model_name)s AND w.window_id = %(window_id)s AND w.state = 'trained'
+
+-- fail_request --
+UPDATE public.training_batches
+   SET status = 'failed', error = %(error)s, "completedAt" = now() AT TIME ZONE 'utc'
+ WHERE "batchId" = %(batch_id)s AND status IN ('pending', 'training')

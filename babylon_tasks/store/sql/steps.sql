@@ -1,0 +1,74 @@
+-- Steps: the commit of one, its model version, and its publishing.
+
+-- ensure_head --
+INSERT INTO rl.heads (model_name, base_model) VALUES (%(model_name)s, %(base_model)s)
+ON CONFLICT DO NOTHING
+
+-- read_head --
+SELECT step, published_step, base_model FROM rl.heads WHERE model_name = %(model_name)s
+
+-- read_step --
+SELECT step, version, checkpoint, window_ids, trajectories, trainable_tokens, metrics, gpu_seconds,
+       trainer, started_at, committed_at
+  FROM rl.steps WHERE model_name = %(model_name)s AND step = %(step)s
+
+-- step_of_token --
+-- Whether the attempt with this token committed (asked after a lost connection).
+SELECT step, version FROM rl.steps WHERE model_name = %(model_name)s AND token = %(token)s
+
+-- advance_head --
+-- The compare-and-set: no row where the head moved or the lease went.
+UPDATE rl.heads
+   SET step = step + 1
+ WHERE model_name = %(model_name)s AND step = %(expected_step)s
+   AND EXISTS (SELECT 1 FROM rl.leases
+                WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
+                  AND expires_at > clock_timestamp())
+
+-- insert_step --
+INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories, trainable_tokens,
+                      metrics, gpu_seconds, checkpoint, version, started_at, committed_at)
+VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(trajectories)s,
+        %(trainable_tokens)s, %(metrics)s, %(gpu_seconds)s, %(checkpoint)s, %(version)s,
+        clock_timestamp() - make_interval(secs => %(seconds)s), clock_timestamp())
+
+-- lock_versions --
+-- Versions are given out one at a time; the lock ends with the transaction.
+SELECT pg_advisory_xact_lock(hashtext('rl.versions'))
+
+-- taken_versions --
+SELECT version FROM public.trained_models WHERE version IS NOT NULL
+UNION
+SELECT substr("modelId", length(%(model_name)s) + 2) FROM public.trained_models
+ WHERE starts_with("modelId", %(model_name)s || '-')
+
+-- insert_model --
+INSERT INTO public.trained_models (id, "modelId", version, "baseModel", "trainingBatch", status,
+                                   "storagePath", "avgReward", "updatedAt")
+VALUES (%(model_id)s, %(model_id)s, %(version)s, %(base_model)s, %(batch_id)s, 'training',
+        %(checkpoint)s, %(avg_reward)s, now() AT TIME ZONE 'utc')
+
+-- mark_trajectories_used --
+UPDATE public.trajectories t
+   SET "usedInTraining" = true, "trainedInBatch" = %(batch_id)s,
+       "aiJudgeReward" = s.score, "aiJudgeReasoning" = s.reasoning,
+       "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = now() AT TIME ZONE 'utc'
+  FROM rl.scores s
+  JOIN rl.windows w USING (window_id, model_name, scorer)
+ WHERE s.model_name = %(model_name)s AND s.trajectory_id = t."trajectoryId"
+   AND t."trajectoryId" = ANY (%(trajectory_ids)s)
+
+-- publish --
+-- The newest step serves. Reports the versions that became ready.
+WITH moved AS (
+    UPDATE rl.heads h SET published_step = h.step
+      FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE) old
+     WHERE h.model_name = %(model_name)s AND h.published_step < h.step
+    RETURNING old.published_step AS after_step, h.step AS up_to_step
+)
+UPDATE public.trained_models m
+   SET status = 'ready', "updatedAt" = now() AT TIME ZONE 'utc'
+  FROM rl.steps s, moved
+ WHERE s.model_name = %(model_name)s AND s.step > moved.after_step AND s.step <= moved.up_to_step
+   AND m."modelId" = s.model_name || '-' || s.version AND m.status = 'training'
+RETURNING m.version

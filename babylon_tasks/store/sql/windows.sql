@@ -1,0 +1,249 @@
+-- Windows: what is due, what is claimed, what became of it.
+--
+-- A row of trajectories belongs to the window
+--     COALESCE("windowId", left("scenarioId", 16)) COLLATE "C"
+-- (older rows carry the window id in scenarioId, alone or as a prefix). That expression, with the
+-- two conditions on isTrainingData and isEvaluation, is the one that rl_trajectories_window_idx
+-- indexes: write it exactly so, or the whole table is read.
+
+-- produce_windows --
+-- One row for each window that has ended, settled and has enough agents, and fresh counts for the
+-- ones that have a row. Rows that come after scoring are late; a skipped window whose agents grew
+-- in number opens again. Reports the windows made or reopened.
+WITH counted AS MATERIALIZED (
+    SELECT (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") AS window_id,
+           count(DISTINCT "agentId")::int AS agents,
+           count(*)::int AS trajectories
+      FROM public.trajectories
+     WHERE "isTrainingData" AND NOT "isEvaluation"
+       AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C")
+           BETWEEN to_char((now() AT TIME ZONE 'utc') - make_interval(hours => %(lookback_hours)s),
+                           'YYYY-MM-DD"T"HH24:00')
+               AND to_char((now() AT TIME ZONE 'utc')
+                           - make_interval(hours => 1, secs => %(settle_seconds)s),
+                           'YYYY-MM-DD"T"HH24:00')
+       AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C")
+           ~ '^\d{4}-\d\d-\d\dT\d\d:00$'
+       AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
+     GROUP BY 1
+), made AS (
+    INSERT INTO rl.windows (window_id, model_name, state, agents, trajectories)
+    SELECT window_id, %(model_name)s, 'due', agents, trajectories
+      FROM counted
+     WHERE agents >= %(min_agents)s
+        ON CONFLICT DO NOTHING
+    RETURNING window_id
+), reopened AS (
+    UPDATE rl.windows w
+       SET state = 'due', reason = NULL, attempts = 0, not_before = now(), due_at = now(),
+           agents = c.agents, trajectories = c.trajectories, late = 0
+      FROM counted c
+     WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
+       AND w.state = 'skipped' AND c.agents > w.agents AND c.agents >= %(min_agents)s
+    RETURNING w.window_id
+), recounted AS (
+    UPDATE rl.windows w
+       SET late = c.trajectories - w.trajectories
+      FROM counted c
+     WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
+       AND w.state IN ('scored', 'trained', 'failed')
+       AND w.late <> greatest(c.trajectories - w.trajectories, 0)
+       AND c.trajectories >= w.trajectories
+    RETURNING w.window_id
+)
+SELECT window_id FROM made
+UNION ALL
+SELECT window_id FROM reopened
+ORDER BY window_id
+
+-- list_windows --
+-- The windows of the last hours, newest first. A window that has a row is read from it; only the
+-- few without one (open, settling, too few agents) are counted.
+WITH hours AS (
+    SELECT (to_char(hour, 'YYYY-MM-DD"T"HH24:00') COLLATE "C") AS window_id,
+           hour + interval '1 hour' AS ends_at
+      FROM generate_series(
+               date_trunc('hour', now() AT TIME ZONE 'utc')
+                   - make_interval(hours => %(lookback_hours)s),
+               date_trunc('hour', now() AT TIME ZONE 'utc'),
+               interval '1 hour') AS hour
+)
+SELECT h.window_id,
+       COALESCE(w.agents, c.agents) AS agents,
+       COALESCE(w.trajectories, c.trajectories) AS trajectories,
+       COALESCE(w.late, 0) AS late,
+       CASE
+           WHEN w.state IS NOT NULL THEN w.state
+           WHEN h.ends_at > now() AT TIME ZONE 'utc' THEN 'open'
+           WHEN h.ends_at + make_interval(secs => %(settle_seconds)s) > now() AT TIME ZONE 'utc'
+               THEN 'settling'
+           WHEN c.agents < %(min_agents)s THEN 'few_agents'
+           ELSE 'ready'
+       END AS state,
+       w.trained_step,
+       w.reason
+  FROM hours h
+  LEFT JOIN rl.windows w ON w.model_name = %(model_name)s AND w.window_id = h.window_id
+  LEFT JOIN LATERAL (
+      SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
+        FROM public.trajectories
+       WHERE w.window_id IS NULL
+         AND "isTrainingData" AND NOT "isEvaluation"
+         AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = h.window_id
+         AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
+  ) c ON true
+ WHERE w.window_id IS NOT NULL OR c.trajectories > 0
+ ORDER BY h.window_id DESC
+
+-- count_window --
+-- Agents and trajectories that count, of one window.
+SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
+  FROM public.trajectories
+ WHERE "isTrainingData" AND NOT "isEvaluation"
+   AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = %(window_id)s
+   AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
+
+-- count_excluded --
+-- Why rows of one window do not count; by scenarioId too, so that a typing error is found.
+SELECT count(*) FILTER (WHERE NOT "isTrainingData")::int AS not_training_data,
+       count(*) FILTER (WHERE "isEvaluation")::int AS evaluation,
+       count(*) FILTER (WHERE "scenarioId" LIKE ANY (%(excluded)s::text[]))::int AS excluded,
+       count(*)::int AS trajectories
+  FROM public.trajectories
+ WHERE "windowId" = %(window_id)s OR "scenarioId" = %(window_id)s
+
+-- count_trajectories --
+-- The planner's estimate for a large table, the count for a small one: only for a message.
+SELECT CASE WHEN c.reltuples > 100000 THEN c.reltuples::bigint
+            ELSE (SELECT count(*) FROM public.trajectories) END AS trajectories
+  FROM pg_class c WHERE c.oid = 'public.trajectories'::regclass
+
+-- enqueue_window --
+-- Make one window due by name; nothing where it has a row.
+INSERT INTO rl.windows (window_id, model_name, state, agents, trajectories)
+VALUES (%(window_id)s, %(model_name)s, 'due', %(agents)s, %(trajectories)s)
+ON CONFLICT DO NOTHING
+RETURNING window_id
+
+-- read_windows --
+SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
+       late, text_bytes, reason, last_error
+  FROM rl.windows
+ WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s)
+ ORDER BY window_id
+
+-- claim_due --
+-- Lease due windows that nobody holds, oldest first. Two claims at once: the second finds the
+-- first one's row and passes it by.
+INSERT INTO rl.leases AS held (resource, holder, token, expires_at)
+SELECT 'window/' || w.model_name || '/' || w.window_id, %(holder)s, nextval('rl.lease_tokens'),
+       clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+  FROM rl.windows w
+  LEFT JOIN rl.leases l ON l.resource = 'window/' || w.model_name || '/' || w.window_id
+ WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= now()
+   AND (l.resource IS NULL OR l.expires_at <= clock_timestamp())
+   AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s))
+ ORDER BY w.window_id
+ LIMIT %(limit)s
+ON CONFLICT (resource) DO UPDATE
+   SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,
+       acquired_at = clock_timestamp()
+ WHERE held.expires_at <= clock_timestamp()
+RETURNING resource, token
+
+-- select_scored --
+-- What a step may take: requests of the app first, then the oldest.
+SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
+       late, text_bytes, reason, last_error
+  FROM rl.windows
+ WHERE model_name = %(model_name)s AND state = 'scored' AND not_before <= now()
+   AND (%(only)s::text[] IS NULL OR window_id = ANY (%(only)s))
+ ORDER BY (batch_id IS NULL), (attempts > 0), window_id
+ LIMIT 1000
+
+-- mark_scored --
+UPDATE rl.windows
+   SET state = %(state)s, scorer = %(scorer)s, score_rev = score_rev + 1, reason = %(reason)s,
+       agents = %(agents)s, trajectories = %(trajectories)s, text_bytes = %(text_bytes)s,
+       attempts = 0, last_error = NULL, not_before = now(), claimed_by = %(holder)s,
+       scored_at = now(),
+       skipped_at = CASE WHEN %(state)s = 'skipped' THEN now() END
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = 'due' AND score_rev = %(score_rev)s
+   AND EXISTS (SELECT 1 FROM rl.leases
+                WHERE resource = %(resource)s AND token = %(token)s
+                  AND expires_at > clock_timestamp())
+
+-- mark_trained --
+UPDATE rl.windows w
+   SET state = 'trained', trained_step = %(step)s, trained_at = now(), last_error = NULL,
+       reason = NULL, claimed_by = %(holder)s
+  FROM unnest(%(window_ids)s::text[], %(score_revs)s::int[]) AS c (window_id, score_rev)
+ WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
+   AND w.state = 'scored' AND w.score_rev = c.score_rev
+
+-- end_window --
+-- A scored window that will not be trained: skipped or failed, with the reason.
+UPDATE rl.windows
+   SET state = %(state)s, reason = %(reason)s, last_error = %(last_error)s,
+       attempts = %(attempts)s, claimed_by = %(holder)s,
+       skipped_at = CASE WHEN %(state)s = 'skipped' THEN now() ELSE skipped_at END,
+       failed_at = CASE WHEN %(state)s = 'failed' THEN now() ELSE failed_at END
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = %(from_state)s AND score_rev = %(score_rev)s
+
+-- postpone_window --
+-- Try again later; the wait is kept here, since a broker's delays do not survive it.
+UPDATE rl.windows
+   SET attempts = %(attempts)s, last_error = %(last_error)s, claimed_by = %(holder)s,
+       not_before = now() + make_interval(secs => %(wait_seconds)s)
+ WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s)
+   AND state IN ('due', 'scored')
+
+-- rescore_window --
+-- A trace was rewritten after it was judged: the window is due again.
+UPDATE rl.windows
+   SET state = 'due', reason = NULL, not_before = now()
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = 'scored' AND score_rev = %(score_rev)s
+
+-- sweep --
+-- What Postgres says is due and nobody holds: the doorbells to ring.
+SELECT ARRAY(
+           SELECT w.window_id FROM rl.windows w
+            WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= now()
+              AND NOT EXISTS (SELECT 1 FROM rl.leases l
+                               WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
+                                 AND l.expires_at > clock_timestamp())
+            ORDER BY w.window_id LIMIT %(limit)s
+       ) AS due,
+       EXISTS (SELECT 1 FROM rl.windows w
+                WHERE w.model_name = %(model_name)s AND w.state = 'scored'
+                  AND w.not_before <= now())
+           AND NOT EXISTS (SELECT 1 FROM rl.leases l
+                            WHERE l.resource = 'model/' || %(model_name)s
+                              AND l.expires_at > clock_timestamp()) AS train,
+       EXISTS (SELECT 1 FROM rl.heads h
+                WHERE h.model_name = %(model_name)s AND h.step > h.published_step) AS publish
+
+-- count_states --
+SELECT state, count(*)::int AS windows FROM rl.windows
+ WHERE model_name = %(model_name)s GROUP BY state
+
+-- report_windows --
+-- What each window gave, oldest first.
+SELECT w.window_id, w.state, w.agents, w.trajectories,
+       (SELECT count(*)::int FROM rl.quarantine q WHERE q.window_id = w.window_id) AS quarantined,
+       avg(s.score) AS mean_score,
+       max(s.score) - min(s.score) AS reward_spread,
+       w.trained_step AS step,
+       (t.metrics ->> 'loss')::float8 AS loss,
+       extract(epoch FROM t.committed_at - t.started_at)::float8 AS seconds,
+       COALESCE(w.reason, w.last_error) AS reason
+  FROM rl.windows w
+  LEFT JOIN rl.scores s ON s.model_name = w.model_name AND s.window_id = w.window_id
+                       AND s.scorer = w.scorer
+  LEFT JOIN rl.steps t ON t.model_name = w.model_name AND t.step = w.trained_step
+ WHERE w.model_name = %(model_name)s
+ GROUP BY w.window_id, w.model_name, t.model_name, t.step
+ ORDER BY w.window_id

@@ -1,0 +1,200 @@
+"""Reads and writes `rl.steps`, `rl.heads` and the app's `trained_models`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from psycopg.rows import class_row
+
+from babylon_tasks.errors import StaleClaim, UserError
+from babylon_tasks.models import Head, choose_version
+from babylon_tasks.store import requests
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Connection, jsonb
+from babylon_tasks.store.queries import load
+from babylon_tasks.training import StepResult
+from babylon_tasks.windows import Window
+
+_SQL = load("steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A row of `rl.steps`."""
+
+    step: int
+    version: str
+    checkpoint: str
+    window_ids: list[str]
+    trajectories: int
+    trainable_tokens: int
+    metrics: dict[str, Any]
+    gpu_seconds: float
+    trainer: str
+    started_at: datetime
+    committed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """All that one committed step writes.
+
+    `expected_step` is the head it started from and `token` its lease's: the compare-and-set.
+    `rewards` maps the trained trajectories to their scores; `seconds` is the step's wall time.
+    """
+
+    model_name: str
+    base_model: str
+    expected_step: int
+    token: int
+    holder: str
+    trainer: str
+    windows: Sequence[Window]
+    rewards: dict[str, float]
+    result: StepResult
+    checkpoint: str
+    seconds: float
+    requested_version: str | None
+
+
+def head(connection: Connection, model_name: str, base_model: str) -> Head:
+    """The lineage's head, made at the first call.
+
+    Raises:
+        UserError: The lineage was started from another base model.
+    """
+    connection.execute(_SQL["ensure_head"], {"model_name": model_name, "base_model": base_model})
+    found = read_head(connection, model_name)
+    assert found is not None
+    if found.base_model != base_model:
+        raise UserError(
+            f"model {model_name} was started from {found.base_model}, BASE_MODEL is {base_model}: "
+            "set BASE_MODEL back, or MODEL_NAME to a new name"
+        )
+    return found
+
+
+def read_head(connection: Connection, model_name: str) -> Head | None:
+    """The lineage's head, or None before its first claim."""
+    with connection.cursor(row_factory=class_row(Head)) as cursor:
+        return cursor.execute(_SQL["read_head"], {"model_name": model_name}).fetchone()
+
+
+def read(connection: Connection, model_name: str, step: int) -> Step | None:
+    """One committed step."""
+    with connection.cursor(row_factory=class_row(Step)) as cursor:
+        return cursor.execute(
+            _SQL["read_step"], {"model_name": model_name, "step": step}
+        ).fetchone()
+
+
+def version_of_token(connection: Connection, model_name: str, token: int) -> str | None:
+    """The version that the attempt with this token committed, or None if it did not."""
+    row = connection.execute(
+        _SQL["step_of_token"], {"model_name": model_name, "token": token}
+    ).fetchone()
+    return str(row["version"]) if row else None
+
+
+def commit(connection: Connection, new: Commit) -> str:
+    """Write a step and everything that follows from it; one transaction, the caller's.
+
+    Returns:
+        The version given to the step.
+
+    Raises:
+        StaleClaim: The head moved, the lease went, or a window changed. Nothing is written.
+    """
+    identity = {"model_name": new.model_name, "token": new.token}
+    moved = connection.execute(
+        _SQL["advance_head"], {**identity, "expected_step": new.expected_step}
+    ).rowcount
+    if moved != 1:
+        raise StaleClaim(
+            f"step {new.expected_step + 1} of {new.model_name} is refused: "
+            "the lease went or another step came first"
+        )
+    step = new.expected_step + 1
+    if not window_rows.mark_trained(
+        connection, new.windows, model_name=new.model_name, step=step, holder=new.holder
+    ):
+        raise StaleClaim("a window of the step was scored again or ended meanwhile")
+    version = _give_version(connection, new)
+    connection.execute(
+        _SQL["insert_step"],
+        {
+            **identity,
+            "step": step,
+            "trainer": new.trainer,
+            "window_ids": [w.window_id for w in new.windows],
+            "trajectories": len(new.rewards),
+            "trainable_tokens": new.result.trainable_tokens,
+            "metrics": jsonb(_metrics(new.result)),
+            "gpu_seconds": new.result.gpu_seconds,
+            "checkpoint": new.checkpoint,
+            "version": version,
+            "seconds": new.seconds,
+        },
+    )
+    _write_back(connection, new, step, version)
+    return version
+
+
+def publish(connection: Connection, model_name: str) -> list[str]:
+    """Let the newest step serve; the versions that became ready."""
+    rows = connection.execute(_SQL["publish"], {"model_name": model_name}).fetchall()
+    return [row["version"] for row in rows]
+
+
+def _give_version(connection: Connection, new: Commit) -> str:
+    connection.execute(_SQL["lock_versions"])
+    rows = connection.execute(_SQL["taken_versions"], {"model_name": new.model_name}).fetchall()
+    return choose_version(new.requested_version, {row["version"] for row in rows})
+
+
+def _write_back(connection: Connection, new: Commit, step: int, version: str) -> None:
+    batch_id = new.windows[0].batch_id
+    if batch_id is None:
+        batch_id = f"{new.model_name}-step-{step}"
+        window_id = new.windows[0].window_id if len(new.windows) == 1 else None
+        requests.insert(connection, batch_id, window_id, new.base_model, version)
+    requests.complete(
+        connection,
+        batch_id,
+        version=version,
+        base_model=new.base_model,
+        rewards=new.rewards,
+        loss=new.result.loss,
+        seconds=new.seconds,
+    )
+    connection.execute(
+        _SQL["insert_model"],
+        {
+            "model_id": f"{new.model_name}-{version}",
+            "version": version,
+            "base_model": new.base_model,
+            "batch_id": batch_id,
+            "checkpoint": new.checkpoint,
+            "avg_reward": sum(new.rewards.values()) / len(new.rewards),
+        },
+    )
+    connection.execute(
+        _SQL["mark_trajectories_used"],
+        {
+            "model_name": new.model_name,
+            "batch_id": batch_id,
+            "trajectory_ids": list(new.rewards),
+        },
+    )
+
+
+def _metrics(result: StepResult) -> dict[str, Any]:
+    """Everything the trainer said that has no column of its own."""
+    told: dict[str, Any] = msgspec.to_builtins(result)
+    metrics = told.pop("metrics")
+    del told["trainable_tokens"], told["gpu_seconds"]
+    return {**metrics, **told}

@@ -1,0 +1,57 @@
+"""Reads traces with asyncpg, a few at a time, so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from babylon_tasks.settings import Settings
+from babylon_tasks.store.database import unreachable
+from babylon_tasks.store.queries import load
+from babylon_tasks.traces import RawTrace
+
+_SQL = load("traces")
+_PREFETCH_ROWS = 16
+
+
+class TraceReader:
+    """A connection for reading traces; one event loop, one task at a time."""
+
+    def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
+        self._connection = connection
+        self._settings = settings
+
+    async def read(self, window_id: str) -> AsyncIterator[RawTrace]:
+        """The window's rows that count, in the order in which they were written."""
+        async with self._connection.transaction(readonly=True):
+            cursor: Any = self._connection.cursor(
+                _SQL["select_traces"],
+                window_id,
+                self._settings.max_trace_bytes,
+                self._settings.excluded_scenario_patterns(),
+                prefetch=_PREFETCH_ROWS,
+            )
+            async for row in cursor:
+                yield RawTrace(row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"])
+
+
+@asynccontextmanager
+async def open_reader(settings: Settings) -> AsyncIterator[TraceReader]:
+    """Connect for one task's reading.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
+    url = settings.postgres()
+    try:
+        # No statement cache: a pooler in transaction mode forgets prepared statements.
+        connection = await asyncpg.connect(url, statement_cache_size=0, timeout=5)
+    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+        raise unreachable(url, error) from None
+    try:
+        yield TraceReader(connection, settings)
+    finally:
+        await connection.close(timeout=5)

@@ -1,0 +1,112 @@
+"""A training step as data: what a trainer is asked for, what it says, what it gives back.
+
+The records cross process borders as JSON, so they hold nothing but plain values. Every trainer
+(torch on this machine, none at all in benchmarks) satisfies the one protocol `Trainer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One recorded LLM call: exactly what the agent saw and what it answered."""
+
+    system: str
+    user: str
+    response: str
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One trajectory to train on: its calls share the reward's advantage."""
+
+    window_id: str
+    trajectory_id: str
+    reward: float
+    calls: list[Call]
+
+
+class Hyperparameters(msgspec.Struct, frozen=True):
+    """What a step may vary by setting; the names are those of `Settings`."""
+
+    learning_rate: float
+    lora_rank: int
+    lora_alpha: int
+    kl_penalty: float
+    negative_scale: float
+    max_sequence_tokens: int
+    micro_batch_tokens: int
+
+
+class StepRequest(msgspec.Struct, frozen=True):
+    """One step of one model, asked for by the holder of the model's lease.
+
+    `samples_path` is a file of JSON lines, one `Sample` each, a window's lines together: a window
+    is a group (ART's `TrajectoryGroup`). `parent` is the checkpoint folder of the head, or None for
+    the first step. The trainer writes the new checkpoint's files into `output_dir` (made by the
+    trainer, inside `scratch_dir`, which belongs to this attempt alone).
+    """
+
+    model_name: str
+    base_model: str
+    parent: str | None
+    samples_path: str
+    scratch_dir: str
+    output_dir: str
+    seed: int
+    hyperparameters: Hyperparameters
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """A sign of life in a step; `phase` is one of load, tokenize, train, save."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """What a step did. `metrics` holds finite numbers only.
+
+    `trainable_tokens` counts response tokens (with their end token) that took part in the loss;
+    `context_tokens` all unpadded tokens of the sequences; `dropped_sequences` calls longer than
+    `max_sequence_tokens`, or empty ones; `loss` is the mean over the step's trainable tokens.
+    """
+
+    loss: float
+    sequences: int
+    dropped_sequences: int
+    trainable_tokens: int
+    context_tokens: int
+    optimizer_steps: int
+    device: str
+    gpu_seconds: float
+    seconds_by_phase: dict[str, float]
+    metrics: dict[str, float]
+
+
+class Trainer(Protocol):
+    """Runs one step at a time; the caller holds the model's lease meanwhile."""
+
+    def step(self, request: StepRequest, on_beat: Callable[[Progress | None], None]) -> StepResult:
+        """Run one step.
+
+        `on_beat` is called with each sign of life, and with None at least every heartbeat while
+        there is none; what it raises ends the step and is passed on.
+
+        Raises:
+            TrainerDied: The process ended or stalled; the same step may be tried again.
+            Final: The step can never work as asked (for instance one sequence needs more memory
+                than the GPU has); the message says which setting to change.
+            UserError: This machine cannot train at all (a package or the base model is missing).
+        """
+        ...
+
+    def close(self) -> None:
+        """End the process behind this trainer, if any, and free its GPU."""
+        ...

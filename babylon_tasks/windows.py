@@ -1,0 +1,140 @@
+"""A window: one hour of the game, the group whose agents met the same market.
+
+Its id is the hour's start in UTC, `YYYY-MM-DDTHH:00`. A window moves through the states
+due → scored → trained | skipped | failed, one row of `rl.windows` a model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from babylon_tasks.errors import UserError
+
+_WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00")
+
+
+class State(StrEnum):
+    """Where a window stands; the last three are terminal."""
+
+    DUE = "due"
+    SCORED = "scored"
+    TRAINED = "trained"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A row of `rl.windows`."""
+
+    window_id: str
+    state: State
+    scorer: str | None
+    score_rev: int
+    attempts: int
+    batch_id: str | None
+    trained_step: int | None
+    agents: int
+    trajectories: int
+    late: int
+    text_bytes: int
+    reason: str | None
+    last_error: str | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", State(self.state))
+
+    @property
+    def estimated_tokens(self) -> int:
+        """Tokens of the window's prompts and responses, at four bytes a token."""
+        return self.text_bytes // 4 + 1
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether it may not share a step.
+
+        The app looks for the model of its own request, and a window that failed once must not
+        take others down with it.
+        """
+        return self.batch_id is not None or self.attempts > 0
+
+
+@dataclass(frozen=True, slots=True)
+class WindowListing:
+    """One line of `babylon windows list`.
+
+    `state` is a `State`, or, for a window without a row: `open` (its hour has not ended),
+    `settling` (ended, but slow agents may still write), `few_agents`, or `ready` (the producer
+    has not come by yet).
+    """
+
+    window_id: str
+    agents: int
+    trajectories: int
+    late: int
+    state: str
+    trained_step: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowReport:
+    """What one window gave: scores in [0, 1], and its step's loss and wall time in seconds."""
+
+    window_id: str
+    state: str
+    agents: int
+    trajectories: int
+    quarantined: int
+    mean_score: float | None
+    reward_spread: float | None
+    step: int | None
+    loss: float | None
+    seconds: float | None
+    reason: str | None
+
+
+def parse_window_id(text: str) -> datetime:
+    """The start of a window, in UTC.
+
+    Raises:
+        UserError: The text is no window id; the message shows the form.
+    """
+    if _WINDOW_ID.fullmatch(text):
+        try:
+            return datetime.strptime(text, "%Y-%m-%dT%H:00").replace(tzinfo=UTC)
+        except ValueError:
+            pass
+    raise UserError(
+        f"{text!r} is not a window id: write the hour's start in UTC, as 2025-01-15T10:00"
+    )
+
+
+def window_id_at(moment: datetime) -> str:
+    """The id of the window that a moment (with a time zone) falls into."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:00")
+
+
+def due_at(window_id: str, settle_seconds: int) -> datetime:
+    """When a window has ended and settled."""
+    return parse_window_id(window_id) + timedelta(hours=1, seconds=settle_seconds)
+
+
+def share_a_step(windows: list[Window], max_tokens: int) -> list[Window]:
+    """The first windows, in the order given, that train in one step together.
+
+    Always at least one where there is any; a window that trains alone comes alone.
+    """
+    chosen: list[Window] = []
+    tokens = 0
+    for window in windows:
+        if chosen and (window.trains_alone or tokens + window.estimated_tokens > max_tokens):
+            break
+        chosen.append(window)
+        tokens += window.estimated_tokens
+        if window.trains_alone:
+            break
+    return chosen

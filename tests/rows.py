@@ -1,0 +1,117 @@
+"""Rows as the app writes them, in the smallest form a test needs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.windows import window_id_at
+
+_ids = itertools.count(1)
+
+
+def hours_ago(hours: int) -> str:
+    """The id of the window that many hours before the current one."""
+    return window_id_at(datetime.now(UTC) - timedelta(hours=hours))
+
+
+def steps(pnl: Any, count: int = 3, response: str = "BUY YES") -> str:
+    """`stepsJson` with one LLM call a step."""
+    return json.dumps(
+        [
+            {
+                "stepNumber": n,
+                "environmentState": {"agentBalance": 1000, "agentPnL": pnl, "openPositions": n},
+                "llmCalls": [
+                    {
+                        "systemPrompt": "You trade.",
+                        "userPrompt": f"Step {n}: buy or wait?",
+                        "response": response,
+                    }
+                ],
+                "action": {"actionType": "BUY_SHARES", "success": True},
+            }
+            for n in range(count)
+        ]
+    )
+
+
+def add_trajectory(worker: Worker, window_id: str | None, agent: str, **columns: Any) -> str:
+    """Insert one row of `trajectories`; returns its trajectoryId."""
+    number = next(_ids)
+    now = datetime.now(UTC).replace(tzinfo=None)
+    row = {
+        "id": f"row-{number}",
+        "trajectoryId": f"t-{number}",
+        "agentId": agent,
+        "startTime": now,
+        "endTime": now,
+        "durationMs": 1,
+        "windowId": window_id,
+        "scenarioId": window_id,
+        "stepsJson": steps(0),
+        "rewardComponentsJson": "{}",
+        "metricsJson": "{}",
+        "metadataJson": "{}",
+        "totalReward": 0.0,
+        "episodeLength": 3,
+        "finalStatus": "completed",
+        "updatedAt": now,
+        **columns,
+    }
+    with worker.database.transaction() as tx:
+        tx.execute(
+            """INSERT INTO "User" (id, username, "updatedAt") VALUES (%s, %s, now())
+               ON CONFLICT DO NOTHING""",
+            [agent, agent],
+        )
+        names = ", ".join(f'"{name}"' for name in row)
+        values = ", ".join(f"%({name})s" for name in row)
+        tx.execute(f"INSERT INTO trajectories ({names}) VALUES ({values})", row)  # noqa: S608
+    return str(row["trajectoryId"])
+
+
+def add_window(
+    worker: Worker, window_id: str, agents: int = 3, spread: float = 300.0, **columns: Any
+) -> list[str]:
+    """A window whose agents' P&L differ by `spread` dollars each; the trajectory ids."""
+    return [
+        add_trajectory(
+            worker,
+            window_id,
+            f"agent-{n}",
+            **{"stepsJson": steps(spread * n - 200), **columns},
+        )
+        for n in range(agents)
+    ]
+
+
+def add_request(worker: Worker, batch_id: str, window_id: str | None, version: str) -> None:
+    """A pending request as the app's trigger writes it."""
+    with worker.database.transaction() as tx:
+        tx.execute(
+            """INSERT INTO training_batches (id, "batchId", "scenarioId", "baseModel",
+                   "modelVersion", "trajectoryIds", "rewardsJson", status)
+               VALUES (%s, %s, %s, 'OpenPipe/Qwen3-14B-Instruct', %s, '[]', '[]', 'pending')""",
+            [batch_id, batch_id, window_id, version],
+        )
+
+
+def query(worker: Worker, text: str, *values: Any) -> list[dict[str, Any]]:
+    """Rows of any query."""
+    with worker.database.transaction() as tx:
+        return tx.execute(text, values).fetchall()  # type: ignore[arg-type]
+
+
+def one(worker: Worker, text: str, *values: Any) -> dict[str, Any]:
+    """The only row of a query."""
+    (row,) = query(worker, text, *values)
+    return row
+
+
+def states(worker: Worker) -> dict[str, str]:
+    """Window id → state."""
+    return {r["window_id"]: r["state"] for r in query(worker, "SELECT * FROM rl.windows")}

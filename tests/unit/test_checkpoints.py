@@ -1,0 +1,61 @@
+"""Checkpoints are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from babylon_tasks import checkpoints
+from babylon_tasks.errors import CheckpointUnreadable, UserError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("store", ["folder", "memory://bucket"])
+def test_what_was_saved_is_opened_as_a_local_folder(
+    store: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "cache"))
+    root = str(tmp_path / "store") if store == "folder" else store
+    url = checkpoints.folder_of(root, "babylon-agent", 3, 17)
+    assert url.endswith("/babylon-agent/3-17")
+    checkpoints.save(source, url)
+    opened = checkpoints.open_local(url)
+    assert (opened / "adapter_model.safetensors").read_bytes() == b"weights"
+    checkpoints.remove(url)
+    checkpoints.remove(url)
+    with pytest.raises(CheckpointUnreadable):
+        checkpoints.open_local(url)
+
+
+def test_a_folder_is_never_written_twice(source: Path, tmp_path: Path) -> None:
+    url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
+    checkpoints.save(source, url)
+    (source / "adapter_model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError):
+        checkpoints.save(source, url)
+
+
+def test_half_written_is_unreadable(source: Path, tmp_path: Path) -> None:
+    url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
+    checkpoints.save(source, url)
+    (Path(url) / "adapter_model.safetensors").write_bytes(b"wei")
+    with pytest.raises(CheckpointUnreadable, match="cut short"):
+        checkpoints.open_local(url)
+    (Path(url) / "manifest.json").unlink()
+    with pytest.raises(CheckpointUnreadable, match="CHECKPOINT_STORE"):
+        checkpoints.open_local(url)
+
+
+def test_a_store_that_cannot_be_written_names_the_setting(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="CHECKPOINT_STORE"):
+        checkpoints.save(source, checkpoints.folder_of(str(tmp_path / "file"), "m", 1, 1))
