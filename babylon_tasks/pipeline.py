@@ -341,7 +341,7 @@ def _count_failure(worker: Worker, window: Window, error: Exception) -> None:
         if attempts < settings.max_attempts and not isinstance(error, Final):
             window_rows.postpone(
                 tx,
-                [window.window_id],
+                window,
                 model_name=settings.model_name,
                 attempts=attempts,
                 last_error=message,
@@ -369,7 +369,7 @@ def _give_back(worker: Worker, windows: Sequence[Window], error: Exception) -> N
         with worker.database.transaction() as tx:
             window_rows.postpone(
                 tx,
-                [window.window_id],
+                window,
                 model_name=worker.settings.model_name,
                 attempts=window.attempts,
                 last_error=str(error)[:2000],

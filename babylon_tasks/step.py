@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from babylon_tasks import checkpoints, scoring
-from babylon_tasks.errors import Final, ServerUnavailable, StaleClaim
+from babylon_tasks.errors import ServerUnavailable, StaleClaim
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import requests, scores, steps
@@ -104,11 +104,6 @@ def attempt_step(
                 on_progress(progress)
 
         result = trainer.step(request, on_beat)
-        if not result.trainable_tokens:
-            raise Final(
-                "nothing to train: every LLM call is empty or longer than "
-                f"MAX_SEQUENCE_TOKENS={settings.max_sequence_tokens}"
-            )
         keeper.beat()
         checkpoint = checkpoints.folder_of(
             settings.checkpoint_store, settings.model_name, head.step + 1, lease.token

@@ -101,8 +101,8 @@ class Trainer(Protocol):
 
         Raises:
             TrainerDied: The process ended or stalled; the same step may be tried again.
-            Final: The step can never work as asked (for instance one sequence needs more memory
-                than the GPU has); the message says which setting to change.
+            Final: The step can never work as asked (nothing in it can be trained, or one sequence
+                needs more memory than the GPU has); the message says which setting to change.
             UserError: This machine cannot train at all (a package or the base model is missing).
         """
         ...

@@ -210,7 +210,7 @@ def end(
 
 def postpone(
     connection: Connection,
-    window_ids: Sequence[str],
+    window: Window,
     *,
     model_name: str,
     attempts: int,
@@ -218,12 +218,14 @@ def postpone(
     wait_seconds: float,
     holder: str,
 ) -> None:
-    """Leave windows as they are until `wait_seconds` have passed."""
+    """Leave a window where it stands until `wait_seconds` have passed; nothing if it moved on."""
     connection.execute(
         _SQL["postpone_window"],
         {
             "model_name": model_name,
-            "window_ids": list(window_ids),
+            "window_id": window.window_id,
+            "from_state": window.state,
+            "score_rev": window.score_rev,
             "attempts": attempts,
             "last_error": last_error,
             "wait_seconds": wait_seconds,

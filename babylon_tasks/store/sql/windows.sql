@@ -197,8 +197,8 @@ UPDATE rl.windows
 UPDATE rl.windows
    SET attempts = %(attempts)s, last_error = %(last_error)s, claimed_by = %(holder)s,
        not_before = now() + make_interval(secs => %(wait_seconds)s)
- WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s)
-   AND state IN ('due', 'scored')
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = %(from_state)s AND score_rev = %(score_rev)s
 
 -- rescore_window --
 -- A trace was rewritten after it was judged: the window is due again.

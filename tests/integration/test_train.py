@@ -1,0 +1,474 @@
+"""Training: the claim, the step, the commit; with a real trainer process that loads no model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from babylon_tasks import pipeline
+from babylon_tasks.errors import (
+    CheckpointUnreadable,
+    Final,
+    LeaseLost,
+    StaleClaim,
+    TrainerDied,
+    UserError,
+)
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.store import steps as step_rows
+from babylon_tasks.training import Progress, Sample, StepRequest, StepResult, Trainer
+from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
+from workers.trainer_client import TrainerProcess
+
+OnBeat = Callable[[Progress | None], None]
+
+
+@pytest.fixture
+def trainer() -> Iterator[TrainerProcess]:
+    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    yield process
+    process.close()
+
+
+class Scripted(Trainer):
+    """Lets a function see each request, and do harm; then does what the noop trainer does."""
+
+    def __init__(self, inner: Trainer, act: Callable[[StepRequest, list[Sample]], Any]) -> None:
+        self.inner = inner
+        self.act = act
+        self.seen: list[list[str]] = []
+
+    def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
+        lines = Path(request.samples_path).read_bytes().splitlines()
+        samples = [msgspec.json.decode(line, type=Sample) for line in lines]
+        self.seen.append(sorted({s.window_id for s in samples}))
+        self.act(request, samples)
+        return self.inner.step(request, on_beat)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def scored_windows(worker: Worker, *hours: int) -> list[str]:
+    windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
+    for window in windows:
+        add_window(worker, window)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    return windows
+
+
+def test_one_step_over_all_scored_windows_writes_everything_back(
+    worker: Worker, trainer: Trainer
+) -> None:
+    windows = scored_windows(worker, 2, 3)
+    (report,) = pipeline.train(worker, trainer)
+    assert (report.step, report.version, report.window_ids) == (1, "v1.0.0", windows)
+    assert states(worker) == dict.fromkeys(windows, "trained")
+    step = one(worker, "SELECT * FROM rl.steps")
+    assert (step["trainer"], step["window_ids"], step["trajectories"]) == ("noop", windows, 6)
+    assert step["started_at"] < step["committed_at"]
+    assert step["checkpoint"] == report.checkpoint
+    assert (Path(report.checkpoint) / "manifest.json").exists()
+    assert one(worker, "SELECT step, published_step FROM rl.heads") == {
+        "step": 1,
+        "published_step": 0,
+    }
+    rows = query(worker, "SELECT * FROM trajectories")
+    assert all(r["usedInTraining"] and r["trainedInBatch"] == "babylon-agent-step-1" for r in rows)
+    assert all(0 <= r["aiJudgeReward"] <= 1 and r["judgedAt"] for r in rows)
+    assert all("heuristic" in r["aiJudgeReasoning"] for r in rows)
+    batch = one(worker, "SELECT * FROM training_batches")
+    assert (batch["id"], batch["batchId"]) == ("babylon-agent-step-1",) * 2
+    assert (batch["status"], batch["modelVersion"]) == ("completed", "v1.0.0")
+    ids = json.loads(batch["trajectoryIds"])
+    rewards = dict(zip(ids, json.loads(batch["rewardsJson"]), strict=True))
+    assert rewards == {r["trajectoryId"]: r["aiJudgeReward"] for r in rows}
+    assert batch["startedAt"] <= batch["completedAt"]
+    model = one(worker, "SELECT * FROM trained_models")
+    assert (model["modelId"], model["version"]) == ("babylon-agent-v1.0.0", "v1.0.0")
+    assert (model["status"], model["trainingBatch"]) == ("training", batch["id"])
+    assert model["storagePath"] == report.checkpoint
+    assert model["avgReward"] == pytest.approx(sum(rewards.values()) / 6)
+    assert query(worker, "SELECT * FROM rl.leases") == []
+
+
+def test_publishing_is_a_step_of_its_own(worker: Worker, trainer: Trainer) -> None:
+    scored_windows(worker, 2)
+    pipeline.train(worker, trainer)
+    assert pipeline.publish(worker) == ["v1.0.0"]
+    assert pipeline.publish(worker) == []
+    assert one(worker, "SELECT status FROM trained_models")["status"] == "ready"
+    assert one(worker, "SELECT published_step FROM rl.heads")["published_step"] == 1
+
+
+def test_steps_follow_one_another_from_the_last_checkpoint(
+    worker: Worker, trainer: Trainer
+) -> None:
+    parents: list[str | None] = []
+    scripted = Scripted(trainer, lambda request, _: parents.append(request.parent))
+    for hours in (4, 3, 2):
+        scored_windows(worker, hours)
+        pipeline.train(worker, scripted)
+    found = query(worker, "SELECT step, token, version, checkpoint FROM rl.steps ORDER BY step")
+    assert [f["version"] for f in found] == ["v1.0.0", "v1.0.1", "v1.0.2"]
+    assert parents == [None, found[0]["checkpoint"], found[1]["checkpoint"]]
+    assert [f["token"] for f in found] == sorted({f["token"] for f in found})
+
+
+def test_nothing_is_trained_twice(make_worker: Callable[..., Worker]) -> None:
+    """Ten GPU workers rung at once: one claim wins, and every window trains once."""
+    workers = [make_worker() for _ in range(10)]
+    scored_windows(workers[0], *range(2, 8))
+    trainers = [TrainerProcess("noop", None, f"cpu-{n}", 1.0, 30.0, 60.0) for n in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        reports = [r for each in pool.map(pipeline.train, workers, trainers) for r in each]
+    for each in trainers:
+        each.close()
+    trained = [w for r in reports for w in r.window_ids]
+    assert sorted(trained) == sorted(hours_ago(h) for h in range(2, 8))
+    assert [r["step"] for r in query(workers[0], "SELECT step FROM rl.steps ORDER BY 1")] == list(
+        range(1, len(reports) + 1)
+    )
+
+
+def test_tokens_cut_a_step(make_worker: Callable[..., Worker], trainer: Trainer) -> None:
+    worker = make_worker(max_step_tokens=1)
+    windows = scored_windows(worker, 2, 3)
+    assert pipeline.train(worker, trainer)[0].window_ids == windows[:1]
+    assert pipeline.train(worker, trainer)[0].window_ids == windows[1:]
+
+
+def test_a_zombie_writes_nothing(make_worker: Callable[..., Worker], trainer: Trainer) -> None:
+    """A node is cut off past its lease while it trains; another one trains the window."""
+    zombie = make_worker(lease_seconds=0.3, heartbeat_seconds=60)
+    other = make_worker(lease_seconds=30)
+    windows = scored_windows(zombie, 2)
+
+    def overtaken(request: StepRequest, samples: list[Sample]) -> None:
+        query(other, "SELECT pg_sleep(0.4)")
+        with ThreadPoolExecutor(1) as elsewhere:
+            second = TrainerProcess("noop", None, "cpu-1", 1.0, 30.0, 60.0)
+            (report,) = elsewhere.submit(pipeline.train, other, second).result()
+            second.close()
+            assert report.window_ids == windows
+
+    with pytest.raises(StaleClaim):
+        pipeline.train(zombie, Scripted(trainer, overtaken))
+    step = one(other, "SELECT checkpoint FROM rl.steps")
+    folders = list(Path(other.settings.checkpoint_store).resolve().glob("*/*"))
+    assert [str(f) for f in folders] == [step["checkpoint"]]
+    assert len(query(other, "SELECT * FROM trained_models")) == 1
+
+
+def test_a_lost_lease_ends_the_step_early(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    worker = make_worker(heartbeat_seconds=0.001)
+    scored_windows(worker, 2)
+
+    def steal(*_: Any) -> None:
+        query(worker, "UPDATE rl.leases SET token = nextval('rl.lease_tokens') RETURNING 1")
+
+    with pytest.raises(LeaseLost):
+        pipeline.train(worker, Scripted(trainer, steal))
+    assert states(worker) == {hours_ago(2): "scored"}
+    assert query(worker, "SELECT * FROM rl.steps") == []
+
+
+def test_a_commit_is_refused_when_a_window_was_scored_again(
+    worker: Worker, trainer: Trainer
+) -> None:
+    scored_windows(worker, 2)
+
+    def rescore(*_: Any) -> None:
+        query(worker, "UPDATE rl.windows SET score_rev = score_rev + 1 RETURNING 1")
+
+    with pytest.raises(StaleClaim):
+        pipeline.train(worker, Scripted(trainer, rescore))
+    assert query(worker, "SELECT * FROM rl.steps") == []
+    assert one(worker, "SELECT step FROM rl.heads")["step"] == 0
+    assert query(worker, "SELECT * FROM training_batches") == []
+    assert not list(Path(worker.settings.checkpoint_store).glob("*/*"))
+
+
+def test_a_rewritten_trace_is_scored_again(worker: Worker, trainer: Trainer) -> None:
+    window, other = hours_ago(3), hours_ago(2)
+    (first, *_) = add_window(worker, window)
+    add_window(worker, other)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    query(worker, 'UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = %s RETURNING 1',
+          steps(-200, response="SELL"), first)  # fmt: skip
+    assert [r.window_ids for r in pipeline.train(worker, trainer)] == [[other]]
+    assert states(worker) == {window: "due", other: "trained"}
+    pipeline.score(worker)
+    assert [r.window_ids for r in pipeline.train(worker, trainer)] == [[window]]
+    assert one(worker, "SELECT score_rev FROM rl.windows WHERE window_id = %s", window) == {
+        "score_rev": 2
+    }
+
+
+def test_traces_that_are_gone_or_late_do_not_train(worker: Worker, trainer: Trainer) -> None:
+    window = hours_ago(2)
+    (gone, *kept) = add_window(worker, window, agents=4)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    add_trajectory(worker, window, "late")
+    query(worker, 'DELETE FROM trajectories WHERE "trajectoryId" = %s RETURNING 1', gone)
+    trained: list[str] = []
+    scripted = Scripted(
+        trainer, lambda _, samples: trained.extend(s.trajectory_id for s in samples)
+    )
+    pipeline.train(worker, scripted)
+    assert sorted(trained) == sorted(kept)
+
+
+def test_a_window_left_with_too_few_traces_is_skipped(worker: Worker, trainer: Trainer) -> None:
+    window = hours_ago(2)
+    (*gone, _) = add_window(worker, window)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    query(worker, 'DELETE FROM trajectories WHERE "trajectoryId" = ANY (%s) RETURNING 1', gone)
+    assert pipeline.train(worker, trainer) == []
+    row = one(worker, "SELECT state, reason FROM rl.windows")
+    assert row == {"state": "skipped", "reason": "1 trainable trajectories, a comparison needs 2"}
+
+
+def test_a_failing_step_is_halved_until_the_poison_is_alone(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    worker = make_worker(max_attempts=2)
+    windows = scored_windows(worker, 2, 3, 4, 5)
+    poison = windows[2]
+
+    def die(_: StepRequest, samples: list[Sample]) -> None:
+        if poison in {s.window_id for s in samples}:
+            raise TrainerDied("the trainer was ended by SIGKILL")
+
+    scripted = Scripted(trainer, die)
+    reports = pipeline.train(worker, scripted)
+    assert [r.window_ids for r in reports] == [windows[:2], windows[3:]]
+    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    assert (row["state"], row["attempts"]) == ("scored", 1)
+    assert pipeline.train(worker, scripted) == []
+    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    assert (row["state"], row["attempts"]) == ("failed", 2)
+    assert row["last_error"] == "TrainerDied: the trainer was ended by SIGKILL"
+    assert row["failed_at"] is not None
+
+
+def test_final_errors_end_a_window_at_once(worker: Worker, trainer: Trainer) -> None:
+    scored_windows(worker, 2)
+
+    def refuse(*_: Any) -> None:
+        raise Final("CUDA out of memory with one sequence")
+
+    assert pipeline.train(worker, Scripted(trainer, refuse)) == []
+    assert states(worker) == {hours_ago(2): "failed"}
+
+
+def test_attempts_wait_longer_each_time(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    worker = make_worker(retry_seconds=100, max_attempts=9)
+    scored_windows(worker, 2)
+
+    def die(*_: Any) -> None:
+        raise TrainerDied("gone")
+
+    waits = []
+    for _ in range(3):
+        pipeline.train(worker, Scripted(trainer, die))
+        row = one(worker, "SELECT not_before - now() AS wait FROM rl.windows")
+        waits.append(round(row["wait"].total_seconds(), -2))
+        assert pipeline.train(worker, Scripted(trainer, die)) == []
+        query(worker, "UPDATE rl.windows SET not_before = now() RETURNING 1")
+    assert waits == [100, 200, 400]
+
+
+def test_a_machine_that_cannot_train_gives_the_claim_back(worker: Worker, trainer: Trainer) -> None:
+    scored_windows(worker, 2)
+
+    def missing(*_: Any) -> None:
+        raise UserError("ART is not installed: pip install 'babylon-tasks[train]'")
+
+    with pytest.raises(UserError, match="not installed"):
+        pipeline.train(worker, Scripted(trainer, missing))
+    row = one(worker, "SELECT state, attempts, last_error FROM rl.windows")
+    assert row["state"] == "scored"
+    assert row["attempts"] == 0
+    assert "not installed" in row["last_error"]
+    assert query(worker, "SELECT * FROM rl.leases") == []
+
+
+def test_an_unreadable_head_gives_the_claim_back(worker: Worker, trainer: Trainer) -> None:
+    scored_windows(worker, 3)
+    pipeline.train(worker, trainer)
+    shutil.rmtree(worker.settings.checkpoint_store)
+    scored_windows(worker, 2)
+    with pytest.raises(CheckpointUnreadable, match="CHECKPOINT_STORE"):
+        pipeline.train(worker, trainer)
+    assert states(worker)[hours_ago(2)] == "scored"
+
+
+def test_another_base_model_is_refused(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    worker, other = make_worker(), make_worker(base_model="something/else")
+    scored_windows(worker, 3)
+    pipeline.train(worker, trainer)
+    scored_windows(worker, 2)
+    with pytest.raises(UserError, match="MODEL_NAME"):
+        pipeline.train(other, trainer)
+    assert query(worker, "SELECT * FROM rl.leases") == []
+
+
+def test_nothing_trains_without_permission(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    worker = make_worker(train_rl_local=False)
+    scored_windows(worker, 2)
+    with pytest.raises(UserError, match="TRAIN_RL_LOCAL=true"):
+        pipeline.train(worker, trainer)
+
+
+def test_a_commit_whose_answer_was_lost_is_looked_up(
+    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection goes down after COMMIT was carried out: the row with our token decides."""
+    scored_windows(worker, 2)
+    real = step_rows.commit
+
+    def then_cut(tx: Any, new: Any) -> str:
+        version = real(tx, new)
+        tx.execute("COMMIT")
+        tx.execute("BEGIN")
+        pid = tx.info.backend_pid
+        with ThreadPoolExecutor(1) as elsewhere:
+            import psycopg
+
+            def cut() -> None:
+                with psycopg.connect(worker.settings.postgres(), autocommit=True) as killer:
+                    killer.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+            elsewhere.submit(cut).result()
+        tx.execute("SELECT 1")
+        return version
+
+    monkeypatch.setattr("babylon_tasks.store.steps.commit", then_cut)
+    (report,) = pipeline.train(worker, trainer)
+    assert report.version == "v1.0.0"
+    assert (Path(report.checkpoint) / "manifest.json").exists()
+
+
+def test_two_models_on_one_database_do_not_meet(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    first, second = make_worker(), make_worker(model_name="other-agent")
+    window = hours_ago(2)
+    add_window(first, window)
+    for each in (first, second):
+        pipeline.produce(each)
+        pipeline.score(each)
+        assert [r.step for r in pipeline.train(each, trainer)] == [1]
+    versions = {m["modelId"] for m in query(first, "SELECT * FROM trained_models")}
+    assert versions == {"babylon-agent-v1.0.0", "other-agent-v1.0.1"}
+
+
+def test_requests_are_attached_trained_alone_and_answered(worker: Worker, trainer: Trainer) -> None:
+    asked, plain = hours_ago(2), hours_ago(3)
+    add_request(worker, "batch-7", asked, "v3.1.4")
+    add_window(worker, plain)
+    assert pipeline.produce(worker) == [
+        plain,
+    ]
+    add_window(worker, asked)
+    query(worker, "UPDATE training_batches SET status = 'pending', error = NULL RETURNING 1")
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    (report,) = pipeline.train(worker, trainer)
+    assert (report.window_ids, report.version) == ([asked], "v3.1.4")
+    row = one(worker, """SELECT * FROM training_batches WHERE "batchId" = 'batch-7'""")
+    assert (row["status"], row["modelVersion"]) == ("completed", "v3.1.4")
+    assert row["trainingLoss"] is not None
+    model = one(worker, "SELECT * FROM trained_models")
+    assert (model["trainingBatch"], model["modelId"]) == ("batch-7", "babylon-agent-v3.1.4")
+    used = one(
+        worker,
+        """SELECT count(*) AS n FROM trajectories
+                          WHERE "trainedInBatch" = 'batch-7' AND "usedInTraining" """,
+    )
+    assert used["n"] == 3
+
+
+def test_a_request_waits_for_the_unfinished_hour(worker: Worker) -> None:
+    add_request(worker, "batch-8", hours_ago(0), "v1.0.0")
+    add_window(worker, hours_ago(0))
+    assert pipeline.produce(worker) == []
+    assert one(worker, "SELECT status FROM training_batches")["status"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("window", "says"),
+    [
+        (None, "scenarioId must name a window"),
+        ("latest", "scenarioId must name a window"),
+        (hours_ago(5), "no trajectories in window"),
+    ],
+)
+def test_a_request_that_cannot_be_met_fails_with_the_reason(
+    worker: Worker, window: str | None, says: str
+) -> None:
+    add_request(worker, "batch-9", window, "v1.0.0")
+    pipeline.produce(worker)
+    row = one(worker, "SELECT status, error FROM training_batches")
+    assert row["status"] == "failed"
+    assert says in row["error"]
+
+
+def test_a_request_for_a_trained_window_is_done_at_once(worker: Worker, trainer: Trainer) -> None:
+    (window,) = scored_windows(worker, 2)
+    pipeline.train(worker, trainer)
+    add_request(worker, "batch-10", window, "v1.0.1")
+    pipeline.produce(worker)
+    row = one(worker, """SELECT * FROM training_batches WHERE "batchId" = 'batch-10'""")
+    assert (row["status"], row["modelVersion"]) == ("completed", "v1.0.0")
+
+
+def test_a_taken_version_is_replaced_by_the_next_and_written_back(
+    worker: Worker, trainer: Trainer
+) -> None:
+    scored_windows(worker, 3)
+    pipeline.train(worker, trainer)
+    window = hours_ago(2)
+    add_window(worker, window)
+    add_request(worker, "batch-11", window, "v1.0.0")
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    pipeline.train(worker, trainer)
+    row = one(worker, """SELECT * FROM training_batches WHERE "batchId" = 'batch-11'""")
+    assert row["modelVersion"] == "v1.0.1"
+
+
+def test_the_sweep_finds_what_is_due_and_unheld(worker: Worker, trainer: Trainer) -> None:
+    add_window(worker, hours_ago(2))
+    pipeline.produce(worker)
+    bells = pipeline.sweep(worker, 10)
+    assert (bells.due, bells.train, bells.publish) == ([hours_ago(2)], False, False)
+    pipeline.score(worker)
+    bells = pipeline.sweep(worker, 10)
+    assert (bells.due, bells.train, bells.publish) == ([], True, False)
+    pipeline.train(worker, trainer)
+    bells = pipeline.sweep(worker, 10)
+    assert (bells.due, bells.train, bells.publish) == ([], False, True)
+    pipeline.publish(worker)
+    bells = pipeline.sweep(worker, 10)
+    assert (bells.due, bells.train, bells.publish) == ([], False, False)
