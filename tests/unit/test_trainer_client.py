@@ -1,0 +1,256 @@
+"""The worker's end of the trainer process: deaths, stalls, idleness, and what is passed on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+pytest.importorskip("art")
+from tiny import make_request, make_tiny_model, two_sided
+
+from babylon_tasks.errors import CheckpointUnreadable, Final, Retryable, TrainerDied, UserError
+from babylon_tasks.training import Progress
+from workers.trainer.gpu_lock import hold_gpu, lock_path
+from workers.trainer_client import TrainerProcess
+
+Make = Callable[..., TrainerProcess]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a tiny model gains nothing from more
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the GPU locks
+    made: list[TrainerProcess] = []
+
+    def make_one(kind: str = "noop", script: str | None = None, **limits: float) -> TrainerProcess:
+        limits = {
+            "heartbeat_seconds": 0.2, "stall_seconds": 30, "idle_seconds": 60, **limits,
+        }  # fmt: skip
+        one = TrainerProcess(kind, None, "cpu-0", **limits)
+        if script is not None:
+            path = tmp_path / "fake.py"
+            path.write_text(
+                "import sys, time, os\ndef say(line): print(line, flush=True)\n"
+                'say(\'{"type":"ready"}\')\nfor line in sys.stdin:\n'
+                + "".join(f"    {statement}\n" for statement in script.split("\n"))
+            )
+            one._command = [sys.executable, str(path)]
+        made.append(one)
+        return one
+
+    yield make_one
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Any:
+    return make_request(tmp_path, "none", two_sided())
+
+
+def ignore(progress: Progress | None) -> None:
+    pass
+
+
+def gone(pid: int, seconds: float = 5) -> bool:
+    """Whether the process ends in time (one of ours, reaped or not)."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_step_gives_a_result_and_the_process_stays_warm(make: Make, request_: Any) -> None:
+    trainer, beats = make(), []
+    assert trainer.pid is None
+    result = trainer.step(request_, beats.append)
+    assert (result.sequences, result.device, result.metrics) == (16, "none", {"trajectories": 8.0})
+    assert Progress("train") in beats
+    assert (Path(request_.output_dir) / "trainer_state.json").is_file()
+    pid = trainer.pid
+    trainer.step(request_, ignore)
+    assert trainer.pid == pid is not None
+    trainer.close()
+    trainer.close()
+    assert trainer.pid is None
+    assert gone(pid)
+
+
+def test_on_beat_is_called_while_the_trainer_is_silent(make: Make, request_: Any) -> None:
+    trainer = make(script="time.sleep(30)", heartbeat_seconds=0.05, stall_seconds=0.5)
+    beats: list[Any] = []
+    with pytest.raises(TrainerDied, match=r"no sign of life for 0.5 s in phase start"):
+        trainer.step(request_, beats.append)
+    assert beats.count(None) >= 5
+    assert trainer.pid is None
+
+
+def test_a_stall_names_the_phase_and_kills(make: Make, request_: Any) -> None:
+    trainer = make(
+        script='say(\'{"type":"progress","phase":"train"}\')\ntime.sleep(30)', stall_seconds=0.5
+    )
+    pids: list[Any] = []
+    with pytest.raises(TrainerDied, match="in phase train"):
+        trainer.step(request_, lambda progress: pids.append(trainer.pid))
+    assert gone(pids[0])
+
+
+def test_what_on_beat_raises_ends_the_process_and_is_passed_on(make: Make, request_: Any) -> None:
+    trainer, pids = make(script="time.sleep(30)"), []
+
+    def lost(progress: Progress | None) -> None:
+        pids.append(trainer.pid)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(request_, lost)
+    assert gone(pids[0])
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("os._exit(3)", "exit code 3"),
+        ("os.kill(os.getpid(), 9)", r"ended by SIGKILL \(out of memory\?\)"),
+        ("say('Segmentation fault')", "cannot be read"),
+        ("os.write(1, b'\\xff\\n')", "cannot be read"),
+        ("say('{}')", "cannot be read"),
+    ],
+)
+def test_a_trainer_that_dies_or_babbles(
+    make: Make, request_: Any, statement: str, words: str
+) -> None:
+    trainer = make(script=statement)
+    for _ in range(2):  # it is started again at the next step
+        with pytest.raises(TrainerDied, match=words):
+            trainer.step(request_, ignore)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "warm"),
+    [
+        ("final", Final, True),
+        ("user", UserError, True),
+        ("checkpoint", CheckpointUnreadable, True),
+        ("retryable", Retryable, False),
+    ],
+)
+def test_errors_keep_their_kind(
+    make: Make, request_: Any, kind: str, error: type[Exception], warm: bool
+) -> None:
+    trainer = make(script=f'say(\'{{"type":"error","kind":"{kind}","message":"do this"}}\')')
+    with pytest.raises(error, match=r"^do this$"):
+        trainer.step(request_, ignore)
+    assert (trainer.pid is not None) == warm
+
+
+def test_a_missing_parent_is_told_by_the_real_process(make: Make, request_: Any) -> None:
+    import msgspec
+
+    trainer = make()
+    with pytest.raises(CheckpointUnreadable, match="no such folder"):
+        trainer.step(msgspec.structs.replace(request_, parent="/nowhere"), ignore)
+    assert trainer.step(request_, ignore).sequences == 16
+
+
+def test_a_missing_package_is_named(make: Make, request_: Any) -> None:
+    trainer = make("torch")
+    program = "import sys; sys.modules['art'] = None\n"
+    program += "from workers.trainer.__main__ import main; main()"
+    trainer._command = [sys.executable, "-c", program]
+    with pytest.raises(UserError, match=r"^ART is not installed: pip install"):
+        trainer.step(request_, ignore)
+
+
+def test_a_fault_of_the_program_is_retryable_and_ends_the_process(
+    make: Make, request_: Any
+) -> None:
+    Path(request_.samples_path).write_text("not json")
+    trainer = make()
+    with pytest.raises(Retryable, match="the trainer failed: DecodeError"):
+        trainer.step(request_, ignore)
+    assert trainer.pid is None
+
+
+def test_a_trainer_that_died_between_steps_is_started_again(make: Make, request_: Any) -> None:
+    trainer = make()
+    trainer.step(request_, ignore)
+    pid = trainer.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+    trainer.step(request_, ignore)
+    assert trainer.pid != pid
+
+
+def test_an_idle_trainer_is_ended_and_started_again(make: Make, request_: Any) -> None:
+    trainer = make(idle_seconds=0.3)
+    trainer.step(request_, ignore)
+    pid = trainer.pid
+    assert pid is not None
+    assert gone(pid)
+    time.sleep(0.1)
+    assert trainer.pid is None
+    trainer.step(request_, ignore)
+    assert trainer.pid != pid
+
+
+def test_closing_the_pipe_ends_a_trainer_in_the_middle_of_its_work(
+    make: Make, request_: Any, tmp_path: Path
+) -> None:
+    """Even while its main thread waits for a GPU that another process holds."""
+    held = hold_gpu("cpu-0", lambda: None)
+    assert lock_path("cpu-0").is_relative_to(tmp_path)
+    trainer, seen = make("torch"), []
+
+    def close_pipe(progress: Progress | None) -> None:
+        if progress is not None:  # "load": it waits
+            seen.append((trainer.pid, progress.phase))
+            trainer._process._popen.stdin.close()
+
+    with pytest.raises(TrainerDied, match="exit code 0"):
+        trainer.step(request_, close_pipe)
+    assert seen[0][1] == "load"
+    held.release()
+
+
+def test_a_torch_trainer_killed_in_mid_step_trains_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_model = make_tiny_model(tmp_path / "model")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    # `import art` reads .env: with the key, ART would open a run at W&B and need the network.
+    (tmp_path / ".env").write_text("WANDB_API_KEY=" + "0" * 40 + "\n")
+    trainer = make("torch")
+    request = make_request(tmp_path, base_model, two_sided())
+
+    def kill(progress: Progress | None) -> None:
+        if progress is not None and progress.phase == "train":
+            assert trainer.pid is not None
+            os.kill(trainer.pid, signal.SIGKILL)
+
+    with pytest.raises(TrainerDied, match="SIGKILL"):
+        trainer.step(request, kill)
+    beats: list[Any] = []
+    result = trainer.step(make_request(tmp_path, base_model, two_sided(), name="b"), beats.append)
+    assert (result.sequences, result.optimizer_steps) == (16, 1)
+    assert {b.phase for b in beats if b is not None} == {"load", "tokenize", "train", "save"}
+    with pytest.raises(UserError, match=r"BASE_MODEL=.* cannot be loaded"):
+        trainer.step(make_request(tmp_path, str(tmp_path), two_sided(), name="c"), ignore)

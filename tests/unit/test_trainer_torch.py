@@ -1,0 +1,469 @@
+"""The torch trainer with a real, tiny model: its tokens against ART's, its gradients, its files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("WANDB_MODE", "disabled")
+pytest.importorskip("art")
+
+import art.preprocessing.tokenize as art_tokenize
+import torch
+from art.loss import loss_fn
+from art.preprocessing.pack import packed_tensors_from_tokenized_results
+from safetensors.torch import load_file
+from tiny import make_request, make_tiny_model, sample, two_sided
+from transformers import AutoTokenizer
+
+from babylon_tasks.errors import CheckpointUnreadable, Final, UserError
+from babylon_tasks.training import Progress, Sample, StepRequest, StepResult
+from workers.trainer import gradients
+from workers.trainer.batches import micro_batches, row_lengths
+from workers.trainer.chat_format import ChatFormat
+from workers.trainer.gradients import StepTensors, accumulate_within_memory
+from workers.trainer.language_model import LanguageModel
+from workers.trainer.samples import read_samples, trajectory_groups
+from workers.trainer.tokenized import tokenize_groups
+from workers.trainer.torch_trainer import TorchTrainer
+
+# ART correlates the recorded logprobs, of which there are none.
+pytestmark = pytest.mark.filterwarnings("ignore:cov")
+KEYS = ("tokens", "assistant_mask", "logprobs", "advantages", "weights", "group_ids")
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def trainer(base_model: str) -> TorchTrainer:
+    return TorchTrainer("cpu-0")
+
+
+@pytest.fixture(scope="session")
+def chat(base_model: str) -> ChatFormat:
+    return ChatFormat(AutoTokenizer.from_pretrained(base_model), base_model)
+
+
+def run(trainer: TorchTrainer, request: StepRequest) -> StepResult:
+    return trainer.step(request, lambda progress: None)
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "adapter_model.safetensors")
+
+
+def random_samples(seed: int, windows: int = 3) -> list[Sample]:
+    rng = random.Random(seed)
+    words = ["rise", "fall", "BUY", "SELL", "hold", "momentum", "é", "模型", "\n", "12.5", " "]
+
+    def text(low: int) -> str:
+        return " ".join(rng.choice(words) for _ in range(rng.randint(low, 30)))
+
+    return [
+        sample(
+            f"w{w}",
+            n,
+            rng.random(),
+            *[
+                (text(1) if rng.random() < 0.7 else "", text(1), text(1) + "x")
+                for _ in range(rng.randint(1, 3))
+            ],
+        )
+        for w in range(windows)
+        for n in range(rng.randint(2, 4))
+    ]
+
+
+# --- tokens ---
+
+
+def test_the_end_token_is_trained_and_the_line_break_after_it_is_not(chat: ChatFormat) -> None:
+    groups = trajectory_groups(two_sided(windows=1))
+    for result in tokenize_groups(chat, groups, 1024).results:
+        decoded = chat._tokenizer.decode(result.token_ids)
+        trained = [t for t, m in zip(result.token_ids, result.assistant_mask, strict=True) if m]
+        answer = chat._tokenizer.decode(trained)
+        assert answer in {"YES<|im_end|>", "NO<|im_end|>", "BUY it now<|im_end|>", "HOLD<|im_end|>"}
+        assert decoded.endswith("<|im_start|>assistant\n" + answer)
+
+
+def test_an_empty_system_message_is_left_out(chat: ChatFormat) -> None:
+    groups = trajectory_groups([sample("w", n, n, ("", "u", "r")) for n in range(2)])
+    texts = [r.chat for r in tokenize_groups(chat, groups, 1024).results]
+    assert texts == ["<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"] * 2
+
+
+@pytest.mark.parametrize("negative_scale", [1.0, 0.3])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_packed_tensors_are_arts_plus_the_end_token(
+    chat: ChatFormat, seed: int, negative_scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ART's own functions, made to append the end token, give the same tensors, row for row."""
+    groups = trajectory_groups(random_samples(seed))
+    arts_tokenize = art_tokenize.tokenize_trajectory
+
+    def with_end(*args: object, **kwargs: object) -> object:
+        result = arts_tokenize(*args, **kwargs)
+        result.token_ids += chat.end_ids
+        result.assistant_mask += [1] * len(chat.end_ids)
+        result.logprobs += [math.nan] * len(chat.end_ids)
+        result.input_pos = list(range(len(result.token_ids)))
+        return result
+
+    monkeypatch.setattr(art_tokenize, "tokenize_trajectory", with_end)
+    theirs = list(
+        art_tokenize.tokenize_trajectory_groups(
+            chat._tokenizer, groups, True, True, shuffle_group_trajectories=False
+        )
+    )
+    ours = tokenize_groups(chat, groups, 4096).results
+    assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
+    assert [r.assistant_mask for r in ours] == [r.assistant_mask for r in theirs]
+    packed = []
+    for results in (ours, theirs):
+        random.seed(0)
+        packed.append(
+            packed_tensors_from_tokenized_results(
+                results, 256, 0, advantage_balance=1 - negative_scale, pack_results=False
+            )
+        )
+    for key in ("tokens", "assistant_mask", "advantages", "weights", "input_pos"):
+        torch.testing.assert_close(packed[0][key], packed[1][key], rtol=0, atol=0)
+
+
+def test_odd_text_never_fails_a_step(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    odd = ["nul \x00 inside", "\ufffe \U0001f600", "<|im_end|> in text", "{{ 7 * 7 }}", "  ", ""]
+    samples = [sample("w", n, n / 9, ("", text, text)) for n, text in enumerate(odd)]
+    request = make_request(tmp_path, base_model, samples)
+    surrogate = {"system": "", "user": "lone \ud800", "response": "\udfff answer"}
+    line = {"window_id": "w", "trajectory_id": "t", "reward": 0.9, "calls": [surrogate]}
+    with Path(request.samples_path).open("a") as file:
+        file.write(json.dumps(line) + "\n")  # as "\ud800": what Postgres would hand back
+    with Path(request.samples_path).open("ab") as file:
+        file.write(json.dumps(line).replace("\\ud800", "~").encode().replace(b"~", b"\xff\xfe"))
+    read = read_samples(request.samples_path)
+    assert read[-2].calls[0].user == "lone \ufffd"
+    result = run(trainer, request)
+    assert (result.sequences, result.dropped_sequences) == (7, 1)
+    assert all(math.isfinite(value) for value in result.metrics.values())
+
+
+def test_too_long_and_empty_calls_are_counted(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    samples = two_sided(windows=1)
+    long = ("", "rise " * 400, "YES")
+    samples.append(sample("w0", 9, 1.0, long, ("", "u", ""), ("", "u", "r")))
+    result = run(trainer, make_request(tmp_path, base_model, samples, max_sequence_tokens=200))
+    assert (result.sequences, result.dropped_sequences) == (9, 2)
+
+
+def test_a_step_with_nothing_left_says_why(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    samples = [sample("w", n, n, ("", "rise " * 99, "r"), ("", "u", "")) for n in range(2)]
+    request = make_request(tmp_path, base_model, samples, max_sequence_tokens=30)
+    with pytest.raises(Final, match=r"2 are empty, 2 are longer than MAX_SEQUENCE_TOKENS \(30\)"):
+        run(trainer, request)
+    assert not (tmp_path / "attempt" / "art").exists()
+
+
+# --- gradients ---
+
+
+def tensors_of(chat: ChatFormat, samples: list[Sample]) -> StepTensors:
+    results = tokenize_groups(chat, trajectory_groups(samples), 1024).results
+    random.seed(0)
+    longest = max(len(r.token_ids) for r in results)
+    packed = packed_tensors_from_tokenized_results(
+        results, longest + 3, 0, advantage_balance=0.7, pack_results=False
+    )
+    return StepTensors(packed, row_lengths(packed["assistant_mask"]))
+
+
+def moved_model(base_model: str) -> LanguageModel:
+    """A model whose adapter has moved: the KL to its base is not zero."""
+    model = LanguageModel(base_model, torch.device("cpu"))
+    model.add_adapter(8, 16, seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def gradients_of(
+    model: LanguageModel, step: StepTensors, kl_penalty: float, micro_batch_tokens: int
+) -> tuple[list[torch.Tensor], gradients.Totals]:
+    model.adapted.zero_grad()
+    totals = accumulate_within_memory(
+        model, step, kl_penalty, micro_batch_tokens, {}, lambda progress: None
+    )
+    return [p.grad.clone() for p in model.parameters()], totals
+
+
+def assert_same_gradients(
+    ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance: float
+) -> None:
+    assert len(ours) == len(theirs) > 0
+    whole = math.sqrt(sum(float(g.pow(2).sum()) for g in theirs))
+    apart = math.sqrt(sum(float((a - b).pow(2).sum()) for a, b in zip(ours, theirs, strict=True)))
+    assert whole > 0
+    assert apart / whole < tolerance
+
+
+def full_logprobs(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+    """What ART's own service hands to the loss: every position's, from full logits."""
+    logits = model.network(input_ids=tokens, use_cache=False).logits.float()
+    following = torch.nn.functional.pad(tokens[:, 1:], (0, 1))
+    return torch.log_softmax(logits, -1).gather(-1, following[..., None]).squeeze(-1)
+
+
+@pytest.mark.parametrize("kl_penalty", [0.0, 0.5])
+def test_micro_batches_do_not_change_the_gradients(
+    base_model: str, chat: ChatFormat, kl_penalty: float
+) -> None:
+    model, step = moved_model(base_model), tensors_of(chat, random_samples(5))
+    whole, one = gradients_of(model, step, kl_penalty, 1_000_000)
+    parts, many = gradients_of(model, step, kl_penalty, 120)
+    assert (one.micro_batches, many.micro_batches > 4) == (1, True)
+    assert_same_gradients(parts, whole, 1e-5)
+    assert many.loss == pytest.approx(one.loss, rel=1e-5)
+    assert many.entropy == pytest.approx(one.entropy, rel=1e-5)
+    if kl_penalty:
+        assert many.kl == pytest.approx(one.kl, rel=1e-4)
+
+
+def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
+    base_model: str, chat: ChatFormat
+) -> None:
+    model, step = moved_model(base_model), tensors_of(chat, random_samples(6))
+    ours, totals = gradients_of(model, step, 0.0, 300)
+    model.adapted.zero_grad()
+    loss = 0.0
+    for row, length in enumerate(step.lengths):
+        inputs = {k: v[row : row + 1, :length] for k, v in step.tensors.items() if k in KEYS}
+        logprobs = full_logprobs(model, inputs["tokens"])
+        share = loss_fn(inputs, logprobs, None, None, {}, "sum").policy_loss_sum
+        (share / step.trained_tokens).backward()
+        loss += float(share.detach()) / step.trained_tokens
+    assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
+    assert totals.loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_kl_penalty_is_arts_over_the_whole_step(base_model: str, chat: ChatFormat) -> None:
+    model, step = moved_model(base_model), tensors_of(chat, random_samples(8))
+    ours, totals = gradients_of(model, step, 0.5, 200)
+    model.adapted.zero_grad()
+    inputs = {k: step.tensors[k].clone() for k in KEYS}
+    with torch.no_grad(), model.as_base():
+        reference = full_logprobs(model, inputs["tokens"])
+    logprobs = full_logprobs(model, inputs["tokens"])
+    loss = loss_fn(inputs, logprobs, reference, None, {"kl_penalty_coef": 0.5}, "sum")
+    (loss.policy_loss_sum / step.trained_tokens).backward()
+    assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
+    assert totals.kl == pytest.approx(float(loss.kl_policy_ref), rel=1e-4)
+
+
+def test_logits_in_several_chunks_give_the_same_gradients(
+    base_model: str, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, step = moved_model(base_model), tensors_of(chat, random_samples(9))
+    whole, _ = gradients_of(model, step, 0.1, 4096)
+    monkeypatch.setattr("workers.trainer.language_model.LOGIT_ROWS", 7)
+    chunks, _ = gradients_of(model, step, 0.1, 4096)
+    assert_same_gradients(chunks, whole, 1e-5)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_begins_again(
+    base_model: str, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, step = moved_model(base_model), tensors_of(chat, random_samples(5))
+    whole, _ = gradients_of(model, step, 0.1, 4096)
+    limit_memory(monkeypatch, tokens=300)
+    halved, totals = gradients_of(model, step, 0.1, 4096)
+    assert totals.micro_batches > 1
+    assert_same_gradients(halved, whole, 1e-5)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    logprobs = LanguageModel.logprobs
+
+    def limited(self: LanguageModel, batch: torch.Tensor, predicts: torch.Tensor) -> object:
+        if batch.numel() > tokens and not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        result = logprobs(self, batch, predicts)
+        if batch.numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return result
+
+    monkeypatch.setattr(LanguageModel, "logprobs", limited)
+
+
+def test_one_sequence_that_does_not_fit_is_final_and_the_trainer_goes_on(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        limit_memory(patched, tokens=5)
+        with pytest.raises(Final, match=r"one sequence of \d+ tokens: lower MAX_SEQUENCE_TOKENS"):
+            run(trainer, make_request(tmp_path, base_model, two_sided(), name="a"))
+    run(trainer, make_request(tmp_path, base_model, two_sided(), name="b"))
+
+
+def test_micro_batches_hold_their_limit_and_every_row_once() -> None:
+    # Sorted: 9 | 5 5 | 5 2 2 | 1: two rows of 5 are 10 tokens, three would be 15.
+    lengths = [2, 5, 9, 5, 1, 5, 2]
+    batches = micro_batches(lengths, 10)
+    assert [[lengths[row] for row in rows] for rows in batches] == [[9], [5, 5], [5, 2], [2, 1]]
+    assert sorted(row for rows in batches for row in rows) == list(range(7))
+
+
+# --- steps ---
+
+
+def test_the_better_answer_becomes_likelier(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    samples = [
+        sample("w", n, n % 2, ("", "Say YES or NO.", "YES" if n % 2 else "NO")) for n in range(4)
+    ]
+
+    def margin() -> float:
+        assert trainer._model is not None
+        model = trainer._model
+        prompt = model.chat.encode(
+            [model.chat.prompt([{"role": "user", "content": "Say YES or NO."}])]
+        )
+        scores = []
+        for answer in model.chat.encode(["YES", "NO"]):
+            tokens = torch.tensor([prompt[0] + answer])
+            with torch.no_grad():
+                scores.append(float(full_logprobs(model, tokens)[0, len(prompt[0]) - 1 : -1].sum()))
+        return scores[0] - scores[1]
+
+    parent, margins = None, []
+    for number in range(4):
+        request = make_request(
+            tmp_path, base_model, samples, parent, f"s{number}", learning_rate=3e-3
+        )
+        result = run(trainer, request)
+        parent = request.output_dir
+        margins.append(margin())
+    assert margins == sorted(margins)
+    assert margins[-1] > margins[0] + 0.5
+    assert (result.optimizer_steps, result.device) == (1, "cpu")
+    assert result.metrics["kl"] != 0
+    assert set(result.seconds_by_phase) == {"load", "tokenize", "train", "save"}
+
+
+def test_a_step_repeated_in_another_process_gives_the_same_weights(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    """As after a crash: a new trainer, the same request, the parent's files."""
+    first = make_request(tmp_path, base_model, two_sided(), name="first")
+    run(trainer, first)
+    outputs = []
+    for name, one in (("warm", trainer), ("fresh", TorchTrainer("cpu-0"))):
+        run(one, make_request(tmp_path, base_model, random_samples(4), name=f"other-{name}"))
+        second = make_request(
+            tmp_path, base_model, two_sided(), first.output_dir, name, micro_batch_tokens=200
+        )
+        run(one, second)
+        outputs.append(weights(second.output_dir))
+    assert outputs[0].keys() == outputs[1].keys()
+    before = weights(first.output_dir)
+    for key, tensor in outputs[0].items():
+        torch.testing.assert_close(tensor, outputs[1][key], rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(before[key], outputs[0][key]) for key in before)
+    saved = torch.load(Path(second.output_dir) / "optimizer.pt", weights_only=True)
+    assert {int(s["step"]) for s in saved["optimizer"]["state"].values()} == {2}
+
+
+def test_the_files_are_a_peft_adapter_and_scratch_is_gone(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    request = make_request(tmp_path, base_model, two_sided())
+    phases: list[Progress] = []
+    trainer.step(request, phases.append)
+    assert sorted(p.name for p in Path(request.output_dir).iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "trainer_state.json",
+    ]  # fmt: skip
+    config = json.loads((Path(request.output_dir) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == base_model
+    assert (config["r"], len(config["target_modules"])) == (8, 7)
+    assert sorted(p.name for p in Path(request.scratch_dir).iterdir()) == ["out", "samples.jsonl"]
+    assert {p.phase for p in phases} == {"load", "tokenize", "train", "save"}
+
+
+def test_another_lora_rank_than_the_parents_is_refused(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    first = make_request(tmp_path, base_model, two_sided(), name="a")
+    run(trainer, first)
+    second = make_request(tmp_path, base_model, two_sided(), first.output_dir, "b", lora_rank=4)
+    with pytest.raises(UserError, match=r"LORA_RANK is 4, but tiny was trained with 8"):
+        run(trainer, second)
+
+
+@pytest.mark.parametrize("damage", ["adapter_model.safetensors", "optimizer.pt", None])
+def test_a_parent_that_cannot_be_read_says_so(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path, damage: str | None
+) -> None:
+    first = make_request(tmp_path, base_model, two_sided(), name="a")
+    run(trainer, first)
+    parent = Path(first.output_dir)
+    if damage:
+        (parent / damage).write_bytes((parent / damage).read_bytes()[:100])
+    else:
+        parent = parent / "missing"
+    with pytest.raises(CheckpointUnreadable, match="cannot read the checkpoint"):
+        run(trainer, make_request(tmp_path, base_model, two_sided(), str(parent), "b"))
+
+
+def test_a_base_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^BASE_MODEL=.*cannot be loaded"):
+        run(TorchTrainer("cpu-0"), make_request(tmp_path, str(tmp_path), two_sided()))
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    base_model = make_tiny_model(tmp_path / "bare")
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        path = tmp_path / "bare" / name
+        if name.endswith("json"):
+            config = json.loads(path.read_text())
+            config.pop("chat_template", None)
+            path.write_text(json.dumps(config))
+        else:
+            path.unlink(missing_ok=True)
+    with pytest.raises(UserError, match="has no chat template"):
+        run(TorchTrainer("cpu-0"), make_request(tmp_path, base_model, two_sided()))
+
+
+def test_a_gpu_slot_without_cuda_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="sees no GPU"):
+        TorchTrainer("GPU-1234")
+
+
+def test_the_service_satisfies_arts_protocol() -> None:
+    from art.local.service import ModelService
+
+    from workers.trainer.service import TorchService
+
+    assert issubclass(TorchService, ModelService)
+    service = TorchService.__new__(TorchService)
+    assert asyncio.run(service.vllm_engine_is_sleeping()) is False

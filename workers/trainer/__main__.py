@@ -1,0 +1,155 @@
+"""The trainer process: `python -m workers.trainer --kind torch|noop`.
+
+It reads requests from stdin and answers on what was stdout when it started; see `wire.py`. The
+end of stdin ends it at once, even in the middle of a step, so that a worker that is killed takes
+its trainer with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.training import Progress, StepRequest, StepResult
+from workers.trainer import wire
+
+log = logging.getLogger("workers.trainer")
+
+PROGRESS_SECONDS = 0.2  # progress of one phase is not sent more often than this
+DEFAULT_SLOT = "cpu-0"
+
+
+class _Steps(Protocol):
+    def step(self, request: StepRequest, on_progress: Callable[[Progress], None]) -> StepResult: ...
+
+
+class _Answers:
+    """The way back to the worker: the file descriptor that stdout was."""
+
+    def __init__(self) -> None:
+        self._fd = os.dup(1)
+        os.dup2(2, 1)  # ART and its libraries print; their lines belong in the log
+        self._phase = ""
+        self._sent_at = 0.0
+
+    def send(self, answer: wire.Answer) -> None:
+        data = wire.encode(answer)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except BrokenPipeError:
+            os._exit(0)  # nobody is there to hear it
+
+    def progress(self, progress: Progress) -> None:
+        """Send a sign of life, unless one of this phase has just been sent."""
+        now = time.monotonic()
+        last = progress.total > 0 and progress.done == progress.total
+        if progress.phase != self._phase or last or now - self._sent_at >= PROGRESS_SECONDS:
+            self._phase, self._sent_at = progress.phase, now
+            self.send(wire.answer_progress(progress))
+
+
+def _read_requests(requests: queue.Queue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os._exit(0)  # not sys.exit: the main thread may be deep in a kernel
+
+
+def _prepare_environment(base_model: str) -> None:
+    """Set what ART and its libraries read when they are imported."""
+    os.environ.pop("WANDB_API_KEY", None)  # ART would open a run of its own
+    os.environ["WANDB_MODE"] = "disabled"
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no network at import
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TQDM_DISABLE"] = "1"
+    # On a CPU that others use too, threads that spin while they wait cost up to ten times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if Path(base_model).is_dir():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _torch_trainer(request: StepRequest, answers: _Answers) -> _Steps:
+    from workers.trainer.gpu_lock import hold_gpu
+
+    _prepare_environment(request.base_model)
+    slot = os.environ.get("BABYLON_GPU_SLOT", DEFAULT_SLOT)
+    lock = hold_gpu(slot, lambda: answers.progress(Progress(phase="load")))
+    answers.progress(Progress(phase="load"))
+    try:
+        from workers.trainer.torch_trainer import TorchTrainer
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"the training packages cannot be imported ({error}): "
+            "pip install --force-reinstall 'babylon-tasks[train]'"
+        ) from error
+    os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
+    return TorchTrainer(slot, gpu_lock=lock)
+
+
+def _not_installed(error: ModuleNotFoundError) -> UserError:
+    package = (error.name or "a package").partition(".")[0]
+    name = {"art": "ART"}.get(package, package)
+    return UserError(f"{name} is not installed: pip install 'babylon-tasks[train]'")
+
+
+def _make_trainer(kind: str, request: StepRequest, answers: _Answers) -> _Steps:
+    if kind == "torch":
+        return _torch_trainer(request, answers)
+    from workers.trainer.noop import NoopTrainer
+
+    return NoopTrainer()
+
+
+def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoReturn:
+    trainer: _Steps | None = None
+    while True:
+        request = wire.decode_request(requests.get())
+        try:
+            trainer = trainer or _make_trainer(kind, request, answers)
+            answer: wire.Answer = wire.answer_result(trainer.step(request, answers.progress))
+        except BabylonError as error:
+            answer = wire.answer_error(error)
+        except ModuleNotFoundError as error:  # ART imports some packages late
+            answer = wire.answer_error(_not_installed(error))
+        except Exception as error:
+            # A fault of the program or of CUDA: what is in memory cannot be trusted any more.
+            log.exception("the step of %s failed", request.model_name)
+            first_line = str(error).strip().partition("\n")[0]
+            message = f"the trainer failed: {type(error).__name__}: {first_line}"
+            answers.send(wire.ErrorAnswer(kind="retryable", message=message))
+            logging.shutdown()
+            os._exit(1)  # sys.exit would wait for the thread that reads stdin
+        answers.send(answer)
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    parser = argparse.ArgumentParser(prog="python -m workers.trainer", description=__doc__)
+    parser.add_argument("--kind", choices=["torch", "noop"], default="torch")
+    parser.add_argument("--log-level", default="INFO")
+    arguments = parser.parse_args()
+    answers = _Answers()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the worker decides
+    logging.basicConfig(
+        level=arguments.log_level, format="[%(asctime)s: %(levelname)s] %(message)s"
+    )
+    requests: queue.Queue[bytes] = queue.Queue()
+    answers.send(wire.Ready())
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    _serve(arguments.kind, answers, requests)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The model in memory: a frozen base, its tokenizer, and a LoRA adapter on top.
+
+Shapes: B rows, T positions, N trained tokens of a micro-batch, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from babylon_tasks.errors import Final, UserError
+from workers.trainer.chat_format import ChatFormat
+
+log = logging.getLogger(__name__)
+
+LOGIT_ROWS = 1024  # rows of float32 logits held at once: 0.6 GB at a vocabulary of 151,000
+
+# Noise in the forward pass would make the importance ratio of recorded answers noise too.
+_DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
+class LanguageModel:
+    """A causal language model to train by LoRA; bfloat16 on CUDA, float32 elsewhere.
+
+    Raises:
+        UserError: BASE_MODEL cannot be loaded, or has no chat template.
+        Final: It does not fit the GPU.
+    """
+
+    def __init__(self, base_model: str, device: torch.device) -> None:
+        self.base_model = base_model
+        self.device = device
+        self.tokenizer, self.network = _load(base_model, device)
+        self.chat = ChatFormat(self.tokenizer, base_model)
+        self.network.config.use_cache = False
+        if device.type == "cuda":
+            self.network.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+            self.network.enable_input_require_grads()
+        self._check_head()
+        self._adapted: Any = None
+
+    @property
+    def adapted(self) -> Any:
+        """The peft model of the step; `add_adapter` makes it."""
+        if self._adapted is None:
+            raise RuntimeError("add_adapter comes first")
+        return self._adapted
+
+    def add_adapter(self, rank: int, alpha: int, seed: int) -> None:
+        """Put a fresh LoRA adapter on all linear layers, the head excepted; any other goes.
+
+        Its weights follow from the seed alone; it changes nothing yet (B is zero).
+        """
+        if self._adapted is not None:
+            self.network = self._adapted.unload()
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        adapted: PeftModel = get_peft_model(self.network, config)
+        adapted.train()  # gradient checkpointing asks for it; there is no dropout
+        self._adapted = adapted
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapter's weights, float32, in a fixed order."""
+        return [p for p in self.adapted.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The model without its adapter: the reference of the KL penalty."""
+        with self.adapted.disable_adapter():
+            yield
+
+    def logprobs(
+        self, tokens: torch.Tensor, predicts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the trained tokens, and the entropies where they were chosen.
+
+        Args:
+            tokens: [B, T], padded on the right.
+            predicts: [B, T], true where the next token is trained; never at T - 1.
+
+        Returns:
+            Two float32 tensors [N], in row order; the entropies carry no gradient. The head runs
+            on these N positions only: a prompt's logits are never made.
+        """
+        # Padding is on the right and attention is causal, so no trained position sees any:
+        # without a mask the fast kernels serve, and positions count from 0 in every row.
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            hidden_bth = self._body()(input_ids=tokens, use_cache=False).last_hidden_state
+            hidden_nh = hidden_bth[predicts]
+            targets_n = tokens.roll(-1, dims=1)[predicts]
+            parts = zip(
+                torch.split(hidden_nh, LOGIT_ROWS), torch.split(targets_n, LOGIT_ROWS), strict=True
+            )
+            if hidden_nh.shape[0] > LOGIT_ROWS and torch.is_grad_enabled():
+                # Logits are made again in the backward pass: N x V of them would not fit.
+                done = [checkpoint(self._head, *part, use_reentrant=False) for part in parts]
+            else:
+                done = [self._head(*part) for part in parts]
+        logprobs, entropies = zip(*done, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _head(
+        self, hidden_nh: torch.Tensor, targets_n: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs_nv = torch.log_softmax(self._logits(hidden_nh).float(), dim=-1)
+        with torch.no_grad():
+            entropies_n = -(logprobs_nv.exp() * logprobs_nv).sum(dim=-1)
+        return logprobs_nv.gather(1, targets_n[:, None]).squeeze(1), entropies_n
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network.get_output_embeddings()(hidden)
+        cap = getattr(self.network.config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _body(self) -> Any:
+        return getattr(self.network, self.network.base_model_prefix)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse an architecture that does more between hidden states and logits than we do."""
+        tokens = torch.arange(8, device=self.device)[None]
+        ours = self._logits(self._body()(input_ids=tokens, use_cache=False).last_hidden_state)
+        theirs = self.network(input_ids=tokens, use_cache=False).logits
+        if not torch.allclose(ours.float(), theirs.float(), rtol=0.02, atol=0.02):
+            raise UserError(
+                f"BASE_MODEL={self.base_model}: the architecture {type(self.network).__name__} "
+                "scales its logits in a way this trainer does not know; choose another"
+            )
+
+
+def _load(base_model: str, device: torch.device) -> tuple[Any, Any]:
+    local = Path(base_model).is_dir()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local)
+        config = AutoConfig.from_pretrained(base_model, local_files_only=local)
+        for name in _DROPOUTS:
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+        network = AutoModelForCausalLM.from_pretrained(
+            base_model,
+            config=config,
+            dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+            attn_implementation="sdpa",
+            device_map=str(device),  # straight to the GPU: a copy in RAM first may not fit
+            local_files_only=local,
+        )
+    except torch.OutOfMemoryError:
+        raise Final(
+            f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller BASE_MODEL "
+            "or a larger GPU; or let W&B's serverless training hold the model (docs/training.md)"
+        ) from None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if isinstance(error, torch.AcceleratorError):
+            raise  # the GPU's fault, not the model's
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"BASE_MODEL={base_model} cannot be loaded ({reason}): "
+            "name a folder with a transformers model, or a hub id this machine can reach"
+        ) from error
+    return tokenizer, network

@@ -1,0 +1,127 @@
+"""ART's `ModelService` on transformers, peft and `art.loss`: one optimizer step per call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import torch
+from art.preprocessing.pack import packed_tensors_from_dir
+
+from babylon_tasks.errors import Final
+from babylon_tasks.training import Progress, StepRequest
+from workers.trainer import checkpoint
+from workers.trainer.batches import row_lengths
+from workers.trainer.gradients import OneSequenceTooLarge, StepTensors, accumulate_within_memory
+from workers.trainer.language_model import LanguageModel
+
+MAX_GRADIENT_NORM = 1.0
+
+
+class TorchService:
+    """Trains one request's step with a model that stays in memory between requests.
+
+    It serves nothing: recorded traces need no rollouts, so no server shares the trainer's GPU.
+    """
+
+    def __init__(
+        self, model: LanguageModel, request: StepRequest, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self._model, self._request, self._on_progress = model, request, on_progress
+        self.seconds_by_phase: dict[str, float] = {}
+
+    async def start_openai_server(self, config: Any) -> tuple[str, int]:
+        """Not here: see `workers.serve`."""
+        raise NotImplementedError("this trainer serves nothing; run python -m workers.serve")
+
+    async def vllm_engine_is_sleeping(self) -> bool:
+        """There is no vLLM."""
+        return False
+
+    async def train(
+        self, disk_packed_tensors: Any, config: Any, _config: Any, verbose: bool = False
+    ) -> AsyncIterator[dict[str, float]]:
+        """Take one optimizer step on all sequences and write the checkpoint.
+
+        Yields:
+            The step's metrics, once.
+
+        Raises:
+            Final: One sequence does not fit the GPU, or the gradients are not finite.
+            CheckpointUnreadable: The parent's files cannot be read.
+        """
+        started = time.monotonic()
+        self._on_progress(Progress("load"))
+        optimizer, steps_before = self._load()
+        loaded = time.monotonic()
+        tensors = packed_tensors_from_dir(**disk_packed_tensors)
+        step = StepTensors(tensors, row_lengths(tensors["assistant_mask"]))
+        metrics = self._optimize(optimizer, step, config, _config)
+        trained = time.monotonic()
+        self._on_progress(Progress("save"))
+        checkpoint.save(self._model, optimizer, self._request, steps_before + 1)
+        self.seconds_by_phase = {
+            "load": loaded - started,
+            "train": trained - loaded,
+            "save": time.monotonic() - trained,
+        }
+        metrics["tokens_per_second"] = sum(step.lengths) / max(trained - loaded, 1e-9)
+        yield metrics
+
+    async def train_sft(
+        self, batches: Any, config: Any, verbose: bool = False
+    ) -> AsyncIterator[dict[str, float]]:
+        """Supervised fine-tuning is not offered."""
+        raise NotImplementedError("this trainer does reinforcement learning only")
+        yield {}  # makes it the async generator that ART's protocol asks for
+
+    def _load(self) -> tuple[torch.optim.Optimizer, int]:
+        wanted = self._request.hyperparameters
+        self._model.add_adapter(wanted.lora_rank, wanted.lora_alpha, self._request.seed)
+        # No weight decay: it would move the adapter where the data says nothing, and what holds
+        # it near the base model is the KL penalty.
+        optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=wanted.learning_rate, weight_decay=0.0
+        )
+        if self._request.parent is None:
+            return optimizer, 0
+        steps_before = checkpoint.load(self._model, optimizer, self._request)
+        for group in optimizer.param_groups:
+            group["lr"] = wanted.learning_rate  # the state carries the parent's
+        return optimizer, steps_before
+
+    def _optimize(
+        self, optimizer: torch.optim.Optimizer, step: StepTensors, config: Any, loss_config: Any
+    ) -> dict[str, float]:
+        wanted = self._request.hyperparameters
+        try:
+            totals = accumulate_within_memory(
+                self._model,
+                step,
+                config.kl_penalty_coef,
+                wanted.micro_batch_tokens,
+                {**loss_config, "kl_penalty_coef": 0.0},  # the penalty is in the advantages
+                self._on_progress,
+            )
+        except OneSequenceTooLarge as error:
+            raise Final(
+                f"CUDA out of memory with one sequence of {error.tokens} tokens: lower "
+                f"MAX_SEQUENCE_TOKENS (now {wanted.max_sequence_tokens}) or LORA_RANK, use a "
+                "smaller BASE_MODEL or a larger GPU; or let W&B's serverless training hold the "
+                "model (docs/training.md)"
+            ) from None
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
+        if not torch.isfinite(norm):
+            raise Final("the gradients are not finite: lower LEARNING_RATE or change BASE_MODEL")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        metrics = {
+            "loss": totals.loss,
+            "entropy": totals.entropy,
+            "grad_norm": float(norm),
+            "micro_batches": float(totals.micro_batches),
+        }
+        if totals.kl is not None:
+            metrics["kl"] = totals.kl
+        return metrics
