@@ -1,0 +1,31 @@
+"""Flower's settings; `celery -A babylon_tasks flower` reads this file.
+
+Flower shows arguments and can revoke tasks, so it is open only on loopback: it binds there unless
+FLOWER_BASIC_AUTH (or another of its authentications) is set, and refuses any other address.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado.options import options
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+if not (options.basic_auth or options.auth):
+    if not options.address:
+        address = "127.0.0.1"
+    elif options.address not in _LOOPBACK:
+        raise SystemExit(
+            f"Flower on {options.address} needs authentication: set FLOWER_BASIC_AUTH=user:password"
+        )
+
+purge_offline_workers = 3600
+tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
+
+
+def format_task(task: Any) -> Any:
+    """Short names, and the windows instead of nested lists."""
+    task.name = (task.name or "").removeprefix("babylon.")
+    task.args = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
+    return task

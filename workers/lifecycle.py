@@ -1,0 +1,94 @@
+"""What a worker does before it takes work: checks, the pool's size, and its end."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery.signals import beat_init, celeryd_init, worker_process_shutdown
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store.migrate import pending
+from workers import gpu
+
+log = logging.getLogger(__name__)
+
+
+@celeryd_init.connect
+def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_: object) -> None:
+    """Refuse to start where nothing can work; size a GPU worker's pool.
+
+    `celery -A babylon_tasks worker -Q gpu` without another flag gets a pool process a GPU.
+    """
+    options = options or {}
+    queues = _names(options.get("queues")) or ["cpu"]
+    settings = load_settings()
+    with _refusing_in_one_line():
+        check_database(settings)
+        if "gpu" in queues:
+            check_trainer(settings)
+    if queues == ["gpu"]:
+        if not options.get("concurrency"):
+            conf.worker_concurrency = gpu.slots()
+        log.info("gpu worker: %s", ", ".join(gpu.visible_gpus()) or "no GPU, one slot on the CPU")
+    if "gpu" in queues and not settings.train_rl_local:
+        log.warning("this worker will not train: set TRAIN_RL_LOCAL=true to allow it")
+
+
+@beat_init.connect
+def produce_at_start(sender: Any = None, **_: object) -> None:
+    """Beat's first tick comes a minute late; look for windows at once."""
+    with _refusing_in_one_line():
+        check_database(load_settings())
+    sender.app.send_task("babylon.produce", queue="cpu", retry=False)
+
+
+@worker_process_shutdown.connect
+def end_trainer(**_: object) -> None:
+    """Take the trainer process along; it would end by itself when its pipe closes."""
+    if gpu.trainer.cache_info().currsize:
+        gpu.trainer().close()
+
+
+def check_trainer(settings: Settings) -> None:
+    """Whether what trains is installed.
+
+    Raises:
+        UserError: A package is missing; the message names the extra.
+    """
+    if settings.trainer != "torch":
+        return
+    for module, name in (("art", "ART"), ("torch", "torch"), ("peft", "peft")):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{name} is not installed: pip install 'babylon-tasks[train]'")
+
+
+def check_database(settings: Settings) -> None:
+    """Whether Postgres answers and its migrations are applied.
+
+    Raises:
+        UserError: It does not, or they are not.
+    """
+    if pending(settings.postgres()):
+        raise UserError("migrations are not applied: run `babylon migrate`")
+
+
+@contextmanager
+def _refusing_in_one_line() -> Iterator[None]:
+    """A start that cannot work ends with one line and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+
+
+def _names(queues: Any) -> list[str]:
+    if isinstance(queues, str):
+        queues = queues.split(",")
+    return [str(name) for name in queues or ()]

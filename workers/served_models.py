@@ -1,0 +1,51 @@
+"""Which checkpoints a server may answer with: the names follow the rows."""
+
+from __future__ import annotations
+
+import threading
+
+from babylon_tasks import checkpoints
+from babylon_tasks.settings import Settings
+from babylon_tasks.store import steps
+from babylon_tasks.store.database import Database
+from workers.serve_engine import ServedModel
+
+
+class ServedModels:
+    """Resolves `{MODEL_NAME}` to the published step and `{MODEL_NAME}@{step}` to that one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._name = settings.model_name
+        self._base_model = settings.base_model
+        self._database = Database(settings.postgres())
+        self._lock = threading.Lock()  # requests come on threads, the connection is one
+
+    def resolve(self, name: str) -> ServedModel | None:
+        """The checkpoint behind a name, or None where there is none.
+
+        Raises:
+            CheckpointUnreadable: The row is there, its files cannot be read from here.
+            ServerUnavailable: Postgres does not answer.
+        """
+        with self._lock, self._database.transaction() as tx:
+            head = steps.read_head(tx, self._name)
+            published = head.published_step if head else 0
+            number = self._step_of(name, published)
+            step = steps.read(tx, self._name, number) if number else None
+        if number is None or (number and step is None):
+            return None
+        base_model = head.base_model if head else self._base_model
+        folder = checkpoints.open_local(step.checkpoint) if step else None
+        return ServedModel(base_model, number, folder)
+
+    def names(self) -> list[str]:
+        """The stable name, and the published step's own."""
+        with self._lock, self._database.transaction() as tx:
+            head = steps.read_head(tx, self._name)
+        return [self._name, f"{self._name}@{head.published_step if head else 0}"]
+
+    def _step_of(self, name: str, published: int) -> int | None:
+        if name == self._name:
+            return published
+        prefix, _, number = name.rpartition("@")
+        return int(number) if prefix == self._name and number.isdecimal() else None

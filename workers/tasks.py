@@ -1,0 +1,118 @@
+"""Celery tasks: thin, idempotent, arguments are ids. Each wakes one stage of the pipeline."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from celery import Task, shared_task
+
+from babylon_tasks import pipeline
+from babylon_tasks.errors import BabylonError
+from babylon_tasks.pipeline import SCORE_BATCH, Worker
+from babylon_tasks.settings import load_settings
+from babylon_tasks.store.database import Database
+from babylon_tasks.training import Progress
+from workers import doorbells, gpu
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _expected_errors_in_one_line(run: Callable[P, R]) -> Callable[P, R | None]:
+    """An error that a person or the next sweep will mend needs a line, not a traceback."""
+
+    @functools.wraps(run)
+    def task(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return run(*args, **kwargs)
+        except BabylonError as error:
+            log.error("%s: %s", run.__name__, error)  # noqa: TRY400 - see the name
+            return None
+
+    return task
+
+
+@functools.cache
+def worker() -> Worker:
+    """This process's identity and connection, made at its first task (after the fork)."""
+    settings = load_settings()
+    holder = f"{socket.gethostname()}:{os.getpid()}"
+    return Worker(Database(settings.postgres()), settings, holder)
+
+
+@shared_task(name="babylon.produce")
+@_expected_errors_in_one_line
+def produce() -> None:
+    """Find windows that are due and the app's requests."""
+    doorbells.score(pipeline.produce(worker()))
+
+
+@shared_task(name="babylon.enqueue")
+@_expected_errors_in_one_line
+def enqueue(window_ids: Sequence[str]) -> None:
+    """Make the named windows due."""
+    doorbells.score([pipeline.enqueue(worker(), window_id).window_id for window_id in window_ids])
+
+
+@shared_task(name="babylon.score")
+@_expected_errors_in_one_line
+def score(window_ids: Sequence[str]) -> None:
+    """Score due windows: at least the named ones, where they still are due."""
+    moved = pipeline.score(worker(), limit=max(SCORE_BATCH, len(window_ids)))
+    if moved:
+        doorbells.train()
+
+
+@shared_task(name="babylon.train", bind=True, ignore_result=False)
+@_expected_errors_in_one_line
+def train(self: Task[Any, Any], model_name: str) -> None:
+    """Train one step of the model over the scored windows that are due."""
+    settings = worker().settings
+    if model_name != settings.model_name:
+        log.error("asked to train %s, this worker trains %s", model_name, settings.model_name)
+        return
+    trained = pipeline.train(
+        worker(), gpu.trainer(), on_progress=functools.partial(_show_progress, self)
+    )
+    if trained:
+        doorbells.publish()
+        doorbells.train()
+
+
+@shared_task(name="babylon.publish")
+@_expected_errors_in_one_line
+def publish() -> None:
+    """Let the newest step serve."""
+    pipeline.publish(worker())
+
+
+@shared_task(name="babylon.sweep")
+@_expected_errors_in_one_line
+def sweep() -> None:
+    """Ring again for whatever Postgres says is due."""
+    due = pipeline.sweep(worker(), limit=doorbells.MAX_QUEUED * SCORE_BATCH)
+    doorbells.score(due.due)
+    if due.train:
+        doorbells.train()
+    if due.publish:
+        doorbells.publish()
+
+
+def _show_progress(task: Task[Any, Any], progress: Progress) -> None:
+    """Where a step stands: in the result backend, and as an event for Flower."""
+    meta = {
+        "phase": progress.phase,
+        "done": progress.done,
+        "total": progress.total,
+        "loss": progress.loss,
+        "tokens_per_second": progress.tokens_per_second,
+    }
+    task.update_state(state="PROGRESS", meta=meta)
+    shown = " ".join(f"{key}={value}" for key, value in meta.items() if value is not None)
+    task.send_event("task-progress", result=shown)
