@@ -1,0 +1,143 @@
+"""Upstream's entry point: `MODE=list|single|continuous python -m babylon_tasks`.
+
+The same claims and stages as the workers', in this process and one trainer process below it; no
+Redis and no running worker is needed, and running workers do no harm.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from babylon_tasks import chat, pipeline
+from babylon_tasks.cli import run
+from babylon_tasks.cli.common import ready_worker
+from babylon_tasks.cli.windows import no_windows
+from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store import requests, steps
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.windows import State, Window
+from workers import gpu
+from workers.lifecycle import check_trainer
+
+_HELD_ELSEWHERE_SECONDS = 1.0
+
+
+def main() -> int:
+    """Run the mode that MODE names; `single` without it."""
+    settings = load_settings()
+    if settings.mode == "list":
+        return list_ready(settings)
+    settings.require_training_allowed()
+    check_trainer(settings)
+    return single(settings) if settings.mode == "single" else continuous(settings)
+
+
+def list_ready(settings: Settings) -> int:
+    """Print the windows that a step could take now."""
+    worker = ready_worker(settings)
+    with worker.database.transaction() as tx:
+        found = window_rows.listing(tx, settings)
+    ready = [w for w in found if w.state in ("ready", "due", "scored")]
+    if not ready:
+        raise no_windows(worker.database, settings, found)
+    print(f"Ready windows ({len(ready)}):")
+    for window in ready:
+        print(f"  {window.window_id}: {window.agents} agents")
+    return 0
+
+
+def single(settings: Settings) -> int:
+    """Train one window, alone, and ask the new version a question."""
+    worker = ready_worker(settings)
+    window = _choose_window(worker)
+    print(f"Training on: {window.window_id}", flush=True)
+    if window.state != State.TRAINED:
+        window = _work_off(worker, window)
+    if window.state != State.TRAINED or window.trained_step is None:
+        why = window.reason or window.last_error
+        raise UserError(f"window {window.window_id} is {window.state}: {why}")
+    with worker.database.transaction() as tx:
+        step = steps.read(tx, settings.model_name, window.trained_step)
+    assert step is not None
+    print(f"Model: {settings.model_name}-{step.version} (step {step.step}): {step.checkpoint}")
+    with chat.serving({}) as url:
+        answer = chat.ask(url, f"{settings.model_name}@{step.step}")
+    print(f"Response: {answer}")
+    return 0
+
+
+def continuous(settings: Settings) -> int:
+    """Train whatever becomes due, until Ctrl-C."""
+    worker = ready_worker(settings)
+    trainer = gpu.make_trainer(0)
+    next_look = 0.0
+    try:
+        while True:
+            worked = False
+            try:
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + settings.produce_seconds
+                    pipeline.produce(worker)
+                worked = bool(pipeline.score(worker)) | bool(pipeline.train(worker, trainer))
+                pipeline.publish(worker)
+            except ServerUnavailable as error:
+                print(error, file=sys.stderr, flush=True)
+            if not worked:
+                time.sleep(min(settings.sweep_seconds, settings.produce_seconds))
+    finally:
+        trainer.close()
+
+
+def _choose_window(worker: Worker) -> Window:
+    """The window that BATCH_ID or WINDOW_ID names, else the newest one that is ready."""
+    settings = worker.settings
+    window_id = settings.window_id
+    if settings.batch_id is not None:
+        with worker.database.transaction() as tx:
+            request = requests.read(tx, settings.batch_id)
+        if request is None:
+            raise UserError(f"BATCH_ID={settings.batch_id}: no such row in training_batches")
+        window_id = window_id or request.window_id
+    if window_id is None:
+        with worker.database.transaction() as tx:
+            found = window_rows.listing(tx, settings)
+        ready = [w for w in found if w.state in ("ready", "due", "scored")]
+        if not ready:
+            raise no_windows(worker.database, settings, found)
+        window_id = ready[0].window_id
+    window = pipeline.enqueue(worker, window_id)
+    if settings.batch_id is not None:
+        pipeline.answer_request(worker, settings.batch_id, window)
+    return window
+
+
+def _work_off(worker: Worker, window: Window) -> Window:
+    """Score and train one window; where other workers hold it, wait for them."""
+    settings = worker.settings
+    only = [window.window_id]
+    trainer = gpu.make_trainer(0)
+    try:
+        while window.state in (State.DUE, State.SCORED):
+            if window.state == State.DUE:
+                worked = bool(pipeline.score(worker, only, limit=1))
+            else:
+                worked = bool(
+                    pipeline.train(
+                        worker, trainer, only=only, requested_version=settings.model_version
+                    )
+                )
+            with worker.database.transaction() as tx:
+                (window,) = window_rows.read(tx, settings.model_name, only)
+            if not worked:
+                time.sleep(_HELD_ELSEWHERE_SECONDS)
+    finally:
+        trainer.close()
+    pipeline.publish(worker)
+    return window
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,43 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+import click
+from rich.console import Console
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.migrate import pending
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def wide_console() -> Console:
+    """Tables fit a terminal, and are never cut short in a file or a log."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def ready_worker(settings: Settings) -> Worker:
+    """A worker on a database that answers and is migrated.
+
+    Raises:
+        UserError: It does not answer, or `babylon migrate` was not run.
+    """
+    if pending(settings.postgres()):
+        raise UserError("migrations are not applied: run `babylon migrate`")
+    return Worker(
+        Database(settings.postgres()), settings, holder=f"{socket.gethostname()}:{os.getpid()}"
+    )

@@ -1,0 +1,215 @@
+"""`babylon demo`: the whole pipeline on this machine, from recorded traces to a served model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+from filelock import FileLock, Timeout
+from rich.table import Table
+
+from babylon_tasks import chat
+from babylon_tasks.cli.common import wide_console
+from babylon_tasks.cli.up import progress_until_idle, settings_with
+from babylon_tasks.demo import simulate
+from babylon_tasks.demo.tiny_model import make_tiny_model
+from babylon_tasks.embedded import EmbeddedServers, free_port
+from babylon_tasks.errors import UserError
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.stack import Stack, roles
+from babylon_tasks.store import steps
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.migrate import migrate
+from babylon_tasks.windows import WindowReport
+
+HOME = Path(".babylon/demo")
+
+
+@click.command()
+@click.option("--windows", default=8, show_default=True, help="Windows with signal.")
+@click.option("--agents", default=8, show_default=True, help="Agents in each.")
+@click.option("--seed", default=1, show_default=True, help="Of the simulated traces.")
+def demo(windows: int, agents: int, seed: int) -> int:
+    """Simulate traces, train a tiny model on them with every real role, and ask it a question.
+
+    Needs no server, no GPU and no download; everything stays below .babylon/demo/.
+
+    Example: babylon demo
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    HOME.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(HOME / "lock", timeout=0):
+            return _run(windows, agents, seed)
+    except Timeout:
+        raise UserError("another demo is running in this folder: wait for it") from None
+
+
+def _run(windows: int, agents: int, seed: int) -> int:
+    started = time.monotonic()
+    _say(started, "starting PostgreSQL and Redis")
+    shutil.rmtree(HOME / "checkpoints", ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(EmbeddedServers(HOME, database="demo"))
+        _empty(servers.database_url)
+        migrate(servers.database_url)
+        _say(started, "making a tiny base model")
+        model = make_tiny_model(HOME / "model").resolve()
+        env = _environment(servers, model)
+        settings = settings_with(load_settings(), env)
+        with psycopg.connect(settings.postgres()) as connection:
+            written = simulate.write(
+                connection, simulate.simulate(windows, agents, seed, datetime.now(UTC))
+            )
+        _say(
+            started,
+            f"wrote {written.trajectories} trajectories of {written.agents} agents, "
+            f"{len(written.malformed)} of them malformed",
+        )
+        worker = Worker(Database(settings.postgres()), settings, "demo")
+        port = free_port()
+        with Stack(roles(port), HOME / "logs", env) as running:
+            _say(started, f"beat, cpu worker, gpu worker, Flower at http://127.0.0.1:{port}")
+            _wait_for_windows(worker, running, len(written.good_windows))
+            for line in progress_until_idle(worker, running):
+                _say(started, line)
+            outcomes = _outcomes(worker)
+            _print(outcomes)
+            answer = _question(env, settings)
+        summary = _summary(worker, written, outcomes, answer, model, time.monotonic() - started)
+    path = HOME / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    missing = [w for w in written.good_windows if w not in _trained(outcomes)]
+    if missing:
+        raise UserError(f"not trained: {', '.join(missing)}; see {HOME / 'logs'}")
+    _say(started, f"all {len(written.good_windows)} good windows trained; {path} has the figures")
+    return 0
+
+
+def _environment(servers: EmbeddedServers, model: Path) -> dict[str, str]:
+    """A small model learns with a large rate, and nobody wants to wait."""
+    return {
+        "DATABASE_URL": servers.database_url,
+        "REDIS_URL": servers.redis_url,
+        "TRAIN_RL_LOCAL": "true",
+        "TRAINER": "torch",
+        "MODEL_NAME": "babylon-agent",
+        "BASE_MODEL": str(model),
+        "CHECKPOINT_STORE": str((HOME / "checkpoints").resolve()),
+        "LEARNING_RATE": "0.001",
+        "MIN_AGENTS_PER_WINDOW": "2",
+        "SWEEP_SECONDS": "2",
+        "MAX_STEP_TOKENS": "60000",  # several steps, so that one can see them follow each other
+    }
+
+
+def _empty(database_url: str) -> None:
+    """Every demo starts from nothing, in a database of its own."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS rl CASCADE")
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+
+
+def _wait_for_windows(worker: Worker, running: Stack, wanted: int) -> None:
+    """Until beat's first look has made the windows due."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        running.keep_running()
+        with worker.database.transaction() as tx:
+            if sum(window_rows.count_states(tx, worker.settings.model_name).values()) >= wanted:
+                return
+        time.sleep(0.2)
+    raise UserError(f"beat made no windows due within 60 s: see {HOME / 'logs'}")
+
+
+def _question(env: dict[str, str], settings: Settings) -> str:
+    asked = simulate.question(seed=1)
+    messages = (
+        {"role": "system", "content": asked.system_prompt},
+        {"role": "user", "content": asked.user_prompt},
+    )
+    with chat.serving(env) as url:
+        answer = chat.ask(url, settings.model_name, messages)
+    click.echo(f"\nasked  {settings.model_name}: {asked.user_prompt}")
+    click.echo(f"answer {answer}\n")
+    return answer
+
+
+def _outcomes(worker: Worker) -> list[WindowReport]:
+    with worker.database.transaction() as tx:
+        return window_rows.report(tx, worker.settings.model_name)
+
+
+def _print(outcomes: list[WindowReport]) -> None:
+    table = Table(
+        "window", "state", "agents", "traj.", "set aside", "score", "spread", "step", "loss", "s"
+    )
+    for o in outcomes:
+        table.add_row(
+            o.window_id,
+            o.state,
+            str(o.agents),
+            str(o.trajectories),
+            str(o.quarantined),
+            _number(o.mean_score),
+            _number(o.reward_spread),
+            "" if o.step is None else str(o.step),
+            _number(o.loss),
+            _number(o.seconds),
+        )
+    wide_console().print(table)
+
+
+def _summary(
+    worker: Worker,
+    written: simulate.Summary,
+    outcomes: list[WindowReport],
+    answer: str,
+    model: Path,
+    seconds: float,
+) -> dict[str, Any]:
+    with worker.database.transaction() as tx:
+        head = steps.read_head(tx, worker.settings.model_name)
+        served = steps.read(tx, worker.settings.model_name, head.published_step) if head else None
+    return {
+        "windows_total": len(outcomes),
+        "windows_trained": len(_trained(outcomes)),
+        "windows_skipped": sum(o.state == "skipped" for o in outcomes),
+        "windows_failed": sum(o.state == "failed" for o in outcomes),
+        "windows_expected": len(written.good_windows),
+        "quarantined": sum(o.quarantined for o in outcomes),
+        "steps": head.step if head else 0,
+        "model_version": served.version if served else None,
+        "answer": answer,
+        "seconds": round(seconds, 1),
+        "base_model": str(model),
+        "windows": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _trained(outcomes: list[WindowReport]) -> set[str]:
+    return {o.window_id for o in outcomes if o.state == "trained"}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _say(started: float, text: str) -> None:
+    click.echo(f"{time.monotonic() - started:5.1f} s  {text}")
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

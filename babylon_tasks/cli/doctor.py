@@ -1,0 +1,151 @@
+"""`babylon doctor`: everything that can be wrong before the first step, in one table."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from babylon_tasks.cli.common import as_json, print_json, wide_console
+from babylon_tasks.cli.status import queue_lengths
+from babylon_tasks.cli.windows import no_windows
+from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.migrate import pending
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+@click.command()
+@as_json
+def doctor(as_json: bool) -> int:
+    """Check servers, migrations, packages, settings and data; exit 0 only if all is well.
+
+    Example: babylon doctor
+    """
+    settings = load_settings()
+    findings = [_find(name, check, settings) for name, check in _CHECKS.items()]
+    if as_json:
+        print_json([{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings])
+    else:
+        table = Table("check", "", "detail")
+        for finding in findings:
+            table.add_row(finding.check, "ok" if finding.ok else "NO", finding.detail)
+        wide_console().print(table)
+    return 0 if all(f.ok for f in findings) else 2
+
+
+def _find(name: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
+    try:
+        return Finding(name, True, check(settings))
+    except BabylonError as error:
+        return Finding(name, False, str(error))
+
+
+def _postgres(settings: Settings) -> str:
+    database = Database(settings.postgres())
+    with database.transaction() as tx:
+        row = tx.execute("SHOW server_version").fetchone()
+    assert row is not None
+    return f"{database.name}, version {row['server_version']}"
+
+
+def _migrations(settings: Settings) -> str:
+    missing = pending(settings.postgres())
+    if missing:
+        raise UserError(f"not applied: {', '.join(missing)}; run `babylon migrate`")
+    return "all applied"
+
+
+def _redis(settings: Settings) -> str:
+    lengths = queue_lengths(settings)
+    return ", ".join(f"{length} waiting on {queue}" for queue, length in lengths.items())
+
+
+def _permission(settings: Settings) -> str:
+    settings.require_training_allowed()
+    return "TRAIN_RL_LOCAL=true"
+
+
+def _trainer(settings: Settings) -> str:
+    from workers.lifecycle import check_trainer
+
+    check_trainer(settings)
+    return settings.trainer
+
+
+def _base_model(settings: Settings) -> str:
+    folder = Path(settings.base_model)
+    looks_local = settings.base_model.startswith((".", "/", "~"))
+    if looks_local and not (folder / "config.json").is_file():
+        raise UserError(f"BASE_MODEL={settings.base_model} is no model folder (no config.json)")
+    return settings.base_model if folder.exists() else f"{settings.base_model}, from the hub"
+
+
+def _checkpoints(settings: Settings) -> str:
+    store = settings.checkpoint_store
+    if "://" in store:
+        if importlib.util.find_spec("s3fs") is None and store.startswith("s3://"):
+            raise UserError("S3 support is not installed: pip install 'babylon-tasks[s3]'")
+        return store
+    folder = Path(store).resolve()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"CHECKPOINT_STORE={folder} is not writable")
+    return f"{folder}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free"
+
+
+def _gpu(settings: Settings) -> str:
+    from workers import gpu
+
+    gpus = gpu.visible_gpus()
+    if not gpus:
+        return "none: one slot on the CPU"
+    memory = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"{len(gpus)} visible; {'; '.join(memory.stdout.splitlines())}"
+
+
+def _windows(settings: Settings) -> str:
+    database = Database(settings.postgres())
+    if pending(settings.postgres()):
+        raise UserError("migrations are not applied: run `babylon migrate`")
+    with database.transaction() as tx:
+        found = window_rows.listing(tx, settings)
+    ready = [w for w in found if w.state in ("ready", "due", "scored")]
+    if not found or (not ready and all(w.state != "trained" for w in found)):
+        raise no_windows(database, settings, found)
+    return f"{len(found)} in the last {settings.lookback_hours} hours, {len(ready)} to train"
+
+
+_CHECKS: dict[str, Callable[[Settings], str]] = {
+    "Postgres": _postgres,
+    "migrations": _migrations,
+    "Redis": _redis,
+    "permission to train": _permission,
+    "trainer": _trainer,
+    "base model": _base_model,
+    "checkpoint store": _checkpoints,
+    "GPU": _gpu,
+    "windows": _windows,
+}

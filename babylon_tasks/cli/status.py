@@ -1,0 +1,70 @@
+"""`babylon status`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import redis
+
+from babylon_tasks.cli.common import as_json, print_json, ready_worker
+from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store import steps
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import server_name
+
+
+@click.command()
+@as_json
+def status(as_json: bool) -> None:
+    """How many windows stand where, which version serves, what waits in Redis.
+
+    Example: babylon status --json
+    """
+    settings = load_settings()
+    found = {**database_status(ready_worker(settings)), "queues": queue_lengths(settings)}
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {count}" for name, count in value.items())
+        click.echo(f"{key:16} {value}")
+
+
+def database_status(worker: Worker) -> dict[str, Any]:
+    """What Postgres says."""
+    name = worker.settings.model_name
+    with worker.database.transaction() as tx:
+        states = window_rows.count_states(tx, name)
+        head = steps.read_head(tx, name)
+        served = steps.read(tx, name, head.published_step) if head else None
+    return {
+        "model": name,
+        "windows": {str(state): count for state, count in states.items()},
+        "step": head.step if head else 0,
+        "published_step": head.published_step if head else 0,
+        "version": served.version if served else None,
+    }
+
+
+def queue_lengths(settings: Settings) -> dict[str, int]:
+    """Messages that wait, by queue.
+
+    Raises:
+        ServerUnavailable: Redis does not answer.
+    """
+    from babylon_tasks.celery import QUEUES
+
+    client = redis.Redis.from_url(settings.redis(), socket_timeout=5, socket_connect_timeout=5)
+    try:
+        return {queue: int(client.llen(queue)) for queue in QUEUES}
+    except redis.RedisError as error:
+        raise ServerUnavailable(
+            f"cannot reach {server_name('Redis', settings.redis())} ({type(error).__name__}): "
+            "is it running, and is REDIS_URL right?"
+        ) from None
+    finally:
+        client.close()

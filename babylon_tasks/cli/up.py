@@ -1,0 +1,140 @@
+"""`babylon up`: every role on this machine, in one terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from babylon_tasks import pipeline
+from babylon_tasks.cli.common import ready_worker
+from babylon_tasks.cli.status import database_status, queue_lengths
+from babylon_tasks.embedded import EmbeddedServers, free_port
+from babylon_tasks.errors import UserError
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.stack import Stack, roles
+from babylon_tasks.store import steps
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.migrate import migrate
+from babylon_tasks.windows import State
+
+HOME = Path(".babylon")
+_POLL_SECONDS = 0.5
+
+
+@click.command()
+@click.option("--until-idle", is_flag=True, help="Work off what is due, then stop.")
+@click.option("--flower-port", default=5555, show_default=True, help="Flower's port.")
+def up(until_idle: bool, flower_port: int) -> None:
+    """Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.
+
+    With DATABASE_URL and REDIS_URL set they work on those servers; without both, on embedded ones
+    below .babylon/.
+
+    Example: TRAIN_RL_LOCAL=true babylon up --until-idle
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    settings = load_settings()
+    with contextlib.ExitStack() as stack:
+        settings, env = stack.enter_context(servers(settings))
+        settings.require_training_allowed()
+        worker = ready_worker(settings)
+        queue_lengths(settings)
+        port = flower_port if port_is_free(flower_port) else free_port()
+        running = stack.enter_context(Stack(roles(port), HOME / "logs", env))
+        click.echo(f"running; logs in {HOME / 'logs'}; Flower: http://127.0.0.1:{port}")
+        if until_idle:
+            failed_before = _failed(worker)
+            pipeline.produce(worker)
+            for line in progress_until_idle(worker, running):
+                click.echo(line)
+            failed = _failed(worker) - failed_before
+            if failed:
+                raise UserError(f"{failed} windows failed: `babylon windows list` says why")
+        else:
+            while True:
+                running.keep_running()
+                time.sleep(1)
+
+
+@contextlib.contextmanager
+def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str]]]:
+    """The settings to work with and the environment for child processes.
+
+    Raises:
+        UserError: Only one of DATABASE_URL and REDIS_URL is set.
+    """
+    if settings.database_url and settings.redis_url:
+        yield settings, {}
+        return
+    if settings.database_url or settings.redis_url:
+        missing = "REDIS_URL" if settings.database_url else "DATABASE_URL"
+        raise UserError(f"{missing} is not set: set both for your own servers, or neither")
+    with EmbeddedServers(HOME) as embedded:
+        migrate(embedded.database_url)
+        env = {
+            "DATABASE_URL": embedded.database_url,
+            "REDIS_URL": embedded.redis_url,
+            "TRAIN_RL_LOCAL": "true",
+        }
+        yield settings_with(settings, env), env
+
+
+def settings_with(settings: Settings, env: dict[str, str]) -> Settings:
+    """The settings, with some of their environment variables set otherwise."""
+    changed = {name.lower(): value for name, value in env.items()}
+    return Settings.model_validate({**settings.model_dump(), **changed})
+
+
+def progress_until_idle(worker: Worker, running: Stack) -> Iterator[str]:
+    """A line for each change, until nothing is due, scored or unpublished.
+
+    Raises:
+        UserError: A role refused to start.
+    """
+    started = time.monotonic()
+    shown = ""
+    while True:
+        running.keep_running()
+        found = database_status(worker)
+        states = found["windows"]
+        line = ", ".join(f"{states[s]} {s}" for s in State if states[s]) or "no windows"
+        line += f"; step {found['step']}, serving {found['version'] or 'the base model'}"
+        if line != shown:
+            shown = line
+            yield f"{time.monotonic() - started:6.1f} s  {line}"
+        if idle(worker):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def idle(worker: Worker) -> bool:
+    """Nothing is due (or waits for its next attempt), and the newest step is published."""
+    name = worker.settings.model_name
+    with worker.database.transaction() as tx:
+        states = window_rows.count_states(tx, name)
+        head = steps.read_head(tx, name)
+    unpublished = head is not None and head.step > head.published_step
+    return not states[State.DUE] and not states[State.SCORED] and not unpublished
+
+
+def port_is_free(port: int) -> bool:
+    """Whether nothing listens on this port of loopback."""
+    import socket
+
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _failed(worker: Worker) -> int:
+    with worker.database.transaction() as tx:
+        return window_rows.count_states(tx, worker.settings.model_name)[State.FAILED]
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
