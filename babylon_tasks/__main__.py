@@ -18,7 +18,7 @@ from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import requests, steps
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.windows import State, Window
+from babylon_tasks.windows import State, Window, due_at
 from workers import gpu
 from workers.lifecycle import check_trainer
 
@@ -108,10 +108,22 @@ def _choose_window(worker: Worker) -> Window:
         if not ready:
             raise no_windows(worker.database, settings, found)
         window_id = ready[0].window_id
+    if settings.batch_id is not None and pipeline.must_wait(worker, window_id):
+        # The app asks for the hour that is still running: its request waits for it.
+        raise SystemExit(_waits(settings, window_id))
     window = pipeline.enqueue(worker, window_id)
     if settings.batch_id is not None:
         pipeline.answer_request(worker, settings.batch_id, window)
     return window
+
+
+def _waits(settings: Settings, window_id: str) -> int:
+    moment = due_at(window_id, settings.settle_seconds)
+    print(
+        f"Request {settings.batch_id} waits for window {window_id}, which ends and settles at "
+        f"{moment:%Y-%m-%d %H:%M} UTC: running workers, or MODE=continuous, will train it then"
+    )
+    return 0
 
 
 def _work_off(worker: Worker, window: Window) -> Window:

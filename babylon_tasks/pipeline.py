@@ -63,7 +63,7 @@ def produce(worker: Worker) -> list[str]:
     """Make windows due and take the app's pending requests; return the windows made due."""
     with worker.database.transaction() as tx:
         made = window_rows.produce(tx, worker.settings)
-        for request in requests.pending(tx):
+        for request in requests.pending(tx) if worker.settings.primary else []:
             made += _take_request(tx, worker.settings, request)
     if made:
         log.info("due: %s", ", ".join(made))
@@ -87,6 +87,17 @@ def enqueue(worker: Worker, window_id: str) -> Window:
             window_rows.enqueue(tx, settings.model_name, window_id, counts)
         (window,) = window_rows.read(tx, settings.model_name, [window_id])
     return window
+
+
+def must_wait(worker: Worker, window_id: str) -> bool:
+    """Whether the window has not ended and settled yet, by the database's clock.
+
+    Raises:
+        UserError: No window id.
+    """
+    due = due_at(window_id, worker.settings.settle_seconds)
+    with worker.database.transaction() as tx:
+        return now(tx) < due
 
 
 def answer_request(worker: Worker, batch_id: str, window: Window) -> None:

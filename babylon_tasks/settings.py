@@ -1,6 +1,6 @@
 """Every setting of every role, read once from the environment.
 
-`.env.local`, then `.env`, are read from the working folder; the environment wins over both.
+`.env` and, over it, `.env.local` are read from the working folder; the environment wins over both.
 Importing this module needs neither torch nor Celery.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from typing import Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,7 +17,19 @@ from babylon_tasks.errors import UserError
 
 # Parameters that Prisma puts into a database URL and libpq refuses.
 _PRISMA_PARAMETERS = frozenset(
-    {"schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "sslaccept"}
+    {
+        "schema",
+        "pgbouncer",
+        "connection_limit",
+        "pool_timeout",
+        "socket_timeout",
+        "statement_cache_size",
+        "max_connection_lifetime",
+        "max_idle_connection_lifetime",
+        "single_use_connections",
+        "sslaccept",
+        "sslidentity",
+    }
 )
 
 
@@ -37,6 +49,11 @@ class Settings(BaseSettings):
         "babylon-agent",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="Name of the lineage; versions are `{MODEL_NAME}-vX.Y.Z`.",
+    )
+    primary: bool = Field(
+        True,
+        description="Whether the app knows this model: `false` for one that is trained beside it, "
+        "which answers no request and writes nothing into the app's tables.",
     )
     base_model: str = Field(
         "Qwen/Qwen2.5-0.5B-Instruct", min_length=1, description="Hub id or folder to start from."
@@ -117,8 +134,8 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="How much is logged."
     )
-    wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases API key.")
-    wandb_project: str = Field("babylon-rl", description="Weights & Biases project.")
+    wandb_api_key: SecretStr | None = Field(None, description="Not used by `torch`.")
+    wandb_project: str = Field("babylon-rl", description="Not used by `torch`.")
 
     def postgres(self) -> str:
         """The database URL without the parameters only Prisma knows.
@@ -135,7 +152,7 @@ class Settings(BaseSettings):
         query = [p for p in parse_qsl(parts.query) if p[0] not in _PRISMA_PARAMETERS]
         # Not urlunsplit: it drops the slashes of a URL without a host (a unix socket).
         rebuilt = f"{parts.scheme}://{parts.netloc}{parts.path}"
-        return f"{rebuilt}?{urlencode(query)}" if query else rebuilt
+        return f"{rebuilt}?{urlencode(query, quote_via=quote)}" if query else rebuilt
 
     def redis(self) -> str:
         """The broker's URL.

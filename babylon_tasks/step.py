@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from babylon_tasks import checkpoints, scoring
-from babylon_tasks.errors import ServerUnavailable, StaleClaim
+from babylon_tasks.errors import LeaseLost, ServerUnavailable, StaleClaim
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import requests, scores, steps
@@ -90,7 +90,7 @@ def attempt_step(
         request = StepRequest(
             model_name=settings.model_name,
             base_model=settings.base_model,
-            parent=str(checkpoints.open_local(parent.checkpoint)) if parent else None,
+            parent=str(checkpoints.open_local(parent.checkpoint, keeper.beat)) if parent else None,
             samples_path=str(samples_path),
             scratch_dir=str(scratch / "trainer"),
             output_dir=str(scratch / "checkpoint"),
@@ -108,7 +108,7 @@ def attempt_step(
         checkpoint = checkpoints.folder_of(
             settings.checkpoint_store, settings.model_name, head.step + 1, lease.token
         )
-        checkpoints.save(Path(request.output_dir), checkpoint)
+        _save(Path(request.output_dir), checkpoint, keeper)
     commit = Commit(
         model_name=settings.model_name,
         base_model=settings.base_model,
@@ -116,6 +116,7 @@ def attempt_step(
         token=lease.token,
         holder=holder,
         trainer=settings.trainer,
+        primary=settings.primary,
         windows=material.windows,
         rewards=material.rewards,
         result=result,
@@ -142,6 +143,15 @@ def attempt_step(
         result=result,
         seconds=commit.seconds,
     )
+
+
+def _save(source: Path, checkpoint: str, keeper: Keeper) -> None:
+    try:
+        checkpoints.save(source, checkpoint, keeper.beat)
+        keeper.beat()
+    except LeaseLost:
+        checkpoints.remove(checkpoint)
+        raise
 
 
 def _commit(database: Database, new: Commit) -> str:

@@ -14,6 +14,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from babylon_tasks.demo.tiny_model import make_tiny_model
+from babylon_tasks.embedded import embedded_redis
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.database import Database
@@ -148,3 +150,16 @@ def make_worker(settings: Settings) -> Iterator[Callable[..., Worker]]:
     yield make
     for each in made:
         each.database.close()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Redis that asks for a password."""
+    with embedded_redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's base model, made once."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")

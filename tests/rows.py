@@ -70,7 +70,7 @@ def add_trajectory(worker: Worker, window_id: str | None, agent: str, **columns:
         )
         names = ", ".join(f'"{name}"' for name in row)
         values = ", ".join(f"%({name})s" for name in row)
-        tx.execute(f"INSERT INTO trajectories ({names}) VALUES ({values})", row)  # noqa: S608
+        tx.execute(f"INSERT INTO trajectories ({names}) VALUES ({values})", row)
     return str(row["trajectoryId"])
 
 

@@ -6,6 +6,7 @@ FLOWER_BASIC_AUTH (or another of its authentications) is set, and refuses any ot
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tornado.options import options
@@ -16,9 +17,11 @@ if not (options.basic_auth or options.auth):
     if not options.address:
         address = "127.0.0.1"
     elif options.address not in _LOOPBACK:
-        raise SystemExit(
-            f"Flower on {options.address} needs authentication: set FLOWER_BASIC_AUTH=user:password"
+        sys.stderr.write(
+            f"Flower on {options.address} needs authentication: "
+            "set FLOWER_BASIC_AUTH=user:password\n"
         )
+        raise SystemExit(2)
 
 purge_offline_workers = 3600
 tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"

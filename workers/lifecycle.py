@@ -26,7 +26,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     `celery -A babylon_tasks worker -Q gpu` without another flag gets a pool process a GPU.
     """
     options = options or {}
-    queues = _names(options.get("queues")) or ["cpu"]
+    queues = _names(options.get("queues")) or [queue.name for queue in conf.task_queues]
     settings = load_settings()
     with _refusing_in_one_line():
         check_database(settings)
@@ -36,6 +36,13 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
         if not options.get("concurrency"):
             conf.worker_concurrency = gpu.slots()
         log.info("gpu worker: %s", ", ".join(gpu.visible_gpus()) or "no GPU, one slot on the CPU")
+    elif "gpu" in queues:
+        log.warning(
+            "this worker mixes queues, so its pool is not sized by GPUs: "
+            "run `celery -A babylon_tasks worker -Q gpu` on GPU nodes"
+        )
+    if "gpu" in queues and settings.wandb_api_key:
+        log.warning("WANDB_API_KEY is set, but this version trains here, not on W&B")
     if "gpu" in queues and not settings.train_rl_local:
         log.warning("this worker will not train: set TRAIN_RL_LOCAL=true to allow it")
 

@@ -67,6 +67,8 @@ def score(window_ids: Sequence[str]) -> None:
     moved = pipeline.score(worker(), limit=max(SCORE_BATCH, len(window_ids)))
     if moved:
         doorbells.train()
+        # Claims made at the same moment may pass windows by; do not leave them to the sweep.
+        doorbells.score(pipeline.sweep(worker(), limit=SCORE_BATCH).due)
 
 
 @shared_task(name="babylon.train", bind=True, ignore_result=False)

@@ -39,7 +39,7 @@ class TrainerProcess:
         kind: `torch` or `noop`.
         gpu: The trainer's CUDA_VISIBLE_DEVICES; None leaves it as it is, or hides every GPU from
             a `cpu-N` slot.
-        slot: The GPU's UUID, or `cpu-N`: one trainer at a time per slot and machine.
+        slot: The GPU's UUID, of which one trainer at a time may be used, or `cpu-N`.
         heartbeat_seconds: `on_beat` is called at least this often during a step.
         stall_seconds: A trainer that says nothing for so long is killed.
         idle_seconds: A trainer without work is ended after this, which frees its GPU.

@@ -22,7 +22,7 @@ from babylon_tasks.cli.common import wide_console
 from babylon_tasks.cli.up import progress_until_idle, settings_with
 from babylon_tasks.demo import simulate
 from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.embedded import EmbeddedServers, free_port
+from babylon_tasks.embedded import embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
@@ -61,12 +61,13 @@ def _run(windows: int, agents: int, seed: int) -> int:
     _say(started, "starting PostgreSQL and Redis")
     shutil.rmtree(HOME / "checkpoints", ignore_errors=True)
     with contextlib.ExitStack() as stack:
-        servers = stack.enter_context(EmbeddedServers(HOME, database="demo"))
-        _empty(servers.database_url)
-        migrate(servers.database_url)
+        database_url = stack.enter_context(embedded_postgres(HOME / "postgres", "demo"))
+        redis_url = stack.enter_context(embedded_redis(HOME / "redis"))
+        _empty(database_url)
+        migrate(database_url)
         _say(started, "making a tiny base model")
         model = make_tiny_model(HOME / "model").resolve()
-        env = _environment(servers, model)
+        env = _environment(database_url, redis_url, model)
         settings = settings_with(load_settings(), env)
         with psycopg.connect(settings.postgres()) as connection:
             written = simulate.write(
@@ -97,11 +98,11 @@ def _run(windows: int, agents: int, seed: int) -> int:
     return 0
 
 
-def _environment(servers: EmbeddedServers, model: Path) -> dict[str, str]:
+def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, str]:
     """A small model learns with a large rate, and nobody wants to wait."""
     return {
-        "DATABASE_URL": servers.database_url,
-        "REDIS_URL": servers.redis_url,
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
         "TRAIN_RL_LOCAL": "true",
         "TRAINER": "torch",
         "MODEL_NAME": "babylon-agent",

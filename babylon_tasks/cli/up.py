@@ -13,7 +13,7 @@ import click
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import ready_worker
 from babylon_tasks.cli.status import database_status, queue_lengths
-from babylon_tasks.embedded import EmbeddedServers, free_port
+from babylon_tasks.embedded import embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
@@ -75,13 +75,12 @@ def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str]]]:
     if settings.database_url or settings.redis_url:
         missing = "REDIS_URL" if settings.database_url else "DATABASE_URL"
         raise UserError(f"{missing} is not set: set both for your own servers, or neither")
-    with EmbeddedServers(HOME) as embedded:
-        migrate(embedded.database_url)
-        env = {
-            "DATABASE_URL": embedded.database_url,
-            "REDIS_URL": embedded.redis_url,
-            "TRAIN_RL_LOCAL": "true",
-        }
+    with (
+        embedded_postgres(HOME / "postgres", "babylon") as database_url,
+        embedded_redis(HOME / "redis") as redis_url,
+    ):
+        migrate(database_url)
+        env = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "TRAIN_RL_LOCAL": "true"}
         yield settings_with(settings, env), env
 
 

@@ -105,13 +105,13 @@ def server_name(kind: str, url: str) -> str:
 
 def unreachable(url: str, error: Exception) -> ServerUnavailable:
     """The one line for a server that does not answer, without the password."""
-    why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    why = " ".join(str(error).split()) or type(error).__name__
     password = urlsplit(url).password
     if password:
         why = why.replace(password, "***")
     return ServerUnavailable(
-        f"cannot reach {server_name('Postgres', url)} ({why}): is it running, and is "
-        "DATABASE_URL right?"
+        f"cannot reach {server_name('Postgres', url)} ({why}): is it running, and "
+        "is DATABASE_URL right?"
     )
 
 

@@ -291,7 +291,7 @@ def _connect(conninfo: str) -> Connection:
         return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise ServerUnavailable(
-            f"cannot connect to Postgres: {_one_line(error)}; is DATABASE_URL right?"
+            f"cannot reach Postgres ({_one_line(error)}): is it running, and is DATABASE_URL right?"
         ) from None
 
 

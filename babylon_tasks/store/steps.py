@@ -44,7 +44,8 @@ class Commit:
     """All that one committed step writes.
 
     `expected_step` is the head it started from and `token` its lease's: the compare-and-set.
-    `rewards` maps the trained trajectories to their scores; `seconds` is the step's wall time.
+    `primary` says whether the app's own tables are written. `rewards` maps the trained
+    trajectories to their scores; `seconds` is the step's wall time.
     """
 
     model_name: str
@@ -53,6 +54,7 @@ class Commit:
     token: int
     holder: str
     trainer: str
+    primary: bool
     windows: Sequence[Window]
     rewards: dict[str, float]
     result: StepResult
@@ -140,7 +142,8 @@ def commit(connection: Connection, new: Commit) -> str:
             "seconds": new.seconds,
         },
     )
-    _write_back(connection, new, step, version)
+    if new.primary:
+        _write_back(connection, new, step, version)
     return version
 
 

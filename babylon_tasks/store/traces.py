@@ -15,6 +15,25 @@ from babylon_tasks.traces import RawTrace
 
 _SQL = load("traces")
 _PREFETCH_ROWS = 16
+_LIBPQ_ONLY = frozenset(
+    (
+        "channel_binding",
+        "connect_timeout",
+        "fallback_application_name",
+        "gssencmode",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "load_balance_hosts",
+        "require_auth",
+        "requirepeer",
+        "sslcompression",
+        "sslsni",
+        "tcp_user_timeout",
+    )
+)
 
 
 class TraceReader:
@@ -48,10 +67,17 @@ async def open_reader(settings: Settings) -> AsyncIterator[TraceReader]:
     url = settings.postgres()
     try:
         # No statement cache: a pooler in transaction mode forgets prepared statements.
-        connection = await asyncpg.connect(url, statement_cache_size=0, timeout=5)
+        connection = await asyncpg.connect(_known(url), statement_cache_size=0, timeout=5)
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise unreachable(url, error) from None
     try:
         yield TraceReader(connection, settings)
     finally:
         await connection.close(timeout=5)
+
+
+def _known(url: str) -> str:
+    """The URL without what only libpq knows: asyncpg would pass it on, and the server refuse it."""
+    base, _, query = url.partition("?")
+    kept = [p for p in query.split("&") if p and p.partition("=")[0] not in _LIBPQ_ONLY]
+    return f"{base}?{'&'.join(kept)}" if kept else base

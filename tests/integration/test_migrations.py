@@ -505,7 +505,7 @@ def test_malformed_url_is_refused_without_its_password(url: str) -> None:
 
 @pytest.mark.parametrize("function", [migrate, pending])
 def test_nobody_answers(function: Any) -> None:
-    with pytest.raises(UserError, match=r"cannot connect.*refused") as caught:
+    with pytest.raises(UserError, match=r"cannot reach.*refused") as caught:
         function("postgresql://someone:hunter@127.0.0.1:1/db")
     assert "hunter" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.errors import LeaseLost, StaleClaim
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.scoring import heuristic
+from babylon_tasks.settings import Settings
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
 
 
@@ -136,7 +137,7 @@ def test_a_window_that_keeps_failing_ends_failed(
     pipeline.produce(worker)
 
     def broken(outcomes):  # type: ignore[no-untyped-def]
-        if len(outcomes) == 3 and not states(worker)[poison] == "failed":
+        if len(outcomes) == 3 and states(worker)[poison] != "failed":
             monkeypatch.setattr("babylon_tasks.scoring.heuristic", heuristic)
             raise ZeroDivisionError("odd data")
         return heuristic(outcomes)
@@ -173,3 +174,18 @@ def test_memory_of_a_mended_trace(worker: Worker) -> None:
     pipeline.score(worker)
     assert query(worker, "SELECT * FROM rl.quarantine") == []
     assert states(worker) == {window: "scored"}
+
+
+def test_parameters_that_only_libpq_knows_reach_neither_driver_in_vain(
+    make_worker: Callable[..., Worker], settings: Settings
+) -> None:
+    """Neon's default URL, with Prisma's parameters and an option with a space."""
+    url = settings.postgres() + (
+        "&channel_binding=prefer&connect_timeout=10&schema=public&pgbouncer=true"
+        "&options=-c%20statement_timeout%3D5000"
+    )
+    worker = make_worker(database_url=url)
+    add_window(worker, hours_ago(2))
+    pipeline.produce(worker)
+    assert pipeline.score(worker) == [hours_ago(2)]
+    assert one(worker, "SHOW statement_timeout") == {"statement_timeout": "5s"}

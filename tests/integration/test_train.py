@@ -383,6 +383,20 @@ def test_two_models_on_one_database_do_not_meet(
     assert versions == {"babylon-agent-v1.0.0", "other-agent-v1.0.1"}
 
 
+def test_a_model_beside_the_primary_leaves_the_apps_tables_alone(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    worker = make_worker(primary=False, model_name="experiment")
+    add_request(worker, "batch-1", hours_ago(9), "v1.0.0")
+    for hours in (3, 2):
+        scored_windows(worker, hours)
+        pipeline.train(worker, trainer)
+    assert pipeline.publish(worker) == ["v1.0.0", "v1.0.1"]
+    assert one(worker, "SELECT status FROM training_batches")["status"] == "pending"
+    assert query(worker, "SELECT * FROM trained_models") == []
+    assert query(worker, 'SELECT * FROM trajectories WHERE "usedInTraining"') == []
+
+
 def test_requests_are_attached_trained_alone_and_answered(worker: Worker, trainer: Trainer) -> None:
     asked, plain = hours_ago(2), hours_ago(3)
     add_request(worker, "batch-7", asked, "v3.1.4")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from babylon_tasks import checkpoints
-from babylon_tasks.errors import CheckpointUnreadable, UserError
+from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
 
 
 @pytest.fixture
@@ -42,6 +42,14 @@ def test_a_folder_is_never_written_twice(source: Path, tmp_path: Path) -> None:
     (source / "adapter_model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError):
         checkpoints.save(source, url)
+
+
+def test_a_copy_that_loses_its_lease_ends(source: Path, tmp_path: Path) -> None:
+    def lost() -> None:
+        raise LeaseLost("gone")
+
+    with pytest.raises(LeaseLost):
+        checkpoints.save(source, checkpoints.folder_of(str(tmp_path), "m", 1, 1), lost)
 
 
 def test_half_written_is_unreadable(source: Path, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ pytest.importorskip("starlette")
 import torch
 from peft import LoraConfig, get_peft_model
 from starlette.testclient import TestClient
-from tiny import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from babylon_tasks.errors import CheckpointUnreadable
+from tests.unit.tiny import make_tiny_model
 from workers.serve import make_app
 from workers.serve_engine import ADAPTERS_KEPT, Engine, ServedModel
 

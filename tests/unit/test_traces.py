@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -117,15 +118,11 @@ def test_the_hash_sees_prompts_and_responses_and_nothing_the_app_rewrites_later(
     )
 )
 def test_any_json_is_decoded_or_set_aside(value: Any) -> None:
-    try:
-        decode(raw(json.dumps(value)))
-    except Unusable as verdict:
-        assert verdict.reason in {"bad_json", "wrong_shape", "no_steps", "bad_pnl"}
+    with contextlib.suppress(Unusable):
+        assert decode(raw(json.dumps(value))).outcome.steps > 0
 
 
 @given(st.text())
 def test_any_text_is_decoded_or_set_aside(text: str) -> None:
-    try:
+    with contextlib.suppress(Unusable):
         decode(raw(text))
-    except Unusable:
-        pass

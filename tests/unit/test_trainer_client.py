@@ -15,10 +15,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("art")
-from tiny import make_request, make_tiny_model, two_sided
-
 from babylon_tasks.errors import CheckpointUnreadable, Final, Retryable, TrainerDied, UserError
 from babylon_tasks.training import Progress
+from tests.unit.tiny import make_request, make_tiny_model, two_sided
 from workers.trainer.gpu_lock import hold_gpu, lock_path
 from workers.trainer_client import TrainerProcess
 
@@ -32,11 +31,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # the GPU locks
     made: list[TrainerProcess] = []
 
-    def make_one(kind: str = "noop", script: str | None = None, **limits: float) -> TrainerProcess:
+    def make_one(
+        kind: str = "noop", script: str | None = None, slot: str = "cpu-0", **limits: float
+    ) -> TrainerProcess:
         limits = {
             "heartbeat_seconds": 0.2, "stall_seconds": 30, "idle_seconds": 60, **limits,
         }  # fmt: skip
-        one = TrainerProcess(kind, None, "cpu-0", **limits)
+        one = TrainerProcess(kind, None, slot, **limits)
         if script is not None:
             path = tmp_path / "fake.py"
             path.write_text(
@@ -215,9 +216,9 @@ def test_closing_the_pipe_ends_a_trainer_in_the_middle_of_its_work(
     make: Make, request_: Any, tmp_path: Path
 ) -> None:
     """Even while its main thread waits for a GPU that another process holds."""
-    held = hold_gpu("cpu-0", lambda: None)
-    assert lock_path("cpu-0").is_relative_to(tmp_path)
-    trainer, seen = make("torch"), []
+    held = hold_gpu("GPU-1", lambda: None)
+    assert lock_path("GPU-1").is_relative_to(tmp_path)
+    trainer, seen = make("torch", slot="GPU-1"), []
 
     def close_pipe(progress: Progress | None) -> None:
         if progress is not None:  # "load": it waits

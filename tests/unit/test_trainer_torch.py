@@ -22,11 +22,11 @@ import torch
 from art.loss import loss_fn
 from art.preprocessing.pack import packed_tensors_from_tokenized_results
 from safetensors.torch import load_file
-from tiny import make_request, make_tiny_model, sample, two_sided
 from transformers import AutoTokenizer
 
 from babylon_tasks.errors import CheckpointUnreadable, Final, UserError
 from babylon_tasks.training import Progress, Sample, StepRequest, StepResult
+from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
 from workers.trainer import gradients
 from workers.trainer.batches import micro_batches, row_lengths
 from workers.trainer.chat_format import ChatFormat

@@ -83,7 +83,9 @@ def _torch_trainer(request: StepRequest, answers: _Answers) -> _Steps:
 
     _prepare_environment(request.base_model)
     slot = os.environ.get("BABYLON_GPU_SLOT", DEFAULT_SLOT)
-    lock = hold_gpu(slot, lambda: answers.progress(Progress(phase="load")))
+    lock = None
+    if not slot.startswith("cpu"):  # processes share a CPU well enough
+        lock = hold_gpu(slot, lambda: answers.progress(Progress(phase="load")))
     answers.progress(Progress(phase="load"))
     try:
         from workers.trainer.torch_trainer import TorchTrainer

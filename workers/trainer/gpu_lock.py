@@ -17,9 +17,9 @@ WAIT_SECONDS = 2.0  # between two signs of life while another trainer holds the 
 
 
 def lock_path(slot: str) -> Path:
-    """The lock file of a slot: a GPU's UUID, or `cpu-N`."""
+    """The lock file of a slot: a GPU's UUID, MIG id or number."""
     name = re.sub(r"[^A-Za-z0-9.-]", "_", slot)
-    name = name if name.startswith(("GPU-", "MIG-", "cpu-")) else f"gpu-{name}"
+    name = name if name.startswith(("GPU-", "MIG-")) else f"gpu-{name}"
     return Path(tempfile.gettempdir()) / f"babylon-tasks-{os.getuid()}" / f"{name}.lock"
 
 

@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from babylon_tasks.errors import Final, UserError
+from babylon_tasks.errors import UserError
 from workers.trainer.chat_format import ChatFormat
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,7 @@ class LanguageModel:
     """A causal language model to train by LoRA; bfloat16 on CUDA, float32 elsewhere.
 
     Raises:
-        UserError: BASE_MODEL cannot be loaded, or has no chat template.
-        Final: It does not fit the GPU.
+        UserError: BASE_MODEL cannot be loaded, does not fit the GPU, or has no chat template.
     """
 
     def __init__(self, base_model: str, device: torch.device) -> None:
@@ -161,7 +160,7 @@ def _load(base_model: str, device: torch.device) -> tuple[Any, Any]:
             local_files_only=local,
         )
     except torch.OutOfMemoryError:
-        raise Final(
+        raise UserError(
             f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller BASE_MODEL "
             "or a larger GPU; or let W&B's serverless training hold the model (docs/training.md)"
         ) from None

@@ -107,8 +107,8 @@ class TorchService:
         except OneSequenceTooLarge as error:
             raise Final(
                 f"CUDA out of memory with one sequence of {error.tokens} tokens: lower "
-                f"MAX_SEQUENCE_TOKENS (now {wanted.max_sequence_tokens}) or LORA_RANK, use a "
-                "smaller BASE_MODEL or a larger GPU; or let W&B's serverless training hold the "
+                f"MAX_SEQUENCE_TOKENS (now {wanted.max_sequence_tokens}), use a smaller "
+                "BASE_MODEL or a larger GPU; or let W&B's serverless training hold the "
                 "model (docs/training.md)"
             ) from None
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)

@@ -37,6 +37,8 @@ VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(traj
 SELECT pg_advisory_xact_lock(hashtext('rl.versions'))
 
 -- taken_versions --
+SELECT version FROM rl.steps WHERE model_name = %(model_name)s AND version IS NOT NULL
+UNION
 SELECT version FROM public.trained_models WHERE version IS NOT NULL
 UNION
 SELECT substr("modelId", length(%(model_name)s) + 2) FROM public.trained_models
@@ -49,26 +51,34 @@ VALUES (%(model_id)s, %(model_id)s, %(version)s, %(base_model)s, %(batch_id)s, '
         %(checkpoint)s, %(avg_reward)s, now() AT TIME ZONE 'utc')
 
 -- mark_trajectories_used --
+-- Joined to the ids, not filtered by them: on young tables the planner would test each row against
+-- the whole array.
 UPDATE public.trajectories t
    SET "usedInTraining" = true, "trainedInBatch" = %(batch_id)s,
        "aiJudgeReward" = s.score, "aiJudgeReasoning" = s.reasoning,
        "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = now() AT TIME ZONE 'utc'
-  FROM rl.scores s
-  JOIN rl.windows w USING (window_id, model_name, scorer)
- WHERE s.model_name = %(model_name)s AND s.trajectory_id = t."trajectoryId"
-   AND t."trajectoryId" = ANY (%(trajectory_ids)s)
+  FROM unnest(%(trajectory_ids)s::text[]) AS trained (trajectory_id)
+  JOIN rl.scores s ON s.trajectory_id = trained.trajectory_id AND s.model_name = %(model_name)s
+  JOIN rl.windows w ON w.window_id = s.window_id AND w.model_name = s.model_name
+                   AND w.scorer = s.scorer
+ WHERE t."trajectoryId" = trained.trajectory_id
 
 -- publish --
--- The newest step serves. Reports the versions that became ready.
+-- The newest step serves. Reports the versions that now may; the app's own rows become ready.
 WITH moved AS (
     UPDATE rl.heads h SET published_step = h.step
       FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE) old
      WHERE h.model_name = %(model_name)s AND h.published_step < h.step
     RETURNING old.published_step AS after_step, h.step AS up_to_step
+), published AS (
+    SELECT s.step, s.version
+      FROM rl.steps s, moved
+     WHERE s.model_name = %(model_name)s
+       AND s.step > moved.after_step AND s.step <= moved.up_to_step
+), ready AS (
+    UPDATE public.trained_models m
+       SET status = 'ready', "updatedAt" = now() AT TIME ZONE 'utc'
+      FROM published p
+     WHERE m."modelId" = %(model_name)s || '-' || p.version AND m.status = 'training'
 )
-UPDATE public.trained_models m
-   SET status = 'ready', "updatedAt" = now() AT TIME ZONE 'utc'
-  FROM rl.steps s, moved
- WHERE s.model_name = %(model_name)s AND s.step > moved.after_step AND s.step <= moved.up_to_step
-   AND m."modelId" = s.model_name || '-' || s.version AND m.status = 'training'
-RETURNING m.version
+SELECT version FROM published ORDER BY step

@@ -1,0 +1,41 @@
+# `make` lists the targets. PYTHON=python3.12 chooses the interpreter of a new .venv.
+#
+# On Linux the default package index serves torch with its CUDA libraries (gigabytes). Without a
+# GPU, export PIP_EXTRA_INDEX_URL (an index that has CPU builds) or PIP_FIND_LINKS (a folder of
+# wheels) first: constraints.txt takes the CPU build as well.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo lint test format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make .venv with everything but vLLM and S3, as constraints.txt says
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,embedded,dev]'
+	@touch $@
+
+demo: venv ## Run the whole pipeline on this machine: no server, no GPU, no download
+	$(BIN)/babylon demo
+
+lint: venv ## Check style, types and imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: venv lint ## lint, then all tests
+	$(BIN)/pytest
+
+format: venv ## Mend style where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv and what the tools left; .babylon stays
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

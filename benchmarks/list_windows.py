@@ -1,0 +1,289 @@
+"""Seconds to list the windows of three days: this project's query against upstream's way.
+
+    python benchmarks/list_windows.py [--trajectories 100000] [--json]
+    python benchmarks/list_windows.py --trajectories 1000000 --no-upstream
+
+An embedded Postgres gets trajectories evenly over 72 hours, the hour that is running being full,
+each of a few steps and less than 2 KB (real ones have 20 to 300 KB: upstream gets off lightly). An
+agent has one in most windows. Vacuumed are the oldest nine tenths, as autovacuum leaves a table
+that grows; the newest hours are not. All figures are medians, warm.
+
+- *ours, steady*: `babylon windows list` in production. The producer came by within the last minute,
+  so ended windows are read from `rl.windows` and the running hour is counted.
+- *ours, cold*: before the producer's first run, when every window is counted.
+- *producer*: one run of `pipeline.produce`, the first (72 windows become due) and every later one.
+- *upstream*: `MODE=list` of `babylon_trainer.py` collects each hour from 2 to 71 hours ago in
+  full: all columns that it trains on, by an OR over two columns, every text parsed.
+
+`--locale` is the database's. In `C`, the default, upstream's LIKE can use an index; in any other
+(`C.UTF-8` here, `en_US.UTF-8` in the usual images) it reads the whole table for each hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, LiteralString
+from urllib.parse import urlsplit, urlunsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import asyncpg
+import psycopg
+from psycopg import sql
+
+from babylon_tasks import pipeline
+from babylon_tasks.embedded import embedded_postgres
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.migrate import migrate
+from babylon_tasks.windows import WindowListing, window_id_at
+
+HOURS = 72  # trajectories are spread over so many, the running one included
+UPSTREAM_HOURS = range(2, 72)
+STEPS = 3
+VACUUMED = 0.9  # share of the table, from its oldest row
+
+_ADD_AGENTS: LiteralString = """
+INSERT INTO "User" ("id", "username", "isAgent", "updatedAt")
+SELECT (190000000000000000 + n)::text, 'agent-' || n, true, now()
+  FROM generate_series(0, %(agents)s::int - 1) AS n
+"""
+
+# In the order of time. Two in a hundred are older rows, with the window in scenarioId alone.
+_ADD_TRAJECTORIES: LiteralString = """
+INSERT INTO trajectories (
+    "id", "trajectoryId", "agentId", "startTime", "endTime", "durationMs", "windowId", "scenarioId",
+    "stepsJson", "rewardComponentsJson", "metricsJson", "metadataJson", "totalReward",
+    "episodeLength", "finalStatus", "createdAt", "updatedAt")
+SELECT (200000000000000000 + 2 * n)::text, (200000000000000001 + 2 * n)::text,
+       (190000000000000000 + floor(random() * %(agents)s)::bigint)::text,
+       hour, hour + interval '50 minutes', 3000000,
+       CASE WHEN n %% 50 > 0 THEN to_char(hour, 'YYYY-MM-DD"T"HH24:00') END,
+       to_char(hour, 'YYYY-MM-DD"T"HH24:00') || CASE WHEN n %% 50 = 0 THEN '-btc' ELSE '' END,
+       replace(%(steps)s, '"PNL"', round((random() * 600 - 300)::numeric, 2)::text),
+       '{}', '{}', '{}', 0, 3, 'completed',
+       hour + interval '50 minutes', hour + interval '50 minutes'
+  FROM generate_series(%(first)s::bigint, %(last)s::bigint - 1) AS n,
+       LATERAL (SELECT %(oldest)s::timestamp
+                       + make_interval(hours => (n * %(hours)s / %(total)s)::int)) AS h (hour)
+"""
+
+_UPSTREAM_COLLECT = """
+SELECT t."trajectoryId", t."agentId", t."stepsJson", u.username
+  FROM trajectories t LEFT JOIN "User" u ON u.id = t."agentId"
+ WHERE (t."scenarioId" = $1 OR t."scenarioId" LIKE $1 || '%' OR t."windowId" = $1)
+   AND t."stepsJson" IS NOT NULL
+   AND t."stepsJson"::text != 'null'
+   AND t."stepsJson"::text != '[]'
+ ORDER BY t."createdAt"
+"""
+
+
+def steps_json() -> str:
+    """A short trace; "PNL" stands where each row gets its own number."""
+    return json.dumps(
+        [
+            {
+                "stepNumber": n,
+                "environmentState": {"agentBalance": 10000, "agentPnL": "PNL", "openPositions": n},
+                "providerAccesses": [],
+                "llmCalls": [
+                    {
+                        "model": "llama-3.1-8b",
+                        "systemPrompt": "You are a momentum trader on prediction markets.",
+                        "userPrompt": "Market: NOVA beats its forecast. YES 0.42, NO 0.58. Act.",
+                        "response": '{"action":"BUY_SHARES","side":"YES","amount":100}',
+                        "purpose": "action",
+                    }
+                ],
+                "action": {"actionType": "BUY_SHARES", "success": True},
+                "reward": 0.5,
+            }
+            for n in range(STEPS)
+        ]
+    )
+
+
+def load(url: str, trajectories: int, now: datetime) -> int:
+    """Fill the app's tables as they stand in production; returns how many agents there are."""
+    agents = max(2, trajectories // HOURS)
+    oldest = now.replace(minute=0, second=0, microsecond=0, tzinfo=None)
+    values = {
+        "agents": agents,
+        "total": trajectories,
+        "hours": HOURS,
+        "oldest": oldest - timedelta(hours=HOURS - 1),
+        "steps": steps_json(),
+    }
+    vacuumed = int(trajectories * VACUUMED)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")  # foreign keys unchecked
+        connection.execute("ALTER TABLE trajectories SET (autovacuum_enabled = false)")
+        connection.execute("SELECT setseed(0.5)")
+        connection.execute(_ADD_AGENTS, values)
+        connection.execute(_ADD_TRAJECTORIES, {**values, "first": 0, "last": vacuumed})
+        connection.execute('VACUUM ANALYZE trajectories, "User"')
+        connection.execute(_ADD_TRAJECTORIES, {**values, "first": vacuumed, "last": trajectories})
+        connection.execute("CHECKPOINT")
+    return agents
+
+
+def seconds(action: Callable[[], object], repeats: int = 1) -> list[float]:
+    """How long each of some runs took."""
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+async def upstream_list(url: str, window_ids: list[str]) -> dict[str, int]:
+    """Agents of each window, by collecting it in full."""
+    connection = await asyncpg.connect(url)
+    try:
+        return {each: len(await upstream_collect(connection, each)) for each in window_ids}
+    finally:
+        await connection.close()
+
+
+async def upstream_collect(connection: Any, window_id: str) -> dict[str, Any]:
+    """Agent id → its name and its parsed trajectories."""
+    agents: dict[str, Any] = {}
+    for row in await connection.fetch(_UPSTREAM_COLLECT, window_id):
+        agent = agents.setdefault(
+            row["agentId"], {"name": row["username"] or row["agentId"], "trajectories": []}
+        )
+        steps = json.loads(row["stepsJson"])
+        pnl = float(steps[-1].get("environmentState", {}).get("agentPnL", 0)) if steps else 0.0
+        agent["trajectories"].append({"id": row["trajectoryId"], "steps": steps, "pnl": pnl})
+    return agents
+
+
+def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[str, Any]:
+    """Load, then list in every way."""
+    now = datetime.now(UTC)
+    migrate(url)
+    (load_seconds,) = seconds(lambda: load(url, trajectories, now))
+    # Nothing settles: the running hour is counted, whatever the minute, and no other.
+    settings = Settings(database_url=url, settle_seconds=0)  # type: ignore[arg-type, call-arg]
+    worker = Worker(Database(url), settings, "benchmark")
+
+    def ours() -> list[WindowListing]:
+        return window_rows.listing(tx, settings)
+
+    with worker.database.transaction() as tx:
+        ours()
+        cold = seconds(ours, repeats)
+        cold_rows = {row.window_id: row.agents for row in ours()}
+    first_produce = seconds(lambda: pipeline.produce(worker))
+    later_produce = seconds(lambda: pipeline.produce(worker), repeats)
+    with worker.database.transaction() as tx:
+        tx.execute("ANALYZE rl.windows")
+        steady_rows = {row.window_id: row.agents for row in ours()}
+        steady = seconds(ours, repeats)
+    assert cold_rows == steady_rows
+    assert len(steady_rows) == HOURS
+
+    upstream_seconds: list[float] = []
+    window_ids = [window_id_at(now - timedelta(hours=hours)) for hours in UPSTREAM_HOURS]
+    for _ in range(3 if upstream else 0):
+        started = time.perf_counter()
+        found = asyncio.run(upstream_list(url, window_ids))
+        upstream_seconds.append(time.perf_counter() - started)
+        assert all(steady_rows[window] == agents for window, agents in found.items())
+        with worker.database.transaction() as tx:
+            steady += seconds(ours, repeats)
+
+    figures: dict[str, Any] = {
+        "trajectories": trajectories,
+        "load_seconds": round(load_seconds, 1),
+        "ours_steady_seconds": round(statistics.median(steady), 6),
+        "ours_cold_seconds": round(statistics.median(cold), 6),
+        "produce_first_seconds": round(first_produce[0], 6),
+        "produce_later_seconds": round(statistics.median(later_produce), 6),
+    }
+    if upstream:
+        taken = statistics.median(upstream_seconds)
+        figures |= {
+            "upstream_seconds": round(taken, 4),
+            "ratio_upstream_to_steady": round(taken / statistics.median(steady)),
+            "ratio_upstream_to_cold": round(taken / statistics.median(cold)),
+        }
+    return figures
+
+
+def make_database(url: str, locale: str) -> str:
+    """A database of that locale on the server given; its URL."""
+    statement = sql.SQL("CREATE DATABASE listing TEMPLATE template0 ENCODING 'UTF8' LOCALE {}")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.format(locale))
+    return urlunsplit(urlsplit(url)._replace(path="/listing"))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--trajectories", type=int, default=100_000)
+    parser.add_argument("--no-upstream", action="store_true", help="measure ours only")
+    parser.add_argument("--locale", choices=("C", "C.UTF-8"), default="C")
+    parser.add_argument("--repeats", type=int, default=15, help="runs of each query of ours")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        embedded_postgres(Path(folder) / "data", "postgres") as server,
+    ):
+        url = make_database(server, arguments.locale)
+        with psycopg.connect(url) as connection:
+            version = connection.info.parameter_status("server_version")
+        figures = {
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "postgres": version,
+            "locale": arguments.locale,
+            **measure(url, arguments.trajectories, arguments.repeats, not arguments.no_upstream),
+        }
+    print(json.dumps(figures) if arguments.json else table(figures))
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        f"{figures['trajectories']:,} trajectories in {HOURS} windows, locale {figures['locale']} "
+        f"(PostgreSQL {figures['postgres']}, Python {figures['python']}, {figures['cpus']} CPUs, "
+        f"loaded in {figures['load_seconds']} s)"
+    ]
+    rows = [
+        ("ours, steady", "ours_steady_seconds", "ratio_upstream_to_steady"),
+        ("ours, cold", "ours_cold_seconds", "ratio_upstream_to_cold"),
+        ("producer, first run", "produce_first_seconds", None),
+        ("producer, later runs", "produce_later_seconds", None),
+        ("upstream", "upstream_seconds", None),
+    ]
+    for name, key, ratio in rows:
+        if key in figures:
+            line = f"  {name:<22}{figures[key] * 1000:>12,.2f} ms"
+            if ratio in figures:
+                line += f"   upstream takes {figures[ratio]:,} times as long"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

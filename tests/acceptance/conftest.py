@@ -1,0 +1,117 @@
+"""Real processes on real servers, with short intervals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings
+
+
+class Deployment:
+    """One database, one Redis, and the environment in which roles run on them."""
+
+    def __init__(self, worker: Worker, redis_url: str, folder: Path) -> None:
+        self.worker = worker
+        self.redis_url = redis_url
+        self.folder = folder
+        settings = worker.settings
+        self.env = {
+            "DATABASE_URL": settings.postgres(),
+            "REDIS_URL": redis_url,
+            "TRAIN_RL_LOCAL": "true",
+            "TRAINER": "noop",
+            "BASE_MODEL": settings.base_model,
+            "CHECKPOINT_STORE": settings.checkpoint_store,
+            "SWEEP_SECONDS": "1",
+            "PRODUCE_SECONDS": "1",
+            "LEASE_SECONDS": "2",
+            "HEARTBEAT_SECONDS": "0.5",
+            "RETRY_SECONDS": "0",
+            "HF_HUB_OFFLINE": "1",  # what is not on this machine is missed at once
+        }
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def run(
+        self, *arguments: str, env: dict[str, str] | None = None, timeout: float = 90
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end: `babylon …`, or `celery …`, or `-m …` for a module."""
+        return subprocess.run(
+            self._command(arguments),
+            env=self._env(env),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a role; it is ended with the test."""
+        log = (self.folder / f"{len(self._processes)}.log").open("w")
+        process = subprocess.Popen(
+            self._command(arguments),
+            env=self._env(env),
+            cwd=self.folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+    def logs(self) -> str:
+        """What every role has said, for a failing test."""
+        return "\n".join(f"== {p.name}\n{p.read_text()}" for p in self.folder.glob("*.log"))
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 40) -> None:
+        """Until it holds, or fail with the logs."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"nothing happened within {seconds} s\n{self.logs()[-6000:]}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End every role that still runs."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        if arguments[0] == "-m":
+            return [sys.executable, *arguments]
+        return [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]]
+
+    def _env(self, changes: dict[str, str] | None) -> dict[str, str]:
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name.lower() not in Settings.model_fields
+        }
+        return {**inherited, **self.env, **(changes or {})}
+
+
+@pytest.fixture
+def deployment(worker: Worker, redis_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    """An empty database and an empty Redis, and nothing running yet."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    made = Deployment(worker, redis_url, folder)
+    yield made
+    made.stop()

@@ -1,0 +1,246 @@
+"""What a person types: results, and errors in one line that say what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from babylon_tasks import pipeline
+from tests.acceptance.conftest import Deployment
+from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
+
+MODULE = ("-m", "babylon_tasks")
+NOBODY = "postgresql://user:s3cret@127.0.0.1:1/babylon"
+
+
+def test_list_as_json(deployment: Deployment) -> None:
+    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.worker, hours_ago(3), agents=1)
+    done = deployment.run("babylon", "windows", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert 0 < told["query_seconds"] < 5
+    shown = [(w["window_id"], w["agents"], w["trajectories"], w["state"]) for w in told["windows"]]
+    assert shown == [
+        (hours_ago(2), 3, 3, "ready"),
+        (hours_ago(3), 1, 1, "few_agents"),
+    ]  # fmt: skip
+    table = deployment.run("babylon", "windows", "list").stdout
+    assert hours_ago(2) in table
+
+
+def test_mode_list(deployment: Deployment) -> None:
+    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.worker, hours_ago(3), agents=1)
+    done = deployment.run(*MODULE, env={"MODE": "list", "TRAIN_RL_LOCAL": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"Ready windows (1):\n  {hours_ago(2)}: 3 agents\n"
+
+
+def test_mode_single_trains_the_newest_window_and_asks_it(
+    deployment: Deployment, tiny_model: Path
+) -> None:
+    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.worker, hours_ago(3))
+    env = {"MODE": "single", "TRAINER": "torch", "BASE_MODEL": str(tiny_model)}
+    # No Redis and no worker is needed.
+    done = deployment.run(*MODULE, env={**env, "REDIS_URL": ""})
+    assert done.returncode == 0, done.stderr
+    assert f"Training on: {hours_ago(2)}" in done.stdout
+    assert "Model: babylon-agent-v1.0.0 (step 1)" in done.stdout
+    assert done.stdout.strip().splitlines()[-1].startswith("Response: ")
+    assert states(deployment.worker) == {hours_ago(2): "trained"}
+    assert one(deployment.worker, "SELECT status FROM trained_models")["status"] == "ready"
+    step = one(deployment.worker, "SELECT * FROM rl.steps")
+    assert step["trainable_tokens"] > 0
+    files = {p.name for p in Path(step["checkpoint"]).iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} <= files
+
+
+def test_mode_single_answers_a_request(deployment: Deployment) -> None:
+    window = hours_ago(4)
+    add_window(deployment.worker, window)
+    add_request(deployment.worker, "batch-1", window, "v4.0.0")
+    env = {"MODE": "single", "WINDOW_ID": window, "BATCH_ID": "batch-1", "MODEL_VERSION": "v4.0.0"}
+    done = deployment.run(*MODULE, env=env)
+    # The model "none" cannot be served, which is said after the training is safe.
+    assert "Model: babylon-agent-v4.0.0 (step 1)" in done.stdout
+    batch = one(deployment.worker, "SELECT * FROM training_batches")
+    assert (batch["status"], batch["modelVersion"]) == ("completed", "v4.0.0")
+    model = one(deployment.worker, "SELECT * FROM trained_models")
+    assert (model["status"], model["trainingBatch"]) == ("ready", "batch-1")
+
+
+def test_mode_single_leaves_a_request_for_the_running_hour_waiting(deployment: Deployment) -> None:
+    """What the app's own trigger spawns."""
+    add_window(deployment.worker, hours_ago(0))
+    add_request(deployment.worker, "batch-2", hours_ago(0), "v1.0.0")
+    env = {"MODE": "single", "WINDOW_ID": hours_ago(0), "BATCH_ID": "batch-2"}
+    done = deployment.run(*MODULE, env=env)
+    assert done.returncode == 0, done.stderr
+    assert f"Request batch-2 waits for window {hours_ago(0)}" in done.stdout
+    assert one(deployment.worker, "SELECT status FROM training_batches")["status"] == "pending"
+
+
+def test_mode_single_beside_running_workers(deployment: Deployment) -> None:
+    window = hours_ago(2)
+    add_window(deployment.worker, window)
+    deployment.start("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-c", "1")
+    deployment.run("babylon", "windows", "enqueue")
+    done = deployment.run(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
+    assert "(step 1)" in done.stdout
+    assert one(deployment.worker, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
+
+
+def test_mode_continuous_until_it_is_stopped(deployment: Deployment) -> None:
+    windows = [hours_ago(h) for h in (2, 3)]
+    add_window(deployment.worker, windows[0])
+    process = deployment.start(*MODULE, env={"MODE": "continuous"})
+    deployment.wait(lambda: states(deployment.worker) == {windows[0]: "trained"})
+    add_window(deployment.worker, windows[1])
+    deployment.wait(lambda: states(deployment.worker) == dict.fromkeys(windows, "trained"))
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=15)
+    assert query(deployment.worker, "SELECT * FROM rl.leases") == []
+
+
+def test_up_until_idle_on_servers_of_ones_own(deployment: Deployment) -> None:
+    windows = [hours_ago(h) for h in range(2, 6)]
+    for window in windows:
+        add_window(deployment.worker, window)
+    done = deployment.run("babylon", "up", "--until-idle")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert states(deployment.worker) == dict.fromkeys(windows, "trained")
+    assert one(deployment.worker, "SELECT step = published_step AS ok FROM rl.heads")["ok"]
+
+
+def test_up_is_ended_by_sigterm_with_all_its_processes(deployment: Deployment) -> None:
+    process = deployment.start("babylon", "up")
+    deployment.wait(lambda: "Flower" in deployment.logs())
+    children = _children(process.pid)
+    assert len(children) >= 4
+    process.terminate()
+    process.wait(timeout=40)
+    time.sleep(0.2)
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()]
+
+
+def test_demo(deployment: Deployment, tiny_model: Path) -> None:
+    home = deployment.folder / ".babylon" / "demo"
+    home.mkdir(parents=True)
+    shutil.copytree(tiny_model, home / "model")  # made once for all tests
+    for variable in ("DATABASE_URL", "REDIS_URL", "TRAINER"):
+        del deployment.env[variable]
+    done = deployment.run("babylon", "demo", "--windows", "3", "--agents", "4", timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Flower at http://127.0.0.1:" in done.stdout
+    summary = json.loads((home / "summary.json").read_text())
+    assert summary["windows_total"] == 4
+    assert summary["windows_trained"] == 3
+    assert summary["windows_skipped"] == 1
+    assert summary["quarantined"] > 0
+    assert summary["steps"] >= 1
+    assert summary["model_version"] == f"v1.0.{summary['steps'] - 1}"
+    assert summary["answer"] in done.stdout
+    assert Path(summary["base_model"], "config.json").is_file()
+    assert summary["seconds"] > 0
+
+
+def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_model: Path) -> None:
+    add_window(deployment.worker, hours_ago(2))
+    env = {"BASE_MODEL": str(tiny_model), "TRAINER": "torch"}
+    well = deployment.run("babylon", "doctor", "--json", env=env)
+    assert well.returncode == 0, well.stdout
+    assert all(finding["ok"] for finding in json.loads(well.stdout))
+    ill = deployment.run(
+        "babylon",
+        "doctor",
+        env={"DATABASE_URL": NOBODY, "REDIS_URL": "redis://:s3cret@127.0.0.1:1/0",
+             "TRAIN_RL_LOCAL": "no", "BASE_MODEL": "/nowhere"},
+    )  # fmt: skip
+    assert ill.returncode == 2
+    assert "s3cret" not in ill.stdout + ill.stderr
+    for said in ("DATABASE_URL", "REDIS_URL", "TRAIN_RL_LOCAL=true", "/nowhere"):
+        assert said in ill.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "says"),
+    [
+        (("babylon", "windows", "list"), {"DATABASE_URL": ""}, "DATABASE_URL is not set"),
+        (("babylon", "windows", "list"), {"DATABASE_URL": NOBODY}, "is DATABASE_URL right?"),
+        (("babylon", "windows", "list"), {"DATABASE_URL": "mysql://u:s3cret@h/d"}, "postgresql://"),
+        (("babylon", "status"), {"REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}, "REDIS_URL right?"),
+        (("babylon", "status"), {"REDIS_URL": ""}, "REDIS_URL is not set"),
+        (("babylon", "migrate"), {"DATABASE_URL": NOBODY}, "is DATABASE_URL right?"),
+        (("babylon", "up"), {"REDIS_URL": ""}, "REDIS_URL is not set"),
+        (("babylon", "up", "--until-idle"), {"TRAIN_RL_LOCAL": ""}, "TRAIN_RL_LOCAL=true"),
+        (("babylon", "windows", "enqueue", "yesterday"), {}, "2025-01-15T10:00"),
+        (("babylon", "windows", "enqueue", "2025-01-15T10:00"), {}, "no trajectories in window"),
+        (("babylon", "status"), {"MIN_AGENTS_PER_WINDOW": "1"}, "MIN_AGENTS_PER_WINDOW"),
+        (MODULE, {"MODE": "list"}, "few agents"),
+        (MODULE, {"MODE": "single"}, "no windows found: 1 trajectories"),
+        (MODULE, {"MODE": "single", "TRAIN_RL_LOCAL": ""}, "TRAIN_RL_LOCAL=true"),
+        (MODULE, {"MODE": "single", "BATCH_ID": "nope"}, "BATCH_ID=nope"),
+        (MODULE, {"MODE": "single", "WINDOW_ID": "x"}, "2025-01-15T10:00"),
+        (MODULE, {"MODE": "sometimes"}, "MODE"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_with_one_line_and_code_2(
+    deployment: Deployment, command: tuple[str, ...], env: dict[str, str], says: str
+) -> None:
+    add_trajectory(deployment.worker, hours_ago(2), "alone")
+    done = deployment.run(*command, env=env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert says in line
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_missing_migrations_are_named(deployment: Deployment, fresh_database: str) -> None:
+    for command in (("babylon", "windows", "list"), MODULE):
+        done = deployment.run(*command, env={"DATABASE_URL": fresh_database})
+        assert done.returncode == 2
+        assert done.stderr.strip() == "migrations are not applied: run `babylon migrate`"
+    assert (
+        deployment.run("babylon", "migrate", env={"DATABASE_URL": fresh_database}).returncode == 0
+    )
+
+
+def test_a_window_without_signal_is_a_clear_end_of_single(deployment: Deployment) -> None:
+    add_window(deployment.worker, hours_ago(2), spread=0.0)
+    done = deployment.run(*MODULE, env={"MODE": "single"})
+    assert done.returncode == 2
+    assert "skipped: no signal" in done.stderr
+
+
+def test_every_command_has_help_with_an_example(deployment: Deployment) -> None:
+    commands = [(), ("windows",)]
+    for name in (["demo"], ["up"], ["migrate"], ["status"], ["doctor"], ["windows", "list"],
+                 ["windows", "enqueue"]):  # fmt: skip
+        done = deployment.run("babylon", *name, "--help")
+        assert done.returncode == 0
+        assert "Example:" in done.stdout
+    for name_ in commands:
+        assert deployment.run("babylon", *name_, "--help").returncode == 0
+
+
+def test_late_messages_cost_nothing(deployment: Deployment) -> None:
+    """Every stage again, after all is done: nothing changes."""
+    add_window(deployment.worker, hours_ago(2))
+    deployment.run("babylon", "up", "--until-idle")
+    before = query(deployment.worker, "SELECT * FROM rl.windows")
+    pipeline.produce(deployment.worker)
+    assert pipeline.score(deployment.worker) == []
+    assert pipeline.publish(deployment.worker) == []
+    assert query(deployment.worker, "SELECT * FROM rl.windows") == before

@@ -1,0 +1,163 @@
+"""Settings: loading order, error messages, URLs, and that every one of them is documented."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import TypeAdapter
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+
+# In .env.example for Docker Compose and Flower; no settings of the program.
+ONLY_COMPOSE = {"REDIS_PASSWORD", "FLOWER_BASIC_AUTH", "POSTGRES_PASSWORD", "REMAP_SIGTERM"}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder without .env, and no setting in the environment."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    load_settings.cache_clear()
+    yield tmp_path
+    load_settings.cache_clear()
+
+
+def _example() -> dict[str, str]:
+    """Name → default of the commented-out lines in .env.example."""
+    text = (ROOT / ".env.example").read_text()
+    return dict(re.findall(r"^#?([A-Z][A-Z0-9_]*)=(.*)$", text, re.MULTILINE))
+
+
+def _documented() -> dict[str, str]:
+    """Name → default of the tables in docs/settings.md, up to those that others read."""
+    text = (ROOT / "docs" / "settings.md").read_text().partition("## Read by others")[0]
+    return dict(re.findall(r"^\| `([A-Z0-9_]+)` \|(?: `(.*?)`)? \|", text, re.MULTILINE))
+
+
+def _with_our_default(defaults: dict[str, str]) -> dict[str, str]:
+    """Those of the given settings whose default is the one in the code."""
+    found = {}
+    for name, field in Settings.model_fields.items():
+        value = defaults.get(name.upper())
+        same = (
+            not value
+            if field.default is None
+            else value is not None
+            and TypeAdapter(field.annotation).validate_strings(value) == field.default
+        )
+        if same:
+            found[name.upper()] = value or ""
+    return found
+
+
+def test_every_setting_is_in_the_example_file_with_its_default() -> None:
+    example = {k: v for k, v in _example().items() if k not in ONLY_COMPOSE}
+    assert _with_our_default(example) == example
+    assert set(example) == {name.upper() for name in Settings.model_fields}
+    assert set(_example()) >= ONLY_COMPOSE
+
+
+def test_every_setting_is_in_the_documentation_with_its_default() -> None:
+    documented = _documented()
+    assert _with_our_default(documented) == documented
+    assert set(documented) == {name.upper() for name in Settings.model_fields}
+
+
+def test_a_copy_of_the_example_file_changes_nothing(empty_folder: Path) -> None:
+    (empty_folder / ".env").write_text((ROOT / ".env.example").read_text())
+    assert load_settings() == Settings(_env_file=None)  # type: ignore[call-arg]
+
+
+def test_the_environment_wins_over_env_local_over_env(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / ".env").write_text("MODEL_NAME=a\nBASE_MODEL=a\nWANDB_PROJECT=a\n")
+    (empty_folder / ".env.local").write_text("BASE_MODEL=b\nWANDB_PROJECT=b\n")
+    monkeypatch.setenv("WANDB_PROJECT", "c")
+    settings = load_settings()
+    assert (settings.model_name, settings.base_model, settings.wandb_project) == ("a", "b", "c")
+
+
+def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEASE_SECONDS", "")
+    monkeypatch.setenv("DATABASE_URL", "")
+    assert load_settings().lease_seconds == 30
+    assert load_settings().database_url is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MIN_AGENTS_PER_WINDOW", "s3cret"),
+        ("MIN_AGENTS_PER_WINDOW", "-731"),
+        ("LEARNING_RATE", "731"),
+        ("TRAINER", "s3cret"),
+        ("TRAIN_RL_LOCAL", "s3cret"),
+        ("MODEL_NAME", "s3cret/../../x"),
+        ("LOG_LEVEL", "s3cret"),
+    ],
+)
+def test_a_wrong_value_names_the_variable_never_the_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as raised:
+        load_settings()
+    message = str(raised.value)
+    assert message.startswith(f"{name}: ")
+    assert value.strip("-") not in message
+    assert "\n" not in message
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:s3cret@h/db")
+    monkeypatch.setenv("REDIS_URL", "redis://:s3cret@h:6379/0")
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret")
+    assert "s3cret" not in repr(load_settings())
+
+
+def test_what_only_prisma_knows_is_dropped_from_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://u:p@h:5432/db"
+    query = "?schema=public&pgbouncer=true&connection_limit=1&sslmode=require"
+    monkeypatch.setenv("DATABASE_URL", url + query)
+    assert load_settings().postgres() == url + "?sslmode=require"
+
+
+@pytest.mark.parametrize("query", ["", "?schema=public", "?sslmode=require"])
+def test_a_password_with_percent_escapes_survives(
+    monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    url = "postgresql://u%40x:p%40%2F%25%3A%3F%23%24s@h:5432/db"
+    monkeypatch.setenv("DATABASE_URL", url + query)
+    parameters = conninfo_to_dict(load_settings().postgres())
+    assert (parameters["user"], parameters["password"]) == ("u@x", "p@/%:?#$s")
+    assert (parameters["host"], parameters["dbname"]) == ("h", "db")
+
+
+def test_a_url_without_a_host_keeps_its_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql:///db?host=/var/run/postgresql&schema=public")
+    parameters = conninfo_to_dict(load_settings().postgres())
+    assert parameters == {"dbname": "db", "host": "/var/run/postgresql"}
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL"])
+def test_a_missing_server_is_said_in_one_line(name: str) -> None:
+    settings = load_settings()
+    with pytest.raises(UserError, match=f"^{name} is not set: .*$"):
+        _ = settings.postgres() if name == "DATABASE_URL" else settings.redis()
+
+
+def test_nothing_trains_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="TRAIN_RL_LOCAL=true"):
+        load_settings().require_training_allowed()
+    load_settings.cache_clear()
+    monkeypatch.setenv("TRAIN_RL_LOCAL", "true")
+    load_settings().require_training_allowed()
