@@ -16,16 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from babylon_tasks import scoring
 from babylon_tasks.errors import (
-    CheckpointUnreadable,
     Final,
+    LeaseLost,
     Retryable,
     ServerUnavailable,
     StaleClaim,
-    TrainerDied,
     UserError,
 )
 from babylon_tasks.keeper import Keeper
@@ -213,13 +213,14 @@ async def _score_window(
     outcomes: list[Outcome] = []
     unusable: dict[str, Unusable] = {}
     agents: set[str] = set()
-    async for raw in reader.read(window.window_id):
-        keeper.beat()
-        agents.add(raw.agent_id)
-        try:
-            outcomes.append(decode(raw).outcome)
-        except Unusable as verdict:
-            unusable[raw.trajectory_id] = verdict
+    async with aclosing(reader.read(window.window_id)) as rows:
+        async for raw in rows:
+            keeper.beat()
+            agents.add(raw.agent_id)
+            try:
+                outcomes.append(decode(raw).outcome)
+            except Unusable as verdict:
+                unusable[raw.trajectory_id] = verdict
     found = scoring.heuristic(outcomes)
     reason = _why_skip(settings, outcomes, found)
     state = State.SKIPPED if reason else State.SCORED
@@ -326,16 +327,16 @@ def train(
                 )
                 if report:
                     done.append(report)
-            except (TrainerDied, Final) as error:
+            except (LeaseLost, StaleClaim, ServerUnavailable):
+                raise
+            except (Retryable, Final) as error:
                 if len(together) > 1:
                     log.warning("step over %d windows failed, halving: %s", len(together), error)
                     middle = len(together) // 2
                     todo[:0] = [together[:middle], together[middle:]]
                 else:
                     _count_failure(worker, together[0], error)
-            except (ServerUnavailable, StaleClaim):
-                raise
-            except (UserError, CheckpointUnreadable) as error:
+            except Exception as error:
                 _give_back(worker, together, error)
                 raise
     finally:
@@ -375,7 +376,7 @@ def _count_failure(worker: Worker, window: Window, error: Exception) -> None:
 
 
 def _give_back(worker: Worker, windows: Sequence[Window], error: Exception) -> None:
-    """Nobody's window is at fault: leave them scored, and wait before the next try."""
+    """No window is at fault, but this machine: leave them scored, and wait before the next try."""
     for window in windows:
         with worker.database.transaction() as tx:
             window_rows.postpone(

@@ -7,13 +7,14 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from babylon_tasks import checkpoints, scoring
-from babylon_tasks.errors import LeaseLost, ServerUnavailable, StaleClaim
+from babylon_tasks.errors import LeaseLost, ServerUnavailable
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import requests, scores, steps
@@ -70,7 +71,7 @@ def attempt_step(
     """Train the windows in one step and commit it; None where none of them had signal left.
 
     Raises:
-        TrainerDied, Final: The step failed; nothing was written.
+        Retryable, Final: The step failed; nothing was written.
         StaleClaim, LeaseLost: Another worker has taken over; nothing was written.
         UserError: This machine cannot train; nothing was written.
     """
@@ -169,7 +170,7 @@ def _commit(database: Database, new: Commit) -> str:
             checkpoints.remove(new.checkpoint)
             raise
         return version
-    except StaleClaim:
+    except Exception:
         checkpoints.remove(new.checkpoint)
         raise
 
@@ -227,21 +228,22 @@ async def _collect_window(
 ) -> tuple[dict[str, float], bool]:
     """Rewards of the samples written, and whether a trace is not what was judged."""
     own: dict[str, float] = {}
-    async for raw in reader.read(window.window_id):
-        keeper.beat()
-        score = known.get(raw.trajectory_id)
-        if score is None:
-            continue  # it came late, or was set aside
-        try:
-            trace = decode(raw)
-        except Unusable:
-            return {}, True
-        if trace.outcome.content_hash != score.content_hash:
-            return {}, True
-        if trace.calls:
-            sample = Sample(window.window_id, raw.trajectory_id, score.score, trace.calls)
-            write(msgspec.json.encode(sample) + b"\n")
-            own[raw.trajectory_id] = score.score
+    async with aclosing(reader.read(window.window_id)) as rows:
+        async for raw in rows:
+            keeper.beat()
+            score = known.get(raw.trajectory_id)
+            if score is None:
+                continue  # it came late, or was set aside
+            try:
+                trace = decode(raw)
+            except Unusable:
+                return {}, True
+            if trace.outcome.content_hash != score.content_hash:
+                return {}, True
+            if trace.calls:
+                sample = Sample(window.window_id, raw.trajectory_id, score.score, trace.calls)
+                write(msgspec.json.encode(sample) + b"\n")
+                own[raw.trajectory_id] = score.score
     return own, False
 
 

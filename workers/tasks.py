@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Seconds, soft and hard. A step has none: its lease, and the trainer's signs of life, see to it.
+CPU_LIMITS: dict[str, float] = {"soft_time_limit": 600, "time_limit": 660}
+
 
 def _expected_errors_in_one_line(run: Callable[P, R]) -> Callable[P, R | None]:
     """An error that a person or the next sweep will mend needs a line, not a traceback."""
@@ -46,21 +49,21 @@ def worker() -> Worker:
     return Worker(Database(settings.postgres()), settings, holder)
 
 
-@shared_task(name="babylon.produce")
+@shared_task(name="babylon.produce", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def produce() -> None:
     """Find windows that are due and the app's requests."""
     doorbells.score(pipeline.produce(worker()))
 
 
-@shared_task(name="babylon.enqueue")
+@shared_task(name="babylon.enqueue", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def enqueue(window_ids: Sequence[str]) -> None:
     """Make the named windows due."""
     doorbells.score([pipeline.enqueue(worker(), window_id).window_id for window_id in window_ids])
 
 
-@shared_task(name="babylon.score")
+@shared_task(name="babylon.score", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def score(window_ids: Sequence[str]) -> None:
     """Score due windows: at least the named ones, where they still are due."""
@@ -87,14 +90,14 @@ def train(self: Task[Any, Any], model_name: str) -> None:
         doorbells.train()
 
 
-@shared_task(name="babylon.publish")
+@shared_task(name="babylon.publish", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def publish() -> None:
     """Let the newest step serve."""
     pipeline.publish(worker())
 
 
-@shared_task(name="babylon.sweep")
+@shared_task(name="babylon.sweep", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def sweep() -> None:
     """Ring again for whatever Postgres says is due."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -43,8 +43,11 @@ class TraceReader:
         self._connection = connection
         self._settings = settings
 
-    async def read(self, window_id: str) -> AsyncIterator[RawTrace]:
-        """The window's rows that count, in the order in which they were written."""
+    async def read(self, window_id: str) -> AsyncGenerator[RawTrace, None]:
+        """The window's rows that count, in the order in which they were written.
+
+        Whoever may leave early closes it (`contextlib.aclosing`): it holds a transaction.
+        """
         async with self._connection.transaction(readonly=True):
             cursor: Any = self._connection.cursor(
                 _SQL["select_traces"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 
 from babylon_tasks import pipeline
@@ -17,6 +18,7 @@ from babylon_tasks.errors import (
     CheckpointUnreadable,
     Final,
     LeaseLost,
+    Retryable,
     StaleClaim,
     TrainerDied,
     UserError,
@@ -265,6 +267,36 @@ def test_a_failing_step_is_halved_until_the_poison_is_alone(
     assert row["failed_at"] is not None
 
 
+def test_an_unexpected_fault_of_the_trainer_is_counted_as_its_death_is(
+    worker: Worker, trainer: Trainer
+) -> None:
+    scored_windows(worker, 2)
+
+    def fault(*_: Any) -> None:
+        raise Retryable("AssertionError: odd tensor")
+
+    for attempt in range(1, 4):
+        assert pipeline.train(worker, Scripted(trainer, fault)) == []
+        assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == attempt
+    assert states(worker) == {hours_ago(2): "failed"}
+
+
+def test_a_version_taken_behind_our_back_leaves_no_trace_and_waits(
+    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(retry_seconds=100)
+    scored_windows(worker, 3)
+    pipeline.train(worker, trainer)
+    scored_windows(worker, 2)
+    monkeypatch.setattr("babylon_tasks.store.steps.choose_version", lambda *_: "v1.0.0")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        pipeline.train(worker, trainer)
+    assert len(list(Path(worker.settings.checkpoint_store).glob("*/*"))) == 1
+    assert pipeline.train(worker, trainer) == []
+    assert states(worker)[hours_ago(2)] == "scored"
+    assert query(worker, "SELECT * FROM rl.leases") == []
+
+
 def test_final_errors_end_a_window_at_once(worker: Worker, trainer: Trainer) -> None:
     scored_windows(worker, 2)
 
@@ -353,7 +385,6 @@ def test_a_commit_whose_answer_was_lost_is_looked_up(
         tx.execute("BEGIN")
         pid = tx.info.backend_pid
         with ThreadPoolExecutor(1) as elsewhere:
-            import psycopg
 
             def cut() -> None:
                 with psycopg.connect(worker.settings.postgres(), autocommit=True) as killer:

@@ -69,9 +69,10 @@ def gone(pid: int, seconds: float = 5) -> bool:
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         except FileNotFoundError:
             return True
-        if state == "Z":
+        if state == "Z" and threads == 1:  # its first thread alone may be a zombie before
             return True
         time.sleep(0.02)
     return False
