@@ -24,7 +24,10 @@ from babylon_tasks.errors import (
     UserError,
 )
 from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings
 from babylon_tasks.store import steps as step_rows
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.migrate import migrate
 from babylon_tasks.training import Progress, Sample, StepRequest, StepResult, Trainer
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
 from workers.trainer_client import TrainerProcess
@@ -517,3 +520,20 @@ def test_the_sweep_finds_what_is_due_and_unheld(worker: Worker, trainer: Trainer
     pipeline.publish(worker)
     bells = pipeline.sweep(worker, 10)
     assert (bells.due, bells.train, bells.publish) == ([], False, False)
+
+
+def test_the_whole_chain_on_a_database_that_prisma_made(
+    fresh_database: str, settings: Settings, trainer: Trainer
+) -> None:
+    prisma = Path(__file__).parents[1] / "data" / "prisma_babylon.sql"
+    with psycopg.connect(fresh_database, autocommit=True) as connection:
+        connection.execute(prisma.read_bytes())
+    migrate(fresh_database)
+    mine = Settings.model_validate({**settings.model_dump(), "database_url": fresh_database})
+    worker = Worker(Database(fresh_database), mine, "test:1")
+    windows = scored_windows(worker, 2, 3)
+    (report,) = pipeline.train(worker, trainer)
+    assert report.window_ids == windows
+    assert pipeline.publish(worker) == ["v1.0.0"]
+    assert one(worker, "SELECT status FROM trained_models")["status"] == "ready"
+    worker.database.close()
