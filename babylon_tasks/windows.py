@@ -13,7 +13,8 @@ from enum import StrEnum
 
 from babylon_tasks.errors import UserError
 
-_WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00")
+_WINDOW_ID = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:00")
+_LAST_YEAR = 9000  # beyond it, an end may no longer be a date
 
 
 class State(StrEnum):
@@ -105,9 +106,11 @@ def parse_window_id(text: str) -> datetime:
     """
     if _WINDOW_ID.fullmatch(text):
         try:
-            return datetime.strptime(text, "%Y-%m-%dT%H:00").replace(tzinfo=UTC)
+            start = datetime.strptime(text, "%Y-%m-%dT%H:00").replace(tzinfo=UTC)
         except ValueError:
-            pass
+            start = None
+        if start is not None and start.year <= _LAST_YEAR:
+            return start
     raise UserError(
         f"{text!r} is not a window id: write the hour's start in UTC, as 2025-01-15T10:00"
     )

@@ -56,6 +56,8 @@ def _find(name: str, check: Callable[[Settings], str], settings: Settings) -> Fi
         return Finding(name, True, check(settings))
     except BabylonError as error:
         return Finding(name, False, str(error))
+    except Exception as error:  # noqa: BLE001 - a table with a NO says more than no table
+        return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _postgres(settings: Settings) -> str:

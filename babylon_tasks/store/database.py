@@ -16,9 +16,15 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
-from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.errors import ServerUnavailable, UserError
 
 Connection = psycopg.Connection[DictRow]
+
+_NOT_OURS = (
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+)
 
 
 class Database:
@@ -43,14 +49,11 @@ class Database:
             if connection.closed or connection.broken:
                 raise ServerUnavailable(f"lost the connection to {self.name}") from error
             raise
-
-    def ping(self) -> None:
-        """One round trip.
-
-        Raises:
-            ServerUnavailable: The server cannot be reached.
-        """
-        self._alive()
+        except _NOT_OURS as error:
+            raise UserError(
+                f"{error.diag.message_primary}: run `babylon migrate`, and grant this role the "
+                "schemas rl and public"
+            ) from error
 
     def close(self) -> None:
         """Close the connection; the next transaction opens a new one."""
@@ -80,7 +83,7 @@ class Database:
                 connect_timeout=5,
                 application_name="babylon-tasks",
             )
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, UnicodeError) as error:
             raise unreachable(self.url, error) from None
         return self._connection
 

@@ -162,7 +162,7 @@ def _give_version(connection: Connection, new: Commit) -> str:
 def _write_back(connection: Connection, new: Commit, step: int, version: str) -> None:
     batch_id = new.windows[0].batch_id
     if batch_id is None:
-        batch_id = f"{new.model_name}-step-{step}"
+        batch_id = f"{new.model_name}-step-{step}-{new.token}"
         window_id = new.windows[0].window_id if len(new.windows) == 1 else None
         requests.insert(connection, batch_id, window_id, new.base_model, version)
     requests.complete(

@@ -11,7 +11,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.errors import UserError
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.store import windows as window_rows
-from tests.rows import add_trajectory, add_window, hours_ago, one, query, states
+from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
 
 def test_complete_windows_with_enough_agents_are_due_once(worker: Worker) -> None:
@@ -162,3 +162,13 @@ def test_produce_and_listing_use_the_index(worker: Worker) -> None:
             text = "\n".join(row["QUERY PLAN"] for row in plan)
             assert "rl_trajectories_window_idx" in text, f"{name}:\n{text}"
             assert "Seq Scan on trajectories" not in text
+
+
+def test_an_odd_request_stops_neither_the_windows_nor_the_others(worker: Worker) -> None:
+    for number, window in enumerate(["9999-12-31T23:00", "x" * 5000, f" {hours_ago(2)} "]):
+        add_request(worker, f"batch-{number}", window, "v1.0.0")
+    add_window(worker, hours_ago(2))
+    assert pipeline.produce(worker) == [hours_ago(2)]
+    found = query(worker, 'SELECT status FROM training_batches ORDER BY "batchId"')
+    assert [f["status"] for f in found] == ["failed", "failed", "pending"]
+    assert one(worker, "SELECT batch_id FROM rl.windows")["batch_id"] == "batch-2"

@@ -87,11 +87,11 @@ def test_one_step_over_all_scored_windows_writes_everything_back(
         "published_step": 0,
     }
     rows = query(worker, "SELECT * FROM trajectories")
-    assert all(r["usedInTraining"] and r["trainedInBatch"] == "babylon-agent-step-1" for r in rows)
+    batch = one(worker, "SELECT * FROM training_batches")
+    assert all(r["usedInTraining"] and r["trainedInBatch"] == batch["id"] for r in rows)
     assert all(0 <= r["aiJudgeReward"] <= 1 and r["judgedAt"] for r in rows)
     assert all("heuristic" in r["aiJudgeReasoning"] for r in rows)
-    batch = one(worker, "SELECT * FROM training_batches")
-    assert (batch["id"], batch["batchId"]) == ("babylon-agent-step-1",) * 2
+    assert batch["id"] == batch["batchId"] == f"babylon-agent-step-1-{step['token']}"
     assert (batch["status"], batch["modelVersion"]) == ("completed", "v1.0.0")
     ids = json.loads(batch["trajectoryIds"])
     rewards = dict(zip(ids, json.loads(batch["rewardsJson"]), strict=True))
@@ -292,12 +292,23 @@ def test_a_version_taken_behind_our_back_leaves_no_trace_and_waits(
     pipeline.train(worker, trainer)
     scored_windows(worker, 2)
     monkeypatch.setattr("babylon_tasks.store.steps.choose_version", lambda *_: "v1.0.0")
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        pipeline.train(worker, trainer)
+    assert pipeline.train(worker, trainer) == []
+    assert one(worker, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 1
     assert len(list(Path(worker.settings.checkpoint_store).glob("*/*"))) == 1
     assert pipeline.train(worker, trainer) == []
     assert states(worker)[hours_ago(2)] == "scored"
     assert query(worker, "SELECT * FROM rl.leases") == []
+
+
+def test_our_tables_may_be_made_anew_beside_old_batches(worker: Worker, trainer: Trainer) -> None:
+    scored_windows(worker, 3)
+    pipeline.train(worker, trainer)
+    with worker.database.transaction() as tx:
+        tx.execute("DROP SCHEMA rl CASCADE")
+    migrate(worker.settings.postgres())
+    scored_windows(worker, 2)
+    reports = pipeline.train(worker, trainer)
+    assert [r.version for r in reports] == ["v1.0.1"]
 
 
 def test_final_errors_end_a_window_at_once(worker: Worker, trainer: Trainer) -> None:

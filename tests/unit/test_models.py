@@ -17,6 +17,11 @@ from babylon_tasks.models import choose_version, parse_version
         ("latest", ["v2.3.4"], "v2.3.5"),
         ("v1", [], "v1.0.0"),
         (None, ["nonsense", "v1.2"], "v1.0.0"),
+        ("v999999999.9.9", ["v1.0.0"], "v1.0.1"),
+        ("v٣.0.0", [], "v1.0.0"),
+        ("v01.0.0", [], "v1.0.0"),
+        (None, ["v1.0.999999", "v1.0.1000000"], "v1.0.1000001"),
+        (None, ["v999999999.999999999.999999999"], "v1.0.0"),
     ],
 )
 def test_a_requested_version_only_if_it_is_free(

@@ -161,3 +161,46 @@ def test_nothing_trains_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     load_settings.cache_clear()
     monkeypatch.setenv("TRAIN_RL_LOCAL", "true")
     load_settings().require_training_allowed()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "localhost:6379", "unix:///s3cret", "redis://:s3cret@h:abc/0", "redis://:s3cret@[::1",
+     "memory://", "'redis://:s3cret@h/0'"],
+)  # fmt: skip
+def test_what_is_no_redis_url_is_said_without_its_password(url: str) -> None:
+    with pytest.raises(UserError, match="REDIS_URL is not a Redis URL") as caught:
+        Settings(redis_url=url).redis()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_broken_database_url_is_said_without_its_password() -> None:
+    with pytest.raises(UserError, match="DATABASE_URL is not a Postgres URL") as caught:
+        Settings(database_url="postgresql://u:s3cret@[::1/x").postgres()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("LEASE_SECONDS", "inf"), ("SETTLE_SECONDS", "9" * 20), ("MAX_ATTEMPTS", "9" * 20),
+     ("CHECKPOINT_STORE", "foo://x"), ("KL_PENALTY", "inf"), ("HEARTBEAT_SECONDS", "100")],
+)  # fmt: skip
+def test_values_out_of_bounds_are_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    load_settings.cache_clear()
+    with pytest.raises(UserError, match=name):
+        load_settings()
+    load_settings.cache_clear()
+
+
+def test_an_env_file_of_another_encoding_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes("MODE=list".encode("utf-16"))
+    load_settings.cache_clear()
+    with pytest.raises(UserError, match="UTF-8"):
+        load_settings()
+    load_settings.cache_clear()

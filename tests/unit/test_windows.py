@@ -48,6 +48,7 @@ def test_a_window_id_is_the_hours_start_in_utc() -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "2025-01-15", "2025-01-15T10:30", "2025-13-15T10:00", "2025-01-15T24:00",
+             "9999-12-31T23:00", "٢٠٢٥-01-15T10:00",
              "2025-01-15T10:00-btc", "x'; DROP TABLE trajectories; --"]
 )  # fmt: skip
 def test_anything_else_is_refused_with_the_form(text: str) -> None:
