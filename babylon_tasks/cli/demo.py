@@ -111,7 +111,7 @@ def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, st
         "LEARNING_RATE": "0.001",
         "MIN_AGENTS_PER_WINDOW": "2",
         "SWEEP_SECONDS": "2",
-        "MAX_STEP_TOKENS": "60000",  # several steps, so that one can see them follow each other
+        "MAX_STEP_TOKENS": "30000",  # several steps, so that one can see them follow each other
     }
 
 

@@ -25,6 +25,7 @@ from babylon_tasks.windows import State
 
 HOME = Path(".babylon")
 _POLL_SECONDS = 0.5
+_SILENCE_SECONDS = 5.0
 
 
 @click.command()
@@ -91,22 +92,23 @@ def settings_with(settings: Settings, env: dict[str, str]) -> Settings:
 
 
 def progress_until_idle(worker: Worker, running: Stack) -> Iterator[str]:
-    """A line for each change, until nothing is due, scored or unpublished.
+    """A line for each change and every few seconds, until nothing is due, scored or unpublished.
 
     Raises:
         UserError: A role refused to start.
     """
     started = time.monotonic()
-    shown = ""
+    shown, shown_at = "", 0.0
     while True:
         running.keep_running()
         found = database_status(worker)
         states = found["windows"]
         line = ", ".join(f"{states[s]} {s}" for s in State if states[s]) or "no windows"
         line += f"; step {found['step']}, serving {found['version'] or 'the base model'}"
-        if line != shown:
-            shown = line
-            yield f"{time.monotonic() - started:6.1f} s  {line}"
+        seconds = time.monotonic() - started
+        if line != shown or seconds - shown_at >= _SILENCE_SECONDS:
+            shown, shown_at = line, seconds
+            yield f"{seconds:6.1f} s  {line}"
         if idle(worker):
             return
         time.sleep(_POLL_SECONDS)
