@@ -40,7 +40,7 @@ def list_ready(settings: Settings) -> int:
     worker = ready_worker(settings)
     with worker.database.transaction() as tx:
         found = window_rows.listing(tx, settings)
-    ready = [w for w in found if w.state in ("ready", "due", "scored")]
+    ready = [w for w in found if w.can_train]
     if not ready:
         raise no_windows(worker.database, settings, found)
     print(f"Ready windows ({len(ready)}):")
@@ -104,7 +104,7 @@ def _choose_window(worker: Worker) -> Window:
     if window_id is None:
         with worker.database.transaction() as tx:
             found = window_rows.listing(tx, settings)
-        ready = [w for w in found if w.state in ("ready", "due", "scored")]
+        ready = [w for w in found if w.can_train]
         if not ready:
             raise no_windows(worker.database, settings, found)
         window_id = ready[0].window_id

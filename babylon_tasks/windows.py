@@ -80,6 +80,11 @@ class WindowListing:
     trained_step: int | None
     reason: str | None
 
+    @property
+    def can_train(self) -> bool:
+        """Whether a step could take it now, once it is scored."""
+        return self.state in ("ready", State.DUE, State.SCORED)
+
 
 @dataclass(frozen=True, slots=True)
 class WindowReport:

@@ -13,7 +13,7 @@ from celery.signals import beat_init, celeryd_init, worker_process_shutdown
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings, load_settings
-from babylon_tasks.store.migrate import pending
+from babylon_tasks.store.migrate import require_applied
 from workers import gpu
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     queues = _names(options.get("queues")) or [queue.name for queue in conf.task_queues]
     settings = load_settings()
     with _refusing_in_one_line():
-        check_database(settings)
+        require_applied(settings.postgres())
         if "gpu" in queues:
             check_trainer(settings)
     if queues == ["gpu"]:
@@ -51,7 +51,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
 def produce_at_start(sender: Any = None, **_: object) -> None:
     """Beat's first tick comes a minute late; look for windows at once."""
     with _refusing_in_one_line():
-        check_database(load_settings())
+        require_applied(load_settings().postgres())
     sender.app.send_task("babylon.produce", queue="cpu", retry=False)
 
 
@@ -73,16 +73,6 @@ def check_trainer(settings: Settings) -> None:
     for module, name in (("art", "ART"), ("torch", "torch"), ("peft", "peft")):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{name} is not installed: pip install 'babylon-tasks[train]'")
-
-
-def check_database(settings: Settings) -> None:
-    """Whether Postgres answers and its migrations are applied.
-
-    Raises:
-        UserError: It does not, or they are not.
-    """
-    if pending(settings.postgres()):
-        raise UserError("migrations are not applied: run `babylon migrate`")
 
 
 @contextmanager

@@ -10,11 +10,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from babylon_tasks.errors import UserError
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
-from babylon_tasks.store.migrate import pending
+from babylon_tasks.store.migrate import require_applied
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
 
@@ -30,14 +29,18 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=200)
 
 
+def interrupt(*_: object) -> None:
+    """A signal handler: end as Ctrl-C does, stopping what was started."""
+    raise KeyboardInterrupt
+
+
 def ready_worker(settings: Settings) -> Worker:
     """A worker on a database that answers and is migrated.
 
     Raises:
         UserError: It does not answer, or `babylon migrate` was not run.
     """
-    if pending(settings.postgres()):
-        raise UserError("migrations are not applied: run `babylon migrate`")
+    require_applied(settings.postgres())
     return Worker(
         Database(settings.postgres()), settings, holder=f"{socket.gethostname()}:{os.getpid()}"
     )

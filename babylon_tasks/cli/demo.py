@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from rich.table import Table
 
 from babylon_tasks import chat
-from babylon_tasks.cli.common import wide_console
+from babylon_tasks.cli.common import interrupt, wide_console
 from babylon_tasks.cli.up import progress_until_idle, settings_with
 from babylon_tasks.demo import simulate
 from babylon_tasks.demo.tiny_model import make_tiny_model
@@ -47,7 +47,7 @@ def demo(windows: int, agents: int, seed: int) -> int:
 
     Example: babylon demo
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     HOME.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(HOME / "lock", timeout=0):
@@ -210,7 +210,3 @@ def _number(value: float | None) -> str:
 
 def _say(started: float, text: str) -> None:
     click.echo(f"{time.monotonic() - started:5.1f} s  {text}")
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -20,7 +20,7 @@ from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
-from babylon_tasks.store.migrate import pending
+from babylon_tasks.store.migrate import pending, require_applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +130,10 @@ def _gpu(settings: Settings) -> str:
 
 def _windows(settings: Settings) -> str:
     database = Database(settings.postgres())
-    if pending(settings.postgres()):
-        raise UserError("migrations are not applied: run `babylon migrate`")
+    require_applied(settings.postgres())
     with database.transaction() as tx:
         found = window_rows.listing(tx, settings)
-    ready = [w for w in found if w.state in ("ready", "due", "scored")]
+    ready = [w for w in found if w.can_train]
     if not found or (not ready and all(w.state != "trained" for w in found)):
         raise no_windows(database, settings, found)
     return f"{len(found)} in the last {settings.lookback_hours} hours, {len(ready)} to train"

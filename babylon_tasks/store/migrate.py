@@ -125,6 +125,16 @@ def pending(database_url: str) -> list[str]:
         return [migration.name for migration in _unapplied(connection)]
 
 
+def require_applied(database_url: str) -> None:
+    """Whether a role or a command may work on this database.
+
+    Raises:
+        UserError: A migration is missing, or as `pending` has it.
+    """
+    if pending(database_url):
+        raise UserError("migrations are not applied: run `babylon migrate`")
+
+
 def migrate(database_url: str) -> list[str]:
     """Apply what is pending and return the names; run twice, the second time does nothing.
 
