@@ -6,14 +6,15 @@ Redis and no running worker is needed, and running workers do no harm.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
 from babylon_tasks import chat, pipeline
 from babylon_tasks.cli import run
-from babylon_tasks.cli.common import ready_worker
+from babylon_tasks.cli.common import ready_worker, stop
 from babylon_tasks.cli.windows import no_windows
-from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import requests, steps
@@ -70,7 +71,8 @@ def single(settings: Settings) -> int:
 
 
 def continuous(settings: Settings) -> int:
-    """Train whatever becomes due, until Ctrl-C."""
+    """Train whatever becomes due, until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, stop)
     worker = ready_worker(settings)
     trainer = gpu.make_trainer(0)
     next_look = 0.0
@@ -83,7 +85,7 @@ def continuous(settings: Settings) -> int:
                     pipeline.produce(worker)
                 worked = bool(pipeline.score(worker)) | bool(pipeline.train(worker, trainer))
                 pipeline.publish(worker)
-            except ServerUnavailable as error:
+            except Retryable as error:  # a server is away, or another worker has taken over
                 print(error, file=sys.stderr, flush=True)
             if not worked:
                 time.sleep(min(settings.sweep_seconds, settings.produce_seconds))

@@ -10,15 +10,18 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging
 from kombu import Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import QUEUES, Settings, load_settings
 
-QUEUES = ("cpu", "gpu")
+# Under the names of their URLs, by which Flower and the logs know a broker.
+TRANSPORT_ALIASES.update(redis="workers.broker:Transport", rediss="workers.broker:Transport")
 
 
 def make_app(settings: Settings) -> Celery:
@@ -62,14 +65,27 @@ def make_app(settings: Settings) -> Celery:
         worker_max_tasks_per_child=None,
         worker_soft_shutdown_timeout=20.0,
         timezone="UTC",
-        beat_schedule={
-            "produce": {"task": "babylon.produce", "schedule": settings.produce_seconds},
-            "sweep": {"task": "babylon.sweep", "schedule": settings.sweep_seconds},
-        },
-        # Intervals need no memory, so beat keeps no file and may run anywhere, even twice.
-        beat_scheduler="celery.beat:Scheduler",
+        beat_schedule=_beat_schedule(settings),
+        beat_scheduler="workers.beat:DoorbellScheduler",
     )
     return app
+
+
+def _beat_schedule(settings: Settings) -> dict[str, Any]:
+    entries: dict[str, Any] = {
+        "produce": {"task": "babylon.produce", "schedule": settings.produce_seconds},
+        "sweep": {"task": "babylon.sweep", "schedule": settings.sweep_seconds},
+    }
+    for entry in entries.values():
+        entry["options"] = {"queue": "cpu"}
+    for queue in QUEUES:
+        entries[f"canary-{queue}"] = {
+            "task": "babylon.canary",
+            "args": (queue,),
+            "schedule": settings.sweep_seconds,
+            "options": {"queue": queue},
+        }
+    return entries
 
 
 @setup_logging.connect

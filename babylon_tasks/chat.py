@@ -12,6 +12,7 @@ import httpx
 
 from babylon_tasks.embedded import end_with_parent
 from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.settings import load_settings
 
 QUESTION = (
     {"role": "system", "content": "You are a trading agent."},
@@ -46,14 +47,16 @@ def serving(env: Mapping[str, str]) -> Iterator[str]:
 
 
 def ask(base_url: str, model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:
-    """The model's answer to the messages.
+    """The model's answer to the messages; our own server is asked with our own SERVE_API_KEY.
 
     Raises:
         ServerUnavailable: The server refused or did not answer.
     """
+    key = load_settings().serve_api_key
     try:
         response = httpx.post(
             f"{base_url}/v1/chat/completions",
+            headers={b"Authorization": b"Bearer " + key.get_secret_value().encode()} if key else {},
             json={"model": model, "messages": list(messages), "max_tokens": 50},
             timeout=300,
         )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from types import TracebackType
 
-from babylon_tasks.errors import LeaseLost, ServerUnavailable
+from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable
+from babylon_tasks.line import one_line
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import leases
+from babylon_tasks.store import attempts, leases
+from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.leases import Lease
+
+log = logging.getLogger(__name__)
 
 
 class Keeper:
     """Renews a set of leases, at most once a heartbeat, when `beat` is called.
 
     There is no thread behind it: whoever stops calling, because the work hangs, loses the leases
-    as a dead process would.
+    as a dead process would. Leaving its `with` block gives back what is still held, and the
+    attempts under it; a lost lease is left to whoever takes it over, as a death is.
     """
 
     def __init__(self, database: Database, settings: Settings, held: list[Lease]) -> None:
@@ -55,12 +62,34 @@ class Keeper:
         self._renewed_at = time.monotonic()
         return lease
 
-    def release(self) -> None:
-        """Give everything back; unreachable servers let the leases run out by themselves."""
-        if self.held:
-            try:
-                with self._database.transaction() as tx:
-                    leases.release(tx, self.held)
-            except ServerUnavailable:
-                pass
-            self.held = []
+    def finished(self, lease: Lease) -> None:
+        """One of the leases was given back, in the transaction that used it up."""
+        self.held = [held for held in self.held if held != lease]
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self.held or isinstance(exc, LeaseLost):
+            return
+        tokens = [lease.token for lease in self.held]
+        try:
+            with self._database.transaction() as tx:
+                attempts.end(tx, self._settings.model_name, tokens, Ending.GIVEN_BACK, _why(exc))
+                leases.release(tx, self.held)
+        except ServerUnavailable as error:
+            log.warning("the leases run out by themselves: %s", error)
+        self.held = []
+
+
+def _why(exc: BaseException | None) -> str | None:
+    if exc is None or isinstance(exc, BabylonError):
+        return one_line(str(exc), 2000) if exc else None
+    if isinstance(exc, Exception):
+        return one_line(f"{type(exc).__name__}: {exc}", 2000)
+    return "the worker was stopped"

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import logging
 
+from babylon_tasks.line import one_line
+
+_MOST_CHARACTERS = 4000
+
+
+class _OneLine(logging.Formatter):
+    """What a message quotes (ids, names, errors) can neither forge a line nor fill a disk."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = one_line(record.message, _MOST_CHARACTERS)
+        return super().formatMessage(record)
+
 
 def configure_logging(level: str) -> None:
     """Log from `level` up; third parties, and Celery's two lines a task, only warnings."""
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for ours in ("babylon_tasks", "workers", "celery"):
         logging.getLogger(ours).setLevel(level)
     if level != "DEBUG":

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from babylon_tasks import scoring
+from babylon_tasks import checkpoints, scoring
 from babylon_tasks.errors import (
     Final,
     LeaseLost,
@@ -31,10 +31,12 @@ from babylon_tasks.errors import (
     UserError,
 )
 from babylon_tasks.keeper import Keeper
+from babylon_tasks.line import one_line
 from babylon_tasks.settings import Settings
 from babylon_tasks.step import StepReport, attempt_step
-from babylon_tasks.store import leases, requests, scores, steps
+from babylon_tasks.store import attempts, leases, requests, scores, steps
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.attempts import Ending, Loss
 from babylon_tasks.store.database import Connection, Database, now
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.traces import TraceReader, open_reader
@@ -44,6 +46,9 @@ from babylon_tasks.training import Progress, Trainer
 from babylon_tasks.windows import State, Window, due_at, parse_window_id, share_a_step
 
 log = logging.getLogger(__name__)
+
+# What Postgres says of rows that it cannot take.
+_DATA_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 
 # Windows that one scoring task claims, and that one message wakes for.
 SCORE_BATCH = 16
@@ -180,15 +185,14 @@ def _story(window: Window) -> str:
 
 def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_BATCH) -> list[str]:
     """Claim due windows and score them, one commit each; return the windows moved on."""
+    settings = worker.settings
     with worker.database.transaction() as tx:
-        claimed = window_rows.claim_due(tx, worker.settings, worker.holder, limit, only)
+        _answer_for(tx, attempts.reap_scores(tx, settings.model_name, settings.max_attempts))
+        claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only)
     if not claimed:
         return []
-    keeper = Keeper(worker.database, worker.settings, list(claimed.values()))
-    try:
+    with Keeper(worker.database, settings, list(claimed.values())) as keeper:
         return asyncio.run(_score_claimed(worker, keeper, claimed))
-    finally:
-        keeper.release()
 
 
 async def _score_claimed(worker: Worker, keeper: Keeper, claimed: dict[str, Lease]) -> list[str]:
@@ -207,7 +211,7 @@ async def _score_claimed(worker: Worker, keeper: Keeper, claimed: dict[str, Leas
                 raise
             except Exception as error:
                 log.exception("scoring %s failed", window.window_id)
-                _count_failure(worker, window, error)
+                _count_failure(worker, window, lease, error)
     return moved
 
 
@@ -254,8 +258,10 @@ async def _score_window(
             raise StaleClaim(f"window {window.window_id} was scored by somebody else")
         if reason and window.batch_id:
             requests.fail(tx, window.batch_id, f"window {window.window_id} is skipped: {reason}")
+        ending = Ending.SKIPPED if reason else Ending.DONE
+        attempts.end(tx, settings.model_name, [lease.token], ending, reason)
         leases.release(tx, [lease])
-    keeper.held = [held for held in keeper.held if held != lease]
+    keeper.finished(lease)
     log.info(
         "scored %s: %d agents, %d trajectories, %d set aside%s",
         window.window_id,
@@ -287,12 +293,12 @@ def train(
     only: Sequence[str] | None = None,
     requested_version: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> list[StepReport]:
-    """Claim the model and train the scored windows that are due, in one step.
+) -> StepReport | None:
+    """Claim the model and train the scored windows that are due, until one step is committed.
 
-    A step over several windows that fails is tried again by halves, so that only a window that
-    fails alone is counted against. Returns the committed steps; empty where nothing is due or
-    another worker holds the model.
+    A step that fails is tried again at once, then by halves, so that only a window that fails
+    alone is counted against. Returns the committed step; None where nothing is due or another
+    worker holds the model.
 
     Raises:
         UserError: Nothing can train here (settings, packages, unreadable checkpoint); the windows
@@ -306,19 +312,17 @@ def train(
             tx, f"model/{settings.model_name}", worker.holder, settings.lease_seconds
         )
         if lease is None:
-            return []
+            return None
         steps.head(tx, settings.model_name, settings.base_model)
-        due = window_rows.scored(tx, settings.model_name, only)
-        windows = share_a_step(due, settings.max_step_tokens)
+        _answer_for(tx, attempts.reap_steps(tx, settings.model_name, settings.max_attempts))
+        windows = _next_windows(tx, settings, only)
         if not windows:
             leases.release(tx, [lease])
-            return []
-    keeper = Keeper(worker.database, settings, [lease])
-    done: list[StepReport] = []
-    try:
-        todo = [windows]
-        while todo:
-            together = todo.pop(0)
+            return None
+    with Keeper(worker.database, settings, [lease]) as keeper:
+        _remove_unfinished(worker, keeper)
+        failed: list[str] = []
+        while windows:
             try:
                 report = attempt_step(
                     worker.database,
@@ -326,43 +330,105 @@ def train(
                     worker.holder,
                     trainer,
                     keeper,
-                    together,
+                    windows,
                     requested_version,
                     on_progress,
                 )
                 if report:
-                    done.append(report)
+                    return report
             except (LeaseLost, StaleClaim, ServerUnavailable):
                 raise
-            except (Retryable, Final, psycopg.DataError, psycopg.IntegrityError) as error:
-                if len(together) > 1:
-                    log.warning("step over %d windows failed, halving: %s", len(together), error)
-                    middle = len(together) // 2
-                    todo[:0] = [together[:middle], together[middle:]]
-                else:
-                    _count_failure(worker, together[0], error)
+            except (Retryable, Final, *_DATA_FAULTS) as error:
+                first = windows[0].attempts == 0 and windows[0].may_share is None
+                again = first and _ids(windows) != failed and not isinstance(error, Final)
+                failed = _ids(windows)
+                _step_failed(worker, windows, keeper.held[0], error, again)
             except Exception as error:
-                _give_back(worker, together, error)
+                _blame_nobody(worker, windows, error)
                 raise
-    finally:
-        keeper.release()
-    return done
+            with worker.database.transaction() as tx:
+                windows = _next_windows(tx, settings, only)
+    return None
 
 
-def _count_failure(worker: Worker, window: Window, error: Exception) -> None:
-    """Count an attempt against a window: tried again later, or ended with the error."""
-    settings = worker.settings
-    attempts = window.attempts + 1
-    message = f"{type(error).__name__}: {error}".replace("\x00", "�")[:2000]
+def _next_windows(tx: Connection, settings: Settings, only: Sequence[str] | None) -> list[Window]:
+    due = window_rows.scored(tx, settings.model_name, only)
+    return share_a_step(due, settings.max_step_tokens)
+
+
+def _ids(windows: Sequence[Window]) -> list[str]:
+    return [window.window_id for window in windows]
+
+
+def _remove_unfinished(worker: Worker, keeper: Keeper) -> None:
+    """Delete the files of attempts that died before their commit; nobody else holds the model."""
     with worker.database.transaction() as tx:
-        if attempts < settings.max_attempts and not isinstance(error, Final):
+        left = steps.unfinished_checkpoints(tx, worker.settings.model_name)
+    for checkpoint, nonce in left.items():
+        keeper.beat()
+        try:
+            gone = checkpoints.remove_unfinished(checkpoint, nonce)
+        except Exception as error:  # noqa: BLE001 - each store has its own; the step matters more
+            log.warning("cannot remove the unfinished %s: %s", checkpoint, error)
+            continue
+        if gone:
+            log.info("removed the unfinished checkpoint %s", checkpoint)
+            with worker.database.transaction() as tx:
+                steps.forget_checkpoint(tx, checkpoint)
+
+
+def _step_failed(
+    worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception, again: bool
+) -> None:
+    """Note that a step failed: to be tried again at once, by halves, or later."""
+    settings = worker.settings
+    if len(windows) == 1:
+        _count_failure(worker, windows[0], lease, error, at_once=again)
+        return
+    log.warning(
+        "step over %d windows failed, %s: %s",
+        len(windows),
+        "trying again" if again else "halving",
+        error,
+    )
+    with worker.database.transaction() as tx:
+        attempts.end(tx, settings.model_name, [lease.token], Ending.ERROR, _message(error))
+        if not again:
+            window_rows.split(
+                tx,
+                windows,
+                model_name=settings.model_name,
+                may_share=(len(windows) + 1) // 2,
+                last_error=_message(error),
+                holder=worker.holder,
+            )
+
+
+def _count_failure(
+    worker: Worker, window: Window, lease: Lease, error: Exception, at_once: bool = False
+) -> None:
+    """Count an attempt against a window: tried again, at once or later, or ended with the error."""
+    settings = worker.settings
+    tried = window.attempts + 1
+    message = _message(error)
+    with worker.database.transaction() as tx:
+        attempts.end(
+            tx,
+            settings.model_name,
+            [lease.token],
+            Ending.ERROR,
+            message,
+            window_ids=[window.window_id],
+        )
+        if tried < settings.max_attempts and not isinstance(error, Final):
+            log.warning("window %s failed, attempt %d: %s", window.window_id, tried, message)
             window_rows.postpone(
                 tx,
                 window,
                 model_name=settings.model_name,
-                attempts=attempts,
+                attempts=tried,
                 last_error=message,
-                wait_seconds=settings.retry_seconds * 2 ** (attempts - 1),
+                wait_seconds=0.0 if at_once else settings.retry_seconds * 2 ** (tried - 1),
                 holder=worker.holder,
             )
             return
@@ -373,26 +439,39 @@ def _count_failure(worker: Worker, window: Window, error: Exception) -> None:
             state=State.FAILED,
             holder=worker.holder,
             last_error=message,
-            attempts=attempts,
+            attempts=tried,
         )
         if ended and window.batch_id:
             requests.fail(tx, window.batch_id, message)
     log.error("window %s failed: %s", window.window_id, message)
 
 
-def _give_back(worker: Worker, windows: Sequence[Window], error: Exception) -> None:
-    """No window is at fault, but this machine: leave them scored, and wait before the next try."""
-    for window in windows:
-        with worker.database.transaction() as tx:
+def _blame_nobody(worker: Worker, windows: Sequence[Window], error: Exception) -> None:
+    """This machine is at fault, so no window waits or is counted against; but let it be seen."""
+    with worker.database.transaction() as tx:
+        for window in windows:
             window_rows.postpone(
                 tx,
                 window,
                 model_name=worker.settings.model_name,
                 attempts=window.attempts,
-                last_error=str(error)[:2000],
-                wait_seconds=worker.settings.retry_seconds,
+                last_error=_message(error),
+                wait_seconds=0,
                 holder=worker.holder,
             )
+
+
+def _answer_for(tx: Connection, losses: Sequence[Loss]) -> None:
+    """Say what became of windows whose worker died, and end the requests of those that failed."""
+    for loss in losses:
+        log.warning("window %s is %s: %s", loss.window_id, loss.state, loss.last_error)
+        if loss.state == State.FAILED and loss.batch_id:
+            requests.fail(tx, loss.batch_id, loss.last_error)
+
+
+def _message(error: Exception) -> str:
+    """The error's type and text, as a column can hold it."""
+    return one_line(f"{type(error).__name__}: {error}", 2000)
 
 
 # --- publish, sweep --------------------------------------------------------------------------
@@ -405,6 +484,19 @@ def publish(worker: Worker) -> list[str]:
     if versions:
         log.info("ready: %s", ", ".join(versions))
     return versions
+
+
+def retry(worker: Worker, window_ids: Sequence[str] | None) -> list[str]:
+    """Make failed or skipped windows due again (None: all that failed); return their ids.
+
+    A request that failed with its window waits for it again.
+    """
+    with worker.database.transaction() as tx:
+        found = window_rows.retry(tx, worker.settings.model_name, window_ids)
+        for batch_id in found.values():
+            if batch_id:
+                requests.reopen(tx, batch_id)
+    return sorted(found)
 
 
 def sweep(worker: Worker, limit: int) -> Doorbells:

@@ -33,6 +33,7 @@ _PRISMA_PARAMETERS = frozenset(
 )
 
 
+QUEUES = ("cpu", "gpu")
 DAY = 86_400
 INT32 = 2**31 - 1
 
@@ -140,7 +141,17 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, le=INT32, description="Then a window ends `failed`.")
     retry_seconds: float = Field(
-        30, ge=0, le=DAY, description="Wait before the second attempt; doubles with each."
+        30,
+        ge=0,
+        le=DAY,
+        description="Wait after a failure, doubled with each; a step's first repeat comes at once.",
+    )
+
+    # --- serving ---
+    serve_api_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Key that the model server asks for; without it, it listens on loopback only.",
     )
 
     # --- upstream's entry point ---

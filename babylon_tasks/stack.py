@@ -19,7 +19,7 @@ from babylon_tasks.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_GRACE_SECONDS = 20.0
+_GRACE_SECONDS = 30.0  # a worker takes 20 to drop what it cannot finish
 _USER_ERROR = 2
 
 

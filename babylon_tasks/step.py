@@ -14,12 +14,14 @@ from pathlib import Path
 import msgspec
 
 from babylon_tasks import checkpoints, scoring
-from babylon_tasks.errors import LeaseLost, ServerUnavailable
+from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import requests, scores, steps
+from babylon_tasks.store import attempts, requests, scores, steps
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Database
+from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.scores import StoredScore
 from babylon_tasks.store.steps import Commit
 from babylon_tasks.store.traces import TraceReader, open_reader
@@ -77,10 +79,15 @@ def attempt_step(
     """
     started = time.monotonic()
     lease = keeper.renew_token()
+    with database.transaction() as tx:
+        window_ids = [w.window_id for w in windows]
+        attempts.open_step(tx, settings.model_name, holder, lease.token, window_ids)
     with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch_name:
         scratch = Path(scratch_name)
         samples_path = scratch / "samples.jsonl"
-        material = asyncio.run(_collect(database, settings, holder, keeper, windows, samples_path))
+        material = asyncio.run(
+            _collect(database, settings, holder, keeper, lease, windows, samples_path)
+        )
         if not material.windows:
             return None
         with database.transaction() as tx:
@@ -109,7 +116,9 @@ def attempt_step(
         checkpoint = checkpoints.folder_of(
             settings.checkpoint_store, settings.model_name, head.step + 1, lease.token
         )
-        _save(Path(request.output_dir), checkpoint, keeper)
+        with database.transaction() as tx:
+            nonce = steps.begin_checkpoint(tx, settings.model_name, checkpoint, lease.token)
+        checkpoints.save(Path(request.output_dir), checkpoint, nonce, keeper.beat)
     commit = Commit(
         model_name=settings.model_name,
         base_model=settings.base_model,
@@ -146,19 +155,12 @@ def attempt_step(
     )
 
 
-def _save(source: Path, checkpoint: str, keeper: Keeper) -> None:
-    try:
-        checkpoints.save(source, checkpoint, keeper.beat)
-        keeper.beat()
-    except LeaseLost:
-        checkpoints.remove(checkpoint)
-        raise
-
-
 def _commit(database: Database, new: Commit) -> str:
     """Commit, or remove the checkpoint that nothing names.
 
-    A connection lost in COMMIT leaves the outcome open: the row with our token decides.
+    A connection lost in COMMIT leaves the outcome open: the row with our token decides. Where there
+    is none yet, the files stay: a COMMIT on its way may still name them, and if none does, the next
+    holder of the lease removes them.
     """
     try:
         with database.transaction() as tx:
@@ -167,7 +169,6 @@ def _commit(database: Database, new: Commit) -> str:
         with database.transaction() as tx:
             version = steps.version_of_token(tx, new.model_name, new.token)
         if version is None:
-            checkpoints.remove(new.checkpoint)
             raise
         return version
     except Exception:
@@ -190,6 +191,7 @@ async def _collect(
     settings: Settings,
     holder: str,
     keeper: Keeper,
+    lease: Lease,
     windows: Sequence[Window],
     path: Path,
 ) -> _Material:
@@ -215,7 +217,7 @@ async def _collect(
                     continue
                 file.truncate(start)
                 file.seek(start)
-                _set_aside(database, settings, holder, window, None if stale else reason)
+                _set_aside(database, settings, holder, lease, window, None if stale else reason)
     return _Material(kept, rewards)
 
 
@@ -248,14 +250,22 @@ async def _collect_window(
 
 
 def _set_aside(
-    database: Database, settings: Settings, holder: str, window: Window, reason: str | None
+    database: Database,
+    settings: Settings,
+    holder: str,
+    lease: Lease,
+    window: Window,
+    reason: str | None,
 ) -> None:
     """Skip a window that has no signal left, or have a rewritten one (no reason) scored again."""
+    name, tokens, ids = settings.model_name, [lease.token], [window.window_id]
     with database.transaction() as tx:
         if reason is None:
-            log.info("window %s was rewritten after it was scored", window.window_id)
-            window_rows.rescore(tx, settings.model_name, window)
+            why = "a trace was rewritten after it was scored"
+            attempts.end(tx, name, tokens, Ending.GIVEN_BACK, why, ids)
+            window_rows.rescore(tx, name, window)
             return
+        attempts.end(tx, name, tokens, Ending.SKIPPED, reason, ids)
         ended = window_rows.end(
             tx,
             window,

@@ -11,19 +11,29 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
+from babylon_tasks.line import one_line
 from babylon_tasks.training import Call
+
+# What a row may say that an honest one never does, and that would cost others dearly: an index
+# entry that Postgres refuses, minutes of hashing, sums that are no longer numbers.
+_MAX_ID_BYTES = 1000
+_MAX_CALLS = 100_000
+_MAX_DOLLARS = 1e15
+
+Reason = Literal["too_large", "bad_json", "wrong_shape", "no_steps", "bad_pnl", "bad_id"]
 
 
 class Unusable(Exception):
-    """A trace that must be set aside. `reason` is a short code, `detail` says more."""
+    """A trace that must be set aside: `reason` is a short code, `detail` a line that says more."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = one_line(detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +71,13 @@ class Trace:
     calls: list[Call]
 
 
-class _Call(msgspec.Struct):
+class _Call(msgspec.Struct, gc=False):
     systemPrompt: str | None = None  # noqa: N815 - the app's names
     userPrompt: str | None = None  # noqa: N815
     response: str | None = None
 
 
-class _Step(msgspec.Struct):
+class _Step(msgspec.Struct, gc=False):
     # Raw: only the last step's balance matters, and older rows hold odd values before it.
     environmentState: msgspec.Raw = msgspec.Raw(b"{}")  # noqa: N815
     llmCalls: list[_Call] | None = None  # noqa: N815
@@ -87,11 +97,16 @@ def decode(raw: RawTrace) -> Trace:
     Raises:
         Unusable: It is too large, cut short, of another shape, empty, or without a readable P&L.
     """
+    if len(raw.trajectory_id.encode()) > _MAX_ID_BYTES:
+        raise Unusable("bad_id", f"trajectoryId is longer than {_MAX_ID_BYTES} bytes")
     if raw.steps is None:
         raise Unusable("too_large", f"stepsJson has {raw.bytes} bytes, above MAX_TRACE_BYTES")
     steps = _decode_steps(raw.steps)
     if not steps:
         raise Unusable("no_steps", "stepsJson is empty")
+    parts = len(steps) + sum(len(step.llmCalls or ()) for step in steps)
+    if parts > _MAX_CALLS:
+        raise Unusable("too_large", f"stepsJson has {parts} steps and calls, above {_MAX_CALLS}")
     digest = hashlib.blake2b(digest_size=16)
     calls: list[Call] = []
     text_bytes = 0
@@ -123,7 +138,9 @@ def _decode_steps(text: str) -> list[_Step]:
         return _steps_decoder.decode(text)
     except msgspec.ValidationError as error:
         raise Unusable("wrong_shape", str(error)) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except RecursionError:
+        raise Unusable("bad_json", "stepsJson is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeError) as error:
         return _decode_leniently(text, error)
 
 
@@ -137,7 +154,9 @@ def _decode_leniently(text: str, first_error: Exception) -> list[_Step]:
         return _steps_decoder.decode(_clean(plain))
     except msgspec.ValidationError as error:
         raise Unusable("wrong_shape", str(error)) from None
-    except (ValueError, RecursionError, msgspec.DecodeError) as error:
+    except RecursionError:
+        raise Unusable("bad_json", "stepsJson is nested too deeply") from None
+    except (ValueError, msgspec.DecodeError) as error:
         raise Unusable("bad_json", str(error)) from None
 
 
@@ -148,8 +167,8 @@ def _final_pnl(step: _Step) -> float:
         pnl = float((environment or _Environment()).agentPnL or 0.0)
     except (msgspec.DecodeError, ValueError, OverflowError):
         pnl = math.nan
-    if not math.isfinite(pnl):
-        raise Unusable("bad_pnl", "the last step's agentPnL is not a number")
+    if not abs(pnl) <= _MAX_DOLLARS:  # false for NaN too
+        raise Unusable("bad_pnl", "the last step's agentPnL is not a number of dollars")
     return pnl
 
 

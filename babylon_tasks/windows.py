@@ -29,7 +29,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A row of `rl.windows`."""
+    """A row of `rl.windows`; `may_share` is how many may train with it, None for any number."""
 
     window_id: str
     state: State
@@ -42,6 +42,7 @@ class Window:
     trajectories: int
     late: int
     text_bytes: int
+    may_share: int | None
     reason: str | None
     last_error: str | None
 
@@ -60,7 +61,7 @@ class Window:
         The app looks for the model of its own request, and a window that failed once must not
         take others down with it.
         """
-        return self.batch_id is not None or self.attempts > 0
+        return self.batch_id is not None or self.attempts > 0 or self.may_share == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,11 @@ def share_a_step(windows: list[Window], max_tokens: int) -> list[Window]:
     """
     chosen: list[Window] = []
     tokens = 0
+    places = len(windows)
     for window in windows:
-        if chosen and (window.trains_alone or tokens + window.estimated_tokens > max_tokens):
+        places = min(places, window.may_share or places)
+        full = len(chosen) >= places or tokens + window.estimated_tokens > max_tokens
+        if chosen and (window.trains_alone or full):
             break
         chosen.append(window)
         tokens += window.estimated_tokens

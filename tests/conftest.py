@@ -23,6 +23,14 @@ from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make chaos` may choose."""
+    group = parser.getgroup("chaos")
+    group.addoption("--rounds", type=int, default=1, help="how often each fault is tried")
+    group.addoption("--seconds", type=float, default=60, help="how long the soak lasts")
+    group.addoption("--seed", type=int, default=1, help="of the soak's kills")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_settings_of_ours() -> Iterator[None]:
     """A developer's own environment and .env files must not reach the tests."""

@@ -10,7 +10,7 @@ from typing import Any
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.windows import window_id_at
 
-_ids = itertools.count(1)
+_ids = itertools.count(1_000_001)  # sorted as text as they are by number
 
 
 def hours_ago(hours: int) -> str:

@@ -1,7 +1,8 @@
 """Flower's settings; `celery -A babylon_tasks flower` reads this file.
 
 Flower shows arguments and can revoke tasks, so it is open only on loopback: it binds there unless
-FLOWER_BASIC_AUTH (or another of its authentications) is set, and refuses any other address.
+FLOWER_BASIC_AUTH (or another of its authentications) is set, and refuses any other address. Its
+`/metrics` needs no login, and says how the pipeline stands besides Flower's own figures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from prometheus_client import REGISTRY
 from tornado.options import options
+
+from babylon_tasks.settings import load_settings
+from workers.metrics import PipelineCollector
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -22,6 +27,10 @@ if not (options.basic_auth or options.auth):
             "set FLOWER_BASIC_AUTH=user:password\n"
         )
         raise SystemExit(2)
+
+_settings = load_settings()
+if _settings.database_url:
+    REGISTRY.register(PipelineCollector(_settings))
 
 purge_offline_workers = 3600
 tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"

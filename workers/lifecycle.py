@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-from celery.signals import beat_init, celeryd_init, worker_process_shutdown
+from billiard import active_children
+from celery.signals import beat_init, celeryd_init, worker_process_shutdown, worker_ready
 
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from workers import gpu
 
 log = logging.getLogger(__name__)
+
+_LAST_STEPS_SECONDS = 3.0  # to give back and to leave, after the soft shutdown's time
 
 
 @celeryd_init.connect
@@ -45,6 +53,38 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
         log.warning("WANDB_API_KEY is set, but this version trains here, not on W&B")
     if "gpu" in queues and not settings.train_rl_local:
         log.warning("this worker will not train: set TRAIN_RL_LOCAL=true to allow it")
+
+
+@worker_ready.connect
+def stop_on_sigterm(sender: Any = None, **_: object) -> None:
+    """SIGTERM ends a worker as SIGQUIT does: it waits worker_soft_shutdown_timeout for its tasks,
+    then drops them. Celery alone would wait for a step without end, and be killed.
+
+    REMAP_SIGTERM=SIGQUIT in the environment means the same; this way it needs no setting.
+    """
+    celerys = signal.getsignal(signal.SIGQUIT)
+    grace_seconds = sender.app.conf.worker_soft_shutdown_timeout + _LAST_STEPS_SECONDS
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(grace_seconds, _end_without_redis)
+        timer.daemon = True
+        timer.start()
+        if callable(celerys):
+            celerys(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _end_without_redis() -> None:
+    """Celery says goodbye to Redis, for as long as that takes: where Redis hangs, minutes.
+
+    Nothing is owed to Redis. The pool processes give their leases back to Postgres, and that is it.
+    """
+    log.warning("Redis does not let this worker go: ending without")
+    for process in active_children():
+        process.terminate()
+    time.sleep(_LAST_STEPS_SECONDS)
+    os._exit(0)
 
 
 @beat_init.connect
@@ -77,12 +117,16 @@ def check_trainer(settings: Settings) -> None:
 
 @contextmanager
 def _refusing_in_one_line() -> Iterator[None]:
-    """A start that cannot work ends with one line and exit code 2."""
+    """A start that cannot work ends with one line: exit code 2, or 75 where the next may work.
+
+    A supervisor must start a worker again that was up before its database, and not one that waits
+    for a person.
+    """
     try:
         yield
     except UserError as error:
         sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(75 if isinstance(error, Retryable) else 2) from None
 
 
 def _names(queues: Any) -> list[str]:

@@ -1,12 +1,14 @@
 """A small OpenAI-compatible server on transformers, for the demo and for machines without vLLM.
 
 `python -m workers.serve --host 127.0.0.1 --port 8000`: GET /healthz, GET /v1/models and
-POST /v1/chat/completions (not streamed). One request is answered at a time.
+POST /v1/chat/completions (not streamed). One request is answered at a time. With SERVE_API_KEY all
+but /healthz asks for it; without it the server listens on loopback only.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import sys
 import time
@@ -16,15 +18,19 @@ from typing import Any, Protocol
 
 import msgspec
 import uvicorn
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from babylon_tasks.cli.common import stop
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.settings import load_settings
+from workers.api_key import KeyRequired, require_key
 from workers.serve_engine import BadRequest, ChatRequest, Completion, Engine, ServedModel
 from workers.served_models import ServedModels
 
@@ -42,7 +48,10 @@ class Resolve(Protocol):
 
 
 def make_app(
-    resolve: Resolve, list_models: Callable[[], list[str]], engine: Engine | None = None
+    resolve: Resolve,
+    list_models: Callable[[], list[str]],
+    engine: Engine | None = None,
+    api_key: SecretStr | None = None,
 ) -> Starlette:
     """The server's routes; `list_models` gives the names that `resolve` knows."""
     engine = engine or Engine()
@@ -78,6 +87,7 @@ def make_app(
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         ],
+        middleware=[Middleware(KeyRequired, key=api_key)] if api_key else [],
         exception_handlers={
             HTTPException: lambda _, error: _error(error.status_code, error.detail),
             BadRequest: lambda _, error: _error(400, str(error)),
@@ -138,13 +148,17 @@ def listen(app: Starlette, host: str, port: int) -> None:
 
 def main() -> None:
     """Serve the models that the database names."""
+    signal.signal(signal.SIGTERM, stop)  # uvicorn finishes what it answers, then raises it again
     parser = argparse.ArgumentParser(prog="python -m workers.serve", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     arguments = parser.parse_args()
     try:
-        served = ServedModels(load_settings())
-        listen(make_app(served.resolve, served.names), arguments.host, arguments.port)
+        settings = load_settings()
+        require_key(arguments.host, settings.serve_api_key)
+        served = ServedModels(settings)
+        app = make_app(served.resolve, served.names, api_key=settings.serve_api_key)
+        listen(app, arguments.host, arguments.port)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None

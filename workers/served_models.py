@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 from babylon_tasks import checkpoints
@@ -48,4 +49,6 @@ class ServedModels:
         if name == self._name:
             return published
         prefix, _, number = name.rpartition("@")
-        return int(number) if prefix == self._name and number.isdecimal() else None
+        # Nine digits: what a column of steps can hold.
+        known = prefix == self._name and re.fullmatch(r"[0-9]{1,9}", number)
+        return int(number) if known else None

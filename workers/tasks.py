@@ -6,18 +6,20 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from celery import Task, shared_task
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import BabylonError
+from babylon_tasks.errors import BabylonError, Retryable
 from babylon_tasks.pipeline import SCORE_BATCH, Worker
 from babylon_tasks.settings import load_settings
+from babylon_tasks.store import canaries
 from babylon_tasks.store.database import Database
-from babylon_tasks.training import Progress
-from workers import doorbells, gpu
+from workers import doorbells, gpu, queues
+from workers.progress import Teller
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -74,6 +76,22 @@ def score(window_ids: Sequence[str]) -> None:
         doorbells.score(pipeline.sweep(worker(), limit=SCORE_BATCH).due)
 
 
+class _Rest:
+    """A machine that cannot train leaves the work to others for a while, instead of racing them."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def begin(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def left(self) -> bool:
+        return time.monotonic() < self._until
+
+
+_rest = _Rest()
+
+
 @shared_task(name="babylon.train", bind=True, ignore_result=False)
 @_expected_errors_in_one_line
 def train(self: Task[Any, Any], model_name: str) -> None:
@@ -82,9 +100,16 @@ def train(self: Task[Any, Any], model_name: str) -> None:
     if model_name != settings.model_name:
         log.error("asked to train %s, this worker trains %s", model_name, settings.model_name)
         return
-    trained = pipeline.train(
-        worker(), gpu.trainer(), on_progress=functools.partial(_show_progress, self)
-    )
+    if _rest.left():
+        return
+    try:
+        with Teller(self) as tell:
+            trained = pipeline.train(worker(), gpu.trainer(), on_progress=tell)
+    except Retryable:
+        raise
+    except Exception:
+        _rest.begin(settings.retry_seconds)
+        raise
     if trained:
         doorbells.publish()
         doorbells.train()
@@ -101,7 +126,7 @@ def publish() -> None:
 @_expected_errors_in_one_line
 def sweep() -> None:
     """Ring again for whatever Postgres says is due."""
-    due = pipeline.sweep(worker(), limit=doorbells.MAX_QUEUED * SCORE_BATCH)
+    due = pipeline.sweep(worker(), limit=queues.ENOUGH["cpu"] * SCORE_BATCH)
     doorbells.score(due.due)
     if due.train:
         doorbells.train()
@@ -109,15 +134,10 @@ def sweep() -> None:
         doorbells.publish()
 
 
-def _show_progress(task: Task[Any, Any], progress: Progress) -> None:
-    """Where a step stands: in the result backend, and as an event for Flower."""
-    meta = {
-        "phase": progress.phase,
-        "done": progress.done,
-        "total": progress.total,
-        "loss": progress.loss,
-        "tokens_per_second": progress.tokens_per_second,
-    }
-    task.update_state(state="PROGRESS", meta=meta)
-    shown = " ".join(f"{key}={value}" for key, value in meta.items() if value is not None)
-    task.send_event("task-progress", result=shown)
+@shared_task(name="babylon.canary", **CPU_LIMITS)
+@_expected_errors_in_one_line
+def canary(queue: str) -> None:
+    """Say that messages come through this queue to Postgres."""
+    me = worker()
+    with me.database.transaction() as tx:
+        canaries.note(tx, me.settings.model_name, queue, me.holder)

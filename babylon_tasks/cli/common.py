@@ -34,6 +34,11 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def stop(*_: object) -> None:
+    """A signal handler for what runs until it is told to end: drop the work, give back, exit 0."""
+    raise SystemExit(0)
+
+
 def ready_worker(settings: Settings) -> Worker:
     """A worker on a database that answers and is migrated.
 

@@ -17,10 +17,13 @@ from babylon_tasks.cli.common import as_json, print_json, wide_console
 from babylon_tasks.cli.status import queue_lengths
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import BabylonError, UserError
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import QUEUES, Settings, load_settings
+from babylon_tasks.store import canaries, leases
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import pending, require_applied
+
+_PATIENCE_SECONDS = 20.0  # beyond three intervals, before a silent queue is called stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,38 @@ def _migrations(settings: Settings) -> str:
 def _redis(settings: Settings) -> str:
     lengths = queue_lengths(settings)
     return ", ".join(f"{length} waiting on {queue}" for queue, length in lengths.items())
+
+
+def _queues(settings: Settings) -> str:
+    """Where a message gets stuck between beat and Postgres."""
+    limit = 3 * settings.sweep_seconds + _PATIENCE_SECONDS
+    waiting = queue_lengths(settings)
+    with Database(settings.postgres()).transaction() as tx:
+        answered = canaries.read(tx, settings.model_name)
+        held = leases.live(tx, settings.model_name)
+    told = []
+    for queue, resource in zip(QUEUES, ("window/", "model/"), strict=True):
+        canary = answered.get(queue)
+        if canary is not None and canary.age_seconds <= limit:
+            told.append(f"{queue}: {canary.age_seconds:.0f} s ago, {canary.holder}")
+            continue
+        age = "never" if canary is None else f"{canary.age_seconds:.0f} s ago"
+        at_work = next((lease for lease in held if lease.resource.startswith(resource)), None)
+        if at_work:
+            told.append(f"{queue}: {age}, {at_work.holder} is at work")
+        elif waiting[queue]:
+            raise UserError(
+                f"{waiting[queue]} messages wait on {queue} and nobody takes them (the last one "
+                f"{age}): is `celery -A babylon_tasks worker -Q {queue}` running?"
+            )
+        elif canary is None:
+            told.append(f"{queue}: no message yet, start beat and a worker")
+        else:
+            raise UserError(
+                f"nothing comes through {queue} (the last message {age}) and nothing waits there: "
+                "is `celery -A babylon_tasks beat` running?"
+            )
+    return "; ".join(told)
 
 
 def _permission(settings: Settings) -> str:
@@ -143,6 +178,7 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "Postgres": _postgres,
     "migrations": _migrations,
     "Redis": _redis,
+    "queues": _queues,
     "permission to train": _permission,
     "trainer": _trainer,
     "base model": _base_model,

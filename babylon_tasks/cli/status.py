@@ -10,8 +10,8 @@ import redis
 from babylon_tasks.cli.common import as_json, print_json, ready_worker
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.pipeline import Worker
-from babylon_tasks.settings import Settings, load_settings
-from babylon_tasks.store import steps
+from babylon_tasks.settings import QUEUES, Settings, load_settings
+from babylon_tasks.store import canaries, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import server_name
 
@@ -20,6 +20,9 @@ from babylon_tasks.store.database import server_name
 @as_json
 def status(as_json: bool) -> None:
     """How many windows stand where, which version serves, what waits in Redis.
+
+    A canary's age says when a message last came through Redis, a queue and a worker to Postgres;
+    `babylon doctor` says which part hangs.
 
     Example: babylon status --json
     """
@@ -30,8 +33,12 @@ def status(as_json: bool) -> None:
         return
     for key, value in found.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {count}" for name, count in value.items())
+            value = ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
         click.echo(f"{key:16} {value}")
+
+
+def _shown(value: Any) -> str:
+    return "never" if value is None else str(value)
 
 
 def database_status(worker: Worker) -> dict[str, Any]:
@@ -41,12 +48,17 @@ def database_status(worker: Worker) -> dict[str, Any]:
         states = window_rows.count_states(tx, name)
         head = steps.read_head(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None
+        answered = canaries.read(tx, name)
     return {
         "model": name,
         "windows": {str(state): count for state, count in states.items()},
         "step": head.step if head else 0,
         "published_step": head.published_step if head else 0,
         "version": served.version if served else None,
+        "canary_age_seconds": {
+            queue: round(answered[queue].age_seconds, 1) if queue in answered else None
+            for queue in QUEUES
+        },
     }
 
 
@@ -56,8 +68,6 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
     Raises:
         ServerUnavailable: Redis does not answer.
     """
-    from babylon_tasks.celery import QUEUES
-
     client = redis.Redis.from_url(settings.redis(), socket_timeout=5, socket_connect_timeout=5)
     try:
         return {queue: int(client.llen(queue)) for queue in QUEUES}

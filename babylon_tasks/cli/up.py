@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from babylon_tasks import pipeline
-from babylon_tasks.cli.common import interrupt, ready_worker
+from babylon_tasks.cli.common import interrupt, ready_worker, stop
 from babylon_tasks.cli.status import database_status, queue_lengths
 from babylon_tasks.embedded import embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
@@ -39,7 +39,7 @@ def up(until_idle: bool, flower_port: int) -> None:
 
     Example: TRAIN_RL_LOCAL=true babylon up --until-idle
     """
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, interrupt if until_idle else stop)
     settings = load_settings()
     with contextlib.ExitStack() as stack:
         settings, env = stack.enter_context(servers(settings))

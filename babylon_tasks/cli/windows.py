@@ -1,9 +1,10 @@
-"""`babylon windows list | enqueue`."""
+"""`babylon windows list | enqueue | show | retry`."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 import click
 from rich.table import Table
@@ -12,9 +13,10 @@ from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, print_json, ready_worker, wide_console
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store import attempts
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
-from babylon_tasks.windows import WindowListing
+from babylon_tasks.windows import WindowListing, parse_window_id
 
 
 @click.group()
@@ -73,12 +75,7 @@ def enqueue(window_ids: tuple[str, ...], as_json: bool) -> None:
         ended = {row.window_id: str(row.state) for row in rows if row.state != "due"}
     else:
         due, ended = pipeline.produce(worker), {}
-    if due:
-        from babylon_tasks.celery import app
-        from workers import doorbells
-
-        app.set_current()
-        doorbells.score(due)
+    _wake_scorers(due)
     if as_json:
         print_json({"due": due, "not_due": ended})
         return
@@ -88,6 +85,98 @@ def enqueue(window_ids: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{window_id} is {state} already")
     if not due and not ended:
         click.echo("nothing new is due: `babylon windows list` shows every window")
+
+
+@windows.command()
+@click.argument("window_id")
+@as_json
+def show(window_id: str, as_json: bool) -> None:
+    """Tell one window's story: its states, every attempt with who, when and how it ended.
+
+    Example: babylon windows show 2025-01-15T10:00
+    """
+    settings = load_settings()
+    parse_window_id(window_id)
+    database = ready_worker(settings).database
+    with database.transaction() as tx:
+        story = window_rows.story(tx, settings.model_name, window_id)
+        tried = attempts.read(tx, settings.model_name, window_id)
+    if story is None:
+        raise UserError(
+            f"window {window_id} has no row for {settings.model_name}: `babylon windows list` "
+            f"shows those there are, `babylon windows enqueue {window_id}` makes it due"
+        )
+    if as_json:
+        print_json({**story, "attempts": [asdict(attempt) for attempt in tried]})
+        return
+    for key, value in story.items():
+        if value not in (None, [], {}):
+            click.echo(f"{key:16} {_cell(value)}")
+    table = Table("attempt", "token", "who", "began", "seconds", "ended", "error")
+    for attempt in tried:
+        ended = attempt.ended_at
+        seconds = f"{(ended - attempt.started_at).total_seconds():.1f}" if ended else ""
+        table.add_row(
+            attempt.stage,
+            str(attempt.token),
+            attempt.holder,
+            _cell(attempt.started_at),
+            seconds,
+            attempt.outcome or "under way",
+            attempt.error or "",
+        )
+    wide_console().print(table)
+
+
+@windows.command()
+@click.argument("window_ids", nargs=-1, metavar="[WINDOW_ID]...")
+@click.option("--failed", is_flag=True, help="Every window that failed.")
+@as_json
+def retry(window_ids: tuple[str, ...], failed: bool, as_json: bool) -> None:
+    """Make failed (or skipped) windows due again, with all their attempts, and wake the workers.
+
+    Example: babylon windows retry 2025-01-15T10:00
+    """
+    if failed == bool(window_ids):
+        raise UserError("name the windows to try again, or all of them with --failed")
+    for window_id in window_ids:
+        parse_window_id(window_id)
+    settings = load_settings()
+    settings.redis()
+    due = pipeline.retry(ready_worker(settings), window_ids or None)
+    refused = sorted(set(window_ids) - set(due))
+    _wake_scorers(due)
+    if as_json:
+        print_json({"due": due, "refused": refused})
+    else:
+        for window_id in due:
+            click.echo(f"{window_id} is due")
+        if failed and not due:
+            click.echo("no window has failed")
+    if refused:
+        raise UserError(
+            f"not tried again: {', '.join(refused)} (neither failed nor skipped; "
+            "`babylon windows show` says more)"
+        )
+
+
+def _wake_scorers(due: list[str]) -> None:
+    if due:
+        from babylon_tasks.celery import app
+        from workers import doorbells
+
+        app.set_current()
+        doorbells.score(due)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return "; ".join(_cell(each) for each in value)
+    return str(value)
 
 
 def no_windows(database: Database, settings: Settings, found: list[WindowListing]) -> UserError:

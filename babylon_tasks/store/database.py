@@ -6,6 +6,10 @@ may sit in between: no server-side prepared statements, no session locks, no LIS
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +24,10 @@ from babylon_tasks.errors import ServerUnavailable, UserError
 
 Connection = psycopg.Connection[DictRow]
 
+_SERVER_COMES_FIRST = 2.0
+_LIMITS = """SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true),
+                    set_config('idle_in_transaction_session_timeout', %s, true)"""
+
 _NOT_OURS = (
     psycopg.errors.InsufficientPrivilege,
     psycopg.errors.UndefinedTable,
@@ -28,10 +36,15 @@ _NOT_OURS = (
 
 
 class Database:
-    """Not shared between threads or over a fork: each process makes its own."""
+    """Not shared between threads or over a fork: each process makes its own.
 
-    def __init__(self, url: str) -> None:
+    A transaction that takes longer than `timeout_seconds` is ended: by the server, which would
+    otherwise keep a frozen client's locks, and by the client, whom a cut network never answers.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float = 30.0) -> None:
         self.url = url
+        self.timeout_seconds = timeout_seconds
         self._connection: Connection | None = None
 
     @contextmanager
@@ -39,21 +52,48 @@ class Database:
         """A transaction: committed at the end, rolled back by an exception.
 
         Raises:
-            ServerUnavailable: The server cannot be reached, or went away within.
+            ServerUnavailable: The server cannot be reached, went away within, or was too slow.
         """
-        connection = self._alive()
+        with self._hang_up_later():
+            connection = self._alive()
+            try:
+                with connection.transaction():
+                    connection.execute(_LIMITS, [f"{self.timeout_seconds:.0f}s"] * 3)
+                    yield connection
+            except _NOT_OURS as error:
+                raise UserError(
+                    f"{error.diag.message_primary}: run `babylon migrate`, and grant this role the "
+                    "schemas rl and public"
+                ) from error
+            except psycopg.Error as error:
+                if connection.closed or connection.broken:
+                    raise ServerUnavailable(f"lost the connection to {self.name}") from error
+                if isinstance(error, psycopg.OperationalError) and not isinstance(
+                    error,
+                    psycopg.errors.ProgramLimitExceeded,  # the row's fault
+                ):
+                    raise ServerUnavailable(
+                        f"{self.name}: {error.diag.message_primary or error}"
+                    ) from error
+                raise
+
+    @contextmanager
+    def _hang_up_later(self) -> Iterator[None]:
+        timer = threading.Timer(self.timeout_seconds + _SERVER_COMES_FIRST, self._hang_up)
+        timer.daemon = True
+        timer.start()
         try:
-            with connection.transaction():
-                yield connection
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if connection.closed or connection.broken:
-                raise ServerUnavailable(f"lost the connection to {self.name}") from error
-            raise
-        except _NOT_OURS as error:
-            raise UserError(
-                f"{error.diag.message_primary}: run `babylon migrate`, and grant this role the "
-                "schemas rl and public"
-            ) from error
+            yield
+        finally:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        """From the timer's thread: wake whoever waits for the server's answer."""
+        connection = self._connection
+        with contextlib.suppress(OSError, psycopg.Error):
+            if connection is not None:
+                with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
+                    line.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection; the next transaction opens a new one."""

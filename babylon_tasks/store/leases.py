@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psycopg.rows import class_row
+
 from babylon_tasks.errors import LeaseLost
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.queries import load
@@ -18,6 +20,16 @@ class Lease:
 
     resource: str
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLease:
+    """A lease that somebody holds, and the seconds it has left unless it is renewed."""
+
+    resource: str
+    holder: str
+    token: int
+    seconds: float
 
 
 def acquire(
@@ -63,6 +75,12 @@ def renew(connection: Connection, leases: Sequence[Lease], lease_seconds: float)
 def release(connection: Connection, leases: Sequence[Lease]) -> None:
     """Give the leases back; those that went already are no matter."""
     connection.execute(_SQL["release_leases"], _columns(leases))
+
+
+def live(connection: Connection, model_name: str) -> list[LiveLease]:
+    """The model's lease and those on its windows, where they are held."""
+    with connection.cursor(row_factory=class_row(LiveLease)) as cursor:
+        return cursor.execute(_SQL["live_leases"], {"model_name": model_name}).fetchall()
 
 
 def _columns(leases: Sequence[Lease]) -> dict[str, list[str] | list[int]]:

@@ -102,3 +102,8 @@ def complete_known(connection: Connection, model_name: str, window_id: str, batc
 def fail(connection: Connection, batch_id: str, error: str) -> None:
     """End a request with the reason."""
     connection.execute(_SQL["fail_request"], {"batch_id": batch_id, "error": error})
+
+
+def reopen(connection: Connection, batch_id: str) -> None:
+    """Take back that a request failed."""
+    connection.execute(_SQL["reopen_request"], {"batch_id": batch_id})

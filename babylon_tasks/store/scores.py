@@ -69,6 +69,6 @@ def quarantine(connection: Connection, window_id: str, unusable: Mapping[str, Un
             "window_id": window_id,
             "trajectory_ids": ids,
             "reasons": [u.reason for u in unusable.values()],
-            "details": [u.detail.replace("\x00", "�")[:500] for u in unusable.values()],
+            "details": [u.detail for u in unusable.values()],
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,8 +13,9 @@ from psycopg.rows import class_row
 
 from babylon_tasks.errors import StaleClaim, UserError
 from babylon_tasks.models import Head, choose_version
-from babylon_tasks.store import requests
+from babylon_tasks.store import attempts, requests
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.queries import load
 from babylon_tasks.training import StepResult
@@ -142,9 +144,32 @@ def commit(connection: Connection, new: Commit) -> str:
             "seconds": new.seconds,
         },
     )
+    connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
+    attempts.end(connection, new.model_name, [new.token], Ending.DONE)
     if new.primary:
         _write_back(connection, new, step, version)
     return version
+
+
+def begin_checkpoint(connection: Connection, model_name: str, checkpoint: str, token: int) -> str:
+    """Note that an attempt is about to write this folder; returns the nonce to put into it."""
+    nonce = str(uuid.uuid4())
+    connection.execute(
+        _SQL["begin_checkpoint"],
+        {"checkpoint": checkpoint, "model_name": model_name, "token": token, "nonce": nonce},
+    )
+    return nonce
+
+
+def unfinished_checkpoints(connection: Connection, model_name: str) -> dict[str, str]:
+    """Folders that attempts began and no step names, with their nonces."""
+    rows = connection.execute(_SQL["unfinished_checkpoints"], {"model_name": model_name}).fetchall()
+    return {row["checkpoint"]: str(row["nonce"]) for row in rows}
+
+
+def forget_checkpoint(connection: Connection, checkpoint: str) -> None:
+    """Nothing of this unfinished folder is left."""
+    connection.execute(_SQL["finish_checkpoint"], {"checkpoint": checkpoint})
 
 
 def publish(connection: Connection, model_name: str) -> list[str]:

@@ -14,7 +14,16 @@ from babylon_tasks.store.queries import load
 from babylon_tasks.traces import RawTrace
 
 _SQL = load("traces")
-_PREFETCH_ROWS = 16
+_PREFETCH_ROWS = 4  # each may have MAX_TRACE_BYTES
+_ANSWER_SECONDS = 30.0  # for the next rows; a cut network never answers
+_SERVER_GONE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
 _LIBPQ_ONLY = frozenset(
     (
         "channel_binding",
@@ -47,17 +56,25 @@ class TraceReader:
         """The window's rows that count, in the order in which they were written.
 
         Whoever may leave early closes it (`contextlib.aclosing`): it holds a transaction.
+
+        Raises:
+            ServerUnavailable: Postgres went away, or does not answer any more.
         """
-        async with self._connection.transaction(readonly=True):
-            cursor: Any = self._connection.cursor(
-                _SQL["select_traces"],
-                window_id,
-                self._settings.max_trace_bytes,
-                self._settings.excluded_scenario_patterns(),
-                prefetch=_PREFETCH_ROWS,
-            )
-            async for row in cursor:
-                yield RawTrace(row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"])
+        try:
+            async with self._connection.transaction(readonly=True):
+                cursor: Any = self._connection.cursor(
+                    _SQL["select_traces"],
+                    window_id,
+                    self._settings.max_trace_bytes,
+                    self._settings.excluded_scenario_patterns(),
+                    prefetch=_PREFETCH_ROWS,
+                )
+                async for row in cursor:
+                    yield RawTrace(
+                        row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"]
+                    )
+        except _SERVER_GONE as error:
+            raise unreachable(self._settings.postgres(), error) from None
 
 
 @asynccontextmanager
@@ -70,13 +87,18 @@ async def open_reader(settings: Settings) -> AsyncIterator[TraceReader]:
     url = settings.postgres()
     try:
         # No statement cache: a pooler in transaction mode forgets prepared statements.
-        connection = await asyncpg.connect(_known(url), statement_cache_size=0, timeout=5)
+        connection = await asyncpg.connect(
+            _known(url), statement_cache_size=0, timeout=5, command_timeout=_ANSWER_SECONDS
+        )
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise unreachable(url, error) from None
     try:
         yield TraceReader(connection, settings)
     finally:
-        await connection.close(timeout=5)
+        try:
+            await connection.close(timeout=5)
+        except _SERVER_GONE:
+            connection.terminate()
 
 
 def _known(url: str) -> str:

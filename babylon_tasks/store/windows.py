@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg.rows import class_row
 
@@ -102,7 +103,7 @@ def claim_due(
     limit: int,
     only: Sequence[str] | None = None,
 ) -> dict[str, Lease]:
-    """Lease up to `limit` due windows that nobody holds; window id → lease."""
+    """Lease up to `limit` due windows that nobody holds and begin to score; window id → lease."""
     rows = connection.execute(
         _SQL["claim_due"],
         {
@@ -113,8 +114,10 @@ def claim_due(
             "only": None if only is None else list(only),
         },
     ).fetchall()
-    leases = [Lease(row["resource"], row["token"]) for row in rows]
-    return {lease.resource.rsplit("/", 1)[1]: lease for lease in leases}
+    return {
+        row["window_id"]: Lease(f"window/{settings.model_name}/{row['window_id']}", row["token"])
+        for row in rows
+    }
 
 
 def scored(
@@ -234,6 +237,42 @@ def postpone(
     )
 
 
+def split(
+    connection: Connection,
+    windows: Sequence[Window],
+    *,
+    model_name: str,
+    may_share: int,
+    last_error: str,
+    holder: str,
+) -> None:
+    """Let at most `may_share` of these windows, which failed together, meet in the next step."""
+    connection.execute(
+        _SQL["split_windows"],
+        {
+            "model_name": model_name,
+            "window_ids": [w.window_id for w in windows],
+            "may_share": may_share,
+            "last_error": last_error,
+            "holder": holder,
+        },
+    )
+
+
+def retry(
+    connection: Connection, model_name: str, window_ids: Sequence[str] | None
+) -> dict[str, str | None]:
+    """Make failed or skipped windows due again (None: all failed); window id → its request."""
+    rows = connection.execute(
+        _SQL["retry_windows"],
+        {
+            "model_name": model_name,
+            "window_ids": None if window_ids is None else list(window_ids),
+        },
+    ).fetchall()
+    return {row["window_id"]: row["batch_id"] for row in rows}
+
+
 def rescore(connection: Connection, model_name: str, window: Window) -> None:
     """Make a scored window due again."""
     connection.execute(
@@ -259,6 +298,13 @@ def count_states(connection: Connection, model_name: str) -> dict[State, int]:
     rows = connection.execute(_SQL["count_states"], {"model_name": model_name}).fetchall()
     found = {State(row["state"]): int(row["windows"]) for row in rows}
     return {state: found.get(state, 0) for state in State}
+
+
+def story(connection: Connection, model_name: str, window_id: str) -> dict[str, Any] | None:
+    """All there is to say about one window but its attempts; None where it has no row."""
+    return connection.execute(
+        _SQL["window_story"], {"model_name": model_name, "window_id": window_id}
+    ).fetchone()
 
 
 def report(connection: Connection, model_name: str) -> list[WindowReport]:

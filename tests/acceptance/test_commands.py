@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from babylon_tasks import pipeline
 from tests.acceptance.conftest import Deployment
+from tests.chaos.injection import Injection, injecting
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
 MODULE = ("-m", "babylon_tasks")
@@ -105,8 +105,59 @@ def test_mode_continuous_until_it_is_stopped(deployment: Deployment) -> None:
     add_window(deployment.worker, windows[1])
     deployment.wait(lambda: states(deployment.worker) == dict.fromkeys(windows, "trained"))
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=15)
+    assert process.wait(timeout=15) == 0
     assert query(deployment.worker, "SELECT * FROM rl.leases") == []
+
+
+def test_mode_continuous_outlives_a_lease_that_another_took(deployment: Deployment) -> None:
+    """It used to end with the first lost lease."""
+    window = hours_ago(2)
+    add_window(deployment.worker, window)
+    once = deployment.folder / "once"
+    stale = Injection(
+        "babylon_tasks.store.steps.commit",
+        "raise",
+        error="babylon_tasks.errors.StaleClaim",
+        once=once,
+    )
+    deployment.start(*MODULE, env={"MODE": "continuous", **injecting(stale)})
+    deployment.wait(lambda: states(deployment.worker) == {window: "trained"})
+    assert once.exists()
+    told = query(deployment.worker, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
+    assert [t["outcome"] for t in told] == ["given_back", "done"]
+
+
+def test_a_failed_window_tells_its_story_and_is_tried_again(deployment: Deployment) -> None:
+    window = hours_ago(2)
+    add_window(deployment.worker, window)
+    refusal = Injection(
+        "workers.trainer.noop.NoopTrainer.step",
+        "raise",
+        error="babylon_tasks.errors.Final",
+        arguments=("CUDA out of memory with one sequence",),
+    )
+    failed = deployment.run(*MODULE, env={"MODE": "single", **injecting(refusal)})
+    assert failed.returncode == 2
+    assert "Final: CUDA out of memory" in failed.stderr
+    shown = deployment.run("babylon", "windows", "show", window)
+    assert "Final: CUDA out of memory with one sequence" in shown.stdout
+    story = json.loads(deployment.run("babylon", "windows", "show", window, "--json").stdout)
+    assert (story["state"], story["agents"]) == ("failed", 3)
+    assert [(a["stage"], a["outcome"]) for a in story["attempts"]] == [
+        ("score", "done"),
+        ("train", "error"),
+    ]
+    retried = deployment.run("babylon", "windows", "retry", window)
+    assert retried.stdout == f"{window} is due\n"
+    again = deployment.run("babylon", "windows", "retry", window)
+    assert again.returncode == 2
+    assert "neither failed nor skipped" in again.stderr
+    assert (
+        "no window has failed" in deployment.run("babylon", "windows", "retry", "--failed").stdout
+    )
+    done = deployment.run(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
+    assert "(step 1)" in done.stdout
+    assert "v1.0.0" in deployment.run("babylon", "windows", "show", window).stdout
 
 
 def test_up_until_idle_on_servers_of_ones_own(deployment: Deployment) -> None:
@@ -125,7 +176,7 @@ def test_up_is_ended_by_sigterm_with_all_its_processes(deployment: Deployment) -
     children = _children(process.pid)
     assert len(children) >= 4
     process.terminate()
-    process.wait(timeout=40)
+    assert process.wait(timeout=40) == 0
     time.sleep(0.2)
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
 
@@ -188,6 +239,8 @@ def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_mod
         (("babylon", "windows", "enqueue", "yesterday"), {}, "2025-01-15T10:00"),
         (("babylon", "windows", "enqueue", "2025-01-15T10:00"), {}, "no trajectories in window"),
         (("babylon", "status"), {"MIN_AGENTS_PER_WINDOW": "1"}, "MIN_AGENTS_PER_WINDOW"),
+        (("babylon", "windows", "show", "2025-01-15T10:00"), {}, "`babylon windows enqueue"),
+        (("babylon", "windows", "retry"), {}, "--failed"),
         (MODULE, {"MODE": "list"}, "few agents"),
         (MODULE, {"MODE": "single"}, "no windows found: 1 trajectories"),
         (MODULE, {"MODE": "single", "TRAIN_RL_LOCAL": ""}, "TRAIN_RL_LOCAL=true"),
@@ -233,14 +286,3 @@ def test_every_command_has_help_with_an_example(deployment: Deployment) -> None:
         assert "Example:" in done.stdout
     for name_ in commands:
         assert deployment.run("babylon", *name_, "--help").returncode == 0
-
-
-def test_late_messages_cost_nothing(deployment: Deployment) -> None:
-    """Every stage again, after all is done: nothing changes."""
-    add_window(deployment.worker, hours_ago(2))
-    deployment.run("babylon", "up", "--until-idle")
-    before = query(deployment.worker, "SELECT * FROM rl.windows")
-    pipeline.produce(deployment.worker)
-    assert pipeline.score(deployment.worker) == []
-    assert pipeline.publish(deployment.worker) == []
-    assert query(deployment.worker, "SELECT * FROM rl.windows") == before

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -13,7 +12,7 @@ import redis
 
 from babylon_tasks.embedded import free_port
 from tests.acceptance.conftest import Deployment
-from tests.rows import add_window, hours_ago, one, query, states
+from tests.rows import add_window, hours_ago, query, states
 
 CPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "2")
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu")
@@ -59,6 +58,16 @@ def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) ->
     status = json.loads(deployment.run("babylon", "status", "--json").stdout)
     assert status["windows"]["trained"] == len(windows)
     assert status["version"] == f"v1.0.{len(steps) - 1}"
+    assert 0 <= status["canary_age_seconds"]["cpu"] < 30
+    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert f'babylon_windows{{state="trained"}} {len(windows)}.0' in metrics
+    for line in (
+        'babylon_canary_age_seconds{queue="cpu"}',
+        'babylon_queue_messages{queue="gpu"}',
+        'babylon_up{server="redis"} 1.0',
+        f'babylon_step{{which="newest"}} {len(steps)}.0',
+    ):
+        assert line in metrics
 
 
 def _answers(url: str) -> bool:
@@ -91,10 +100,10 @@ def _pool_size(deployment: Deployment) -> int:
     "enqueue",
     [
         ("babylon", "windows", "enqueue"),
-        ("babylon", "windows", "enqueue", hours_ago(2)),
+        ("babylon", "windows", "enqueue", "WINDOW"),
         ("celery", "-A", "babylon_tasks", "call", "babylon.produce"),
         ("celery", "-A", "babylon_tasks", "call", "babylon.enqueue",
-         "--args", json.dumps([[hours_ago(2)]])),
+         "--args", '[["WINDOW"]]'),
         ("-m", "tests.acceptance.two_lines"),
     ],
 )  # fmt: skip
@@ -105,59 +114,10 @@ def test_any_scheduler_can_enqueue(deployment: Deployment, enqueue: tuple[str, .
     deployment.start(*CPU)
     deployment.start(*GPU)
     root = str(Path(__file__).parents[2])
-    done = deployment.run(*enqueue, env={"PYTHONPATH": root})
+    command = [part.replace("WINDOW", window) for part in enqueue]
+    done = deployment.run(*command, env={"PYTHONPATH": root})
     assert done.returncode == 0, done.stderr
     deployment.wait(lambda: all_trained(deployment, window) and published(deployment))
-
-
-def test_redis_may_lose_everything(deployment: Deployment) -> None:
-    windows = [hours_ago(h) for h in range(2, 6)]
-    for window in windows:
-        add_window(deployment.worker, window)
-    deployment.run("babylon", "windows", "enqueue")
-    with redis.Redis.from_url(deployment.redis_url) as client:
-        client.flushall()
-    deployment.start(*CPU)
-    deployment.start(*GPU)
-    deployment.start(*BEAT)
-    deployment.wait(lambda: all_trained(deployment, *windows) and published(deployment))
-
-
-def test_killed_workers_are_followed_by_others(deployment: Deployment) -> None:
-    """kill -9 of the whole GPU worker, its lease still running: the next one waits it out."""
-    window = hours_ago(2)
-    add_window(deployment.worker, window)
-    query(
-        deployment.worker,
-        """INSERT INTO rl.leases (resource, holder, token, expires_at)
-           VALUES ('model/babylon-agent', 'dead', nextval('rl.lease_tokens'),
-                   now() + interval '2 seconds') RETURNING 1""",
-    )
-    first = deployment.start(*GPU, "-n", "first@%h")
-    deployment.start(*CPU)
-    deployment.start(*BEAT)
-    deployment.wait(lambda: states(deployment.worker) == {window: "scored"})
-    os.kill(first.pid, signal.SIGKILL)
-    deployment.start(*GPU, "-n", "second@%h")
-    deployment.wait(lambda: all_trained(deployment, window) and published(deployment))
-    assert one(deployment.worker, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
-
-
-def test_hostile_messages_do_no_harm(deployment: Deployment) -> None:
-    window = hours_ago(2)
-    add_window(deployment.worker, window)
-    call = ("celery", "-A", "babylon_tasks", "call")
-    deployment.start(*CPU)
-    deployment.start(*GPU)
-    for name, args in [
-        ("babylon.nonsense", "[]"),
-        ("babylon.score", '["not a list", 2, 3]'),
-        ("babylon.enqueue", '[["2025-99-99T00:00", "\'; DROP TABLE trajectories; --"]]'),
-        ("babylon.train", '["other-model"]'),
-    ]:
-        deployment.run(*call, name, "--args", args)
-    deployment.run("babylon", "windows", "enqueue")
-    deployment.wait(lambda: all_trained(deployment, window))
 
 
 def test_a_worker_that_may_not_train_says_so_and_does_not(deployment: Deployment) -> None:
@@ -170,21 +130,51 @@ def test_a_worker_that_may_not_train_says_so_and_does_not(deployment: Deployment
 
 
 @pytest.mark.parametrize(
-    ("role", "change", "says"),
+    ("role", "change", "code", "says"),
     [
-        (CPU, {"REDIS_URL": ""}, "REDIS_URL is not set"),
-        (CPU, {"DATABASE_URL": ""}, "DATABASE_URL is not set"),
-        (GPU, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, "Postgres"),
-        (BEAT, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, "Postgres"),
-        (FLOWER, {"FLOWER_ADDRESS": "0.0.0.0"}, "FLOWER_BASIC_AUTH"),
+        (CPU, {"REDIS_URL": ""}, 2, "REDIS_URL is not set"),
+        (CPU, {"DATABASE_URL": ""}, 2, "DATABASE_URL is not set"),
+        (GPU, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
+        (BEAT, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
+        (FLOWER, {"FLOWER_ADDRESS": "0.0.0.0"}, 2, "FLOWER_BASIC_AUTH"),
     ],
 )
 def test_roles_that_cannot_work_say_why_in_one_line(
-    deployment: Deployment, role: tuple[str, ...], change: dict[str, str], says: str
+    deployment: Deployment, role: tuple[str, ...], change: dict[str, str], code: int, says: str
 ) -> None:
+    """Code 2: a person must change something; 75: a supervisor should start it again."""
     done = deployment.run(*role, env=change)
     said = done.stdout + done.stderr
-    assert done.returncode != 0
+    assert done.returncode == code
     assert says in said
     assert "Traceback" not in said
     assert "s3cret" not in said
+
+
+def test_every_role_ends_with_0_on_sigterm(deployment: Deployment) -> None:
+    """As `systemctl stop` and `docker compose stop` end them; for a step in work, see chaos/."""
+    ports = free_port(), free_port()
+    flower, serve = (*FLOWER, f"--port={ports[0]}"), ("-m", "workers.serve", f"--port={ports[1]}")
+    roles = [deployment.start(*role) for role in (CPU, GPU, BEAT, flower, serve)]
+    deployment.wait(lambda: _answers(f"http://127.0.0.1:{ports[0]}/healthcheck"))
+    deployment.wait(lambda: _answers(f"http://127.0.0.1:{ports[1]}/healthz"))
+    deployment.wait(lambda: len(query(deployment.worker, "SELECT * FROM rl.canaries")) == 2)
+    for process in roles:
+        process.terminate()
+    assert [process.wait(timeout=15) for process in roles] == [0, 0, 0, 0, 0]
+
+
+def test_queues_are_bounded_while_nobody_works(deployment: Deployment) -> None:
+    """Whatever was sent how often; and `doctor` says who is missing."""
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        client.rpush("cpu", *["{}"] * 12_000)
+        deployment.start(*BEAT, env={"SWEEP_SECONDS": "0.02", "PRODUCE_SECONDS": "0.02"})
+        deployment.wait(lambda: client.llen("cpu") == 10_000)
+        client.delete("cpu")
+        deployment.wait(lambda: client.llen("cpu") == 72)
+        time.sleep(1)
+        assert (client.llen("cpu"), client.llen("gpu")) == (72, 1)
+    told = json.loads(deployment.run("babylon", "doctor", "--json").stdout)
+    (queues,) = (finding for finding in told if finding["check"] == "queues")
+    assert not queues["ok"]
+    assert "is `celery -A babylon_tasks worker -Q cpu` running?" in queues["detail"]

@@ -182,10 +182,10 @@ def test_parameters_that_only_libpq_knows_reach_neither_driver_in_vain(
     """Neon's default URL, with Prisma's parameters and an option with a space."""
     url = settings.postgres() + (
         "&channel_binding=prefer&connect_timeout=10&schema=public&pgbouncer=true"
-        "&options=-c%20statement_timeout%3D5000"
+        "&options=-c%20work_mem%3D8MB"
     )
     worker = make_worker(database_url=url)
     add_window(worker, hours_ago(2))
     pipeline.produce(worker)
     assert pipeline.score(worker) == [hours_ago(2)]
-    assert one(worker, "SHOW statement_timeout") == {"statement_timeout": "5s"}
+    assert one(worker, "SHOW work_mem") == {"work_mem": "8MB"}

@@ -61,6 +61,12 @@ class Scripted(Trainer):
         self.inner.close()
 
 
+def trained(worker: Worker, trainer: Trainer) -> list[str]:
+    """The windows of the next step."""
+    report = pipeline.train(worker, trainer)
+    return report.window_ids if report else []
+
+
 def scored_windows(worker: Worker, *hours: int) -> list[str]:
     windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
     for window in windows:
@@ -74,7 +80,8 @@ def test_one_step_over_all_scored_windows_writes_everything_back(
     worker: Worker, trainer: Trainer
 ) -> None:
     windows = scored_windows(worker, 2, 3)
-    (report,) = pipeline.train(worker, trainer)
+    report = pipeline.train(worker, trainer)
+    assert report
     assert (report.step, report.version, report.window_ids) == (1, "v1.0.0", windows)
     assert states(worker) == dict.fromkeys(windows, "trained")
     step = one(worker, "SELECT * FROM rl.steps")
@@ -134,11 +141,11 @@ def test_nothing_is_trained_twice(make_worker: Callable[..., Worker]) -> None:
     scored_windows(workers[0], *range(2, 8))
     trainers = [TrainerProcess("noop", None, f"cpu-{n}", 1.0, 30.0, 60.0) for n in range(10)]
     with ThreadPoolExecutor(10) as pool:
-        reports = [r for each in pool.map(pipeline.train, workers, trainers) for r in each]
+        reports = [r for r in pool.map(pipeline.train, workers, trainers) if r]
     for each in trainers:
         each.close()
-    trained = [w for r in reports for w in r.window_ids]
-    assert sorted(trained) == sorted(hours_ago(h) for h in range(2, 8))
+    done = [w for r in reports for w in r.window_ids]
+    assert sorted(done) == sorted(hours_ago(h) for h in range(2, 8))
     assert [r["step"] for r in query(workers[0], "SELECT step FROM rl.steps ORDER BY 1")] == list(
         range(1, len(reports) + 1)
     )
@@ -147,8 +154,8 @@ def test_nothing_is_trained_twice(make_worker: Callable[..., Worker]) -> None:
 def test_tokens_cut_a_step(make_worker: Callable[..., Worker], trainer: Trainer) -> None:
     worker = make_worker(max_step_tokens=1)
     windows = scored_windows(worker, 2, 3)
-    assert pipeline.train(worker, trainer)[0].window_ids == windows[:1]
-    assert pipeline.train(worker, trainer)[0].window_ids == windows[1:]
+    assert trained(worker, trainer) == windows[:1]
+    assert trained(worker, trainer) == windows[1:]
 
 
 def test_a_zombie_writes_nothing(make_worker: Callable[..., Worker], trainer: Trainer) -> None:
@@ -161,8 +168,9 @@ def test_a_zombie_writes_nothing(make_worker: Callable[..., Worker], trainer: Tr
         query(other, "SELECT pg_sleep(0.4)")
         with ThreadPoolExecutor(1) as elsewhere:
             second = TrainerProcess("noop", None, "cpu-1", 1.0, 30.0, 60.0)
-            (report,) = elsewhere.submit(pipeline.train, other, second).result()
+            report = elsewhere.submit(pipeline.train, other, second).result()
             second.close()
+            assert report
             assert report.window_ids == windows
 
     with pytest.raises(StaleClaim):
@@ -212,10 +220,10 @@ def test_a_rewritten_trace_is_scored_again(worker: Worker, trainer: Trainer) -> 
     pipeline.score(worker)
     query(worker, 'UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = %s RETURNING 1',
           steps(-200, response="SELL"), first)  # fmt: skip
-    assert [r.window_ids for r in pipeline.train(worker, trainer)] == [[other]]
+    assert trained(worker, trainer) == [other]
     assert states(worker) == {window: "due", other: "trained"}
     pipeline.score(worker)
-    assert [r.window_ids for r in pipeline.train(worker, trainer)] == [[window]]
+    assert trained(worker, trainer) == [window]
     assert one(worker, "SELECT score_rev FROM rl.windows WHERE window_id = %s", window) == {
         "score_rev": 2
     }
@@ -242,7 +250,7 @@ def test_a_window_left_with_too_few_traces_is_skipped(worker: Worker, trainer: T
     pipeline.produce(worker)
     pipeline.score(worker)
     query(worker, 'DELETE FROM trajectories WHERE "trajectoryId" = ANY (%s) RETURNING 1', gone)
-    assert pipeline.train(worker, trainer) == []
+    assert pipeline.train(worker, trainer) is None
     row = one(worker, "SELECT state, reason FROM rl.windows")
     assert row == {"state": "skipped", "reason": "1 trainable trajectories, a comparison needs 2"}
 
@@ -259,15 +267,30 @@ def test_a_failing_step_is_halved_until_the_poison_is_alone(
             raise TrainerDied("the trainer was ended by SIGKILL")
 
     scripted = Scripted(trainer, die)
-    reports = pipeline.train(worker, scripted)
-    assert [r.window_ids for r in reports] == [windows[:2], windows[3:]]
+    assert trained(worker, scripted) == windows[:2]
+    assert scripted.seen == [windows, windows, windows[:2]]
+    assert trained(worker, scripted) == windows[3:]
     row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert (row["state"], row["attempts"]) == ("scored", 1)
-    assert pipeline.train(worker, scripted) == []
+    assert trained(worker, scripted) == []
     row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert (row["state"], row["attempts"]) == ("failed", 2)
     assert row["last_error"] == "TrainerDied: the trainer was ended by SIGKILL"
     assert row["failed_at"] is not None
+
+
+def test_a_dead_trainer_is_tried_again_at_once(worker: Worker, trainer: Trainer) -> None:
+    windows = scored_windows(worker, 2, 3)
+    deaths = iter([True])
+
+    def die_once(*_: Any) -> None:
+        if next(deaths, False):
+            raise TrainerDied("the trainer was ended by SIGKILL")
+
+    assert trained(worker, Scripted(trainer, die_once)) == windows
+    told = query(worker, "SELECT outcome FROM rl.attempts WHERE stage = 'train' ORDER BY token")
+    assert [t["outcome"] for t in told] == ["error", "error", "done", "done"]
+    assert one(worker, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 0
 
 
 def test_an_unexpected_fault_of_the_trainer_is_counted_as_its_death_is(
@@ -278,9 +301,8 @@ def test_an_unexpected_fault_of_the_trainer_is_counted_as_its_death_is(
     def fault(*_: Any) -> None:
         raise Retryable("AssertionError: odd tensor")
 
-    for attempt in range(1, 4):
-        assert pipeline.train(worker, Scripted(trainer, fault)) == []
-        assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == attempt
+    assert pipeline.train(worker, Scripted(trainer, fault)) is None
+    assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == 3
     assert states(worker) == {hours_ago(2): "failed"}
 
 
@@ -292,10 +314,10 @@ def test_a_version_taken_behind_our_back_leaves_no_trace_and_waits(
     pipeline.train(worker, trainer)
     scored_windows(worker, 2)
     monkeypatch.setattr("babylon_tasks.store.steps.choose_version", lambda *_: "v1.0.0")
-    assert pipeline.train(worker, trainer) == []
-    assert one(worker, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 1
+    assert pipeline.train(worker, trainer) is None
+    assert one(worker, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 2
     assert len(list(Path(worker.settings.checkpoint_store).glob("*/*"))) == 1
-    assert pipeline.train(worker, trainer) == []
+    assert pipeline.train(worker, trainer) is None
     assert states(worker)[hours_ago(2)] == "scored"
     assert query(worker, "SELECT * FROM rl.leases") == []
 
@@ -307,8 +329,9 @@ def test_our_tables_may_be_made_anew_beside_old_batches(worker: Worker, trainer:
         tx.execute("DROP SCHEMA rl CASCADE")
     migrate(worker.settings.postgres())
     scored_windows(worker, 2)
-    reports = pipeline.train(worker, trainer)
-    assert [r.version for r in reports] == ["v1.0.1"]
+    report = pipeline.train(worker, trainer)
+    assert report
+    assert report.version == "v1.0.1"
 
 
 def test_final_errors_end_a_window_at_once(worker: Worker, trainer: Trainer) -> None:
@@ -317,7 +340,7 @@ def test_final_errors_end_a_window_at_once(worker: Worker, trainer: Trainer) -> 
     def refuse(*_: Any) -> None:
         raise Final("CUDA out of memory with one sequence")
 
-    assert pipeline.train(worker, Scripted(trainer, refuse)) == []
+    assert pipeline.train(worker, Scripted(trainer, refuse)) is None
     assert states(worker) == {hours_ago(2): "failed"}
 
 
@@ -335,9 +358,9 @@ def test_attempts_wait_longer_each_time(
         pipeline.train(worker, Scripted(trainer, die))
         row = one(worker, "SELECT not_before - now() AS wait FROM rl.windows")
         waits.append(round(row["wait"].total_seconds(), -2))
-        assert pipeline.train(worker, Scripted(trainer, die)) == []
+        assert pipeline.train(worker, Scripted(trainer, die)) is None
         query(worker, "UPDATE rl.windows SET not_before = now() RETURNING 1")
-    assert waits == [100, 200, 400]
+    assert waits == [200, 400, 800]
 
 
 def test_a_machine_that_cannot_train_gives_the_claim_back(worker: Worker, trainer: Trainer) -> None:
@@ -409,7 +432,8 @@ def test_a_commit_whose_answer_was_lost_is_looked_up(
         return version
 
     monkeypatch.setattr("babylon_tasks.store.steps.commit", then_cut)
-    (report,) = pipeline.train(worker, trainer)
+    report = pipeline.train(worker, trainer)
+    assert report
     assert report.version == "v1.0.0"
     assert (Path(report.checkpoint) / "manifest.json").exists()
 
@@ -423,7 +447,9 @@ def test_two_models_on_one_database_do_not_meet(
     for each in (first, second):
         pipeline.produce(each)
         pipeline.score(each)
-        assert [r.step for r in pipeline.train(each, trainer)] == [1]
+        report = pipeline.train(each, trainer)
+        assert report
+        assert report.step == 1
     versions = {m["modelId"] for m in query(first, "SELECT * FROM trained_models")}
     assert versions == {"babylon-agent-v1.0.0", "other-agent-v1.0.1"}
 
@@ -453,7 +479,8 @@ def test_requests_are_attached_trained_alone_and_answered(worker: Worker, traine
     query(worker, "UPDATE training_batches SET status = 'pending', error = NULL RETURNING 1")
     pipeline.produce(worker)
     pipeline.score(worker)
-    (report,) = pipeline.train(worker, trainer)
+    report = pipeline.train(worker, trainer)
+    assert report
     assert (report.window_ids, report.version) == ([asked], "v3.1.4")
     row = one(worker, """SELECT * FROM training_batches WHERE "batchId" = 'batch-7'""")
     assert (row["status"], row["modelVersion"]) == ("completed", "v3.1.4")
@@ -543,7 +570,8 @@ def test_the_whole_chain_on_a_database_that_prisma_made(
     mine = Settings.model_validate({**settings.model_dump(), "database_url": fresh_database})
     worker = Worker(Database(fresh_database), mine, "test:1")
     windows = scored_windows(worker, 2, 3)
-    (report,) = pipeline.train(worker, trainer)
+    report = pipeline.train(worker, trainer)
+    assert report
     assert report.window_ids == windows
     assert pipeline.publish(worker) == ["v1.0.0"]
     assert one(worker, "SELECT status FROM trained_models")["status"] == "ready"

@@ -27,7 +27,7 @@ def test_what_was_saved_is_opened_as_a_local_folder(
     root = str(tmp_path / "store") if store == "folder" else store
     url = checkpoints.folder_of(root, "babylon-agent", 3, 17)
     assert url.endswith("/babylon-agent/3-17")
-    checkpoints.save(source, url)
+    checkpoints.save(source, url, "nonce")
     opened = checkpoints.open_local(url)
     assert (opened / "adapter_model.safetensors").read_bytes() == b"weights"
     checkpoints.remove(url)
@@ -38,23 +38,25 @@ def test_what_was_saved_is_opened_as_a_local_folder(
 
 def test_a_folder_is_never_written_twice(source: Path, tmp_path: Path) -> None:
     url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
-    checkpoints.save(source, url)
+    checkpoints.save(source, url, "nonce")
     (source / "adapter_model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError):
-        checkpoints.save(source, url)
+        checkpoints.save(source, url, "nonce")
 
 
 def test_a_copy_that_loses_its_lease_ends(source: Path, tmp_path: Path) -> None:
     def lost() -> None:
         raise LeaseLost("gone")
 
+    url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
     with pytest.raises(LeaseLost):
-        checkpoints.save(source, checkpoints.folder_of(str(tmp_path), "m", 1, 1), lost)
+        checkpoints.save(source, url, "nonce", lost)
+    assert not Path(url).exists()
 
 
 def test_half_written_is_unreadable(source: Path, tmp_path: Path) -> None:
     url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
-    checkpoints.save(source, url)
+    checkpoints.save(source, url, "nonce")
     (Path(url) / "adapter_model.safetensors").write_bytes(b"wei")
     with pytest.raises(CheckpointUnreadable, match="cut short"):
         checkpoints.open_local(url)
@@ -66,4 +68,45 @@ def test_half_written_is_unreadable(source: Path, tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_names_the_setting(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="CHECKPOINT_STORE"):
-        checkpoints.save(source, checkpoints.folder_of(str(tmp_path / "file"), "m", 1, 1))
+        checkpoints.save(source, checkpoints.folder_of(str(tmp_path / "file"), "m", 1, 1), "nonce")
+
+
+def test_only_the_own_unfinished_folder_is_removed(source: Path, tmp_path: Path) -> None:
+    url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
+    checkpoints.save(source, url, "theirs")
+    assert checkpoints.remove_unfinished(url, "ours")
+    assert checkpoints.open_local(url)
+    assert checkpoints.remove_unfinished(url, "theirs")
+    assert not Path(url).exists()
+    assert checkpoints.remove_unfinished(url, "theirs")
+    (tmp_path / "m" / "2-2").mkdir()
+    assert checkpoints.remove_unfinished(checkpoints.folder_of(str(tmp_path), "m", 2, 2), "ours")
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_a_store_that_is_not_mounted_here_says_nothing(tmp_path: Path) -> None:
+    url = checkpoints.folder_of(str(tmp_path / "elsewhere"), "m", 1, 1)
+    assert not checkpoints.remove_unfinished(url, "ours")
+
+
+def test_copies_of_old_steps_go(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    opened = []
+    for step in range(1, 7):
+        url = checkpoints.folder_of("memory://old-steps", "m", step, step)
+        checkpoints.save(source, url, "nonce")
+        opened.append(checkpoints.open_local(url))
+    assert [folder.exists() for folder in opened] == [False, False, True, True, True, True]
+
+
+def test_a_cache_of_somebody_else_is_not_trusted(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    url = checkpoints.folder_of("memory://not-trusted", "m", 1, 1)
+    checkpoints.save(source, url, "nonce")
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    with pytest.raises(CheckpointUnreadable, match="belongs to another user"):
+        checkpoints.open_local(url)

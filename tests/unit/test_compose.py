@@ -55,9 +55,18 @@ def test_redis_demands_a_password_and_hides_it() -> None:
         assert SERVICES[name]["environment"]["REDIS_URL"].startswith("redis://:${REDIS_PASSWORD:?")
 
 
-def test_flower_demands_a_password() -> None:
-    basic_auth = SERVICES["flower"]["environment"]["FLOWER_BASIC_AUTH"]
-    assert basic_auth.startswith("${FLOWER_BASIC_AUTH:?")
+@every_service
+def test_who_publishes_a_port_demands_a_secret(name: str) -> None:
+    """Its own, without which Compose does not start; not those that every service gets."""
+    environment = SERVICES[name].get("environment", {})
+    demanded = {
+        variable
+        for variable, value in environment.items()
+        if str(value).startswith("${" + variable + ":?")
+    }
+    asked_for = {"flower": {"FLOWER_BASIC_AUTH"}, "serve": {"SERVE_API_KEY"}}
+    assert asked_for.get(name, set()) <= demanded
+    assert name in asked_for or not SERVICES[name].get("ports")
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("torch")
@@ -17,13 +19,21 @@ pytest.importorskip("starlette")
 
 import torch
 from peft import LoraConfig, get_peft_model
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 from transformers import AutoModelForCausalLM
 
-from babylon_tasks.errors import CheckpointUnreadable
+from babylon_tasks import chat
+from babylon_tasks.errors import CheckpointUnreadable, ServerUnavailable, UserError
+from babylon_tasks.settings import Settings, load_settings
 from tests.unit.tiny import make_tiny_model
-from workers.serve import make_app
+from workers.api_key import require_key
+from workers.serve import main, make_app
 from workers.serve_engine import ADAPTERS_KEPT, Engine, ServedModel
+from workers.served_models import ServedModels
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-of-24-letters-ü-ok"
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +150,92 @@ def test_other_errors_keep_the_shape(client: TestClient) -> None:
     assert answer.json()["error"]["message"] == "cannot read the checkpoint"
 
 
+@pytest.fixture
+def locked() -> TestClient:
+    """A server with a key, and no model behind it."""
+    app = make_app(lambda name: None, lambda: ["agent"], api_key=SecretStr(KEY))
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, b"", b"Bearer", b"Bearer ", KEY.encode(), b"Basic " + KEY.encode(), b"Bearer \xff\xfe",
+     b"Bearer " + KEY[:-1].encode(), b"Bearer " + KEY.encode() + b"x", b"Bearer null"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/chat/completions", "/", "/healthz/", "//healthz", "/nothing"]
+)
+def test_without_the_key_nothing_is_answered(
+    locked: TestClient, path: str, header: bytes | None
+) -> None:
+    headers = {} if header is None else {b"Authorization": header}
+    answer = locked.post(path, headers=headers, content=b"{}")
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert KEY not in answer.text
+
+
+def test_with_the_key_it_answers_and_health_needs_none(locked: TestClient) -> None:
+    headers = {b"Authorization": b"bearer " + KEY.encode()}
+    assert locked.get("/v1/models", headers=headers).json()["data"][0]["id"] == "agent"
+    assert locked.get("/nothing", headers=headers).status_code == 404
+    assert locked.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.0.7", "example.org", "127.0.0.1.x"])
+def test_without_a_key_it_stays_on_loopback(host: str) -> None:
+    with pytest.raises(UserError, match="set SERVE_API_KEY"):
+        require_key(host, None)
+    require_key(host, SecretStr(KEY))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_on_loopback_it_needs_no_key(host: str) -> None:
+    require_key(host, None)
+
+
+@pytest.fixture
+def key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SERVE_API_KEY", KEY)
+    load_settings.cache_clear()
+    yield
+    load_settings.cache_clear()
+
+
+def test_the_command_refuses_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve", "--host", "0.0.0.0", "--port", "0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("a model server on 0.0.0.0 needs a key: set SERVE_API_KEY")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("key_in_the_environment")
+def test_our_own_question_carries_the_key(
+    locked: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def post(url: str, headers: Any, json: Any, timeout: float) -> httpx.Response:
+        answer = locked.post(url, headers=headers, json=json)
+        return httpx.Response(answer.status_code, request=httpx.Request("POST", url))
+
+    monkeypatch.setattr(httpx, "post", post)
+    with pytest.raises(ServerUnavailable, match="404"):  # there is no model, but it was let in
+        chat.ask("http://testserver", "agent")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["agent@" + "9" * 5000, "agent@9999999999", "agent@-1", "agent@²", "agent@1e3", "@1", ""],
+)
+def test_a_name_that_no_step_can_have_is_unknown(name: str) -> None:
+    models = ServedModels(Settings(model_name="agent", database_url="postgresql:///x"))
+    assert models._step_of(name, published=3) is None
+
+
 def test_the_port_is_printed_before_the_first_request() -> None:
     program = (
         "from workers.serve import listen, make_app\n"
@@ -149,7 +245,7 @@ def test_the_port_is_printed_before_the_first_request() -> None:
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdout is not None
     try:

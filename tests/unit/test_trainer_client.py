@@ -190,6 +190,13 @@ def test_a_fault_of_the_program_is_retryable_and_ends_the_process(
     assert trainer.pid is None
 
 
+def test_a_full_disk_is_nobodys_fault(make: Make, request_: Any) -> None:
+    Path(request_.output_dir).mkdir(parents=True)
+    Path(request_.output_dir, "trainer_state.json").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"no space left .* set TMPDIR"):
+        make().step(request_, ignore)
+
+
 def test_a_trainer_that_died_between_steps_is_started_again(make: Make, request_: Any) -> None:
     trainer = make()
     trainer.step(request_, ignore)

@@ -17,7 +17,13 @@ from babylon_tasks.windows import (
 )
 
 
-def window(window_id: str, tokens: int, batch_id: str | None = None, attempts: int = 0) -> Window:
+def window(
+    window_id: str,
+    tokens: int,
+    batch_id: str | None = None,
+    attempts: int = 0,
+    may_share: int | None = None,
+) -> Window:
     return Window(
         window_id=window_id,
         state=State.SCORED,
@@ -30,6 +36,7 @@ def window(window_id: str, tokens: int, batch_id: str | None = None, attempts: i
         trajectories=2,
         late=0,
         text_bytes=(tokens - 1) * 4,
+        may_share=may_share,
         reason=None,
         last_error=None,
     )
@@ -72,3 +79,12 @@ def test_requests_and_windows_that_failed_train_alone() -> None:
     assert ids(share_a_step([window("c", 1), failed], 100)) == "c"
     assert ids(share_a_step([failed, window("c", 1)], 100)) == "b"
     assert share_a_step([], 100) == []
+
+
+def test_windows_that_failed_together_share_with_fewer() -> None:
+    two = [window(name, 1, may_share=2) for name in "abc"]
+    assert ids(share_a_step([*two, window("d", 1)], 100)) == "ab"
+    assert ids(share_a_step([window("d", 1), *two], 100)) == "da"
+    assert ids(share_a_step([*[window(n, 1) for n in "def"], *two], 100)) == "def"
+    assert ids(share_a_step([window("d", 1), window("a", 1, may_share=1)], 100)) == "d"
+    assert ids(share_a_step([window("a", 1, may_share=1), window("d", 1)], 100)) == "a"

@@ -8,6 +8,7 @@ its trainer with it.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import queue
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.errors import BabylonError, Retryable, UserError
 from babylon_tasks.training import Progress, StepRequest, StepResult
 from workers.trainer import wire
 
@@ -106,6 +107,15 @@ def _not_installed(error: ModuleNotFoundError) -> UserError:
     return UserError(f"{name} is not installed: pip install 'babylon-tasks[train]'")
 
 
+def _fault(error: Exception, request: StepRequest) -> BabylonError:
+    """Nobody's data is at fault where the disk is full."""
+    first_line = str(error).strip().partition("\n")[0]
+    # Not by errno: what writes weights raises errors of its own.
+    if os.strerror(errno.ENOSPC) in first_line:
+        return UserError(f"no space left for {request.scratch_dir}: free some, or set TMPDIR")
+    return Retryable(f"the trainer failed: {type(error).__name__}: {first_line}")
+
+
 def _make_trainer(kind: str, request: StepRequest, answers: _Answers) -> _Steps:
     if kind == "torch":
         return _torch_trainer(request, answers)
@@ -128,9 +138,7 @@ def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoRetu
         except Exception as error:
             # A fault of the program or of CUDA: what is in memory cannot be trusted any more.
             log.exception("the step of %s failed", request.model_name)
-            first_line = str(error).strip().partition("\n")[0]
-            message = f"the trainer failed: {type(error).__name__}: {first_line}"
-            answers.send(wire.ErrorAnswer(kind="retryable", message=message))
+            answers.send(wire.answer_error(_fault(error, request)))
             logging.shutdown()
             os._exit(1)  # sys.exit would wait for the thread that reads stdin
         answers.send(answer)

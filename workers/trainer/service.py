@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -112,7 +113,7 @@ class TorchService:
                 "model (docs/training.md)"
             ) from None
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
-        if not torch.isfinite(norm):
+        if not (torch.isfinite(norm) and math.isfinite(totals.loss)):
             raise Final("the gradients are not finite: lower LEARNING_RATE or change BASE_MODEL")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

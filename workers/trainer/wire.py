@@ -11,7 +11,10 @@ from typing import Literal
 import msgspec
 
 from babylon_tasks import errors
+from babylon_tasks.line import one_line
 from babylon_tasks.training import Progress, StepRequest, StepResult
+
+_MESSAGE_CHARACTERS = 2000  # what rl.windows.last_error keeps
 
 ErrorKind = Literal["final", "user", "retryable", "checkpoint"]
 
@@ -80,10 +83,10 @@ def answer_result(result: StepResult) -> ResultAnswer:
 
 
 def answer_error(error: errors.BabylonError) -> ErrorAnswer:
-    """An error as an answer; a line break in its message becomes a space."""
+    """An error as an answer; its message is made one line, which JSON and Postgres can carry."""
     kinds: list[ErrorKind] = [kind for kind, cls in _ERRORS.items() if isinstance(error, cls)]
     return ErrorAnswer(
-        kind=kinds[0] if kinds else "retryable", message=" ".join(str(error).split())
+        kind=kinds[0] if kinds else "retryable", message=one_line(str(error), _MESSAGE_CHARACTERS)
     )
 
 

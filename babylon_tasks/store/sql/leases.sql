@@ -30,3 +30,11 @@ UPDATE rl.leases l
 DELETE FROM rl.leases l
  USING unnest(%(resources)s::text[], %(tokens)s::bigint[]) AS ours (resource, token)
  WHERE l.resource = ours.resource AND l.token = ours.token
+
+-- live_leases --
+SELECT resource, holder, token, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds
+  FROM rl.leases
+ WHERE (resource = 'model/' || %(model_name)s
+        OR starts_with(resource, 'window/' || %(model_name)s || '/'))
+   AND expires_at > clock_timestamp()
+ ORDER BY resource

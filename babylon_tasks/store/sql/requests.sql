@@ -52,3 +52,9 @@ UPDATE public.training_batches b
 UPDATE public.training_batches
    SET status = 'failed', error = %(error)s, "completedAt" = now() AT TIME ZONE 'utc'
  WHERE "batchId" = %(batch_id)s AND status IN ('pending', 'training')
+
+-- reopen_request --
+-- Its window was made due again by hand.
+UPDATE public.training_batches
+   SET status = 'training', error = NULL, "completedAt" = NULL
+ WHERE "batchId" = %(batch_id)s AND status = 'failed'

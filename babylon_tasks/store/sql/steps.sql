@@ -25,6 +25,18 @@ UPDATE rl.heads
                 WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
                   AND expires_at > clock_timestamp())
 
+-- begin_checkpoint --
+-- Before the first file: should the process die, the next holder of the lease knows where to look.
+INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce)
+VALUES (%(checkpoint)s, %(model_name)s, %(token)s, %(nonce)s)
+
+-- finish_checkpoint --
+DELETE FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s
+
+-- unfinished_checkpoints --
+SELECT checkpoint, nonce FROM rl.unfinished_checkpoints
+ WHERE model_name = %(model_name)s ORDER BY token
+
 -- insert_step --
 INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories, trainable_tokens,
                       metrics, gpu_seconds, checkpoint, version, started_at, committed_at)

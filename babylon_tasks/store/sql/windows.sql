@@ -38,7 +38,8 @@ WITH hours AS (
     RETURNING window_id
 ), reopened AS (
     UPDATE rl.windows w
-       SET state = 'due', reason = NULL, attempts = 0, not_before = now(), due_at = now(),
+       SET state = 'due', reason = NULL, attempts = 0, may_share = NULL, not_before = now(),
+           due_at = now(),
            agents = c.agents, trajectories = c.trajectories, late = 0
       FROM counted c
      WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
@@ -131,41 +132,52 @@ RETURNING window_id
 
 -- read_windows --
 SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
-       late, text_bytes, reason, last_error
+       late, text_bytes, may_share, reason, last_error
   FROM rl.windows
  WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s)
  ORDER BY window_id
 
 -- claim_due --
--- Lease due windows that nobody holds, oldest first. Claims at the same moment pass each other's
--- rows by (SKIP LOCKED); the lease's row decides where they meet all the same.
+-- Lease due windows that nobody holds, oldest first, and begin an attempt at each. One that failed
+-- before is claimed alone, after the others: should it kill its worker again, it kills only itself.
+-- Claims at the same moment pass each other's rows by (SKIP LOCKED); the lease's row decides where
+-- they meet all the same.
 WITH free AS (
-    SELECT 'window/' || w.model_name || '/' || w.window_id AS resource
+    SELECT w.window_id, w.attempts
       FROM rl.windows w
      WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= now()
        AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s))
        AND NOT EXISTS (SELECT FROM rl.leases l
                         WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
                           AND l.expires_at > clock_timestamp())
-     ORDER BY w.window_id
+     ORDER BY (w.attempts > 0), w.window_id
      LIMIT %(limit)s
        FOR UPDATE OF w SKIP LOCKED
+), ranked AS (
+    SELECT window_id, attempts, row_number() OVER (ORDER BY (attempts > 0), window_id) AS place
+      FROM free
+), leased AS (
+    INSERT INTO rl.leases AS held (resource, holder, token, expires_at)
+    SELECT 'window/' || %(model_name)s || '/' || window_id, %(holder)s,
+           nextval('rl.lease_tokens'),
+           clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+      FROM ranked
+     WHERE attempts = 0 OR place = 1
+     ORDER BY 1
+    ON CONFLICT (resource) DO UPDATE
+       SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,
+           acquired_at = clock_timestamp()
+     WHERE held.expires_at <= clock_timestamp()
+    RETURNING resource, token
 )
-INSERT INTO rl.leases AS held (resource, holder, token, expires_at)
-SELECT resource, %(holder)s, nextval('rl.lease_tokens'),
-       clock_timestamp() + make_interval(secs => %(lease_seconds)s)
-  FROM free
- ORDER BY resource
-ON CONFLICT (resource) DO UPDATE
-   SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,
-       acquired_at = clock_timestamp()
- WHERE held.expires_at <= clock_timestamp()
-RETURNING resource, token
+INSERT INTO rl.attempts (model_name, window_id, token, stage, holder)
+SELECT %(model_name)s, right(resource, 16), token, 'score', %(holder)s FROM leased
+RETURNING window_id, token
 
 -- select_scored --
 -- What a step may take: requests of the app first, then the oldest.
 SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
-       late, text_bytes, reason, last_error
+       late, text_bytes, may_share, reason, last_error
   FROM rl.windows
  WHERE model_name = %(model_name)s AND state = 'scored' AND not_before <= now()
    AND (%(only)s::text[] IS NULL OR window_id = ANY (%(only)s))
@@ -176,8 +188,8 @@ SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, ag
 UPDATE rl.windows
    SET state = %(state)s, scorer = %(scorer)s, score_rev = score_rev + 1, reason = %(reason)s,
        agents = %(agents)s, trajectories = %(trajectories)s, text_bytes = %(text_bytes)s,
-       attempts = 0, last_error = NULL, not_before = now(), claimed_by = %(holder)s,
-       scored_at = now(),
+       attempts = 0, may_share = NULL, last_error = NULL, not_before = now(),
+       claimed_by = %(holder)s, scored_at = now(),
        skipped_at = CASE WHEN %(state)s = 'skipped' THEN now() END
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
    AND state = 'due' AND score_rev = %(score_rev)s
@@ -210,6 +222,21 @@ UPDATE rl.windows
        not_before = now() + make_interval(secs => %(wait_seconds)s)
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
    AND state = %(from_state)s AND score_rev = %(score_rev)s
+
+-- split_windows --
+-- They failed together: fewer of them may meet in the next step.
+UPDATE rl.windows
+   SET may_share = %(may_share)s, last_error = %(last_error)s, claimed_by = %(holder)s
+ WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s) AND state = 'scored'
+
+-- retry_windows --
+-- By hand: as if they had just become due.
+UPDATE rl.windows
+   SET state = 'due', attempts = 0, may_share = NULL, reason = NULL, not_before = now(),
+       due_at = now()
+ WHERE model_name = %(model_name)s AND state IN ('failed', 'skipped')
+   AND (%(window_ids)s::text[] IS NULL AND state = 'failed' OR window_id = ANY (%(window_ids)s))
+RETURNING window_id, batch_id
 
 -- rescore_window --
 -- A trace was rewritten after it was judged: the window is due again.
@@ -258,3 +285,27 @@ SELECT w.window_id, w.state, w.agents, w.trajectories,
  WHERE w.model_name = %(model_name)s
  GROUP BY w.window_id, w.model_name, t.model_name, t.step
  ORDER BY w.window_id
+
+-- window_story --
+-- All there is to say about one window, but its attempts.
+SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS reason, w.attempts,
+       w.agents, w.trajectories, w.late, w.scorer, w.batch_id,
+       w.due_at, w.scored_at, w.trained_at, w.skipped_at, w.failed_at,
+       CASE WHEN w.not_before > now() AND w.state IN ('due', 'scored') THEN w.not_before END
+           AS waits_until,
+       w.may_share,
+       (SELECT l.holder FROM rl.leases l
+         WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
+           AND l.expires_at > clock_timestamp()) AS held_by,
+       w.trained_step, t.version, t.checkpoint,
+       (SELECT jsonb_build_object('trajectories', count(*), 'mean', round(avg(s.score)::numeric, 4),
+                                  'lowest', min(s.score), 'highest', max(s.score))
+          FROM rl.scores s
+         WHERE s.model_name = w.model_name AND s.window_id = w.window_id AND s.scorer = w.scorer
+        HAVING count(*) > 0) AS scores,
+       (SELECT jsonb_object_agg(reason, n)
+          FROM (SELECT q.reason, count(*) AS n FROM rl.quarantine q
+                 WHERE q.window_id = w.window_id GROUP BY q.reason) AS by_reason) AS set_aside
+  FROM rl.windows w
+  LEFT JOIN rl.steps t ON t.model_name = w.model_name AND t.step = w.trained_step
+ WHERE w.model_name = %(model_name)s AND w.window_id = %(window_id)s

@@ -1,0 +1,18 @@
+"""Text of unknown origin as one line that any log, table or terminal can show."""
+
+from __future__ import annotations
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """At most `limit` characters on one line, each of them printable.
+
+    Error messages quote what they refuse: NULs, which Postgres does not store, lone surrogates,
+    which UTF-8 cannot carry, escape sequences that would speak to a terminal, line breaks that
+    would forge a line of the log. All of them become U+FFFD or a space.
+    """
+    start = text[: 4 * limit]
+    words = " ".join(start.split())
+    line = "".join(c if c.isprintable() else "\ufffd" for c in words)
+    if len(line) > limit or len(start) < len(text):
+        return line[: limit - 1] + "…"
+    return line

@@ -1,0 +1,109 @@
+"""Reads and writes `rl.attempts`: every try at a window, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from psycopg.rows import class_row
+
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.queries import load
+
+_SQL = load("attempts")
+
+
+class Ending(StrEnum):
+    """How an attempt ended; only `error` and `lost` may count against a window."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    ERROR = "error"
+    GIVEN_BACK = "given_back"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A row of `rl.attempts`; `ended_at` is None while it is under way."""
+
+    stage: str
+    token: int
+    holder: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A window whose worker died; `state` is what became of it."""
+
+    window_id: str
+    state: str
+    batch_id: str | None
+    last_error: str
+
+
+def open_step(
+    connection: Connection, model_name: str, holder: str, token: int, window_ids: Sequence[str]
+) -> None:
+    """A step over these windows begins. (Attempts at scoring begin with the claim itself.)"""
+    connection.execute(
+        _SQL["open_attempts"],
+        {
+            "model_name": model_name,
+            "holder": holder,
+            "token": token,
+            "window_ids": list(window_ids),
+        },
+    )
+
+
+def end(
+    connection: Connection,
+    model_name: str,
+    tokens: Sequence[int],
+    outcome: Ending,
+    error: str | None = None,
+    window_ids: Sequence[str] | None = None,
+) -> None:
+    """End the open attempts under these tokens, of all their windows or of the named ones."""
+    connection.execute(
+        _SQL["end_attempts"],
+        {
+            "model_name": model_name,
+            "tokens": list(tokens),
+            "outcome": outcome,
+            "error": error,
+            "window_ids": None if window_ids is None else list(window_ids),
+        },
+    )
+
+
+def reap_scores(connection: Connection, model_name: str, max_attempts: int) -> list[Loss]:
+    """End the scoring attempts whose lease is gone, and count them."""
+    return _reap(connection, "reap_scores", model_name, max_attempts)
+
+
+def reap_steps(connection: Connection, model_name: str, max_attempts: int) -> list[Loss]:
+    """End every open attempt at a step, and count it; only the holder of the model may."""
+    return _reap(connection, "reap_steps", model_name, max_attempts)
+
+
+def read(connection: Connection, model_name: str, window_id: str) -> list[Attempt]:
+    """All attempts at one window, oldest first."""
+    with connection.cursor(row_factory=class_row(Attempt)) as cursor:
+        return cursor.execute(
+            _SQL["read_attempts"], {"model_name": model_name, "window_id": window_id}
+        ).fetchall()
+
+
+def _reap(connection: Connection, query: str, model_name: str, max_attempts: int) -> list[Loss]:
+    with connection.cursor(row_factory=class_row(Loss)) as cursor:
+        return cursor.execute(
+            _SQL[query], {"model_name": model_name, "max_attempts": max_attempts}
+        ).fetchall()

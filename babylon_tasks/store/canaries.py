@@ -1,0 +1,35 @@
+"""Reads and writes `rl.canaries`: whether messages still come through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg.rows import class_row
+
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.queries import load
+
+_SQL = load("canaries")
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """The newest message that came through a queue: who took it, and how long ago."""
+
+    queue: str
+    holder: str
+    age_seconds: float
+
+
+def note(connection: Connection, model_name: str, queue: str, holder: str) -> None:
+    """A message has just come through this queue."""
+    connection.execute(
+        _SQL["note_canary"], {"model_name": model_name, "queue": queue, "holder": holder}
+    )
+
+
+def read(connection: Connection, model_name: str) -> dict[str, Canary]:
+    """The canaries by queue; a queue that none ever came through is missing."""
+    with connection.cursor(row_factory=class_row(Canary)) as cursor:
+        found = cursor.execute(_SQL["canary_ages"], {"model_name": model_name}).fetchall()
+    return {canary.queue: canary for canary in found}

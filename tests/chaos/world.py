@@ -1,0 +1,212 @@
+"""A small world to break: servers, a network, roles, and windows to train."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+
+from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings
+from babylon_tasks.store.database import Database
+from babylon_tasks.windows import window_id_at
+from tests import rows
+from tests.chaos.fleet import Fleet, Kill
+from tests.chaos.injection import Injection, injecting
+from tests.chaos.links import Links
+from tests.chaos.recovery import recoveries
+from tests.chaos.servers import Servers
+from tests.chaos.verdict import Verdict, judge
+
+ROOT = Path(__file__).parents[2]
+LOOKBACK_HOURS = 8000
+
+# Short intervals, so that a recovery takes seconds; their proportions are the defaults'.
+SETTINGS = {
+    "LEASE_SECONDS": "2",
+    "HEARTBEAT_SECONDS": "0.5",
+    "SWEEP_SECONDS": "2",
+    "PRODUCE_SECONDS": "2",
+    "RETRY_SECONDS": "1",
+    "TRAINER": "noop",
+    "TRAIN_RL_LOCAL": "true",
+    "BASE_MODEL": "none",
+    "SETTLE_SECONDS": "0",
+    "LOOKBACK_HOURS": str(LOOKBACK_HOURS),
+}
+
+_AGENTS = [f"agent-{n}" for n in range(3)]
+_STEPS = [rows.steps(300.0 * n - 200) for n in range(3)]
+_TERMINAL = {"trained", "skipped", "failed"}
+
+
+def command(name: str) -> tuple[str, ...]:
+    """The command of a role by its name: `cpu1`, `gpu2`, `beat`, `flower`."""
+    role = name.rstrip("0123456789")
+    celery = ("celery", "-A", "babylon_tasks")
+    if role in ("beat", "flower"):
+        return (*celery, role)
+    worker = (*celery, "worker", "-Q", role, "-n", f"{name}@%h")
+    return (*worker, "-c", "1") if role == "cpu" else worker
+
+
+class World(AbstractContextManager["World"]):
+    """An empty database and an empty Redis on servers that many worlds share, and their roles.
+
+    Roles reach the servers through `links`; `worker` is ours and goes straight to Postgres.
+    """
+
+    def __init__(self, servers: Servers, folder: Path) -> None:
+        servers.repair()
+        servers.redis.flush()
+        self.servers = servers
+        self.folder = folder
+        self._database_url = servers.fresh_database()
+        settings = {**SETTINGS, "CHECKPOINT_STORE": str(folder / "checkpoints")}
+        ours = {name.lower(): value for name, value in settings.items()}
+        self.settings = Settings(
+            **{**ours, "database_url": self._database_url, "redis_url": servers.redis.url}  # type: ignore[arg-type]
+        )
+        self.worker = Worker(Database(self.settings.postgres()), self.settings, "chaos:0")
+        self._all_links: list[Links] = []
+        self.links = self.own_links()
+        self.fleet = Fleet(folder, self._environment(settings))
+        self.expected: dict[str, str] = {}
+        self._now = datetime.now(UTC)
+        self._next_hours_ago = 2
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.fleet.stop_all()
+        for links in self._all_links:
+            links.close()
+        self.servers.repair()
+        self.worker.database.close()
+        self.servers.drop_database(self._database_url)
+
+    def own_links(self) -> Links:
+        """Another way to the same servers, for a node that shall be cut off alone."""
+        made = Links.to(self.servers.postgres.port, self.servers.redis.port)
+        self._all_links.append(made)
+        return made
+
+    def start(
+        self,
+        name: str,
+        *arguments: str,
+        links: Links | None = None,
+        inject: Sequence[Injection] = (),
+        env: Mapping[str, str] | None = None,
+        keep_running: bool = False,
+    ) -> int:
+        """Start a role by its name (`cpu1`), with more arguments if need be; its pid.
+
+        Any other process: `fleet.start`.
+        """
+        changes = (links or self.links).env(self._database_url, self.servers.redis.url)
+        if inject:
+            changes |= injecting(*inject, python_path=str(ROOT))
+        changes |= env or {}
+        return self.fleet.start(
+            name, *command(name), *arguments, env=changes, keep_running=keep_running
+        )
+
+    def add_windows(self, count: int, first_hours_ago: int | None = None) -> list[str]:
+        """Windows of three agents each, going back in time from where the last call ended.
+
+        They are expected to be trained; change `expected` where another end is right.
+        """
+        first = self._next_hours_ago if first_hours_ago is None else first_hours_ago
+        self._next_hours_ago = first + count
+        assert self._next_hours_ago < LOOKBACK_HOURS, "nobody would look back so far"
+        hours = range(first, first + count)
+        windows = [window_id_at(self._now - timedelta(hours=hour)) for hour in hours]
+        with self.worker.database.transaction() as tx:
+            tx.execute(
+                """INSERT INTO "User" (id, username, "updatedAt")
+                   SELECT agent, agent, now() FROM unnest(%s::text[]) AS agent
+                       ON CONFLICT DO NOTHING""",
+                [_AGENTS],
+            )
+            tx.execute(
+                """INSERT INTO trajectories (id, "trajectoryId", "agentId", "startTime", "endTime",
+                       "durationMs", "windowId", "scenarioId", "stepsJson", "rewardComponentsJson",
+                       "metricsJson", "metadataJson", "totalReward", "episodeLength",
+                       "finalStatus", "updatedAt")
+                   SELECT w || '/' || agent, w || '/' || agent, agent, now(), now(), 1, w, w, steps,
+                          '{}', '{}', '{}', 0, 3, 'completed', now()
+                     FROM unnest(%s::text[]) AS w
+                    CROSS JOIN unnest(%s::text[], %s::text[]) AS a (agent, steps)""",
+                [windows, _AGENTS, _STEPS],
+            )
+        self.expected |= dict.fromkeys(windows, "trained")
+        return windows
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 40) -> None:
+        """Until it holds; while Postgres is away, it does not.
+
+        Raises:
+            AssertionError: It did not hold in time; with the end of the roles' logs.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._holds(condition):
+            if time.monotonic() > deadline:
+                logs = self.fleet.logs()[-6000:]
+                raise AssertionError(f"nothing happened within {seconds} s\n{logs}")
+            time.sleep(0.1)
+
+    def settled(self) -> bool:
+        """Every window that was added has ended, and the head is published."""
+        found = rows.states(self.worker)
+        if not all(found.get(window) in _TERMINAL for window in self.expected):
+            return False
+        return not rows.query(self.worker, "SELECT FROM rl.heads WHERE step <> published_step")
+
+    def verdict(self) -> Verdict:
+        """What was lost, what was done twice, and every other invariant that does not hold."""
+        return judge(self.worker, self.expected)
+
+    def invariants(self) -> Verdict:
+        """The same, where nothing else may be broken."""
+        found = self.verdict()
+        assert not found.broken, "\n".join(found.broken)
+        return found
+
+    def recoveries(self, kills: Sequence[Kill] | None = None) -> list[float]:
+        """Seconds from each kill that lost an attempt to the window's next attempt."""
+        return recoveries(self.worker, self.fleet.kills if kills is None else kills)
+
+    def attempts(self) -> dict[str, int]:
+        """How many attempts ended how."""
+        found = rows.query(
+            self.worker,
+            """SELECT coalesce(outcome, 'open') AS outcome, count(*)::int AS n
+                 FROM rl.attempts GROUP BY 1 ORDER BY 1""",
+        )
+        return {row["outcome"]: row["n"] for row in found}
+
+    def _holds(self, condition: Callable[[], bool]) -> bool:
+        try:
+            return condition()
+        except ServerUnavailable:
+            return False
+
+    def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+        """Every role's: ours without a developer's own settings, and with these."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name.lower() not in Settings.model_fields
+        }
+        offline = {"HF_HUB_OFFLINE": "1"}  # what is not on this machine is missed at once
+        urls = self.links.env(self._database_url, self.servers.redis.url)
+        return {**inherited, **settings, **offline, **urls, "PYTHONPATH": str(ROOT)}

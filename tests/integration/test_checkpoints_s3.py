@@ -1,0 +1,302 @@
+"""Checkpoints in a bucket, over the real S3 protocol: moto's server on loopback, not AWS."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from babylon_tasks import checkpoints, pipeline
+from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
+from babylon_tasks.pipeline import Worker
+from tests.rows import add_window, hours_ago, query, states
+from workers.trainer_client import TrainerProcess
+
+try:
+    import s3fs
+    from moto.server import ThreadedMotoServer
+except ImportError:
+    if os.environ.get("CI"):
+        raise
+    pytest.skip("no S3 server: install babylon-tasks[dev]", allow_module_level=True)
+
+BUCKET = "weights"
+NONCE = "7f6e"
+WEIGHTS = os.urandom(9 << 20)  # more than a part of an upload
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The server's bucket, seen past the code under test."""
+
+    store: str
+    endpoint: str
+    client: s3fs.S3FileSystem
+
+    def keys(self) -> list[str]:
+        """Names of all objects."""
+        return sorted(self.client.find(BUCKET))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Bucket]:
+    """A server and a client of our own to look into it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = s3fs.S3FileSystem(
+        key="x", secret="x", endpoint_url=f"http://{host}:{port}", use_listings_cache=False
+    )
+    yield Bucket(f"s3://{BUCKET}/prod", f"http://{host}:{port}", client)
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
+    """An empty bucket, and the environment a deployment has: nothing of it is in our settings."""
+    for name in [n for n in os.environ if n.startswith(("AWS_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    nothing = str(tmp_path / "none")
+    monkeypatch.setenv("AWS_CONFIG_FILE", nothing)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", nothing)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    on_machine(monkeypatch, tmp_path / "machine-0")
+    server.client.mkdir(BUCKET)
+    yield server
+    monkeypatch.undo()
+    server.client.rm(BUCKET, recursive=True)
+
+
+@pytest.fixture
+def new_process() -> Iterator[None]:
+    """Forget clients: s3fs keeps them, and looks into the environment only for a new one."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def on_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """From now on temporary files, so what was fetched, are in this machine's own folder."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
+def test_another_machine_opens_what_one_has_saved(
+    bucket: Bucket, source: Path, tmp_path: Path
+) -> None:
+    url = checkpoints.folder_of(bucket.store, "babylon-agent", 3, 17)
+    beats: list[None] = []
+    checkpoints.save(source, url, NONCE, lambda: beats.append(None))
+    assert len(beats) >= 3  # one a part: a slow bucket must not cost the lease
+    opened = subprocess.run(
+        [sys.executable, "-c", "import sys; from babylon_tasks import checkpoints; "
+         "print(checkpoints.open_local(sys.argv[1]))", url],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    folder = Path(opened.stdout.strip())
+    assert folder.is_relative_to(tmp_path)
+    assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
+    assert (folder / "adapter_config.json").read_text() == "{}"
+
+
+def test_what_was_fetched_is_not_fetched_again(bucket: Bucket, source: Path) -> None:
+    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
+    checkpoints.save(source, url, NONCE)
+    folder = checkpoints.open_local(url)
+    bucket.client.rm(f"{url}/adapter_model.safetensors")
+    assert checkpoints.open_local(url) == folder
+    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS[:100])
+    with pytest.raises(CheckpointUnreadable):
+        checkpoints.open_local(url)
+
+
+def test_no_manifest_is_unreadable(bucket: Bucket, source: Path) -> None:
+    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
+    checkpoints.save(source, url, NONCE)
+    bucket.client.rm(f"{url}/manifest.json")
+    with pytest.raises(CheckpointUnreadable, match=r"manifest\.json"):
+        checkpoints.open_local(url)
+
+
+def test_a_file_cut_short_is_unreadable(bucket: Bucket, source: Path) -> None:
+    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
+    checkpoints.save(source, url, NONCE)
+    bucket.client.pipe_file(f"{url}/adapter_model.safetensors", WEIGHTS[:-1])
+    with pytest.raises(CheckpointUnreadable, match=r"adapter_model\.safetensors was cut short"):
+        checkpoints.open_local(url)
+
+
+def test_a_folder_is_never_written_twice(bucket: Bucket, source: Path) -> None:
+    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
+    checkpoints.save(source, url, NONCE)
+    (source / "adapter_config.json").write_text("others")
+    with pytest.raises(UserError, match="exists"):
+        checkpoints.save(source, url, NONCE)
+    assert bucket.client.cat_file(f"{url}/adapter_config.json") == b"{}"
+
+
+def test_removing_removes_all_of_it_and_nothing_else(bucket: Bucket, source: Path) -> None:
+    kept, gone = (checkpoints.folder_of(bucket.store, "m", step, 1) for step in (1, 11))
+    for url in (kept, gone):
+        checkpoints.save(source, url, NONCE)
+    before = bucket.keys()
+    checkpoints.remove(gone)
+    checkpoints.remove(gone)
+    assert bucket.keys() == [key for key in before if "/11-1/" not in key]
+    assert len(bucket.keys()) == len(before) / 2
+    assert checkpoints.open_local(kept).is_dir()
+
+
+def test_a_copy_that_loses_its_lease_leaves_nothing(bucket: Bucket, source: Path) -> None:
+    def lost() -> None:
+        raise LeaseLost("gone")
+
+    with pytest.raises(LeaseLost):
+        checkpoints.save(source, checkpoints.folder_of(bucket.store, "m", 1, 1), NONCE, lost)
+    assert bucket.keys() == []
+
+
+def test_only_the_own_unfinished_folder_is_removed(bucket: Bucket, source: Path) -> None:
+    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
+    checkpoints.save(source, url, "theirs")
+    before = bucket.keys()
+    assert checkpoints.remove_unfinished(url, "ours")
+    assert bucket.keys() == before
+    assert checkpoints.remove_unfinished(url, "theirs")
+    assert bucket.keys() == []
+    assert checkpoints.remove_unfinished(url, "theirs")
+
+
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+
+def no_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
+
+
+def wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
+
+
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("fault", [no_server, no_url, wrong_key, no_key])
+def test_a_bucket_that_cannot_be_read_is_said_in_one_line_within_seconds(
+    bucket: Bucket, new_process: None, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    fault(monkeypatch)
+    started = time.monotonic()
+    with pytest.raises(CheckpointUnreadable, match="AWS_ENDPOINT_URL") as caught:
+        checkpoints.open_local(checkpoints.folder_of(bucket.store, "m", 1, 1))
+    assert time.monotonic() - started < 10
+    assert "\n" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [no_url, wrong_key, no_key])
+def test_a_bucket_that_cannot_be_written_is_said_in_one_line(
+    bucket: Bucket, new_process: None, monkeypatch: pytest.MonkeyPatch, source: Path, fault: Fault
+) -> None:
+    fault(monkeypatch)
+    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL") as caught:
+        checkpoints.save(source, url, NONCE)
+    assert "\n" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    checkpoints.remove(url)  # is called on the way out of another error, so it raises none
+
+
+def test_a_missing_bucket_is_said_and_not_made(bucket: Bucket, source: Path) -> None:
+    with pytest.raises(UserError, match="bucket does not exist"):
+        checkpoints.save(source, "s3://wieghts/prod/m/1-1", NONCE)
+    assert not bucket.client.exists("wieghts")
+
+
+def test_the_missing_extra_is_named(
+    bucket: Bucket, new_process: None, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    with pytest.raises(UserError, match=r"babylon-tasks\[s3\]"):
+        checkpoints.save(source, f"{bucket.store}/m/1-1", NONCE)
+
+
+@pytest.fixture
+def make_trainer() -> Iterator[Callable[[str], TrainerProcess]]:
+    made: list[TrainerProcess] = []
+
+    def make(slot: str) -> TrainerProcess:
+        made.append(TrainerProcess("noop", None, slot, 1.0, 30.0, 60.0))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_two_machines_train_one_model(
+    bucket: Bucket,
+    make_worker: Callable[..., Worker],
+    make_trainer: Callable[[str], TrainerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for number, hours in enumerate((3, 2), start=1):
+        on_machine(monkeypatch, tmp_path / f"machine-{number}")
+        worker = make_worker(checkpoint_store=bucket.store)
+        add_window(worker, hours_ago(hours))
+        pipeline.produce(worker)
+        pipeline.score(worker)
+        pipeline.train(worker, make_trainer(f"cpu-{number}"))
+    assert states(worker) == dict.fromkeys((hours_ago(3), hours_ago(2)), "trained")
+    first, second = query(worker, "SELECT step, token, checkpoint FROM rl.steps ORDER BY step")
+    for row in (first, second):
+        assert row["checkpoint"] == f"{bucket.store}/babylon-agent/{row['step']}-{row['token']}"
+    key = first["checkpoint"].removeprefix("s3://")
+    (fetched,) = tmp_path.glob("*/babylon-tasks-*/checkpoints/s3/*/*/*/*")
+    assert fetched.is_relative_to(tmp_path / "machine-2")
+    assert str(fetched).endswith(key)
+    assert checkpoints.open_local(second["checkpoint"]).is_dir()
+
+
+def test_a_bucket_that_is_away_leaves_the_window_to_others(
+    bucket: Bucket,
+    new_process: None,
+    make_worker: Callable[..., Worker],
+    make_trainer: Callable[[str], TrainerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = make_worker(checkpoint_store=bucket.store)
+    add_window(worker, hours_ago(2))
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    no_server(monkeypatch)
+    with pytest.raises(UserError, match="cannot write the checkpoint s3://"):
+        pipeline.train(worker, make_trainer("cpu-0"))
+    assert states(worker) == {hours_ago(2): "scored"}

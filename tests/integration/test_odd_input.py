@@ -1,0 +1,151 @@
+"""Odd rows through a real Postgres: each is scored or set aside, and its window still trains."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from babylon_tasks import pipeline
+from babylon_tasks.pipeline import Worker
+from tests.odd import ODD_TOKENS, mutated_traces, valid_trace
+from tests.rows import add_trajectory, add_window, hours_ago, one, query, states, steps
+from workers.trainer_client import TrainerProcess
+
+# A window of its own for each example, since the database lives as long as the test.
+_hours = itertools.count(2)
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Iterator[TrainerProcess]:
+    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    yield process
+    process.close()
+
+
+def train_and_account(worker: Worker, trainer: TrainerProcess, window: str) -> dict[str, str]:
+    """Score and train; every trajectory must have a score or a reason. Id → reason."""
+    pipeline.produce(worker)
+    assert pipeline.score(worker) == [window]
+    rows = query(
+        worker,
+        """SELECT "trajectoryId" AS id, s.score, q.reason, q.detail
+             FROM trajectories t
+             LEFT JOIN rl.scores s ON s.trajectory_id = "trajectoryId"
+             LEFT JOIN rl.quarantine q ON q.trajectory_id = "trajectoryId"
+            WHERE t."windowId" = %s""",
+        window,
+    )
+    for row in rows:
+        assert (row["score"] is None) != (row["reason"] is None), row
+        assert row["score"] is not None or (row["detail"] and row["detail"].isprintable())
+    pipeline.train(worker, trainer)
+    assert states(worker)[window] == "trained"
+    return {row["id"]: row["reason"] for row in rows if row["reason"]}
+
+
+def test_fixed_odd_texts(worker: Worker, trainer: TrainerProcess) -> None:
+    window = hours_ago(next(_hours))
+    add_window(worker, window)
+    texts = [json.dumps(valid_trace()).replace('"BUY"', token, 1) for token in ODD_TOKENS]
+    texts += ["", "null", "\ufeff[]", "[" * 1_000_000, steps("NaN"), steps(1e300)]
+    for number, text in enumerate(texts):
+        add_trajectory(worker, window, f"odd-{number}", stepsJson=text)
+    reasons = train_and_account(worker, trainer, window)
+    assert set(reasons.values()) == {"bad_json", "wrong_shape", "no_steps", "bad_pnl"}
+
+
+@settings(
+    max_examples=5,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],  # shrinking would run out of hours
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(texts=st.lists(mutated_traces(), min_size=1, max_size=30))
+def test_any_texts(worker: Worker, trainer: TrainerProcess, texts: list[str]) -> None:
+    window = hours_ago(next(_hours))
+    add_window(worker, window)
+    for number, text in enumerate(texts):
+        stored = text.replace("\x00", "").encode("utf-8", "replace").decode()  # Postgres's text
+        add_trajectory(worker, window, f"odd-{number}", stepsJson=stored)
+    train_and_account(worker, trainer, window)
+
+
+def test_odd_values_in_other_columns(worker: Worker, trainer: TrainerProcess) -> None:
+    window = hours_ago(next(_hours))
+    add_window(worker, window)
+    rng = random.Random(1)
+    # As long as an index of one column can hold, and too long for one of three.
+    long_id = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(2680))
+    odd: list[tuple[str, dict[str, Any]]] = [
+        ("", {}),
+        ("a" * 150_000, {}),
+        ("line\nbreak\x1b[2J; DROP TABLE trajectories; --", {}),
+        ("\u202ertl 😀 \ufffe", {}),
+        ("future", {"startTime": datetime.max, "endTime": datetime.min, "durationMs": -1}),
+        ("forever", {"createdAt": "infinity", "startTime": "-infinity"}),
+        ("numbers", {"finalPnL": float("nan"), "totalReward": float("inf"), "episodeLength": -9}),
+        ("texts", {"metadataJson": "\ufffd", "metricsJson": "[", "rewardComponentsJson": ""}),
+        ("empty id", {"trajectoryId": ""}),
+        ("odd id", {"trajectoryId": "a'b\\c\n{}[],NULL\""}),
+        ("long id", {"trajectoryId": long_id}),
+        ("scenario", {"scenarioId": "%_\\" * 33}),
+    ]
+    for agent, columns in odd:
+        add_trajectory(worker, window, agent, **{"stepsJson": steps(50), **columns})
+    assert train_and_account(worker, trainer, window) == {long_id: "bad_id"}
+    assert one(worker, "SELECT trajectories FROM rl.steps")["trajectories"] == 3 + len(odd) - 1
+
+
+_SCORE_TWO_WINDOWS = """
+import resource, sys
+from babylon_tasks import pipeline
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.settings import Settings
+from babylon_tasks.store.database import Database
+
+settings = Settings(database_url=sys.argv[1])
+worker = Worker(Database(settings.postgres()), settings, "test:1")
+for window in sys.argv[2:]:
+    assert pipeline.score(worker, [window]) == [window]
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_hundred_megabytes_are_set_aside_unread(worker: Worker) -> None:
+    """By the size that Postgres tells; memory is that of a process that never met the row."""
+    before, after = hours_ago(3), hours_ago(2)
+    add_window(worker, before)
+    add_window(worker, after)
+    huge = add_trajectory(worker, after, "huge")
+    query(
+        worker,
+        """UPDATE trajectories SET "stepsJson" = '[{"a":"' || repeat('x', 100000000) || '"}]'
+            WHERE "trajectoryId" = %s RETURNING 1""",
+        huge,
+    )
+    pipeline.produce(worker)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCORE_TWO_WINDOWS, worker.settings.postgres(), before, after],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = map(int, done.stdout.split())
+    assert (second - first) / 1024 < 20  # MB
+    found = one(worker, "SELECT * FROM rl.quarantine")
+    assert (found["trajectory_id"], found["reason"]) == (huge, "too_large")
+    assert found["detail"] == "stepsJson has 100000010 bytes, above MAX_TRACE_BYTES"
+    assert states(worker)[after] == "scored"

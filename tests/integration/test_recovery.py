@@ -1,0 +1,258 @@
+"""What a dead, cut-off or stopped worker leaves behind, and how the next one finds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babylon_tasks import checkpoints, pipeline
+from babylon_tasks.errors import LeaseLost, ServerUnavailable, TrainerDied
+from babylon_tasks.pipeline import Worker
+from babylon_tasks.store import steps as step_rows
+from babylon_tasks.store.database import Database
+from babylon_tasks.training import StepRequest, StepResult, Trainer
+from tests.rows import add_request, add_window, hours_ago, one, query, states
+from workers.trainer_client import OnBeat, TrainerProcess
+
+
+class Died(BaseException):
+    """Nothing after it is run, as after SIGKILL: `forget` takes the clean-up away too."""
+
+
+@pytest.fixture
+def trainer() -> Iterator[TrainerProcess]:
+    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Died` leaves leases, attempts and files as they are."""
+    leave = pipeline.Keeper.__exit__
+
+    def forget(keeper: Any, exc_type: Any, exc: Any, traceback: Any) -> None:
+        if exc_type is not Died:
+            leave(keeper, exc_type, exc, traceback)
+
+    monkeypatch.setattr("babylon_tasks.keeper.Keeper.__exit__", forget)
+
+
+def scored(worker: Worker, *hours: int) -> list[str]:
+    windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
+    for window in windows:
+        add_window(worker, window)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    return windows
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise Died
+
+
+def endings(worker: Worker, stage: str) -> list[str | None]:
+    """How the attempts of a stage ended, oldest first."""
+    found = query(
+        worker, "SELECT outcome FROM rl.attempts WHERE stage = %s ORDER BY token, window_id", stage
+    )
+    return [row["outcome"] for row in found]
+
+
+@pytest.mark.usefixtures("dying")
+def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
+    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
+    windows = [hours_ago(h) for h in (4, 3, 2)]
+    for window in windows:
+        add_window(worker, window)
+    pipeline.produce(worker)
+    real = pipeline._score_window
+
+    async def poisoned(worker: Worker, reader: Any, keeper: Any, window: Any, lease: Any) -> None:
+        if window.window_id == windows[1]:
+            raise Died
+        await real(worker, reader, keeper, window, lease)
+
+    monkeypatch.setattr("babylon_tasks.pipeline._score_window", poisoned)
+    with pytest.raises(Died):
+        pipeline.score(worker)
+    assert states(worker) == {windows[0]: "scored", windows[1]: "due", windows[2]: "due"}
+    assert pipeline.score(worker) == []  # the lease still runs
+    time.sleep(0.35)
+    with pytest.raises(Died):
+        pipeline.score(worker)  # the poison alone
+    assert pipeline.score(worker) == [windows[2]]
+    time.sleep(0.35)
+    assert pipeline.score(worker) == []
+    assert states(worker)[windows[1]] == "failed"
+    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", windows[1])
+    assert row["attempts"] == 2
+    assert "died, or hung until its lease ran out" in row["last_error"]
+    assert query(worker, "SELECT * FROM rl.attempts WHERE ended_at IS NULL") == []
+    assert sorted(map(str, endings(worker, "score"))) == ["done", "done", "lost", "lost", "lost"]
+
+
+@pytest.mark.usefixtures("dying")
+def test_a_step_that_kills_its_worker_is_halved_until_the_poison_is_alone(
+    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
+    windows = scored(worker, 2, 3, 4)
+    poison = windows[1]
+    seen: list[list[str]] = []
+    real = step_rows.commit
+
+    def kill(tx: Any, new: step_rows.Commit) -> str:
+        together = [w.window_id for w in new.windows]
+        seen.append(together)
+        if poison in together:
+            raise Died
+        return real(tx, new)
+
+    monkeypatch.setattr("babylon_tasks.store.steps.commit", kill)
+    for _ in range(8):
+        try:
+            pipeline.train(worker, trainer)
+        except Died:
+            time.sleep(0.35)
+    assert states(worker) == {windows[0]: "trained", poison: "failed", windows[2]: "trained"}
+    assert seen == [windows, windows[:2], windows[:1], [poison], windows[2:], [poison]]
+    # Each dead attempt's files go with the next holder of the lease that has work.
+    monkeypatch.undo()
+    scored(worker, 5)
+    assert pipeline.train(worker, trainer)
+    kept = query(worker, "SELECT checkpoint FROM rl.steps")
+    folders = Path(worker.settings.checkpoint_store).resolve().glob("*/*")
+    assert sorted(map(str, folders)) == sorted(row["checkpoint"] for row in kept)
+    assert query(worker, "SELECT * FROM rl.unfinished_checkpoints") == []
+
+
+@pytest.mark.usefixtures("dying")
+def test_only_the_holder_of_the_lease_removes_what_no_row_names(
+    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another database's checkpoint under the same name is not ours to remove."""
+    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1)
+    scored(worker, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("babylon_tasks.store.steps.commit", die)
+        with pytest.raises(Died):
+            pipeline.train(worker, trainer)
+    (orphan,) = query(worker, "SELECT * FROM rl.unfinished_checkpoints")
+    assert checkpoints.open_local(orphan["checkpoint"])
+    theirs = Path(orphan["checkpoint"]).with_name("9-9")
+    made = Path(worker.settings.checkpoint_store) / "made"
+    made.mkdir()
+    (made / "weights").write_text("theirs")
+    checkpoints.save(made, str(theirs), "another nonce")
+    query(
+        worker,
+        "INSERT INTO rl.unfinished_checkpoints VALUES (%s, 'babylon-agent', 9, gen_random_uuid())"
+        " RETURNING 1",
+        str(theirs),
+    )
+    assert pipeline.train(worker, trainer) is None  # the dead one's lease still runs
+    assert checkpoints.open_local(orphan["checkpoint"])
+    time.sleep(0.35)
+    assert pipeline.train(worker, trainer)
+    assert not Path(orphan["checkpoint"]).exists()
+    assert checkpoints.open_local(str(theirs))
+    assert query(worker, "SELECT * FROM rl.unfinished_checkpoints") == []
+
+
+def test_a_stopped_worker_gives_everything_back_at_once(
+    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery's cold shutdown is SystemExit, anywhere."""
+    windows = scored(worker, 2)
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerProcess, "step", stop)
+        with pytest.raises(SystemExit):
+            pipeline.train(worker, trainer)
+    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert endings(worker, "train") == ["given_back"]
+    assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == 0
+    report = pipeline.train(worker, trainer)
+    assert report
+    assert report.window_ids == windows
+
+
+def test_a_frozen_transaction_holds_nothing_for_long(
+    worker: Worker,
+) -> None:
+    """A machine suspended in a transaction: the server ends it, and the rows are free."""
+    add_window(worker, hours_ago(2))
+    pipeline.produce(worker)
+    frozen = Database(worker.settings.postgres(), timeout_seconds=1)
+
+    def freeze() -> None:
+        with frozen.transaction() as tx:
+            tx.execute("SELECT * FROM rl.windows FOR UPDATE")
+            time.sleep(1.3)
+            tx.execute("SELECT 1")
+
+    with pytest.raises(ServerUnavailable, match="lost the connection"):
+        freeze()
+    other = Database(worker.settings.postgres())
+    with other.transaction() as tx:
+        tx.execute("SELECT * FROM rl.windows FOR UPDATE NOWAIT")
+        with pytest.raises(ServerUnavailable, match="timeout"):
+            freeze()
+    for each in (frozen, other):
+        each.close()
+
+
+def test_a_lost_lease_is_counted_by_the_next_holder(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    """A step whose trainer is silent past the lease (a hung CUDA call) costs an attempt."""
+    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.01)
+    scored(worker, 2)
+
+    class Hanging(Trainer):
+        def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
+            time.sleep(0.35)
+            on_beat(None)
+            raise AssertionError("the lease was lost")
+
+        def close(self) -> None: ...
+
+    with pytest.raises(LeaseLost):
+        pipeline.train(worker, Hanging())
+    assert pipeline.train(worker, trainer)
+    assert endings(worker, "train") == ["lost", "done"]
+
+
+def test_retry_by_hand_starts_anew_and_revives_the_request(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    worker = make_worker(max_attempts=1)
+    add_request(worker, "batch-1", hours_ago(2), "v1.0.0")
+    (window,) = scored(worker, 2)
+
+    class Dying(Trainer):
+        def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
+            raise TrainerDied("out of memory")
+
+        def close(self) -> None: ...
+
+    assert pipeline.train(worker, Dying()) is None
+    assert states(worker) == {window: "failed"}
+    assert one(worker, "SELECT status FROM training_batches")["status"] == "failed"
+    assert pipeline.retry(worker, [hours_ago(5)]) == []
+    assert pipeline.retry(worker, None) == [window]
+    assert pipeline.retry(worker, None) == []
+    pipeline.score(worker)
+    assert pipeline.train(worker, trainer)
+    assert one(worker, "SELECT status FROM training_batches")["status"] == "completed"
+    assert endings(worker, "train") == ["error", "done"]

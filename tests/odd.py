@@ -1,0 +1,137 @@
+"""JSON as no app should write it, for tests of what reads it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+# What may stand where a value is expected, as raw text.
+ODD_TOKENS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "nul",
+    "",
+    "-",
+    "01",
+    "1e",
+    "1e400",
+    "-1e-400",
+    "9223372036854775808",
+    "-9223372036854775809",
+    "1" + "0" * 400,
+    "1" * 5000,
+    '"' + "9" * 5000 + '"',
+    '"\\ud800"',
+    '"\\udfff\\ud800 x"',
+    '"\\uD83D\\uDE00"',
+    '"\\u0000"',
+    '"\\u12"',
+    '"\\x41"',
+    '"tab\tline\nend"',
+    '"\x7f\u2028\u202e\ufeff\ufffe"',
+    '"   "',
+    '"' + "é" * 2000 + '"',
+    '{"response":"a","response":"b"}',
+    '{"\\ud800":1,"\\u0000":2,"":3}',
+    '[[{"llmCalls":[{"response":"x"}]}]]',
+    "[" * 2000 + "]" * 2000,
+    '{"a":' * 2000 + "1" + "}" * 2000,
+    "[" * 2000,
+    "// comment",
+    "'single'",
+    "null",
+    "true",
+    "[]",
+    "{}",
+]
+
+
+def valid_trace() -> list[dict[str, Any]]:
+    """What the app writes, in small."""
+    return [
+        {
+            "stepNumber": number,
+            "environmentState": {"agentBalance": 1000.5, "agentPnL": 12.5 * number},
+            "providerAccesses": [{"providerName": "feed", "data": {"deep": [1, None, "x"]}}],
+            "llmCalls": [
+                {"systemPrompt": "You trade.", "userPrompt": f"Step {number}?", "response": "BUY"},
+                {"userPrompt": "And now?", "response": "WAIT", "temperature": 0.8},
+            ],
+            "action": {"actionType": "BUY", "success": True},
+        }
+        for number in range(2)
+    ]
+
+
+def _paths(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    return [path, *(found for key, child in items for found in _paths(child, (*path, key)))]
+
+
+PATHS = _paths(valid_trace())
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**200), 2**200)
+    | st.floats()
+    | st.text(st.characters(), max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+tokens = st.sampled_from(ODD_TOKENS) | json_values.map(json.dumps)
+
+
+@st.composite
+def mutated_traces(draw: st.DrawFn) -> str:
+    """A valid trace's JSON with nodes exchanged, keys doubled, text cut, put in or before."""
+    trace: Any = valid_trace()
+    found: list[str] = []
+    for path in draw(st.lists(st.sampled_from(PATHS), max_size=3)):
+        marker = f"@@{len(found)}@@"
+        token = draw(tokens)
+        trace, replaced = _replace(trace, path, marker)
+        if replaced:
+            found.append(token)
+    text = json.dumps(trace)
+    for number, token in enumerate(found):
+        text = text.replace(f'"@@{number}@@"', token)
+    match draw(st.sampled_from(["whole", "whole", "cut", "put in", "bom", "doubled", "repeated"])):
+        case "cut":
+            text = text[: draw(st.integers(0, len(text)))]
+        case "put in":
+            place = draw(st.integers(0, len(text)))
+            text = text[:place] + draw(st.text(st.characters(), max_size=3)) + text[place:]
+        case "bom":
+            text = "\ufeff" + text
+        case "doubled":
+            key = draw(st.sampled_from(["llmCalls", "environmentState", "agentPnL", "response"]))
+            text = text.replace(f'"{key}":', f'"{key}": {draw(tokens)}, "{key}":')
+        case "repeated":
+            text += text
+    return text
+
+
+def _replace(trace: Any, path: tuple[Any, ...], marker: str) -> tuple[Any, bool]:
+    """The trace with the marker at the path; False where an earlier one took its place."""
+    if not path:
+        return marker, True
+    node = trace
+    for key in path[:-1]:
+        if isinstance(node, str):
+            return trace, False
+        node = node[key]
+    if isinstance(node, str):
+        return trace, False
+    node[path[-1]] = marker
+    return trace, True

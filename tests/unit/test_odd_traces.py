@@ -1,0 +1,154 @@
+"""Traces as no app should write them: whatever the text, a trace or a reason, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from babylon_tasks.line import one_line
+from babylon_tasks.traces import RawTrace, Reason, Trace, Unusable, decode
+from babylon_tasks.training import Sample
+from tests.odd import ODD_TOKENS, mutated_traces, valid_trace
+
+quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def checked(verdict: Unusable) -> Unusable:
+    assert verdict.reason in get_args(Reason)
+    assert 0 < len(verdict.detail) <= 500
+    assert verdict.detail.isprintable()
+    return verdict
+
+
+def decode_or_why(text: str, trajectory_id: str = "t1") -> Trace | Unusable:
+    """What became of a text, having checked that the rest can carry it."""
+    try:
+        trace = decode(RawTrace(trajectory_id, "agent-1", len(text), text))
+    except Unusable as verdict:
+        return checked(verdict)
+    assert math.isfinite(trace.outcome.pnl)
+    assert trace.outcome.steps > 0
+    assert len(trace.outcome.content_hash) == 32
+    sample = Sample("w", trajectory_id, 0.5, trace.calls)
+    line = msgspec.json.encode(sample)
+    assert b"\n" not in line
+    assert msgspec.json.decode(line, type=Sample) == sample
+    sizes = [len(t.encode()) for c in trace.calls for t in (c.system, c.user, c.response)]
+    assert trace.outcome.text_bytes == sum(sizes)
+    return trace
+
+
+@quick
+@given(mutated_traces())
+def test_a_mutated_trace_is_decoded_or_set_aside(text: str) -> None:
+    decode_or_why(text)
+
+
+@quick
+@given(st.binary().map(lambda data: data.decode("utf-8", "surrogateescape")) | st.text())
+def test_any_bytes_are_decoded_or_set_aside(text: str) -> None:
+    decode_or_why(text)
+
+
+def replaced(path: tuple[Any, ...], token: str) -> str:
+    """A valid trace with one node's JSON exchanged."""
+    trace = copy.deepcopy(valid_trace())
+    node: Any = trace
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = "@@"
+    return json.dumps(trace).replace('"@@"', token)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        (-1,),
+        (-1, "llmCalls"),
+        (-1, "llmCalls", 0),
+        (-1, "llmCalls", 0, "response"),
+        (-1, "environmentState"),
+        (-1, "environmentState", "agentPnL"),
+        (0, "action"),
+    ],
+)
+@pytest.mark.parametrize("token", ODD_TOKENS, ids=lambda token: token[:24])
+def test_each_odd_token_at_each_place_we_read(path: tuple[Any, ...], token: str) -> None:
+    decode_or_why(replaced(path, token))
+
+
+@pytest.mark.parametrize("depth", [10_000, 1_000_000])
+@pytest.mark.parametrize("nest", [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}",
+        '[{{"x":{}}}]',
+        '[{{"x":"\\ud800","y":{}}}]',
+        '[{{"environmentState":{}}}]',
+        '[{{"llmCalls":{}}}]',
+    ],
+)
+def test_deep_nesting_is_set_aside(depth: int, nest: tuple[str, str], around: str) -> None:
+    text = around.format(nest[0] * depth + "1" + nest[1] * depth)
+    verdict = decode_or_why(text)
+    assert isinstance(verdict, Unusable)
+    if verdict.reason == "bad_json":
+        assert verdict.detail == "stepsJson is nested too deeply"
+
+
+def pnl(token: str) -> str:
+    return replaced((-1, "environmentState", "agentPnL"), token)
+
+
+@pytest.mark.parametrize("token", ["9223372036854775808", "1e16", "-1e308", "1" * 400, '"1e300"'])
+def test_dollars_beyond_reason_are_no_pnl(token: str) -> None:
+    """Sums over an agent's runs would become infinite, or no number at all."""
+    verdict = decode_or_why(pnl(token))
+    assert isinstance(verdict, Unusable)
+    assert verdict.reason == "bad_pnl"
+
+
+def test_the_largest_pnl_still_counts() -> None:
+    trace = decode_or_why(pnl("-1e15"))
+    assert isinstance(trace, Trace)
+    assert trace.outcome.pnl == -1e15
+
+
+@pytest.mark.parametrize(
+    "text", ["[" + "{}," * 150_000 + "{}]", '[{"llmCalls":[' + "{}," * 150_000 + "{}]}]"]
+)
+def test_a_text_that_unfolds_to_very_many_parts_is_set_aside(text: str) -> None:
+    """11 million empty calls fit into the largest text; hashing them took a third of a lease."""
+    verdict = decode_or_why(text)
+    assert isinstance(verdict, Unusable)
+    assert verdict.reason == "too_large"
+
+
+def test_an_id_that_an_index_cannot_hold_is_set_aside() -> None:
+    text = json.dumps(valid_trace())
+    assert isinstance(decode_or_why(text, "é" * 500), Trace)
+    verdict = decode_or_why(text, "é" * 501)
+    assert isinstance(verdict, Unusable)
+    assert verdict.reason == "bad_id"
+
+
+@given(st.text(st.characters()), st.integers(1, 20))
+def test_one_line_is_one_line(text: str, limit: int) -> None:
+    line = one_line(text, limit)
+    assert len(line) <= limit
+    assert line.isprintable()
+    line.encode()
+
+
+def test_one_line_keeps_what_can_be_shown() -> None:
+    assert one_line("plain, ünïcode 模型 😀") == "plain, ünïcode 模型 😀"
+    assert one_line("a\r\nERROR forged\x1b[2J\x00\ud800") == "a ERROR forged\ufffd[2J\ufffd\ufffd"
+    assert one_line("x" * 10_000_000) == "x" * 499 + "…"

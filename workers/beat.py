@@ -1,0 +1,29 @@
+"""Beat's scheduler: Celery's, but it sends nothing to a queue that holds enough."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.beat import Scheduler
+
+from babylon_tasks.errors import ServerUnavailable
+from workers import queues
+
+log = logging.getLogger(__name__)
+
+
+class DoorbellScheduler(Scheduler):  # type: ignore[misc]
+    """Intervals need no memory, so it keeps no file and may run anywhere, even twice."""
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Send one entry of the schedule, or leave it to its next turn."""
+        queue = entry.options["queue"]
+        try:
+            with queues.redis_client() as client:
+                if queues.waiting(client, queue) >= queues.ENOUGH_FOR_BEAT[queue]:
+                    return
+        except ServerUnavailable as error:
+            log.warning("%s: not sent: %s", entry.name, error)
+            return
+        super().apply_entry(entry, producer=producer)

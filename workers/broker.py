@@ -1,0 +1,145 @@
+"""Redis as Celery's transport, but what cannot be one of our messages is dropped where it arrives.
+
+Celery reads what it takes from Redis trustingly: bytes that are no JSON, or a header of another
+type, end the worker; and because it gives an unfinished message back when it ends, the next worker
+takes it and ends too. A message here is a doorbell, so a dropped one costs at most a sweep.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from kombu.transport import redis
+
+from babylon_tasks.line import one_line
+from babylon_tasks.settings import QUEUES
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 262_144  # ours have a few hundred; they carry ids only
+
+Nothing = Annotated[list[None], msgspec.Meta(max_length=0)] | None
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Line = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Seconds = Annotated[float, msgspec.Meta(ge=1)]
+Argument = str | int | float | bool | list[str] | None
+
+
+class _Embedded(msgspec.Struct):
+    """What else Celery would send or call after the task: nothing of it is used here."""
+
+    callbacks: Nothing = None
+    errbacks: Nothing = None
+    chain: Nothing = None
+    chord: None = None
+
+
+class _Headers(msgspec.Struct, omit_defaults=True):
+    """Celery's headers of protocol 2; others are left out, since the pool would pickle them."""
+
+    task: Line
+    id: Line
+    lang: Line | None = None
+    root_id: Line | None = None
+    parent_id: Line | None = None
+    shadow: Line | None = None
+    eta: None = None  # it would wait in a worker's memory; our waits are columns
+    expires: Line | None = None
+    group: Line | None = None
+    retries: int | None = None
+    timelimit: list[Seconds | None] | None = None
+    argsrepr: Text | None = None
+    kwargsrepr: Text | None = None
+    origin: Line | None = None
+    ignore_result: bool | None = None
+
+
+class _DeliveryInfo(msgspec.Struct):
+    exchange: Line
+    routing_key: Line
+
+
+class _Properties(msgspec.Struct, omit_defaults=True):
+    delivery_tag: Line
+    delivery_info: _DeliveryInfo
+    body_encoding: Literal["base64"]
+    correlation_id: Line | None = None
+    reply_to: Line | None = None
+    delivery_mode: int | None = None
+    expiration: Line | None = None
+    priority: int | None = None
+
+
+class _Message(msgspec.Struct, rename="kebab", omit_defaults=True):
+    """A message as kombu lays it into Redis."""
+
+    body: str
+    content_type: Literal["application/json"]
+    content_encoding: Literal["utf-8"]
+    headers: _Headers
+    properties: _Properties
+
+
+_message = msgspec.json.Decoder(_Message)
+_body = msgspec.json.Decoder(tuple[list[Argument], dict[str, Argument], _Embedded])
+
+
+class Unreadable(Exception):
+    """Not a message of ours; the text says why."""
+
+
+def screened(data: bytes) -> bytes:
+    """The message with nothing in it but what Celery knows, each of the type it expects.
+
+    Raises:
+        Unreadable: It is none.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise Unreadable(f"{len(data)} bytes")
+    try:
+        message = _message.decode(data)
+        _body.decode(base64.b64decode(message.body, validate=True))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(one_line(str(error), 200)) from None
+    return msgspec.json.encode(message)
+
+
+def _screen(response: Sequence[bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
+    """BRPOP's answer, (list, message) or nothing; nothing too where the message is dropped."""
+    if not response:
+        return None
+    queue, data = response
+    name = queue.partition(redis.Channel.sep.encode())[0].decode()
+    if name not in QUEUES:
+        return queue, data  # an answer to a command, or another program's
+    try:
+        return queue, screened(data)
+    except Unreadable as error:
+        log.warning("dropped a message on queue %s that is none of ours: %s", name, error)
+        return None
+
+
+class Channel(redis.Channel):  # type: ignore[misc]
+    """A channel whose client screens what it pops."""
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        client = super()._create_client(asynchronous)
+        client.set_response_callback("BRPOP", _screen)
+        return client
+
+
+class Transport(redis.Transport):  # type: ignore[misc]
+    """Stands in for kombu's where an app says so; see `babylon_tasks.celery`."""
+
+    Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        """Hand a message to its consumer; one on the control channel may still be nonsense."""
+        try:
+            super()._deliver(message, queue)
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            log.warning("dropped a message on %s that cannot be read: %r", queue, error)

@@ -1,0 +1,72 @@
+"""What Flower's `/metrics` says about the pipeline, read from Postgres and Redis at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.settings import QUEUES, Settings
+from babylon_tasks.store import canaries, steps
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Database
+from workers import queues
+
+_SCRAPE_SECONDS = 5.0
+
+
+class PipelineCollector(Collector):
+    """A server that does not answer makes its `babylon_up` 0 and leaves its other lines out."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database = Database(settings.postgres(), timeout_seconds=_SCRAPE_SECONDS)
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing is asked for at registration."""
+        return iter(())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The metrics, as of now."""
+        up = GaugeMetricFamily("babylon_up", "Whether a server answers.", labels=["server"])
+        for server, collect in (("postgres", self._postgres), ("redis", self._redis)):
+            try:
+                yield from collect()
+                up.add_metric([server], 1)
+            except UserError:
+                up.add_metric([server], 0)
+        yield up
+
+    def _postgres(self) -> list[GaugeMetricFamily]:
+        name = self._settings.model_name
+        with self._database.transaction() as tx:
+            states = window_rows.count_states(tx, name)
+            answered = canaries.read(tx, name)
+            head = steps.read_head(tx, name)
+        windows = GaugeMetricFamily("babylon_windows", "Windows in a state.", labels=["state"])
+        for state, count in states.items():
+            windows.add_metric([state], count)
+        ages = GaugeMetricFamily(
+            "babylon_canary_age_seconds",
+            "Since a message last came through Redis, the queue and a worker to Postgres.",
+            labels=["queue"],
+        )
+        for queue, canary in answered.items():
+            ages.add_metric([queue], canary.age_seconds)
+        step = GaugeMetricFamily(
+            "babylon_step", "The newest step, and the one that serves.", labels=["which"]
+        )
+        step.add_metric(["newest"], head.step if head else 0)
+        step.add_metric(["published"], head.published_step if head else 0)
+        return [windows, ages, step]
+
+    def _redis(self) -> list[GaugeMetricFamily]:
+        waiting = GaugeMetricFamily(
+            "babylon_queue_messages", "Messages that wait.", labels=["queue"]
+        )
+        with queues.redis_client() as client:
+            for queue in QUEUES:
+                waiting.add_metric([queue], queues.waiting(client, queue))
+        return [waiting]

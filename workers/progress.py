@@ -1,0 +1,74 @@
+"""Shows where a step stands: in Celery's result backend, and as an event for Flower."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from types import TracebackType
+from typing import Any
+
+from celery import Task
+
+from babylon_tasks.training import Progress
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 2.0
+
+
+class Teller:
+    """Tells the newest progress of a task, from a thread of its own.
+
+    Redis may be away or frozen for minutes; the step, and the lease that its signs of life renew,
+    must not wait for it. What could not be told in time is left out.
+    """
+
+    def __init__(self, task: Task[Any, Any]) -> None:
+        self._task = task
+        self._id = task.request.id  # the thread has no current request
+        self._hostname = task.request.hostname
+        self._newest: queue.Queue[Progress | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._tell_all, daemon=True)
+
+    def __enter__(self) -> Teller:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._newest.put(None)
+        self._thread.join(_LAST_WORDS_SECONDS)
+
+    def __call__(self, progress: Progress) -> None:
+        """Returns at once."""
+        self._newest.put(progress)
+
+    def _tell_all(self) -> None:
+        while True:
+            progress = self._newest.get()
+            while progress is not None and not self._newest.empty():
+                progress = self._newest.get()
+            if progress is None:
+                return
+            try:
+                self._tell(progress)
+            except Exception as error:  # noqa: BLE001 - only a display depends on it
+                log.debug("progress is not shown: %s", error)
+
+    def _tell(self, progress: Progress) -> None:
+        meta = {
+            "phase": progress.phase,
+            "done": progress.done,
+            "total": progress.total,
+            "loss": progress.loss,
+            "tokens_per_second": progress.tokens_per_second,
+        }
+        self._task.update_state(task_id=self._id, state="PROGRESS", meta=meta)
+        shown = " ".join(f"{key}={value}" for key, value in meta.items() if value is not None)
+        with self._task.app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
+            dispatcher.send("task-progress", uuid=self._id, result=shown, retry=False)

@@ -1,0 +1,60 @@
+"""The queues' lengths in Redis, and how long they may grow.
+
+A message says «look», so one that waits already says it as well as two. Celery's own way,
+`expires`, is judged by the worker's clock: one that is fast would refuse everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from celery import current_app
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.settings import load_settings
+from babylon_tasks.store.database import server_name
+
+log = logging.getLogger(__name__)
+
+# Messages of ours that may wait. A score message moves up to SCORE_BATCH windows; one train message
+# is enough, and a second may wait behind a canary.
+ENOUGH = {"cpu": 64, "gpu": 3}
+# Beat's come through when work fills the queue (its sweep finds what else there is), and its canary
+# does not pile up behind a step that takes hours.
+ENOUGH_FOR_BEAT = {"cpu": 72, "gpu": 1}
+# Whoever sent more, with whatever program: the newest go, since the sweep will say the same.
+MOST = 10_000
+
+
+@contextmanager
+def redis_client() -> Iterator[Redis]:
+    """The broker's client.
+
+    Raises:
+        ServerUnavailable: Redis does not answer.
+    """
+    try:
+        with current_app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
+            yield connection.default_channel.client
+    except (OperationalError, RedisError, OSError) as error:
+        raise ServerUnavailable(
+            f"cannot reach {server_name('Redis', load_settings().redis())}: is it running, and is "
+            "REDIS_URL right?"
+        ) from error
+
+
+def waiting(client: Redis, queue: str) -> int:
+    """Messages that wait; beyond MOST, the newest are dropped first."""
+    length = int(client.llen(queue))
+    if length > MOST:
+        # Messages are pushed on the left and taken from the right.
+        client.ltrim(queue, -MOST, -1)
+        log.warning("queue %s held %d messages: dropped the newest", queue, length)
+        length = MOST
+    return length
