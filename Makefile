@@ -5,11 +5,14 @@
 # wheels) first: constraints.txt takes the CPU build as well.
 
 PYTHON ?= python3
+ROUNDS ?= 3
+SECONDS ?= 600
+SEED ?= 1
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test format clean
+.PHONY: help venv demo lint test chaos format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +33,11 @@ lint: venv ## Check style, types and imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: venv lint ## lint, then all tests
-	$(BIN)/pytest
+test: venv lint ## lint, then all tests but the slow ones
+	$(BIN)/pytest -n 3
+
+chaos: venv ## Every fault ROUNDS times, a soak of SECONDS with kills drawn from SEED, and a table
+	$(BIN)/pytest tests/chaos -m '' --rounds $(ROUNDS) --seconds $(SECONDS) --seed $(SEED)
 
 format: venv ## Mend style where a tool can
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from babylon_tasks import pipeline
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.windows import window_id_at
 
@@ -87,6 +88,16 @@ def add_window(
         )
         for n in range(agents)
     ]
+
+
+def scored_windows(worker: Worker, *hours: int) -> list[str]:
+    """Windows that wait for a step, oldest first."""
+    windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
+    for window in windows:
+        add_window(worker, window)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    return windows
 
 
 def add_request(worker: Worker, batch_id: str, window_id: str | None, version: str) -> None:

@@ -15,7 +15,7 @@ from babylon_tasks.pipeline import Worker
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.training import StepRequest, StepResult, Trainer
-from tests.rows import add_request, add_window, hours_ago, one, query, states
+from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
 from workers.trainer_client import OnBeat, TrainerProcess
 
 
@@ -40,15 +40,6 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> None:
             leave(keeper, exc_type, exc, traceback)
 
     monkeypatch.setattr("babylon_tasks.keeper.Keeper.__exit__", forget)
-
-
-def scored(worker: Worker, *hours: int) -> list[str]:
-    windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
-    for window in windows:
-        add_window(worker, window)
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    return windows
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -103,7 +94,7 @@ def test_a_step_that_kills_its_worker_is_halved_until_the_poison_is_alone(
     make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
-    windows = scored(worker, 2, 3, 4)
+    windows = scored_windows(worker, 2, 3, 4)
     poison = windows[1]
     seen: list[list[str]] = []
     real = step_rows.commit
@@ -125,7 +116,7 @@ def test_a_step_that_kills_its_worker_is_halved_until_the_poison_is_alone(
     assert seen == [windows, windows[:2], windows[:1], [poison], windows[2:], [poison]]
     # Each dead attempt's files go with the next holder of the lease that has work.
     monkeypatch.undo()
-    scored(worker, 5)
+    scored_windows(worker, 5)
     assert pipeline.train(worker, trainer)
     kept = query(worker, "SELECT checkpoint FROM rl.steps")
     folders = Path(worker.settings.checkpoint_store).resolve().glob("*/*")
@@ -139,7 +130,7 @@ def test_only_the_holder_of_the_lease_removes_what_no_row_names(
 ) -> None:
     """Another database's checkpoint under the same name is not ours to remove."""
     worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1)
-    scored(worker, 2)
+    scored_windows(worker, 2)
     with monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", die)
         with pytest.raises(Died):
@@ -170,7 +161,7 @@ def test_a_stopped_worker_gives_everything_back_at_once(
     worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Celery's cold shutdown is SystemExit, anywhere."""
-    windows = scored(worker, 2)
+    windows = scored_windows(worker, 2)
 
     def stop(*_: Any) -> None:
         raise SystemExit(0)
@@ -217,7 +208,7 @@ def test_a_lost_lease_is_counted_by_the_next_holder(
 ) -> None:
     """A step whose trainer is silent past the lease (a hung CUDA call) costs an attempt."""
     worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.01)
-    scored(worker, 2)
+    scored_windows(worker, 2)
 
     class Hanging(Trainer):
         def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
@@ -238,7 +229,7 @@ def test_retry_by_hand_starts_anew_and_revives_the_request(
 ) -> None:
     worker = make_worker(max_attempts=1)
     add_request(worker, "batch-1", hours_ago(2), "v1.0.0")
-    (window,) = scored(worker, 2)
+    (window,) = scored_windows(worker, 2)
 
     class Dying(Trainer):
         def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:

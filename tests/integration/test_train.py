@@ -29,7 +29,17 @@ from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.training import Progress, Sample, StepRequest, StepResult, Trainer
-from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
+from tests.rows import (
+    add_request,
+    add_trajectory,
+    add_window,
+    hours_ago,
+    one,
+    query,
+    scored_windows,
+    states,
+    steps,
+)
 from workers.trainer_client import TrainerProcess
 
 OnBeat = Callable[[Progress | None], None]
@@ -65,15 +75,6 @@ def trained(worker: Worker, trainer: Trainer) -> list[str]:
     """The windows of the next step."""
     report = pipeline.train(worker, trainer)
     return report.window_ids if report else []
-
-
-def scored_windows(worker: Worker, *hours: int) -> list[str]:
-    windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
-    for window in windows:
-        add_window(worker, window)
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    return windows
 
 
 def test_one_step_over_all_scored_windows_writes_everything_back(
