@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,32 @@ def test_a_frozen_transaction_holds_nothing_for_long(
             freeze()
     for each in (frozen, other):
         each.close()
+
+
+def test_nobody_takes_over_in_the_middle_of_a_commit(
+    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine suspended in its COMMIT past its lease still owns the files that it names."""
+    worker, other = make_worker(lease_seconds=0.5, heartbeat_seconds=0.1), make_worker()
+    other.database.timeout_seconds = 1
+    scored_windows(worker, 2)
+    real = step_rows.commit
+    second = TrainerProcess("noop", None, "cpu-1", 1.0, 30.0, 60.0)
+
+    def suspended(tx: Any, new: step_rows.Commit) -> str:
+        version = real(tx, new)
+        time.sleep(0.6)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ServerUnavailable):
+            pool.submit(pipeline.train, other, second).result()
+        return version
+
+    with monkeypatch.context() as patch:
+        patch.setattr("babylon_tasks.store.steps.commit", suspended)
+        report = pipeline.train(worker, trainer)
+    assert report
+    assert checkpoints.open_local(report.checkpoint)
+    assert pipeline.train(other, second) is None
+    second.close()
 
 
 def test_a_lost_lease_is_counted_by_the_next_holder(

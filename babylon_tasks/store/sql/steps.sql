@@ -17,13 +17,18 @@ SELECT step, version, checkpoint, window_ids, trajectories, trainable_tokens, me
 SELECT step, version FROM rl.steps WHERE model_name = %(model_name)s AND token = %(token)s
 
 -- advance_head --
--- The compare-and-set: no row where the head moved or the lease went.
+-- The compare-and-set: no row where the head moved or the lease went. The lease's row stays locked
+-- until the commit: should this process be frozen here, nobody takes the lease over, and removes
+-- the files that the step names, before the server has ended this transaction.
+WITH held AS (
+    SELECT FROM rl.leases
+     WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
+       AND expires_at > clock_timestamp()
+       FOR SHARE
+)
 UPDATE rl.heads
    SET step = step + 1
- WHERE model_name = %(model_name)s AND step = %(expected_step)s
-   AND EXISTS (SELECT 1 FROM rl.leases
-                WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
-                  AND expires_at > clock_timestamp())
+ WHERE model_name = %(model_name)s AND step = %(expected_step)s AND EXISTS (SELECT FROM held)
 
 -- begin_checkpoint --
 -- Before the first file: should the process die, the next holder of the lease knows where to look.
