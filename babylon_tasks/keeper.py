@@ -75,12 +75,22 @@ class Keeper:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self.held or isinstance(exc, LeaseLost):
+        if isinstance(exc, LeaseLost):
+            return
+        try:
+            self._give_back(_why(exc))
+        except BaseException:
+            # A signal to stop may come in the very middle of this: once.
+            self._give_back(_why(exc))
+            raise
+
+    def _give_back(self, why: str | None) -> None:
+        if not self.held:
             return
         tokens = [lease.token for lease in self.held]
         try:
             with self._database.transaction() as tx:
-                attempts.end(tx, self._settings.model_name, tokens, Ending.GIVEN_BACK, _why(exc))
+                attempts.end(tx, self._settings.model_name, tokens, Ending.GIVEN_BACK, why)
                 leases.release(tx, self.held)
         except ServerUnavailable as error:
             log.warning("the leases run out by themselves: %s", error)

@@ -13,6 +13,7 @@ import pytest
 from babylon_tasks import checkpoints, pipeline
 from babylon_tasks.errors import LeaseLost, ServerUnavailable, TrainerDied
 from babylon_tasks.pipeline import Worker
+from babylon_tasks.store import leases
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.training import StepRequest, StepResult, Trainer
@@ -177,6 +178,24 @@ def test_a_stopped_worker_gives_everything_back_at_once(
     report = pipeline.train(worker, trainer)
     assert report
     assert report.window_ids == windows
+
+
+def test_a_signal_while_it_gives_back_does_not_keep_the_lease(
+    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored_windows(worker, 2)
+    signals = iter([True])
+    real = leases.release
+
+    def interrupted(tx: Any, held: Any) -> None:
+        real(tx, held)
+        if next(signals, False):
+            raise SystemExit(0)
+
+    monkeypatch.setattr("babylon_tasks.store.leases.release", interrupted)
+    with pytest.raises(SystemExit):
+        pipeline.train(worker, trainer)
+    assert query(worker, "SELECT * FROM rl.leases") == []
 
 
 def test_a_frozen_transaction_holds_nothing_for_long(

@@ -247,7 +247,7 @@ def test_a_torch_trainer_killed_in_mid_step_trains_again(
     monkeypatch.chdir(tmp_path)
     # `import art` reads .env: with the key, ART would open a run at W&B and need the network.
     (tmp_path / ".env").write_text("WANDB_API_KEY=" + "0" * 40 + "\n")
-    trainer = make("torch")
+    trainer = make("torch", stall_seconds=100)
     request = make_request(tmp_path, base_model, two_sided())
 
     def kill(progress: Progress | None) -> None:
