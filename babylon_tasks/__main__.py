@@ -12,7 +12,7 @@ import time
 
 from babylon_tasks import chat, pipeline
 from babylon_tasks.cli import run
-from babylon_tasks.cli.common import ready_worker, stop
+from babylon_tasks.cli.common import interrupt, ready_worker, stop
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.pipeline import Worker
@@ -52,6 +52,7 @@ def list_ready(settings: Settings) -> int:
 
 def single(settings: Settings) -> int:
     """Train one window, alone, and ask the new version a question."""
+    signal.signal(signal.SIGTERM, interrupt)
     worker = ready_worker(settings)
     window = _choose_window(worker)
     print(f"Training on: {window.window_id}", flush=True)
@@ -98,6 +99,10 @@ def _choose_window(worker: Worker) -> Window:
     settings = worker.settings
     window_id = settings.window_id
     if settings.batch_id is not None:
+        if not settings.primary:
+            raise UserError(
+                "BATCH_ID is a request of the app, and this model answers none (PRIMARY)"
+            )
         with worker.database.transaction() as tx:
             request = requests.read(tx, settings.batch_id)
         if request is None:

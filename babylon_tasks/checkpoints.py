@@ -53,6 +53,25 @@ def folder_of(store: str, model_name: str, step: int, token: int) -> str:
     return f"{root}/{model_name}/{step}-{token}"
 
 
+def check_writable(target: str) -> None:
+    """Whether `save` could begin: asked before hours of training are spent.
+
+    Raises:
+        UserError: The target exists already, or its store cannot be written.
+    """
+    filesystem, path = _filesystem(target)
+    try:
+        if filesystem.exists(path):
+            raise UserError(f"the checkpoint {target} exists: attempts never share a folder")
+        if "://" not in target:
+            folder = Path(path).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except _store_errors(target) as error:
+        raise _unwritable(target, error) from error
+
+
 def save(
     source: Path, target: str, nonce: str, on_chunk: Callable[[], None] = lambda: None
 ) -> None:
@@ -86,15 +105,12 @@ def save(
                 written = (folder / name for name in (_NONCE, *files, _MANIFEST))
                 for each in (*written, folder, folder.parent, folder.parent.parent):
                     _sync(each)
+                    on_chunk()
         except BaseException:
             remove(target)
             raise
     except _store_errors(target) as error:
-        advice = "free space below CHECKPOINT_STORE or point it elsewhere"
-        raise UserError(
-            f"cannot write the checkpoint {target}: {_why(error)}; "
-            f"{_S3_ADVICE if '://' in target else advice}"
-        ) from error
+        raise _unwritable(target, error) from error
 
 
 def open_local(url: str, on_chunk: Callable[[], None] = lambda: None) -> Path:
@@ -147,9 +163,9 @@ def remove_unfinished(url: str, nonce: str) -> bool:
         # The store may be another machine's disk, where the folder may well be.
         return "://" in url or Path(path).parent.is_dir()
     names = {Path(entry).name for entry in filesystem.ls(path, detail=False)}
-    ours = _NONCE in names and filesystem.cat_file(f"{path}/{_NONCE}").decode() == nonce
-    # Cut off within the first bytes, nothing is in it: it need not be ours to go.
-    if ours or not names or names == {_NONCE}:
+    found = filesystem.cat_file(f"{path}/{_NONCE}").decode() if _NONCE in names else ""
+    # Cut off within its first bytes, the nonce is short, or missing in an empty folder.
+    if found == nonce or (names <= {_NONCE} and nonce.startswith(found)):
         filesystem.rm(path, recursive=True)
     return True
 
@@ -178,6 +194,14 @@ def _store_errors(url: str) -> tuple[type[Exception], ...]:
     from botocore.exceptions import BotoCoreError  # no OSError
 
     return (*ours, BotoCoreError, ValueError)  # ValueError: AWS_ENDPOINT_URL is no URL
+
+
+def _unwritable(target: str, error: Exception) -> UserError:
+    advice = "free space below CHECKPOINT_STORE or point it elsewhere"
+    return UserError(
+        f"cannot write the checkpoint {target}: {_why(error)}; "
+        f"{_S3_ADVICE if '://' in target else advice}"
+    )
 
 
 def _why(error: Exception) -> str:

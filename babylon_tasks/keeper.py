@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable
@@ -11,7 +12,7 @@ from babylon_tasks.line import one_line
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts, leases
 from babylon_tasks.store.attempts import Ending
-from babylon_tasks.store.database import Database
+from babylon_tasks.store.database import Connection, Database
 from babylon_tasks.store.leases import Lease
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Keeper:
             return
         self._renewed_at = time.monotonic()
 
-    def renew_token(self) -> Lease:
-        """A fresh token for the one lease held.
+    def renew_token(self, begin: Callable[[Connection, int], None]) -> Lease:
+        """A fresh token for the one lease held; `begin` notes what is done under it.
 
         Raises:
             LeaseLost: It ran out or has another holder.
@@ -58,6 +59,7 @@ class Keeper:
         (lease,) = self.held
         with self._database.transaction() as tx:
             lease = leases.next_token(tx, lease, self._settings.lease_seconds)
+            begin(tx, lease.token)
         self.held = [lease]
         self._renewed_at = time.monotonic()
         return lease

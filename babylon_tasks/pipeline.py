@@ -19,13 +19,11 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import psycopg
-
 from babylon_tasks import checkpoints, scoring
 from babylon_tasks.errors import (
+    BabylonError,
     Final,
     LeaseLost,
-    Retryable,
     ServerUnavailable,
     StaleClaim,
     UserError,
@@ -46,9 +44,6 @@ from babylon_tasks.training import Progress, Trainer
 from babylon_tasks.windows import State, Window, due_at, parse_window_id, share_a_step
 
 log = logging.getLogger(__name__)
-
-# What Postgres says of rows that it cannot take.
-_DATA_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 
 # Windows that one scoring task claims, and that one message wakes for.
 SCORE_BATCH = 16
@@ -207,7 +202,7 @@ async def _score_claimed(worker: Worker, keeper: Keeper, claimed: dict[str, Leas
             try:
                 await _score_window(worker, reader, keeper, window, lease)
                 moved.append(window.window_id)
-            except Retryable:
+            except (LeaseLost, StaleClaim, ServerUnavailable):
                 raise
             except Exception as error:
                 log.exception("scoring %s failed", window.window_id)
@@ -338,14 +333,16 @@ def train(
                     return report
             except (LeaseLost, StaleClaim, ServerUnavailable):
                 raise
-            except (Retryable, Final, *_DATA_FAULTS) as error:
+            except (UserError, OSError) as error:
+                _blame_nobody(worker, windows, keeper.held[0], error)
+                raise
+            except Exception as error:
+                if not isinstance(error, BabylonError):
+                    log.exception("a step over %s failed", ", ".join(_ids(windows)))
                 first = windows[0].attempts == 0 and windows[0].may_share is None
                 again = first and _ids(windows) != failed and not isinstance(error, Final)
                 failed = _ids(windows)
                 _step_failed(worker, windows, keeper.held[0], error, again)
-            except Exception as error:
-                _blame_nobody(worker, windows, error)
-                raise
             with worker.database.transaction() as tx:
                 windows = _next_windows(tx, settings, only)
     return None
@@ -392,6 +389,7 @@ def _step_failed(
         error,
     )
     with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
         attempts.end(tx, settings.model_name, [lease.token], Ending.ERROR, _message(error))
         if not again:
             window_rows.split(
@@ -412,6 +410,7 @@ def _count_failure(
     tried = window.attempts + 1
     message = _message(error)
     with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
         attempts.end(
             tx,
             settings.model_name,
@@ -446,9 +445,12 @@ def _count_failure(
     log.error("window %s failed: %s", window.window_id, message)
 
 
-def _blame_nobody(worker: Worker, windows: Sequence[Window], error: Exception) -> None:
-    """This machine is at fault, so no window waits or is counted against; but let it be seen."""
+def _blame_nobody(
+    worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception
+) -> None:
+    """This machine is at fault, so no window is counted against; but let it be seen."""
     with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], worker.settings.lease_seconds)  # a zombie has no say
         for window in windows:
             window_rows.postpone(
                 tx,

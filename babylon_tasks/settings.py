@@ -130,7 +130,7 @@ class Settings(BaseSettings):
 
     # --- leases, retries, the clockwork ---
     lease_seconds: float = Field(
-        30, gt=0, le=DAY, description="A dead worker's work is free after this."
+        30, ge=1, le=DAY, description="A dead worker's work is free after this."
     )
     heartbeat_seconds: float = Field(10, gt=0, le=DAY, description="How often a lease is renewed.")
     sweep_seconds: float = Field(

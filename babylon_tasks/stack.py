@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from babylon_tasks.embedded import end_with_parent
+from babylon_tasks.embedded import Check, end_with_parent
 from babylon_tasks.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -45,13 +45,20 @@ def roles(flower_port: int) -> list[Role]:
 class Stack(AbstractContextManager["Stack"]):
     """Starts the roles, restarts those that end, stops them all at the end.
 
-    Each role logs to `{folder}/{name}.log`.
+    Each role logs to `{folder}/{name}.log`. `checks` are of the servers that the roles need.
     """
 
-    def __init__(self, wanted: Sequence[Role], folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        wanted: Sequence[Role],
+        folder: Path,
+        env: Mapping[str, str],
+        checks: Sequence[Check] = (),
+    ) -> None:
         self._roles = list(wanted)
         self._folder = folder
         self._env = {**os.environ, **env}
+        self._checks = checks
         self._running: dict[Role, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Stack:
@@ -83,7 +90,10 @@ class Stack(AbstractContextManager["Stack"]):
 
         Raises:
             UserError: A role refused to start; the message is its own.
+            ServerUnavailable: A server of ours ended, which no role can mend.
         """
+        for check in self._checks:
+            check()
         for role, process in list(self._running.items()):
             code = process.poll()
             if code is None:

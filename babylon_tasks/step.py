@@ -17,7 +17,7 @@ from babylon_tasks import checkpoints, scoring
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, requests, scores, steps
+from babylon_tasks.store import attempts, leases, requests, scores, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Database
@@ -37,6 +37,8 @@ from babylon_tasks.training import (
 from babylon_tasks.windows import State, Window
 
 log = logging.getLogger(__name__)
+
+_COMMIT_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,10 @@ def attempt_step(
         UserError: This machine cannot train; nothing was written.
     """
     started = time.monotonic()
-    lease = keeper.renew_token()
-    with database.transaction() as tx:
-        window_ids = [w.window_id for w in windows]
-        attempts.open_step(tx, settings.model_name, holder, lease.token, window_ids)
+    window_ids = [w.window_id for w in windows]
+    lease = keeper.renew_token(
+        lambda tx, token: attempts.open_step(tx, settings.model_name, holder, token, window_ids)
+    )
     with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch_name:
         scratch = Path(scratch_name)
         samples_path = scratch / "samples.jsonl"
@@ -95,10 +97,15 @@ def attempt_step(
             parent = steps.read(tx, settings.model_name, head.step)
             if material.windows[0].batch_id:
                 requests.start(tx, material.windows[0].batch_id)
+        checkpoint = checkpoints.folder_of(
+            settings.checkpoint_store, settings.model_name, head.step + 1, lease.token
+        )
+        parent_folder = checkpoints.open_local(parent.checkpoint, keeper.beat) if parent else None
+        checkpoints.check_writable(checkpoint)
         request = StepRequest(
             model_name=settings.model_name,
             base_model=settings.base_model,
-            parent=str(checkpoints.open_local(parent.checkpoint, keeper.beat)) if parent else None,
+            parent=str(parent_folder) if parent_folder else None,
             samples_path=str(samples_path),
             scratch_dir=str(scratch / "trainer"),
             output_dir=str(scratch / "checkpoint"),
@@ -113,9 +120,6 @@ def attempt_step(
 
         result = trainer.step(request, on_beat)
         keeper.beat()
-        checkpoint = checkpoints.folder_of(
-            settings.checkpoint_store, settings.model_name, head.step + 1, lease.token
-        )
         with database.transaction() as tx:
             nonce = steps.begin_checkpoint(tx, settings.model_name, checkpoint, lease.token)
         checkpoints.save(Path(request.output_dir), checkpoint, nonce, keeper.beat)
@@ -134,7 +138,7 @@ def attempt_step(
         seconds=time.monotonic() - started,
         requested_version=_requested_version(database, material.windows, requested_version),
     )
-    version = _commit(database, commit)
+    version = _commit(database, keeper, commit)
     log.info(
         "step %d (%s): %d windows, %d trajectories, loss %.4f, %.1f s",
         head.step + 1,
@@ -155,25 +159,28 @@ def attempt_step(
     )
 
 
-def _commit(database: Database, new: Commit) -> str:
-    """Commit, or remove the checkpoint that nothing names.
+def _commit(database: Database, keeper: Keeper, new: Commit) -> str:
+    """Commit, again and again while the lease lives: a step may have taken hours.
 
-    A connection lost in COMMIT leaves the outcome open: the row with our token decides. Where there
-    is none yet, the files stay: a COMMIT on its way may still name them, and if none does, the next
-    holder of the lease removes them.
+    A connection lost in COMMIT leaves the outcome open: the row with our token decides. Where it
+    stays open, the files stay too: a COMMIT on its way may still name them, and if none does, the
+    next holder of the lease removes them. A commit that is refused removes them here.
     """
-    try:
-        with database.transaction() as tx:
-            return steps.commit(tx, new)
-    except ServerUnavailable:
-        with database.transaction() as tx:
-            version = steps.version_of_token(tx, new.model_name, new.token)
-        if version is None:
+    unsure = False
+    while True:
+        try:
+            with database.transaction() as tx:
+                version = steps.version_of_token(tx, new.model_name, new.token) if unsure else None
+                return version or steps.commit(tx, new)
+        except ServerUnavailable as error:
+            unsure = True
+            log.warning("cannot commit step %d yet: %s", new.expected_step + 1, error)
+            time.sleep(_COMMIT_AGAIN_SECONDS)
+            keeper.beat()
+        except Exception:
+            if not unsure:
+                checkpoints.remove(new.checkpoint)
             raise
-        return version
-    except Exception:
-        checkpoints.remove(new.checkpoint)
-        raise
 
 
 def _requested_version(
@@ -260,6 +267,7 @@ def _set_aside(
     """Skip a window that has no signal left, or have a rewritten one (no reason) scored again."""
     name, tokens, ids = settings.model_name, [lease.token], [window.window_id]
     with database.transaction() as tx:
+        leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
         if reason is None:
             why = "a trace was rewritten after it was scored"
             attempts.end(tx, name, tokens, Ending.GIVEN_BACK, why, ids)

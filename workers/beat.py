@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery.beat import Scheduler
+from celery.beat import Scheduler, SchedulingError
 
 from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.line import one_line
 from workers import queues
 
 log = logging.getLogger(__name__)
@@ -26,4 +27,7 @@ class DoorbellScheduler(Scheduler):  # type: ignore[misc]
         except ServerUnavailable as error:
             log.warning("%s: not sent: %s", entry.name, error)
             return
-        super().apply_entry(entry, producer=producer)
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except SchedulingError as error:
+            log.warning("%s: not sent: %s", entry.name, one_line(str(error), 300))

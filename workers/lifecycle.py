@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import logging
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,8 +16,11 @@ from typing import Any
 
 from billiard import active_children
 from celery.signals import beat_init, celeryd_init, worker_process_shutdown, worker_ready
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from babylon_tasks.errors import Retryable, UserError
+from babylon_tasks.line import one_line
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from workers import gpu
@@ -66,7 +69,10 @@ def stop_on_sigterm(sender: Any = None, **_: object) -> None:
     grace_seconds = sender.app.conf.worker_soft_shutdown_timeout + _LAST_STEPS_SECONDS
 
     def stop(number: int, frame: FrameType | None) -> None:
-        timer = threading.Timer(grace_seconds, _end_without_redis)
+        # Celery says goodbye to Redis: where Redis hangs that takes minutes, and where it comes
+        # back meanwhile, Celery may fail. Nothing is owed to Redis.
+        atexit.register(_leave)
+        timer = threading.Timer(grace_seconds, _leave)
         timer.daemon = True
         timer.start()
         if callable(celerys):
@@ -75,15 +81,13 @@ def stop_on_sigterm(sender: Any = None, **_: object) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _end_without_redis() -> None:
-    """Celery says goodbye to Redis, for as long as that takes: where Redis hangs, minutes.
-
-    Nothing is owed to Redis. The pool processes give their leases back to Postgres, and that is it.
-    """
-    log.warning("Redis does not let this worker go: ending without")
+def _leave() -> None:
+    """End with 0, after the pool processes have given their leases back to Postgres."""
     for process in active_children():
         process.terminate()
-    time.sleep(_LAST_STEPS_SECONDS)
+    for process in active_children():
+        process.join(_LAST_STEPS_SECONDS)
+    logging.shutdown()
     os._exit(0)
 
 
@@ -92,7 +96,11 @@ def produce_at_start(sender: Any = None, **_: object) -> None:
     """Beat's first tick comes a minute late; look for windows at once."""
     with _refusing_in_one_line():
         require_applied(load_settings().postgres())
-    sender.app.send_task("babylon.produce", queue="cpu", retry=False)
+    try:
+        # A result would be asked of Redis twenty times.
+        sender.app.send_task("babylon.produce", queue="cpu", retry=False, ignore_result=True)
+    except (OperationalError, RedisError, OSError) as error:
+        log.warning("not sent, Redis does not answer: %s", one_line(str(error)))
 
 
 @worker_process_shutdown.connect

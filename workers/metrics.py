@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.settings import QUEUES, Settings
 from babylon_tasks.store import canaries, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from workers import queues
+
+log = logging.getLogger(__name__)
 
 _SCRAPE_SECONDS = 5.0
 
@@ -35,8 +38,11 @@ class PipelineCollector(Collector):
             try:
                 yield from collect()
                 up.add_metric([server], 1)
-            except UserError:
+            except ServerUnavailable:
                 up.add_metric([server], 0)
+            except UserError as error:  # migrations or rights are missing; the server is up
+                log.warning("%s", error)
+                up.add_metric([server], 1)
         yield up
 
     def _postgres(self) -> list[GaugeMetricFamily]:

@@ -25,9 +25,11 @@ class Teller:
     """
 
     def __init__(self, task: Task[Any, Any]) -> None:
-        self._task = task
-        self._id = task.request.id  # the thread has no current request
+        # The thread has no current request, and would make a backend of its own.
+        self._id = task.request.id
         self._hostname = task.request.hostname
+        self._backend = task.backend
+        self._events = task.app.events
         self._newest: queue.Queue[Progress | None] = queue.Queue()
         self._thread = threading.Thread(target=self._tell_all, daemon=True)
 
@@ -68,7 +70,7 @@ class Teller:
             "loss": progress.loss,
             "tokens_per_second": progress.tokens_per_second,
         }
-        self._task.update_state(task_id=self._id, state="PROGRESS", meta=meta)
+        self._backend.store_result(self._id, meta, "PROGRESS")
         shown = " ".join(f"{key}={value}" for key, value in meta.items() if value is not None)
-        with self._task.app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
+        with self._events.default_dispatcher(hostname=self._hostname) as dispatcher:
             dispatcher.send("task-progress", uuid=self._id, result=shown, retry=False)

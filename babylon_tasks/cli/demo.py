@@ -14,15 +14,14 @@ from typing import Any
 
 import click
 import psycopg
-from filelock import FileLock, Timeout
 from rich.table import Table
 
 from babylon_tasks import chat
 from babylon_tasks.cli.common import interrupt, wide_console
-from babylon_tasks.cli.up import progress_until_idle, settings_with
+from babylon_tasks.cli.up import alone, progress_until_idle, settings_with
 from babylon_tasks.demo import simulate
 from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.embedded import embedded_postgres, embedded_redis, free_port
+from babylon_tasks.embedded import Check, embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
@@ -48,12 +47,8 @@ def demo(windows: int, agents: int, seed: int) -> int:
     Example: babylon demo
     """
     signal.signal(signal.SIGTERM, interrupt)
-    HOME.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(HOME / "lock", timeout=0):
-            return _run(windows, agents, seed)
-    except Timeout:
-        raise UserError("another demo is running in this folder: wait for it") from None
+    with alone(HOME, "demo"):
+        return _run(windows, agents, seed)
 
 
 def _run(windows: int, agents: int, seed: int) -> int:
@@ -61,8 +56,9 @@ def _run(windows: int, agents: int, seed: int) -> int:
     _say(started, "starting PostgreSQL and Redis")
     shutil.rmtree(HOME / "checkpoints", ignore_errors=True)
     with contextlib.ExitStack() as stack:
-        database_url = stack.enter_context(embedded_postgres(HOME / "postgres", "demo"))
-        redis_url = stack.enter_context(embedded_redis(HOME / "redis"))
+        checks: list[Check] = []
+        database_url = stack.enter_context(embedded_postgres(HOME / "postgres", "demo", checks))
+        redis_url = stack.enter_context(embedded_redis(HOME / "redis", checks))
         _empty(database_url)
         migrate(database_url)
         _say(started, "making a tiny base model")
@@ -80,7 +76,7 @@ def _run(windows: int, agents: int, seed: int) -> int:
         )
         worker = Worker(Database(settings.postgres()), settings, "demo")
         port = free_port()
-        with Stack(roles(port), HOME / "logs", env) as running:
+        with Stack(roles(port), HOME / "logs", env, checks) as running:
             _say(started, f"beat, cpu worker, gpu worker, Flower at http://127.0.0.1:{port}")
             _wait_for_windows(worker, running, len(written.good_windows))
             for line in progress_until_idle(worker, running):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +143,13 @@ def _checkpoints(settings: Settings) -> str:
         return store
     folder = Path(store).resolve()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"CHECKPOINT_STORE={folder} is not writable")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"CHECKPOINT_STORE={folder} is not writable: {error.strerror} ({existing})"
+        ) from None
     return f"{folder}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free"
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from filelock import FileLock, Timeout
 
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import interrupt, ready_worker, stop
 from babylon_tasks.cli.status import database_status, queue_lengths
-from babylon_tasks.embedded import embedded_postgres, embedded_redis, free_port
+from babylon_tasks.embedded import Check, embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
@@ -42,12 +43,13 @@ def up(until_idle: bool, flower_port: int) -> None:
     signal.signal(signal.SIGTERM, interrupt if until_idle else stop)
     settings = load_settings()
     with contextlib.ExitStack() as stack:
-        settings, env = stack.enter_context(servers(settings))
+        stack.enter_context(alone(HOME, "`babylon up`"))
+        settings, env, checks = stack.enter_context(servers(settings))
         settings.require_training_allowed()
         worker = ready_worker(settings)
         queue_lengths(settings)
         port = flower_port if port_is_free(flower_port) else free_port()
-        running = stack.enter_context(Stack(roles(port), HOME / "logs", env))
+        running = stack.enter_context(Stack(roles(port), HOME / "logs", env, checks))
         click.echo(f"running; logs in {HOME / 'logs'}; Flower: http://127.0.0.1:{port}")
         if until_idle:
             failed_before = _failed(worker)
@@ -64,25 +66,47 @@ def up(until_idle: bool, flower_port: int) -> None:
 
 
 @contextlib.contextmanager
-def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str]]]:
-    """The settings to work with and the environment for child processes.
+def alone(home: Path, what: str) -> Iterator[None]:
+    """Hold the folder: two would share its servers and its logs, and the first to end stop them.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another {what} is running in this folder: wait for it or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str], list[Check]]]:
+    """The settings to work with, the environment for child processes, and checks of the servers.
 
     Raises:
         UserError: Only one of DATABASE_URL and REDIS_URL is set.
     """
     if settings.database_url and settings.redis_url:
-        yield settings, {}
+        yield settings, {}, []
         return
     if settings.database_url or settings.redis_url:
         missing = "REDIS_URL" if settings.database_url else "DATABASE_URL"
         raise UserError(f"{missing} is not set: set both for your own servers, or neither")
+    checks: list[Check] = []
     with (
-        embedded_postgres(HOME / "postgres", "babylon") as database_url,
-        embedded_redis(HOME / "redis") as redis_url,
+        embedded_postgres(HOME / "postgres", "babylon", checks) as database_url,
+        embedded_redis(HOME / "redis", checks) as redis_url,
     ):
         migrate(database_url)
         env = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "TRAIN_RL_LOCAL": "true"}
-        yield settings_with(settings, env), env
+        yield settings_with(settings, env), env, checks
 
 
 def settings_with(settings: Settings, env: dict[str, str]) -> Settings:
@@ -96,6 +120,7 @@ def progress_until_idle(worker: Worker, running: Stack) -> Iterator[str]:
 
     Raises:
         UserError: A role refused to start.
+        ServerUnavailable: An embedded server ended.
     """
     started = time.monotonic()
     shown, shown_at = "", 0.0

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, print_json, ready_worker, wide_console
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import attempts
 from babylon_tasks.store import windows as window_rows
@@ -166,7 +166,12 @@ def _wake_scorers(due: list[str]) -> None:
         from workers import doorbells
 
         app.set_current()
-        doorbells.score(due)
+        try:
+            doorbells.score(due)
+        except ServerUnavailable as error:
+            click.echo(
+                f"{error} The windows are due, and beat's sweep will ring for them.", err=True
+            )
 
 
 def _cell(value: object) -> str:

@@ -65,6 +65,11 @@ class Database:
                     f"{error.diag.message_primary}: run `babylon migrate`, and grant this role the "
                     "schemas rl and public"
                 ) from error
+            except psycopg.errors.ReadOnlySqlTransaction as error:
+                raise ServerUnavailable(
+                    f"{self.name} is read-only (a standby, or default_transaction_read_only): is "
+                    "DATABASE_URL that of the primary?"
+                ) from error
             except psycopg.Error as error:
                 if connection.closed or connection.broken:
                     raise ServerUnavailable(f"lost the connection to {self.name}") from error

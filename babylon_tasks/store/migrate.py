@@ -32,6 +32,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 _APPLICATION_NAME = "babylon migrate"
 _ADVISORY_LOCK = int.from_bytes(b"babylon")  # one migrate at a time in a database
 _POLL_SECONDS = 0.2
+_READING = "reading rl.migrations"
 _BLOCKED_HINT_SECONDS = 5.0
 _LOCK_TIMEOUT = "5s"  # longer, and the app's own statements queue up behind ours
 
@@ -121,7 +122,7 @@ def pending(database_url: str) -> list[str]:
         UserError: The URL is malformed, or the role may not read.
         ServerUnavailable: The server does not answer, refuses us, or went away.
     """
-    with _connect(_conninfo(database_url)) as connection, _explained("reading rl.migrations"):
+    with _connect(_conninfo(database_url)) as connection, _explained(_READING):
         return [migration.name for migration in _unapplied(connection)]
 
 
@@ -319,11 +320,15 @@ def _explain(doing: str, error: psycopg.Error) -> BabylonError:
         return Retryable(f"{doing}: the app's tables were busy, nothing changed; run it again")
     if isinstance(error, errors.QueryCanceled):
         return UserError(f"{doing}: {message}; run it again as a role without a statement_timeout")
+    if isinstance(error, errors.InsufficientPrivilege) and doing == _READING:
+        return UserError(f"{doing}: {message}: grant this role the schemas rl and public")
     if isinstance(error, errors.InsufficientPrivilege):
         return UserError(
             f"{doing}: {message}; run it as the owner of Babylon's tables, with CREATE on the "
             "database"
         )
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return UserError(f"{doing}: {message}; is DATABASE_URL that of the primary?")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         return ServerUnavailable(f"{doing}: the connection was lost ({message}); run it again")
     return UserError(f"{doing}: {message}")

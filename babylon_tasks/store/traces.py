@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from babylon_tasks.errors import Final, Retryable
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import unreachable
 from babylon_tasks.store.queries import load
@@ -24,6 +25,7 @@ _SERVER_GONE = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
 )
+_ROW_FAULTS = (asyncpg.InternalServerError, asyncpg.PostgresIOError)  # a damaged page or TOAST
 _LIBPQ_ONLY = frozenset(
     (
         "channel_binding",
@@ -58,8 +60,11 @@ class TraceReader:
         Whoever may leave early closes it (`contextlib.aclosing`): it holds a transaction.
 
         Raises:
-            ServerUnavailable: Postgres went away, or does not answer any more.
+            ServerUnavailable: Postgres went away.
+            Retryable: An answer took too long, so far of this window only.
+            Final: Postgres itself cannot read a row any more.
         """
+        slow = False
         try:
             async with self._connection.transaction(readonly=True):
                 cursor: Any = self._connection.cursor(
@@ -69,12 +74,22 @@ class TraceReader:
                     self._settings.excluded_scenario_patterns(),
                     prefetch=_PREFETCH_ROWS,
                 )
-                async for row in cursor:
-                    yield RawTrace(
-                        row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"]
-                    )
+                try:
+                    async for row in cursor:
+                        yield RawTrace(
+                            row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"]
+                        )
+                except (TimeoutError, asyncpg.QueryCanceledError):
+                    slow = True
+                    raise
         except _SERVER_GONE as error:
+            if slow:
+                raise Retryable(
+                    f"reading window {window_id}: no answer in {_ANSWER_SECONDS:.0f} s"
+                ) from error
             raise unreachable(self._settings.postgres(), error) from None
+        except _ROW_FAULTS as error:
+            raise Final(f"a trace of window {window_id} cannot be read: {error}") from error
 
 
 @asynccontextmanager

@@ -160,6 +160,28 @@ def test_a_failed_window_tells_its_story_and_is_tried_again(deployment: Deployme
     assert "v1.0.0" in deployment.run("babylon", "windows", "show", window).stdout
 
 
+def test_a_mode_single_that_is_stopped_gives_its_window_back(deployment: Deployment) -> None:
+    add_window(deployment.worker, hours_ago(2))
+    slow = Injection("workers.trainer.noop.NoopTrainer.step", "sleep", seconds=60)
+    process = deployment.start(*MODULE, env={"MODE": "single", **injecting(slow)})
+    under_way = "SELECT FROM rl.attempts WHERE stage = 'train' AND ended_at IS NULL"
+    deployment.wait(lambda: bool(query(deployment.worker, under_way)))
+    process.terminate()
+    assert process.wait(timeout=15) == 130
+    assert query(deployment.worker, "SELECT * FROM rl.leases") == []
+    assert query(deployment.worker, under_way) == []
+
+
+def test_windows_are_due_also_where_nobody_can_be_woken(deployment: Deployment) -> None:
+    add_window(deployment.worker, hours_ago(2))
+    away = {"REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}
+    done = deployment.run("babylon", "windows", "enqueue", "--json", env=away)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["due"] == [hours_ago(2)]
+    assert "beat's sweep will ring" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
 def test_up_until_idle_on_servers_of_ones_own(deployment: Deployment) -> None:
     windows = [hours_ago(h) for h in range(2, 6)]
     for window in windows:

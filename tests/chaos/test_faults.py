@@ -12,6 +12,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -240,7 +241,7 @@ def test_redis_away_for_a_minute(trial: Trial, world: World) -> None:
 
 
 @slow
-@pytest.mark.parametrize("how", ["frozen", "cut off"])
+@pytest.mark.parametrize("how", ["frozen", "cut off", "frozen for 3 s"])
 def test_sigterm_without_redis(trial: Trial, world: World, how: str) -> None:
     """Celery alone waits for Redis without end."""
     world.add_windows(1)
@@ -248,10 +249,12 @@ def test_sigterm_without_redis(trial: Trial, world: World, how: str) -> None:
     world.start("cpu1", links=alone)
     start(world, "cpu2", "gpu1", "beat")
     world.wait(world.settled)
-    if how == "frozen":
-        world.servers.redis.freeze()
-    else:
+    if how == "cut off":
         alone.cut()
+    else:
+        world.servers.redis.freeze()
+    if how == "frozen for 3 s":
+        threading.Timer(3, world.servers.redis.thaw).start()
     assert world.fleet.terminate("cpu1") == 0
     if how == "frozen":
         world.servers.redis.thaw()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from babylon_tasks import checkpoints, pipeline
-from babylon_tasks.errors import LeaseLost, ServerUnavailable, TrainerDied
+from babylon_tasks.errors import (
+    Final,
+    LeaseLost,
+    ServerUnavailable,
+    TrainerDied,
+    UserError,
+)
 from babylon_tasks.pipeline import Worker
 from babylon_tasks.store import leases
 from babylon_tasks.store import steps as step_rows
@@ -293,3 +300,123 @@ def test_retry_by_hand_starts_anew_and_revives_the_request(
     assert pipeline.train(worker, trainer)
     assert one(worker, "SELECT status FROM training_batches")["status"] == "completed"
     assert endings(worker, "train") == ["error", "done"]
+
+
+def test_a_zombie_cannot_fail_what_another_trains(
+    make_worker: Callable[..., Worker], trainer: Trainer
+) -> None:
+    """Its trainer answers «out of memory» after the lease went."""
+    zombie, other = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1), make_worker()
+    (window,) = scored_windows(zombie, 2)
+
+    class Late(Trainer):
+        def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
+            time.sleep(0.35)
+            with other.database.transaction() as tx:
+                assert leases.acquire(tx, "model/babylon-agent", "other", 30)
+            raise Final("CUDA out of memory with one sequence")
+
+        def close(self) -> None: ...
+
+    with pytest.raises(LeaseLost):
+        pipeline.train(zombie, Late())
+    assert states(zombie) == {window: "scored"}
+
+
+@pytest.mark.parametrize("error", [asyncpg.DataCorruptedError("damaged"), TimeoutError()])
+def test_a_window_that_postgres_cannot_read_does_not_hold_up_the_others(
+    make_worker: Callable[..., Worker],
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """A damaged page, or rows so large that they come too slowly."""
+    worker = make_worker(retry_seconds=100)
+    windows = scored_windows(worker, 2, 3, 4)
+    fail_reading(monkeypatch, windows[0], error)
+    assert pipeline.train(worker, trainer)
+    assert pipeline.train(worker, trainer)
+    assert pipeline.train(worker, trainer) is None
+    found = states(worker)
+    assert [found[window] for window in windows[1:]] == ["trained", "trained"]
+    assert found[windows[0]] == ("failed" if "damaged" in str(error) else "scored")
+    assert (
+        one(worker, "SELECT attempts FROM rl.windows WHERE window_id = %s", windows[0])["attempts"]
+        > 0
+    )
+
+
+def test_scoring_goes_on_past_a_window_that_is_slow_to_read(
+    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(retry_seconds=100)
+    windows = [hours_ago(h) for h in (4, 3, 2)]
+    for window in windows:
+        add_window(worker, window)
+    pipeline.produce(worker)
+    fail_reading(monkeypatch, windows[0], TimeoutError())
+    assert pipeline.score(worker) == windows[1:]
+    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", windows[0])
+    assert (row["state"], row["attempts"]) == ("due", 1)
+    assert "no answer in 30 s" in row["last_error"]
+
+
+def fail_reading(monkeypatch: pytest.MonkeyPatch, window_id: str, error: Exception) -> None:
+    """Postgres' answer to this window's rows; the rest is real."""
+    real = asyncpg.Connection.cursor
+
+    def cursor(connection: Any, sql: str, window: str, *arguments: Any, **options: Any) -> Any:
+        if window != window_id:
+            return real(connection, sql, window, *arguments, **options)
+
+        async def rows() -> AsyncIterator[Any]:
+            raise error
+            yield
+
+        return rows()
+
+    monkeypatch.setattr(asyncpg.Connection, "cursor", cursor)
+
+
+def test_a_commit_is_tried_again_while_the_lease_lives(
+    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of hours must not be lost to a restart of Postgres, whatever became of the COMMIT."""
+    windows = scored_windows(worker, 2)
+    real, fates = step_rows.commit, iter(["lost", "carried out"])
+
+    def restart(tx: Any, new: step_rows.Commit) -> str:
+        fate = next(fates, None)
+        if fate == "lost":
+            raise ServerUnavailable("lost the connection")
+        version = real(tx, new)
+        if fate == "carried out":
+            tx.execute("COMMIT")
+            tx.execute("BEGIN")
+            raise ServerUnavailable("lost the connection")
+        return version
+
+    monkeypatch.setattr("babylon_tasks.store.steps.commit", restart)
+    report = pipeline.train(worker, trainer)
+    assert report
+    assert (report.window_ids, report.version) == (windows, "v1.0.0")
+    assert len(query(worker, "SELECT * FROM rl.steps")) == 1
+    assert checkpoints.open_local(report.checkpoint)
+
+
+def test_a_store_that_cannot_be_written_is_said_before_the_step(
+    make_worker: Callable[..., Worker], trainer: Trainer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    worker = make_worker(checkpoint_store=str(tmp_path / "file" / "store"))
+    scored_windows(worker, 2)
+
+    class Untouched(Trainer):
+        def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
+            raise AssertionError("hours of training in vain")
+
+        def close(self) -> None: ...
+
+    with pytest.raises(UserError, match="CHECKPOINT_STORE"):
+        pipeline.train(worker, Untouched())
+    assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == 0
