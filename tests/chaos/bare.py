@@ -112,14 +112,17 @@ def _kill(world: World, planned: PlannedKill) -> int:
 
 
 def _drain(world: World) -> float:
-    """Seconds until no message waits or is in anybody's hands.
+    """Seconds until no message waits or is in anybody's hands, or nothing moves any more.
 
-    Twice the visibility timeout is enough for what comes back: it is looked for every 10 s.
+    What comes back does so after the visibility timeout; it is looked for every 10 s.
     """
-    started = time.monotonic()
+    started = moved = time.monotonic()
+    left = None
     with redis.Redis.from_url(world.servers.redis.url) as client:
-        while client.llen("celery") or client.hlen("unacked"):
-            if time.monotonic() - started > 4 * VISIBILITY_SECONDS:
+        while now := (client.llen("celery"), client.hlen("unacked")):
+            if now == (0, 0) or time.monotonic() - moved > 4 * VISIBILITY_SECONDS:
                 break
+            if now != left:
+                left, moved = now, time.monotonic()
             time.sleep(_TICK_SECONDS)
     return time.monotonic() - started

@@ -50,6 +50,18 @@ def next_attempt(world: World, stage: str, since: datetime) -> float:
     return float((row["at"] - since).total_seconds())
 
 
+def lost_and_found(world: World, since: datetime) -> list[float]:
+    """Seconds until each window whose attempt was lost was attempted again."""
+    rows = query(
+        world.worker,
+        """SELECT (SELECT min(n.started_at) FROM rl.attempts n
+                    WHERE n.window_id = a.window_id AND n.stage = a.stage
+                      AND n.token > a.token) AS at
+             FROM rl.attempts a WHERE a.outcome = 'lost'""",
+    )
+    return [float((row["at"] - since).total_seconds()) for row in rows]
+
+
 def attempts(world: World, stage: str, outcome: str | None) -> int:
     """How many attempts at the stage ended so; None: are under way."""
     row = one(
@@ -116,7 +128,8 @@ def test_killed_at(
         kept = {row["checkpoint"] for row in query(world.worker, "SELECT * FROM rl.steps")}
         folders = Path(world.settings.checkpoint_store).glob("*/*")
         assert {str(folder) for folder in folders} == kept
-    trial(number, title, [next_attempt(world, stage, struck_at(file))])
+    since = struck_at(file)
+    trial(number, title, lost_and_found(world, since) or [next_attempt(world, stage, since)])
 
 
 @slow
