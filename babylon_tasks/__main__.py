@@ -15,11 +15,11 @@ from babylon_tasks.cli import run
 from babylon_tasks.cli.common import interrupt, ready_worker, stop
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import Retryable, UserError
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import requests, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.windows import State, Window, due_at
+from babylon_tasks.worker import Worker
 from workers import gpu
 from workers.lifecycle import check_trainer
 

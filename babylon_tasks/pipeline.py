@@ -16,10 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
 
-from babylon_tasks import checkpoints, scoring
+from babylon_tasks import checkpoints, failures
 from babylon_tasks.errors import (
     BabylonError,
     Final,
@@ -29,33 +27,21 @@ from babylon_tasks.errors import (
     UserError,
 )
 from babylon_tasks.keeper import Keeper
-from babylon_tasks.line import one_line
+from babylon_tasks.score import score_claimed
 from babylon_tasks.settings import Settings
 from babylon_tasks.step import StepReport, attempt_step
-from babylon_tasks.store import attempts, leases, requests, scores, steps
+from babylon_tasks.store import attempts, leases, requests, steps
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.attempts import Ending, Loss
-from babylon_tasks.store.database import Connection, Database, now
-from babylon_tasks.store.leases import Lease
-from babylon_tasks.store.traces import TraceReader, open_reader
-from babylon_tasks.store.windows import Counts, Doorbells
-from babylon_tasks.traces import Outcome, Unusable, decode
+from babylon_tasks.store.database import Connection, now
+from babylon_tasks.store.windows import Doorbells
 from babylon_tasks.training import Progress, Trainer
 from babylon_tasks.windows import State, Window, due_at, parse_window_id, share_a_step
+from babylon_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
 
 # Windows that one scoring task claims, and that one message wakes for.
 SCORE_BATCH = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """Who works, on what: `holder` is written into leases and rows (host, process)."""
-
-    database: Database
-    settings: Settings
-    holder: str
 
 
 # --- produce ---------------------------------------------------------------------------------
@@ -182,100 +168,14 @@ def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_
     """Claim due windows and score them, one commit each; return the windows moved on."""
     settings = worker.settings
     with worker.database.transaction() as tx:
-        _answer_for(tx, attempts.reap_scores(tx, settings.model_name, settings.max_attempts))
+        failures.answer_for(
+            tx, attempts.reap_scores(tx, settings.model_name, settings.max_attempts)
+        )
         claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only)
     if not claimed:
         return []
     with Keeper(worker.database, settings, list(claimed.values())) as keeper:
-        return asyncio.run(_score_claimed(worker, keeper, claimed))
-
-
-async def _score_claimed(worker: Worker, keeper: Keeper, claimed: dict[str, Lease]) -> list[str]:
-    with worker.database.transaction() as tx:
-        windows = window_rows.read(tx, worker.settings.model_name, list(claimed))
-    moved: list[str] = []
-    async with open_reader(worker.settings) as reader:
-        for window in windows:
-            if window.state != State.DUE:
-                continue  # somebody finished it between our look and our lease
-            lease = claimed[window.window_id]
-            try:
-                await _score_window(worker, reader, keeper, window, lease)
-                moved.append(window.window_id)
-            except (LeaseLost, StaleClaim, ServerUnavailable):
-                raise
-            except Exception as error:
-                log.exception("scoring %s failed", window.window_id)
-                _count_failure(worker, window, lease, error)
-    return moved
-
-
-async def _score_window(
-    worker: Worker, reader: TraceReader, keeper: Keeper, window: Window, lease: Lease
-) -> None:
-    settings = worker.settings
-    outcomes: list[Outcome] = []
-    unusable: dict[str, Unusable] = {}
-    agents: set[str] = set()
-    async with aclosing(reader.read(window.window_id)) as rows:
-        async for raw in rows:
-            keeper.beat()
-            agents.add(raw.agent_id)
-            try:
-                outcomes.append(decode(raw).outcome)
-            except Unusable as verdict:
-                unusable[raw.trajectory_id] = verdict
-    found = scoring.heuristic(outcomes)
-    reason = _why_skip(settings, outcomes, found)
-    state = State.SKIPPED if reason else State.SCORED
-    with worker.database.transaction() as tx:
-        scores.quarantine(tx, window.window_id, unusable)
-        scores.write(
-            tx,
-            found,
-            model_name=settings.model_name,
-            scorer=settings.scoring,
-            window_id=window.window_id,
-        )
-        moved = window_rows.mark_scored(
-            tx,
-            window,
-            model_name=settings.model_name,
-            lease=lease,
-            holder=worker.holder,
-            scorer=settings.scoring,
-            state=state,
-            reason=reason,
-            counts=Counts(len(agents), len(outcomes) + len(unusable)),
-            text_bytes=sum(o.text_bytes for o in outcomes),
-        )
-        if not moved:
-            raise StaleClaim(f"window {window.window_id} was scored by somebody else")
-        if reason and window.batch_id:
-            requests.fail(tx, window.batch_id, f"window {window.window_id} is skipped: {reason}")
-        ending = Ending.SKIPPED if reason else Ending.DONE
-        attempts.end(tx, settings.model_name, [lease.token], ending, reason)
-        leases.release(tx, [lease])
-    keeper.finished(lease)
-    log.info(
-        "scored %s: %d agents, %d trajectories, %d set aside%s",
-        window.window_id,
-        len(agents),
-        len(outcomes),
-        len(unusable),
-        f", skipped ({reason})" if reason else "",
-    )
-
-
-def _why_skip(
-    settings: Settings, outcomes: Sequence[Outcome], found: Sequence[scoring.Score]
-) -> str | None:
-    agents = len({o.agent_id for o in outcomes})
-    if agents < settings.min_agents_per_window:
-        return f"{agents} agents with usable traces, needs {settings.min_agents_per_window}"
-    trainable = {o.trajectory_id for o in outcomes if o.text_bytes}
-    rewards = [s.score for s in found if s.trajectory_id in trainable]
-    return scoring.no_signal(rewards, settings.min_reward_spread)
+        return asyncio.run(score_claimed(worker, keeper, claimed))
 
 
 # --- train -----------------------------------------------------------------------------------
@@ -309,7 +209,7 @@ def train(
         if lease is None:
             return None
         steps.head(tx, settings.model_name, settings.base_model)
-        _answer_for(tx, attempts.reap_steps(tx, settings.model_name, settings.max_attempts))
+        failures.answer_for(tx, attempts.reap_steps(tx, settings.model_name, settings.max_attempts))
         windows = _next_windows(tx, settings, only)
         if not windows:
             leases.release(tx, [lease])
@@ -320,21 +220,14 @@ def train(
         while windows:
             try:
                 report = attempt_step(
-                    worker.database,
-                    settings,
-                    worker.holder,
-                    trainer,
-                    keeper,
-                    windows,
-                    requested_version,
-                    on_progress,
+                    worker, trainer, keeper, windows, requested_version, on_progress
                 )
                 if report:
                     return report
             except (LeaseLost, StaleClaim, ServerUnavailable):
                 raise
             except (UserError, OSError) as error:
-                _blame_nobody(worker, windows, keeper.held[0], error)
+                failures.blame_nobody(worker, windows, keeper.held[0], error)
                 raise
             except Exception as error:
                 if not isinstance(error, BabylonError):
@@ -342,7 +235,7 @@ def train(
                 first = windows[0].attempts == 0 and windows[0].may_share is None
                 again = first and _ids(windows) != failed and not isinstance(error, Final)
                 failed = _ids(windows)
-                _step_failed(worker, windows, keeper.held[0], error, again)
+                failures.step_failed(worker, windows, keeper.held[0], error, again)
             with worker.database.transaction() as tx:
                 windows = _next_windows(tx, settings, only)
     return None
@@ -372,108 +265,6 @@ def _remove_unfinished(worker: Worker, keeper: Keeper) -> None:
             log.info("removed the unfinished checkpoint %s", checkpoint)
             with worker.database.transaction() as tx:
                 steps.forget_checkpoint(tx, checkpoint)
-
-
-def _step_failed(
-    worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception, again: bool
-) -> None:
-    """Note that a step failed: to be tried again at once, by halves, or later."""
-    settings = worker.settings
-    if len(windows) == 1:
-        _count_failure(worker, windows[0], lease, error, at_once=again)
-        return
-    log.warning(
-        "step over %d windows failed, %s: %s",
-        len(windows),
-        "trying again" if again else "halving",
-        error,
-    )
-    with worker.database.transaction() as tx:
-        leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
-        attempts.end(tx, settings.model_name, [lease.token], Ending.ERROR, _message(error))
-        if not again:
-            window_rows.split(
-                tx,
-                windows,
-                model_name=settings.model_name,
-                may_share=(len(windows) + 1) // 2,
-                last_error=_message(error),
-                holder=worker.holder,
-            )
-
-
-def _count_failure(
-    worker: Worker, window: Window, lease: Lease, error: Exception, at_once: bool = False
-) -> None:
-    """Count an attempt against a window: tried again, at once or later, or ended with the error."""
-    settings = worker.settings
-    tried = window.attempts + 1
-    message = _message(error)
-    with worker.database.transaction() as tx:
-        leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
-        attempts.end(
-            tx,
-            settings.model_name,
-            [lease.token],
-            Ending.ERROR,
-            message,
-            window_ids=[window.window_id],
-        )
-        if tried < settings.max_attempts and not isinstance(error, Final):
-            log.warning("window %s failed, attempt %d: %s", window.window_id, tried, message)
-            window_rows.postpone(
-                tx,
-                window,
-                model_name=settings.model_name,
-                attempts=tried,
-                last_error=message,
-                wait_seconds=0.0 if at_once else settings.retry_seconds * 2 ** (tried - 1),
-                holder=worker.holder,
-            )
-            return
-        ended = window_rows.end(
-            tx,
-            window,
-            model_name=settings.model_name,
-            state=State.FAILED,
-            holder=worker.holder,
-            last_error=message,
-            attempts=tried,
-        )
-        if ended and window.batch_id:
-            requests.fail(tx, window.batch_id, message)
-    log.error("window %s failed: %s", window.window_id, message)
-
-
-def _blame_nobody(
-    worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception
-) -> None:
-    """This machine is at fault, so no window is counted against; but let it be seen."""
-    with worker.database.transaction() as tx:
-        leases.renew(tx, [lease], worker.settings.lease_seconds)  # a zombie has no say
-        for window in windows:
-            window_rows.postpone(
-                tx,
-                window,
-                model_name=worker.settings.model_name,
-                attempts=window.attempts,
-                last_error=_message(error),
-                wait_seconds=0,
-                holder=worker.holder,
-            )
-
-
-def _answer_for(tx: Connection, losses: Sequence[Loss]) -> None:
-    """Say what became of windows whose worker died, and end the requests of those that failed."""
-    for loss in losses:
-        log.warning("window %s is %s: %s", loss.window_id, loss.state, loss.last_error)
-        if loss.state == State.FAILED and loss.batch_id:
-            requests.fail(tx, loss.batch_id, loss.last_error)
-
-
-def _message(error: Exception) -> str:
-    """The error's type and text, as a column can hold it."""
-    return one_line(f"{type(error).__name__}: {error}", 2000)
 
 
 # --- publish, sweep --------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from babylon_tasks.training import (
     Trainer,
 )
 from babylon_tasks.windows import State, Window
+from babylon_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,7 @@ class _Material:
 
 
 def attempt_step(
-    database: Database,
-    settings: Settings,
-    holder: str,
+    worker: Worker,
     trainer: Trainer,
     keeper: Keeper,
     windows: Sequence[Window],
@@ -80,16 +79,17 @@ def attempt_step(
         UserError: This machine cannot train; nothing was written.
     """
     started = time.monotonic()
+    database, settings = worker.database, worker.settings
     window_ids = [w.window_id for w in windows]
     lease = keeper.renew_token(
-        lambda tx, token: attempts.open_step(tx, settings.model_name, holder, token, window_ids)
+        lambda tx, token: attempts.open_step(
+            tx, settings.model_name, worker.holder, token, window_ids
+        )
     )
     with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch_name:
         scratch = Path(scratch_name)
         samples_path = scratch / "samples.jsonl"
-        material = asyncio.run(
-            _collect(database, settings, holder, keeper, lease, windows, samples_path)
-        )
+        material = asyncio.run(_collect(worker, keeper, lease, windows, samples_path))
         if not material.windows:
             return None
         with database.transaction() as tx:
@@ -128,7 +128,7 @@ def attempt_step(
         base_model=settings.base_model,
         expected_step=head.step,
         token=lease.token,
-        holder=holder,
+        holder=worker.holder,
         trainer=settings.trainer,
         primary=settings.primary,
         windows=material.windows,
@@ -194,21 +194,16 @@ def _requested_version(
 
 
 async def _collect(
-    database: Database,
-    settings: Settings,
-    holder: str,
-    keeper: Keeper,
-    lease: Lease,
-    windows: Sequence[Window],
-    path: Path,
+    worker: Worker, keeper: Keeper, lease: Lease, windows: Sequence[Window], path: Path
 ) -> _Material:
     """Write the samples of every window that still has signal, a trajectory at a time."""
+    settings = worker.settings
     kept: list[Window] = []
     rewards: dict[str, float] = {}
     with path.open("wb") as file:
         async with open_reader(settings) as reader:
             for window in windows:
-                with database.transaction() as tx:
+                with worker.database.transaction() as tx:
                     known = scores.read(
                         tx,
                         model_name=settings.model_name,
@@ -224,7 +219,7 @@ async def _collect(
                     continue
                 file.truncate(start)
                 file.seek(start)
-                _set_aside(database, settings, holder, lease, window, None if stale else reason)
+                _set_aside(worker, lease, window, None if stale else reason)
     return _Material(kept, rewards)
 
 
@@ -256,17 +251,11 @@ async def _collect_window(
     return own, False
 
 
-def _set_aside(
-    database: Database,
-    settings: Settings,
-    holder: str,
-    lease: Lease,
-    window: Window,
-    reason: str | None,
-) -> None:
+def _set_aside(worker: Worker, lease: Lease, window: Window, reason: str | None) -> None:
     """Skip a window that has no signal left, or have a rewritten one (no reason) scored again."""
+    settings = worker.settings
     name, tokens, ids = settings.model_name, [lease.token], [window.window_id]
-    with database.transaction() as tx:
+    with worker.database.transaction() as tx:
         leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
         if reason is None:
             why = "a trace was rewritten after it was scored"
@@ -279,7 +268,7 @@ def _set_aside(
             window,
             model_name=settings.model_name,
             state=State.SKIPPED,
-            holder=holder,
+            holder=worker.holder,
             reason=reason,
         )
         if ended and window.batch_id:

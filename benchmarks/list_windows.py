@@ -44,12 +44,12 @@ from psycopg import sql
 
 from babylon_tasks import pipeline
 from babylon_tasks.embedded import embedded_postgres
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.windows import WindowListing, window_id_at
+from babylon_tasks.worker import Worker
 
 HOURS = 72  # trajectories are spread over so many, the running one included
 UPSTREAM_HOURS = range(2, 72)

@@ -17,10 +17,10 @@ from pydantic import SecretStr
 
 from babylon_tasks.demo.tiny_model import make_tiny_model
 from babylon_tasks.embedded import embedded_redis
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
+from babylon_tasks.worker import Worker
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

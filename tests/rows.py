@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from babylon_tasks import pipeline
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.windows import window_id_at
+from babylon_tasks.worker import Worker
 
 _ids = itertools.count(1_000_001)  # sorted as text as they are by number
 

@@ -14,10 +14,11 @@ from celery import Task, shared_task
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import BabylonError, Retryable
-from babylon_tasks.pipeline import SCORE_BATCH, Worker
+from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import canaries
 from babylon_tasks.store.database import Database
+from babylon_tasks.worker import Worker
 from workers import doorbells, gpu, queues
 from workers.progress import Teller
 

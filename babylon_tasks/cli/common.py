@@ -10,10 +10,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import require_applied
+from babylon_tasks.worker import Worker
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
 

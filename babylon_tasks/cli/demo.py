@@ -23,7 +23,6 @@ from babylon_tasks.demo import simulate
 from babylon_tasks.demo.tiny_model import make_tiny_model
 from babylon_tasks.embedded import Check, embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.stack import Stack, roles
 from babylon_tasks.store import steps
@@ -31,6 +30,7 @@ from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.windows import WindowReport
+from babylon_tasks.worker import Worker
 
 HOME = Path(".babylon/demo")
 

@@ -9,11 +9,11 @@ import redis
 
 from babylon_tasks.cli.common import as_json, print_json, ready_worker
 from babylon_tasks.errors import ServerUnavailable
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store import canaries, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import server_name
+from babylon_tasks.worker import Worker
 
 
 @click.command()

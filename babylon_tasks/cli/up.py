@@ -16,13 +16,13 @@ from babylon_tasks.cli.common import interrupt, ready_worker, stop
 from babylon_tasks.cli.status import database_status, queue_lengths
 from babylon_tasks.embedded import Check, embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.stack import Stack, roles
 from babylon_tasks.store import steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.windows import State
+from babylon_tasks.worker import Worker
 
 HOME = Path(".babylon")
 _POLL_SECONDS = 0.5

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings
+from babylon_tasks.worker import Worker
 
 
 class Deployment:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from babylon_tasks.pipeline import Worker
+from babylon_tasks.worker import Worker
 from tests.chaos.fleet import Kill
 from tests.rows import query
 

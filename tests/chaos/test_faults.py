@@ -101,7 +101,7 @@ def slow_step(seconds: float) -> Injection:
         pytest.param(3, "worker killed between message and claim", "cpu1",
                      "babylon_tasks.pipeline.score", "before", "score", marks=slow),
         (4, "scorer killed after the claim", "cpu1",
-         "babylon_tasks.pipeline._score_claimed", "before", "score"),
+         "babylon_tasks.pipeline.score_claimed", "before", "score"),
         pytest.param(4, "trainer's worker killed after the claim", "gpu1",
                      "workers.trainer_client.TrainerProcess.step", "before", "train", marks=slow),
         pytest.param(5, "scorer killed between its scores and the commit", "cpu1",
@@ -398,7 +398,7 @@ def test_poison(trial: Trial, world: World, harm: Any) -> None:
     world.expected[poison] = "failed"
     add_trajectory(world.worker, windows[0], "agent-bad", stepsJson='[{"llmCalls": [')
     add_trajectory(world.worker, poison, "agent-poison", stepsJson=steps(0, response="POISON"))
-    world.start("cpu1", inject=[Injection("babylon_tasks.pipeline.decode", harm, text="POISON")])
+    world.start("cpu1", inject=[Injection("babylon_tasks.score.decode", harm, text="POISON")])
     start(world, "gpu1", "beat")
     world.wait(world.settled, 60)
     row = one(world.worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)

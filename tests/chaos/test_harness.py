@@ -180,7 +180,7 @@ def test_an_injection_reaches_methods_coroutines_and_builtins() -> None:
     method = Injection("babylon_tasks.keeper.Keeper.beat", "raise", **full)  # type: ignore[arg-type]
     done = python("from babylon_tasks.keeper import Keeper as K; K.beat(None)", method)
     assert "[Errno 28] No space left on device" in done.stderr
-    coroutine = Injection("babylon_tasks.pipeline._score_claimed", "exit")
+    coroutine = Injection("babylon_tasks.pipeline.score_claimed", "exit")
     call = "import asyncio, babylon_tasks.pipeline as p; asyncio.run(p._score_claimed(0, 0, {}))"
     assert python(call, coroutine).returncode == 1
     assert python("import os; os.fsync(0)", Injection("os.fsync", "exit")).returncode == 1

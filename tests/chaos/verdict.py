@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from babylon_tasks import checkpoints
 from babylon_tasks.errors import CheckpointUnreadable
-from babylon_tasks.pipeline import Worker
+from babylon_tasks.worker import Worker
 from tests.rows import query, states
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 
 from babylon_tasks.errors import ServerUnavailable
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
 from babylon_tasks.windows import window_id_at
+from babylon_tasks.worker import Worker
 from tests import rows
 from tests.chaos.fleet import Fleet, Kill
 from tests.chaos.injection import Injection, injecting

@@ -14,7 +14,7 @@ import pytest
 
 from babylon_tasks import checkpoints, pipeline
 from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
-from babylon_tasks.pipeline import Worker
+from babylon_tasks.worker import Worker
 from tests.rows import add_window, hours_ago, query, states
 from workers.trainer_client import TrainerProcess
 

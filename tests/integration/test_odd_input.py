@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from babylon_tasks import pipeline
-from babylon_tasks.pipeline import Worker
+from babylon_tasks.worker import Worker
 from tests.odd import ODD_TOKENS, mutated_traces, valid_trace
 from tests.rows import add_trajectory, add_window, hours_ago, one, query, states, steps
 from workers.trainer_client import TrainerProcess
@@ -110,7 +110,7 @@ def test_odd_values_in_other_columns(worker: Worker, trainer: TrainerProcess) ->
 _SCORE_TWO_WINDOWS = """
 import resource, sys
 from babylon_tasks import pipeline
-from babylon_tasks.pipeline import Worker
+from babylon_tasks.worker import Worker
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
 

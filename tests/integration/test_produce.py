@@ -9,8 +9,8 @@ import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import UserError
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.worker import Worker
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
 

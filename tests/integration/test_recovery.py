@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from babylon_tasks import checkpoints, pipeline
+from babylon_tasks import checkpoints, pipeline, score
 from babylon_tasks.errors import (
     Final,
     LeaseLost,
@@ -19,11 +19,11 @@ from babylon_tasks.errors import (
     TrainerDied,
     UserError,
 )
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.store import leases
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.training import StepRequest, StepResult, Trainer
+from babylon_tasks.worker import Worker
 from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
 from workers.trainer_client import OnBeat, TrainerProcess
 
@@ -72,14 +72,14 @@ def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
     for window in windows:
         add_window(worker, window)
     pipeline.produce(worker)
-    real = pipeline._score_window
+    real = score._score_window
 
     async def poisoned(worker: Worker, reader: Any, keeper: Any, window: Any, lease: Any) -> None:
         if window.window_id == windows[1]:
             raise Died
         await real(worker, reader, keeper, window, lease)
 
-    monkeypatch.setattr("babylon_tasks.pipeline._score_window", poisoned)
+    monkeypatch.setattr("babylon_tasks.score._score_window", poisoned)
     with pytest.raises(Died):
         pipeline.score(worker)
     assert states(worker) == {windows[0]: "scored", windows[1]: "due", windows[2]: "due"}

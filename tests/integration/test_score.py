@@ -10,9 +10,9 @@ import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import LeaseLost, StaleClaim
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.scoring import heuristic
 from babylon_tasks.settings import Settings
+from babylon_tasks.worker import Worker
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
 
 

@@ -23,12 +23,12 @@ from babylon_tasks.errors import (
     TrainerDied,
     UserError,
 )
-from babylon_tasks.pipeline import Worker
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.training import Progress, Sample, StepRequest, StepResult, Trainer
+from babylon_tasks.worker import Worker
 from tests.rows import (
     add_request,
     add_trajectory,

@@ -1,0 +1,121 @@
+"""What a failure does to windows: tried again at once, later, by halves, or ended.
+
+Every one of these writes under the lease of the work that failed: a zombie has no say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from babylon_tasks.errors import Final
+from babylon_tasks.line import one_line
+from babylon_tasks.store import attempts, leases, requests
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.attempts import Ending, Loss
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.leases import Lease
+from babylon_tasks.windows import State, Window
+from babylon_tasks.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+def step_failed(
+    worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception, again: bool
+) -> None:
+    """Note that a step failed: to be tried again at once, by halves, or later."""
+    settings = worker.settings
+    if len(windows) == 1:
+        count_failure(worker, windows[0], lease, error, at_once=again)
+        return
+    log.warning(
+        "step over %d windows failed, %s: %s",
+        len(windows),
+        "trying again" if again else "halving",
+        error,
+    )
+    with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], settings.lease_seconds)
+        attempts.end(tx, settings.model_name, [lease.token], Ending.ERROR, _message(error))
+        if not again:
+            window_rows.split(
+                tx,
+                windows,
+                model_name=settings.model_name,
+                may_share=(len(windows) + 1) // 2,
+                last_error=_message(error),
+                holder=worker.holder,
+            )
+
+
+def count_failure(
+    worker: Worker, window: Window, lease: Lease, error: Exception, at_once: bool = False
+) -> None:
+    """Count an attempt against a window: tried again, at once or later, or ended with the error."""
+    settings = worker.settings
+    tried = window.attempts + 1
+    message = _message(error)
+    with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], settings.lease_seconds)
+        attempts.end(
+            tx,
+            settings.model_name,
+            [lease.token],
+            Ending.ERROR,
+            message,
+            window_ids=[window.window_id],
+        )
+        if tried < settings.max_attempts and not isinstance(error, Final):
+            log.warning("window %s failed, attempt %d: %s", window.window_id, tried, message)
+            window_rows.postpone(
+                tx,
+                window,
+                model_name=settings.model_name,
+                attempts=tried,
+                last_error=message,
+                wait_seconds=0.0 if at_once else settings.retry_seconds * 2 ** (tried - 1),
+                holder=worker.holder,
+            )
+            return
+        ended = window_rows.end(
+            tx,
+            window,
+            model_name=settings.model_name,
+            state=State.FAILED,
+            holder=worker.holder,
+            last_error=message,
+            attempts=tried,
+        )
+        if ended and window.batch_id:
+            requests.fail(tx, window.batch_id, message)
+    log.error("window %s failed: %s", window.window_id, message)
+
+
+def blame_nobody(worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception) -> None:
+    """This machine is at fault, so no window is counted against; but let it be seen."""
+    with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], worker.settings.lease_seconds)
+        for window in windows:
+            window_rows.postpone(
+                tx,
+                window,
+                model_name=worker.settings.model_name,
+                attempts=window.attempts,
+                last_error=_message(error),
+                wait_seconds=0,
+                holder=worker.holder,
+            )
+
+
+def answer_for(tx: Connection, losses: Sequence[Loss]) -> None:
+    """Say what became of windows whose worker died, and end the requests of those that failed."""
+    for loss in losses:
+        log.warning("window %s is %s: %s", loss.window_id, loss.state, loss.last_error)
+        if loss.state == State.FAILED and loss.batch_id:
+            requests.fail(tx, loss.batch_id, loss.last_error)
+
+
+def _message(error: Exception) -> str:
+    """The error's type and text, as a column can hold it."""
+    return one_line(f"{type(error).__name__}: {error}", 2000)
