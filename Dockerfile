@@ -1,4 +1,4 @@
-# Two images: `cpu` (migrate, beat, CPU worker, Flower) without torch, `gpu` (GPU worker, model
+# Two images: `cpu` (migrate, beat, CPU worker with what a judge takes, Flower) without torch, `gpu` (GPU worker, model
 # server) with it.
 #
 #   docker build --target cpu -t babylon-tasks:cpu .
@@ -24,7 +24,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN python -m venv /opt/babylon \
  && mkdir babylon_tasks workers migrations \
  && touch babylon_tasks/__init__.py workers/__init__.py \
- && pip install -c constraints.txt .
+ && pip install -c constraints.txt '.[judge]'
 
 FROM dependencies AS dependencies-gpu
 ARG PIP_EXTRA_INDEX_URL

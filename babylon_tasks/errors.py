@@ -38,3 +38,18 @@ class CheckpointUnreadable(UserError):
 
 class TrainerDied(Retryable):
     """The trainer process ended, or gave no sign of life, in the middle of a step."""
+
+
+class JudgeUnavailable(Retryable):
+    """The judge cannot be asked now; no window is to blame. Try again after `wait_seconds`."""
+
+    def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(message, wait_seconds)
+        self.wait_seconds = wait_seconds
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class JudgeFault(Retryable):
+    """The judge was asked often enough, and in small enough groups, and gave no usable answer."""

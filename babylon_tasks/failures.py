@@ -92,6 +92,25 @@ def count_failure(
     log.error("window %s failed: %s", window.window_id, message)
 
 
+def wait(
+    worker: Worker, window: Window, lease: Lease, error: Exception, wait_seconds: float
+) -> None:
+    """A judge cannot be asked: no attempt counts; the window is due again in a while."""
+    settings = worker.settings
+    with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], settings.lease_seconds)
+        attempts.end(tx, settings.model_name, [lease.token], Ending.GIVEN_BACK, _message(error))
+        window_rows.postpone(
+            tx,
+            window,
+            model_name=settings.model_name,
+            attempts=window.attempts,
+            last_error=_message(error),
+            wait_seconds=max(settings.retry_seconds, wait_seconds),
+            holder=worker.holder,
+        )
+
+
 def blame_nobody(worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception) -> None:
     """This machine is at fault, so no window is counted against; but let it be seen."""
     with worker.database.transaction() as tx:

@@ -13,11 +13,10 @@ knows Celery or torch.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from babylon_tasks import checkpoints, failures
+from babylon_tasks import checkpoints, failures, loop
 from babylon_tasks.errors import (
     BabylonError,
     Final,
@@ -27,7 +26,8 @@ from babylon_tasks.errors import (
     UserError,
 )
 from babylon_tasks.keeper import Keeper
-from babylon_tasks.score import score_claimed
+from babylon_tasks.score import judge_claimed, score_claimed
+from babylon_tasks.scoring.choose import WITH_JUDGE, WITHOUT_JUDGE, judged_scorers
 from babylon_tasks.settings import Settings
 from babylon_tasks.step import StepReport, attempt_step
 from babylon_tasks.store import attempts, leases, requests, steps
@@ -61,8 +61,11 @@ def produce(worker: Worker) -> list[str]:
     return made
 
 
-def enqueue(worker: Worker, window_id: str) -> Window:
+def enqueue(worker: Worker, window_id: str, scoring: str | None = None) -> Window:
     """Make one window due by name, however old, and return its row.
+
+    With `scoring` it is due for that scorer, even where it was scored, skipped or failed before;
+    a request that failed with it waits for it again.
 
     Raises:
         UserError: No window id, not ended and settled, nobody in it, or too few agents.
@@ -76,7 +79,11 @@ def enqueue(worker: Worker, window_id: str) -> Window:
                 raise UserError(why_not)
             counts = window_rows.count(tx, settings, window_id)
             window_rows.enqueue(tx, settings.model_name, window_id, counts)
+        if scoring and window_rows.score_otherwise(tx, settings.model_name, window_id, scoring):
+            log.info("window %s is due for %s", window_id, scoring)
         (window,) = window_rows.read(tx, settings.model_name, [window_id])
+        if scoring and window.state == State.DUE and window.batch_id:
+            requests.reopen(tx, window.batch_id)
     return window
 
 
@@ -165,17 +172,43 @@ def _story(window: Window) -> str:
 
 
 def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_BATCH) -> list[str]:
-    """Claim due windows and score them, one commit each; return the windows moved on."""
+    """Claim due windows and score them, one commit each; return the windows moved on.
+
+    Raises:
+        UserError: Windows wait for a judge that cannot be asked as it is set.
+    """
     settings = worker.settings
     with worker.database.transaction() as tx:
         failures.answer_for(
             tx, attempts.reap_scores(tx, settings.model_name, settings.max_attempts)
         )
-        claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only)
-    if not claimed:
-        return []
-    with Keeper(worker.database, settings, list(claimed.values())) as keeper:
-        return asyncio.run(score_claimed(worker, keeper, claimed))
+        claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only, WITHOUT_JUDGE)
+    if claimed:
+        with Keeper(worker.database, settings, list(claimed.values())) as keeper:
+            return loop.run(score_claimed(worker, keeper, claimed))
+    return _judge(worker, only, limit)
+
+
+def _judge(worker: Worker, only: Sequence[str] | None, limit: int) -> list[str]:
+    """Claim due windows for a judge, and the judge with them.
+
+    One worker at a time judges for a model, many questions at once: so JUDGE_CONCURRENCY holds
+    for all of them together, and a judge that hangs keeps one pool process busy and no more.
+    """
+    settings = worker.settings
+    with worker.database.transaction() as tx:
+        if not window_rows.wait_for_judge(tx, settings, WITH_JUDGE, only):
+            return []
+    scorers = judged_scorers(worker)  # may import for seconds: before anything is held
+    with worker.database.transaction() as tx:
+        lease = leases.acquire(
+            tx, f"judge/{settings.model_name}", worker.holder, settings.lease_seconds
+        )
+        if lease is None:
+            return []
+        claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only, WITH_JUDGE)
+    with Keeper(worker.database, settings, [lease, *claimed.values()]) as keeper:
+        return loop.run(judge_claimed(worker, keeper, claimed, scorers))
 
 
 # --- train -----------------------------------------------------------------------------------

@@ -1,16 +1,31 @@
-"""One attempt at scoring the windows of a claim: read, score, commit each."""
+"""One attempt at scoring the windows of a claim: read, filter, score, commit each."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
-from babylon_tasks import failures, scoring
-from babylon_tasks.errors import LeaseLost, ServerUnavailable, StaleClaim
+from babylon_tasks import failures, filters
+from babylon_tasks.errors import (
+    JudgeFault,
+    JudgeUnavailable,
+    LeaseLost,
+    ServerUnavailable,
+    StaleClaim,
+)
+from babylon_tasks.judge.rubric import load_rubric
 from babylon_tasks.keeper import Keeper
+from babylon_tasks.loop import all_done
+from babylon_tasks.plays import Play, decode_play
+from babylon_tasks.scoring.choose import WITHOUT_JUDGE
+from babylon_tasks.scoring.score import Score
+from babylon_tasks.scoring.scorer import Group, Scorer
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, leases, requests, scores
+from babylon_tasks.store import attempts, judgments, leases, markets, requests, scores
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.leases import Lease
@@ -23,52 +38,198 @@ from babylon_tasks.worker import Worker
 log = logging.getLogger(__name__)
 
 
-async def score_claimed(worker: Worker, keeper: Keeper, claimed: dict[str, Lease]) -> list[str]:
-    with worker.database.transaction() as tx:
-        windows = window_rows.read(tx, worker.settings.model_name, list(claimed))
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A window's traces: those to score, those that cannot be read, and the count of the others."""
+
+    group: Group
+    counts: Counts
+    unusable: Mapping[str, Unusable]
+    funnel: Counter[str]
+
+
+async def score_claimed(worker: Worker, keeper: Keeper, claimed: Mapping[str, Lease]) -> list[str]:
+    """Score the claimed windows one after another; return those that moved on."""
     moved: list[str] = []
     async with open_reader(worker.settings) as reader:
-        for window in windows:
-            if window.state != State.DUE:
-                continue  # somebody finished it between our look and our lease
+        for window in _still_due(worker, claimed):
             lease = claimed[window.window_id]
-            try:
-                await _score_window(worker, reader, keeper, window, lease)
+            scorer = WITHOUT_JUDGE[window.scorer_to_use(worker.settings.scoring)]
+            if await _score_window(worker, reader, keeper, window, lease, scorer):
                 moved.append(window.window_id)
-            except (LeaseLost, StaleClaim, ServerUnavailable):
-                raise
-            except Exception as error:
-                log.exception("scoring %s failed", window.window_id)
-                failures.count_failure(worker, window, lease, error)
     return moved
 
 
+async def judge_claimed(
+    worker: Worker, keeper: Keeper, claimed: Mapping[str, Lease], scorers: Mapping[str, Scorer]
+) -> list[str]:
+    """Score the claimed windows with a judge, their questions at the same time."""
+    reading = asyncio.Lock()  # one connection
+    async with open_reader(worker.settings) as reader:
+
+        async def score_one(window: Window) -> list[str]:
+            lease = claimed[window.window_id]
+            scorer = scorers[window.scorer_to_use(worker.settings.scoring)]
+            done = await _score_window(worker, reader, keeper, window, lease, scorer, reading)
+            return [window.window_id] if done else []
+
+        beats = asyncio.create_task(_beat(keeper, worker.settings))
+        scoring = asyncio.create_task(all_done(map(score_one, _still_due(worker, claimed))))
+        try:
+            await asyncio.wait((beats, scoring), return_when=asyncio.FIRST_COMPLETED)
+            if beats.done():
+                beats.result()  # raises: a lease was lost
+            moved = [window_id for each in await scoring for window_id in each]
+        finally:
+            beats.cancel()
+            scoring.cancel()
+            await asyncio.wait((beats, scoring))
+    return moved
+
+
+async def _beat(keeper: Keeper, settings: Settings) -> None:
+    """The judge answers, or is given up, in bounded time; meanwhile the leases live."""
+    while True:
+        await asyncio.sleep(settings.heartbeat_seconds / 2)
+        keeper.beat()
+
+
+def _still_due(worker: Worker, claimed: Mapping[str, Lease]) -> list[Window]:
+    """Without those that somebody finished between our look and our lease."""
+    with worker.database.transaction() as tx:
+        windows = window_rows.read(tx, worker.settings.model_name, list(claimed))
+    return [window for window in windows if window.state == State.DUE]
+
+
 async def _score_window(
-    worker: Worker, reader: TraceReader, keeper: Keeper, window: Window, lease: Lease
-) -> None:
-    settings = worker.settings
+    worker: Worker,
+    reader: TraceReader,
+    keeper: Keeper,
+    window: Window,
+    lease: Lease,
+    scorer: Scorer,
+    reading: asyncio.Lock | None = None,
+) -> bool:
+    """Whether the window moved on; if not, its row says why."""
+    try:
+        async with reading or asyncio.Lock():
+            read = await read_group(
+                worker, reader, window.window_id, scorer.sees_plays, keeper.beat
+            )
+        found = await _score(worker, read.group, scorer)
+        _commit(worker, window, lease, read, found)
+        keeper.finished(lease)
+    except (LeaseLost, StaleClaim, ServerUnavailable):
+        raise
+    except JudgeUnavailable as error:
+        log.error("window %s waits: %s", window.window_id, error)  # noqa: TRY400 - it says all
+        failures.wait(worker, window, lease, error, error.wait_seconds)
+    except Exception as error:
+        if not isinstance(error, JudgeFault):
+            log.exception("scoring %s failed", window.window_id)
+        failures.count_failure(worker, window, lease, error)
+    else:
+        return True
+    return False
+
+
+async def read_group(
+    worker: Worker,
+    reader: TraceReader,
+    window_id: str,
+    sees_plays: bool,
+    on_row: Callable[[], None] = lambda: None,
+) -> Read:
+    """Read a window and leave out what does not deserve a score."""
     outcomes: list[Outcome] = []
+    plays: dict[str, Play] = {}
     unusable: dict[str, Unusable] = {}
     agents: set[str] = set()
-    async with aclosing(reader.read(window.window_id)) as rows:
+    async with aclosing(reader.read(window_id)) as rows:
         async for raw in rows:
-            keeper.beat()
+            on_row()
             agents.add(raw.agent_id)
             try:
-                outcomes.append(decode(raw).outcome)
+                outcome = decode(raw).outcome
+                if sees_plays:
+                    plays[raw.trajectory_id] = decode_play(raw)
+                outcomes.append(outcome)
             except Unusable as verdict:
                 unusable[raw.trajectory_id] = verdict
-    found = scoring.heuristic(outcomes)
-    reason = _why_skip(settings, outcomes, found)
-    state = State.SKIPPED if reason else State.SCORED
+    kept, funnel = filters.keep(outcomes, worker.settings, window_id)
+    funnel["trajectories"] = len(outcomes) + len(unusable)
+    funnel["unreadable"] = len(unusable)
+    funnel["scored"] = len(kept)
+    for outcome in kept:
+        funnel["calls"] += outcome.calls
+        funnel.update(outcome.left_out)
+    known = []
+    if sees_plays:
+        with worker.database.transaction() as tx:
+            known = markets.read(tx, window_id)
+    return Read(
+        Group(window_id, kept, plays, known),
+        Counts(len(agents), len(outcomes) + len(unusable)),
+        unusable,
+        funnel,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Scores and whose they are, or why there are none to train on.
+
+    `fell_back` is whether a judge was asked before, perhaps paid, and gave none of them.
+    """
+
+    scorer: str
+    scores: Sequence[Score]
+    why_skip: str | None
+    fell_back: bool = False
+
+
+async def _score(worker: Worker, group: Group, scorer: Scorer) -> _Found:
+    settings = worker.settings
+    why_skip = _too_small(settings, group.outcomes)
+    if why_skip:
+        return _Found(scorer.name, [], why_skip)
+    fell_back = False
+    try:
+        found = await scorer.score(group)
+    except (JudgeUnavailable, JudgeFault) as error:
+        if settings.judge_fallback == "wait":
+            raise
+        log.warning("window %s falls back to the heuristic: %s", group.window_id, error)
+        scorer, fell_back = WITHOUT_JUDGE["heuristic"], True
+        found = await scorer.score(group)
+    trainable = {o.trajectory_id for o in group.outcomes if o.text_bytes}
+    rewards = [s.score for s in found if s.trajectory_id in trainable]
+    why_skip = filters.no_signal(rewards, settings.min_reward_spread)
+    return _Found(scorer.name, found, why_skip, fell_back)
+
+
+def _too_small(settings: Settings, outcomes: Sequence[Outcome]) -> str | None:
+    """No judge is asked about a group that cannot train."""
+    agents = len({o.agent_id for o in outcomes})
+    if agents < settings.min_agents_per_window:
+        return f"{agents} agents with usable traces, needs {settings.min_agents_per_window}"
+    trainable = sum(bool(o.text_bytes) for o in outcomes)
+    return None if trainable > 1 else f"{trainable} trainable trajectories, a comparison needs 2"
+
+
+def _commit(worker: Worker, window: Window, lease: Lease, read: Read, found: _Found) -> None:
+    settings, reason = worker.settings, found.why_skip
+    judged = any(score.judge_model for score in found.scores)
+    paid = judged or found.fell_back
     with worker.database.transaction() as tx:
-        scores.quarantine(tx, window.window_id, unusable)
+        scores.quarantine(tx, window.window_id, read.unusable)
         scores.write(
             tx,
-            found,
+            found.scores,
             model_name=settings.model_name,
-            scorer=settings.scoring,
+            scorer=found.scorer,
             window_id=window.window_id,
+            cost=judgments.cost(tx, settings.model_name, window.window_id) if paid else None,
         )
         moved = window_rows.mark_scored(
             tx,
@@ -76,36 +237,37 @@ async def _score_window(
             model_name=settings.model_name,
             lease=lease,
             holder=worker.holder,
-            scorer=settings.scoring,
-            state=state,
+            scorer=found.scorer,
+            state=State.SKIPPED if reason else State.SCORED,
             reason=reason,
-            counts=Counts(len(agents), len(outcomes) + len(unusable)),
-            text_bytes=sum(o.text_bytes for o in outcomes),
+            counts=read.counts,
+            text_bytes=sum(o.text_bytes for o in read.group.outcomes),
+            funnel=read.funnel,
         )
         if not moved:
             raise StaleClaim(f"window {window.window_id} was scored by somebody else")
+        if judged and settings.primary:
+            rubric = load_rubric(settings.judge_rubric)
+            scores.tell_app(
+                tx,
+                model_name=settings.model_name,
+                scorer=found.scorer,
+                window_id=window.window_id,
+                judge_version=f"{found.scorer}-{rubric.hash}",
+                criteria=rubric.as_json(),
+            )
         if reason and window.batch_id:
             requests.fail(tx, window.batch_id, f"window {window.window_id} is skipped: {reason}")
         ending = Ending.SKIPPED if reason else Ending.DONE
         attempts.end(tx, settings.model_name, [lease.token], ending, reason)
         leases.release(tx, [lease])
-    keeper.finished(lease)
     log.info(
-        "scored %s: %d agents, %d trajectories, %d set aside%s",
+        "scored %s by %s: %d agents, %d of %d trajectories, %d set aside%s",
         window.window_id,
-        len(agents),
-        len(outcomes),
-        len(unusable),
+        found.scorer,
+        read.counts.agents,
+        len(read.group.outcomes),
+        read.counts.trajectories,
+        len(read.unusable),
         f", skipped ({reason})" if reason else "",
     )
-
-
-def _why_skip(
-    settings: Settings, outcomes: Sequence[Outcome], found: Sequence[scoring.Score]
-) -> str | None:
-    agents = len({o.agent_id for o in outcomes})
-    if agents < settings.min_agents_per_window:
-        return f"{agents} agents with usable traces, needs {settings.min_agents_per_window}"
-    trainable = {o.trajectory_id for o in outcomes if o.text_bytes}
-    rewards = [s.score for s in found if s.trajectory_id in trainable]
-    return scoring.no_signal(rewards, settings.min_reward_spread)

@@ -85,15 +85,77 @@ class Settings(BaseSettings):
         "benchmark-%,market-decisions-%",
         description="LIKE patterns of `scenarioId`, comma-separated, that never count.",
     )
-    scoring: Literal["heuristic"] = Field("heuristic", description="How a window is scored.")
     max_trace_bytes: int = Field(
         33_554_432,
         ge=1024,
         le=INT32,
         description="A larger `stepsJson` is set aside before it is parsed.",
     )
+    min_actions: int = Field(
+        1, ge=1, le=INT32, description="A trajectory of fewer steps is left out."
+    )
+    max_failed_share: float = Field(
+        0.5, ge=0, le=1, description="A trajectory of whose actions more failed is left out."
+    )
+    max_staleness: int | None = Field(
+        None,
+        ge=0,
+        le=INT32,
+        description="An LLM call is left out whose recorded version is more steps behind the head.",
+    )
+    max_per_window: int | None = Field(
+        None, ge=2, le=INT32, description="A window's trajectories beyond so many are left out."
+    )
+    dropout: float = Field(
+        0.0, ge=0, le=0.5, description="Share of a window's trajectories that is left out."
+    )
     min_reward_spread: float = Field(
         0.01, ge=0, le=1, description="A window whose scores differ less has no signal."
+    )
+
+    # --- scoring ---
+    scoring: Literal["heuristic", "correctness", "ruler", "blend"] = Field(
+        "heuristic", description="How a window is scored; `ruler` and `blend` ask a judge."
+    )
+    ruler_weight: float = Field(
+        0.5, ge=0, le=1, description="Of RULER's score in `blend`; the heuristic has the rest."
+    )
+    judge_model: str = Field(
+        "openai/gpt-4o-mini",
+        min_length=1,
+        description="The judge, as litellm names it: `provider/model`.",
+    )
+    judge_base_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Of an OpenAI-compatible judge; without it the provider's own.",
+    )
+    judge_api_key: SecretStr | None = Field(
+        None, description="The judge's key; without it litellm takes the provider's variable."
+    )
+    judge_rubric: str | None = Field(
+        None, min_length=1, description="File with a rubric of your own."
+    )
+    judge_context_tokens: int = Field(
+        32_000, ge=4_000, le=INT32, description="Tokens of prompt and answer that the judge takes."
+    )
+    judge_concurrency: int = Field(
+        16, ge=1, le=1000, description="Questions to the judge at once, of all workers together."
+    )
+    judge_timeout_seconds: float = Field(
+        60, gt=0, le=3600, description="An answer that takes longer is given up."
+    )
+    judge_fallback: Literal["wait", "heuristic"] = Field(
+        "wait", description="What a window does while the judge cannot be asked."
+    )
+    judge_daily_usd: float | None = Field(
+        None, ge=0, le=1e9, description="No question that could cost more than this a day (UTC)."
+    )
+    judge_input_usd_per_million: float | None = Field(
+        None, ge=0, le=1e6, description="Price of the judge's input tokens, if litellm knows none."
+    )
+    judge_output_usd_per_million: float | None = Field(
+        None, ge=0, le=1e6, description="Price of the judge's output tokens, if litellm knows none."
     )
 
     # --- a step ---
@@ -244,8 +306,24 @@ def load_settings() -> Settings:
     try:
         return Settings()  # type: ignore[call-arg]
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).upper() if first["loc"] else "settings"
-        raise UserError(f"{name}: {first['msg']}") from None
+        raise _in_one_line(error) from None
     except UnicodeDecodeError:
         raise UserError(".env or .env.local is not UTF-8 text: save it as UTF-8") from None
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    """The settings, with some of them otherwise.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    try:
+        return Settings.model_validate({**settings.model_dump(), **changes})
+    except ValidationError as error:
+        raise _in_one_line(error) from None
+
+
+def _in_one_line(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    name = str(first["loc"][0]).upper() if first["loc"] else "settings"
+    return UserError(f"{name}: {first['msg']}")

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from babylon_tasks import checkpoints, scoring
+from babylon_tasks import checkpoints, loop
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.keeper import Keeper
+from babylon_tasks.material import TooOld, collect
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, leases, requests, scores, steps
-from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.attempts import Ending
+from babylon_tasks.store import attempts, requests, steps
 from babylon_tasks.store.database import Database
-from babylon_tasks.store.leases import Lease
-from babylon_tasks.store.scores import StoredScore
 from babylon_tasks.store.steps import Commit
-from babylon_tasks.store.traces import TraceReader, open_reader
-from babylon_tasks.traces import Unusable, decode
 from babylon_tasks.training import (
     Hyperparameters,
     Progress,
-    Sample,
     StepRequest,
     StepResult,
     Trainer,
+    WindowShare,
 )
-from babylon_tasks.windows import State, Window
+from babylon_tasks.windows import Window
 from babylon_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -53,14 +45,6 @@ class StepReport:
     trajectories: int
     result: StepResult
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Material:
-    """What a step will train on: the windows that are left, and rewards by trajectory id."""
-
-    windows: list[Window]
-    rewards: dict[str, float]
 
 
 def attempt_step(
@@ -89,12 +73,15 @@ def attempt_step(
     with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch_name:
         scratch = Path(scratch_name)
         samples_path = scratch / "samples.jsonl"
-        material = asyncio.run(_collect(worker, keeper, lease, windows, samples_path))
-        if not material.windows:
-            return None
         with database.transaction() as tx:
             head = steps.head(tx, settings.model_name, settings.base_model)
             parent = steps.read(tx, settings.model_name, head.step)
+            known = steps.steps_of_versions(tx, settings.model_name)
+        too_old = TooOld(settings, head.step, known)
+        material = loop.run(collect(worker, keeper, lease, windows, too_old, samples_path))
+        if not material.windows:
+            return None
+        with database.transaction() as tx:
             if material.windows[0].batch_id:
                 requests.start(tx, material.windows[0].batch_id)
         checkpoint = checkpoints.folder_of(
@@ -133,6 +120,7 @@ def attempt_step(
         primary=settings.primary,
         windows=material.windows,
         rewards=material.rewards,
+        funnels=_with_shares(material.funnels, result),
         result=result,
         checkpoint=checkpoint,
         seconds=time.monotonic() - started,
@@ -193,86 +181,20 @@ def _requested_version(
     return request.version if request else None
 
 
-async def _collect(
-    worker: Worker, keeper: Keeper, lease: Lease, windows: Sequence[Window], path: Path
-) -> _Material:
-    """Write the samples of every window that still has signal, a trajectory at a time."""
-    settings = worker.settings
-    kept: list[Window] = []
-    rewards: dict[str, float] = {}
-    with path.open("wb") as file:
-        async with open_reader(settings) as reader:
-            for window in windows:
-                with worker.database.transaction() as tx:
-                    known = scores.read(
-                        tx,
-                        model_name=settings.model_name,
-                        scorer=window.scorer or settings.scoring,
-                        window_id=window.window_id,
-                    )
-                start = file.tell()
-                own, stale = await _collect_window(reader, keeper, window, known, file.write)
-                reason = scoring.no_signal(list(own.values()), settings.min_reward_spread)
-                if not stale and reason is None:
-                    kept.append(window)
-                    rewards.update(own)
-                    continue
-                file.truncate(start)
-                file.seek(start)
-                _set_aside(worker, lease, window, None if stale else reason)
-    return _Material(kept, rewards)
-
-
-async def _collect_window(
-    reader: TraceReader,
-    keeper: Keeper,
-    window: Window,
-    known: dict[str, StoredScore],
-    write: Callable[[bytes], int],
-) -> tuple[dict[str, float], bool]:
-    """Rewards of the samples written, and whether a trace is not what was judged."""
-    own: dict[str, float] = {}
-    async with aclosing(reader.read(window.window_id)) as rows:
-        async for raw in rows:
-            keeper.beat()
-            score = known.get(raw.trajectory_id)
-            if score is None:
-                continue  # it came late, or was set aside
-            try:
-                trace = decode(raw)
-            except Unusable:
-                return {}, True
-            if trace.outcome.content_hash != score.content_hash:
-                return {}, True
-            if trace.calls:
-                sample = Sample(window.window_id, raw.trajectory_id, score.score, trace.calls)
-                write(msgspec.json.encode(sample) + b"\n")
-                own[raw.trajectory_id] = score.score
-    return own, False
-
-
-def _set_aside(worker: Worker, lease: Lease, window: Window, reason: str | None) -> None:
-    """Skip a window that has no signal left, or have a rewritten one (no reason) scored again."""
-    settings = worker.settings
-    name, tokens, ids = settings.model_name, [lease.token], [window.window_id]
-    with worker.database.transaction() as tx:
-        leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
-        if reason is None:
-            why = "a trace was rewritten after it was scored"
-            attempts.end(tx, name, tokens, Ending.GIVEN_BACK, why, ids)
-            window_rows.rescore(tx, name, window)
-            return
-        attempts.end(tx, name, tokens, Ending.SKIPPED, reason, ids)
-        ended = window_rows.end(
-            tx,
-            window,
-            model_name=settings.model_name,
-            state=State.SKIPPED,
-            holder=worker.holder,
-            reason=reason,
-        )
-        if ended and window.batch_id:
-            requests.fail(tx, window.batch_id, f"window {window.window_id} is skipped: {reason}")
+def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[str, dict[str, int]]:
+    """The counts, and what became of the calls that the trainer was sent."""
+    told = {}
+    for window_id, funnel in funnels.items():
+        sent = funnel.pop("sent")
+        share = result.windows.get(window_id, WindowShare(0, 0, 0))
+        told[window_id] = {
+            **funnel,
+            "too_long": share.dropped,
+            "no_advantage": sent - share.sequences - share.dropped,
+            "sequences": share.sequences,
+            "tokens": share.trainable_tokens,
+        }
+    return told
 
 
 def _hyperparameters(settings: Settings) -> Hyperparameters:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,37 +51,56 @@ class RawTrace:
 class Outcome:
     """What scoring needs of a trace, without its texts.
 
-    `pnl` is in the game's dollars at the last step; `steps` counts steps (upstream's "actions");
-    `text_bytes` are the bytes of its trainable prompts and responses, 0 where nothing can be
-    trained; `content_hash` covers every prompt and response.
+    `pnl` is in the game's dollars at the last step; `steps` counts steps (upstream's "actions"),
+    `failed` those whose action failed; `calls` counts LLM calls, and `left_out` those that teach
+    nothing, by the reason; `text_bytes` are the bytes of the other ones' prompts and responses;
+    `content_hash` covers every prompt and response.
     """
 
     trajectory_id: str
     agent_id: str
     pnl: float
     steps: int
+    failed: int
+    calls: int
+    left_out: Mapping[str, int]
     text_bytes: int
     content_hash: str
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A decoded trace: its outcome, and the calls that can be trained on."""
+    """A decoded trace: its outcome, and the calls that can be trained on.
+
+    `versions` has the model version that each of the calls says it was answered by, or None.
+    """
 
     outcome: Outcome
     calls: list[Call]
+    versions: list[str | None]
+
+
+# Raw: what older rows hold in these may be of any shape, and must not cost the row.
+_Odd = msgspec.Raw
+_NULL = _Odd(b"null")
 
 
 class _Call(msgspec.Struct, gc=False):
     systemPrompt: str | None = None  # noqa: N815 - the app's names
     userPrompt: str | None = None  # noqa: N815
     response: str | None = None
+    modelVersion: _Odd = _NULL  # noqa: N815
+    maxTokens: _Odd = _NULL  # noqa: N815
 
 
 class _Step(msgspec.Struct, gc=False):
-    # Raw: only the last step's balance matters, and older rows hold odd values before it.
-    environmentState: msgspec.Raw = msgspec.Raw(b"{}")  # noqa: N815
+    environmentState: _Odd = _Odd(b"{}")  # noqa: N815 - only the last one's is read
     llmCalls: list[_Call] | None = None  # noqa: N815
+    action: _Odd = _Odd(b"{}")
+
+
+class _Action(msgspec.Struct, gc=False):
+    success: bool = True
 
 
 class _Environment(msgspec.Struct):
@@ -89,6 +109,13 @@ class _Environment(msgspec.Struct):
 
 _steps_decoder = msgspec.json.Decoder(list[_Step])
 _environment_decoder = msgspec.json.Decoder(_Environment | None)
+_action_decoder = msgspec.json.Decoder(_Action)
+_string_decoder = msgspec.json.Decoder(str)
+_number_decoder = msgspec.json.Decoder(int | float | str)
+_json_decoder = msgspec.json.Decoder(msgspec.Raw)
+
+_CHARACTERS_A_TOKEN = 3.5  # of English and JSON at least, in common vocabularies
+_SENTENCE_ENDS = frozenset(".!?…\"'\u201d\u2019)]}*`:;|>")
 
 
 def decode(raw: RawTrace) -> Trace:
@@ -109,26 +136,116 @@ def decode(raw: RawTrace) -> Trace:
         raise Unusable("too_large", f"stepsJson has {parts} steps and calls, above {_MAX_CALLS}")
     digest = hashlib.blake2b(digest_size=16)
     calls: list[Call] = []
+    versions: list[str | None] = []
+    left_out: dict[str, int] = {}
+    seen: set[Call] = set()
     text_bytes = 0
     for step in steps:
-        for call in step.llmCalls or ():
-            texts = [_clean(t or "") for t in (call.systemPrompt, call.userPrompt, call.response)]
-            encoded = [t.encode() for t in texts]
-            for part in encoded:
-                digest.update(len(part).to_bytes(8, "big"))
-                digest.update(part)
-            if texts[2].strip():
-                calls.append(Call(*texts))
-                text_bytes += sum(map(len, encoded))
+        for recorded in step.llmCalls or ():
+            call = Call(
+                recorded.systemPrompt or "", recorded.userPrompt or "", recorded.response or ""
+            )
+            # The decoders let no lone surrogate through: all of it can be encoded.
+            system, user, response = (
+                call.system.encode(),
+                call.user.encode(),
+                call.response.encode(),
+            )
+            digest.update(
+                b"".join(
+                    (
+                        len(system).to_bytes(8, "big"),
+                        system,
+                        len(user).to_bytes(8, "big"),
+                        user,
+                        len(response).to_bytes(8, "big"),
+                        response,
+                    )
+                )
+            )
+            why_not = _why_not_train(call, recorded, seen)
+            if why_not:
+                left_out[why_not] = left_out.get(why_not, 0) + 1
+                continue
+            seen.add(call)
+            calls.append(call)
+            versions.append(_string(recorded.modelVersion))
+            text_bytes += len(system) + len(user) + len(response)
     outcome = Outcome(
         trajectory_id=raw.trajectory_id,
         agent_id=raw.agent_id,
         pnl=_final_pnl(steps[-1]),
         steps=len(steps),
+        failed=sum(map(_failed, steps)),
+        calls=len(calls) + sum(left_out.values()),
+        left_out=left_out,
         text_bytes=text_bytes,
         content_hash=digest.hexdigest(),
     )
-    return Trace(outcome, calls)
+    return Trace(outcome, calls, versions)
+
+
+def _why_not_train(call: Call, recorded: _Call, seen: set[Call]) -> str | None:
+    if not call.response or call.response.isspace():
+        return "empty"
+    if call in seen:
+        # The app records some calls twice. Only within a trajectory: two agents who said the same
+        # have rewards of their own, and their gradients belong against each other.
+        return "repeated"
+    if is_truncated(call.response, _number(recorded.maxTokens)):
+        return "truncated"
+    return None
+
+
+def is_truncated(response: str, max_tokens: float | None) -> bool:
+    """Whether a response was cut off by its token limit; the app does not record why it ended.
+
+    It was if it is JSON that ends too early, or a code block without its end, or as long as
+    `max_tokens` make it (3.5 characters a token) without an end of a sentence.
+    """
+    text = response.strip()
+    if text[:1] in ("{", "["):
+        try:
+            _json_decoder.decode(text)
+        except msgspec.DecodeError as error:
+            # "12." and "-" are invalid numbers to it, wanting at the byte after the last.
+            if str(error).endswith(("truncated", f"(byte {len(text.encode())})")):
+                return True
+            # Else it only begins like JSON: "[BUY] because …".
+        except RecursionError:
+            return False
+        else:
+            return False
+    if text.count("```") % 2:
+        return True
+    if max_tokens is None or not max_tokens > 0:  # NaN is no limit either
+        return False
+    return len(text) >= max_tokens * _CHARACTERS_A_TOKEN and text[-1] not in _SENTENCE_ENDS
+
+
+def _failed(step: _Step) -> bool:
+    try:
+        return not _action_decoder.decode(step.action).success
+    except (msgspec.DecodeError, RecursionError):
+        return False  # not known
+
+
+def _string(value: msgspec.Raw) -> str | None:
+    if value is _NULL:
+        return None
+    try:
+        return str(_string_decoder.decode(value))
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+
+
+def _number(value: msgspec.Raw) -> float | None:
+    if value is _NULL:
+        return None
+    try:
+        return float(_number_decoder.decode(value))
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        return None
 
 
 def _decode_steps(text: str) -> list[_Step]:
@@ -151,7 +268,7 @@ def _decode_leniently(text: str, first_error: Exception) -> list[_Step]:
     try:
         # Re-encoded without the surrogates, the typed decoder can read it.
         plain = json.dumps(json.loads(text), ensure_ascii=False)
-        return _steps_decoder.decode(_clean(plain))
+        return _steps_decoder.decode(clean(plain))
     except msgspec.ValidationError as error:
         raise Unusable("wrong_shape", str(error)) from None
     except RecursionError:
@@ -172,7 +289,7 @@ def _final_pnl(step: _Step) -> float:
     return pnl
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that UTF-8 can carry: a lone surrogate becomes U+FFFD."""
     try:
         text.encode()

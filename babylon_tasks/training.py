@@ -70,12 +70,25 @@ class Progress(msgspec.Struct, frozen=True):
     tokens_per_second: float | None = None
 
 
+class WindowShare(msgspec.Struct, frozen=True):
+    """What one window gave to a step: `sequences` LLM calls of so many `trainable_tokens`.
+
+    `dropped` calls were longer than `max_sequence_tokens`, or could not be put into the template;
+    the window's other calls belong to trajectories of the average reward, which teach nothing.
+    """
+
+    sequences: int
+    dropped: int
+    trainable_tokens: int
+
+
 class StepResult(msgspec.Struct, frozen=True):
     """What a step did. `metrics` holds finite numbers only.
 
     `trainable_tokens` counts response tokens (with their end token) that took part in the loss;
     `context_tokens` all unpadded tokens of the sequences; `dropped_sequences` calls longer than
-    `max_sequence_tokens`, or empty ones; `loss` is the mean over the step's trainable tokens.
+    `max_sequence_tokens`, or empty ones; `loss` is the mean over the step's trainable tokens;
+    `windows` has the shares by window id.
     """
 
     loss: float
@@ -88,6 +101,7 @@ class StepResult(msgspec.Struct, frozen=True):
     gpu_seconds: float
     seconds_by_phase: dict[str, float]
     metrics: dict[str, float]
+    windows: dict[str, WindowShare]
 
 
 class Trainer(Protocol):

@@ -29,10 +29,15 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A row of `rl.windows`; `may_share` is how many may train with it, None for any number."""
+    """A row of `rl.windows`.
+
+    `scoring` is how it is to be scored, where that was asked for by hand, and `scorer` how it was;
+    `may_share` is how many may train with it, None for any number.
+    """
 
     window_id: str
     state: State
+    scoring: str | None
     scorer: str | None
     score_rev: int
     attempts: int
@@ -53,6 +58,10 @@ class Window:
     def estimated_tokens(self) -> int:
         """Tokens of the window's prompts and responses, at four bytes a token."""
         return self.text_bytes // 4 + 1
+
+    def scorer_to_use(self, by_setting: str) -> str:
+        """The scorer's name: as asked for by hand, else as SCORING says."""
+        return self.scoring or by_setting
 
     @property
     def trains_alone(self) -> bool:

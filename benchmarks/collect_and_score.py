@@ -45,7 +45,7 @@ import psycopg
 from babylon_tasks import pipeline
 from babylon_tasks.demo import simulate
 from babylon_tasks.embedded import embedded_postgres
-from babylon_tasks.scoring import heuristic
+from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import traces
 from babylon_tasks.store.database import Database

@@ -41,12 +41,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import NormalDist, correlation, fmean
+from statistics import NormalDist, fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from babylon_tasks.judge import groups
+from babylon_tasks.judge.agreement import spearman
 from babylon_tasks.judge.scale import match_spreads, on_one_scale
 
 Numbers = Mapping[str, float]
@@ -170,19 +171,6 @@ def planned(setting: Setting, ranked: Sequence[str], seed: str) -> list[list[str
     ]
 
 
-def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The rank correlation, ties with their mean rank; 0 where one side is all ties."""
-    ranks = [_ranks(ours), _ranks(theirs)]
-    return 0.0 if any(len(set(own)) < 2 for own in ranks) else correlation(*ranks)
-
-
-def _ranks(numbers: Sequence[float]) -> list[float]:
-    places = defaultdict(list)
-    for place, number in enumerate(sorted(numbers)):
-        places[number].append(place)
-    return [fmean(places[number]) for number in numbers]
-
-
 def simulate(setting: Setting, names: Sequence[str], draws: int, seed: int) -> dict[str, float]:
     """`single`: the rank correlation of one group with all; by each method: its share of that."""
     rng = random.Random(f"{seed} {setting}")
@@ -190,13 +178,14 @@ def simulate(setting: Setting, names: Sequence[str], draws: int, seed: int) -> d
     for number in range(draws):
         worths, ranked = draw(setting, rng)
         truth = list(worths.values())
-        sums["single"] += spearman(truth, list(answer(setting, worths, list(worths), rng).values()))
+        alone = answer(setting, worths, list(worths), rng)
+        sums["single"] += spearman(truth, list(alone.values())) or 0.0
         judged = [
             answer(setting, worths, group, rng) for group in planned(setting, ranked, f"{number}")
         ]
         for name in names:
             numbers = METHODS[name](judged)
-            sums[name] += spearman(truth, [numbers[each] for each in worths])
+            sums[name] += spearman(truth, [numbers[each] for each in worths]) or 0.0
     shares = {name: sums[name] / sums["single"] for name in names}
     return {"single": sums["single"] / draws, **shares}
 

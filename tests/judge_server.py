@@ -148,6 +148,20 @@ overloaded = _refusal("overloaded", 503, "The engine is overloaded.", "server_er
 unauthorized = _refusal(
     "unauthorized", 401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"
 )
+insufficient_quota = _refusal(
+    "insufficient_quota",
+    429,
+    "You exceeded your current quota, please check your plan and billing details.",
+    "insufficient_quota",
+    "insufficient_quota",
+)
+content_filter = _refusal(
+    "content_filter",
+    400,
+    "The response was filtered due to the prompt triggering our content management policy.",
+    "invalid_request_error",
+    "content_filter",
+)
 no_such_model = _refusal(
     "no_such_model",
     404,
@@ -416,7 +430,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self._client_left_within(judge.delay_seconds + waiting):
                 request.hung_up = not judge.closing.is_set()
                 return self._drop()
-            return self._answer(request, behaviour)
+        # Not counted any more: whoever has its answer may send the next request.
+        return self._answer(request, behaviour)
 
     def _answer(self, request: Received, behaviour: Behaviour) -> None:
         if behaviour.fault == "reset":

@@ -20,7 +20,10 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from babylon_tasks.errors import Retryable, UserError
+from babylon_tasks.judge.rubric import load_rubric
+from babylon_tasks.judge.ruler_call import require_installed
 from babylon_tasks.line import one_line
+from babylon_tasks.scoring.choose import WITH_JUDGE
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from workers import gpu
@@ -43,6 +46,8 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
         require_applied(settings.postgres())
         if "gpu" in queues:
             check_trainer(settings)
+        if "cpu" in queues:
+            check_judge(settings)
     if queues == ["gpu"]:
         if not options.get("concurrency"):
             conf.worker_concurrency = gpu.slots()
@@ -121,6 +126,17 @@ def check_trainer(settings: Settings) -> None:
     for module, name in (("art", "ART"), ("torch", "torch"), ("peft", "peft")):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{name} is not installed: pip install 'babylon-tasks[train]'")
+
+
+def check_judge(settings: Settings) -> None:
+    """Whether what asks the judge is installed, and its rubric can be read.
+
+    Raises:
+        UserError: Neither; the message says what to do.
+    """
+    if settings.scoring in WITH_JUDGE:
+        require_installed()
+        load_rubric(settings.judge_rubric)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import canaries, steps
+from babylon_tasks.store import canaries, judgments, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from workers import queues
@@ -51,6 +51,7 @@ class PipelineCollector(Collector):
             states = window_rows.count_states(tx, name)
             answered = canaries.read(tx, name)
             head = steps.read_head(tx, name)
+            spent = judgments.spent_today(tx)
         windows = GaugeMetricFamily("babylon_windows", "Windows in a state.", labels=["state"])
         for state, count in states.items():
             windows.add_metric([state], count)
@@ -66,7 +67,13 @@ class PipelineCollector(Collector):
         )
         step.add_metric(["newest"], head.step if head else 0)
         step.add_metric(["published"], head.published_step if head else 0)
-        return [windows, ages, step]
+        judge = GaugeMetricFamily(
+            "babylon_judge_today", "What judges cost since 00:00 UTC, by unit.", labels=["unit"]
+        )
+        judge.add_metric(["answers"], spent.answers)
+        judge.add_metric(["tokens"], spent.tokens)
+        judge.add_metric(["usd"], spent.usd)
+        return [windows, ages, step, judge]
 
     def _redis(self) -> list[GaugeMetricFamily]:
         waiting = GaugeMetricFamily(

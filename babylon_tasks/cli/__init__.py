@@ -11,8 +11,10 @@ import click
 
 from babylon_tasks.cli.demo import demo
 from babylon_tasks.cli.doctor import doctor
+from babylon_tasks.cli.judge import judge
 from babylon_tasks.cli.migrate import migrate
 from babylon_tasks.cli.status import status
+from babylon_tasks.cli.train import train
 from babylon_tasks.cli.up import up
 from babylon_tasks.cli.windows import windows
 from babylon_tasks.errors import BabylonError
@@ -26,7 +28,7 @@ def babylon() -> None:
     """Keep training an agent from what its copies did in production."""
 
 
-for command in (demo, up, migrate, windows, status, doctor):
+for command in (demo, up, migrate, windows, train, judge, status, doctor):
     babylon.add_command(command)
 
 

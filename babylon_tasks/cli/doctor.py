@@ -17,6 +17,8 @@ from babylon_tasks.cli.common import as_json, print_json, wide_console
 from babylon_tasks.cli.status import queue_lengths
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.judge import ruler_call
+from babylon_tasks.scoring.choose import WITH_JUDGE
 from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store import canaries, leases
 from babylon_tasks.store import windows as window_rows
@@ -127,6 +129,24 @@ def _trainer(settings: Settings) -> str:
     return settings.trainer
 
 
+def _scoring(settings: Settings) -> str:
+    from workers.lifecycle import check_judge
+
+    check_judge(settings)
+    if settings.scoring not in WITH_JUDGE:
+        return settings.scoring
+    ruler_call.require_key(settings)
+    price = ruler_call.price(settings)
+    if price is None:
+        if settings.judge_daily_usd is not None:
+            raise UserError(ruler_call.no_price(settings))
+        return f"{settings.scoring} by {settings.judge_model}, price not known"
+    return (
+        f"{settings.scoring} by {settings.judge_model}, ${1e6 * price.input:g} and "
+        f"${1e6 * price.output:g} for a million tokens in and out"
+    )
+
+
 def _base_model(settings: Settings) -> str:
     folder = Path(settings.base_model)
     looks_local = settings.base_model.startswith((".", "/", "~"))
@@ -185,6 +205,7 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "Redis": _redis,
     "queues": _queues,
     "permission to train": _permission,
+    "scoring": _scoring,
     "trainer": _trainer,
     "base model": _base_model,
     "checkpoint store": _checkpoints,

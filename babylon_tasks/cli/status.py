@@ -10,7 +10,7 @@ import redis
 from babylon_tasks.cli.common import as_json, print_json, ready_worker
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import QUEUES, Settings, load_settings
-from babylon_tasks.store import canaries, steps
+from babylon_tasks.store import canaries, judgments, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import server_name
 from babylon_tasks.worker import Worker
@@ -33,12 +33,15 @@ def status(as_json: bool) -> None:
         return
     for key, value in found.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
-        click.echo(f"{key:16} {value}")
+            nothing = _NOTHING.get(key, "none")
+            value = ", ".join(
+                f"{name} {nothing if each is None else each}" for name, each in value.items()
+            )
+        click.echo(f"{key:18} {value}")
 
 
-def _shown(value: Any) -> str:
-    return "never" if value is None else str(value)
+# What a value that is not there is called.
+_NOTHING = {"canary_age_seconds": "never"}
 
 
 def database_status(worker: Worker) -> dict[str, Any]:
@@ -49,12 +52,19 @@ def database_status(worker: Worker) -> dict[str, Any]:
         head = steps.read_head(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None
         answered = canaries.read(tx, name)
+        spent = judgments.spent_today(tx)
     return {
         "model": name,
         "windows": {str(state): count for state, count in states.items()},
         "step": head.step if head else 0,
         "published_step": head.published_step if head else 0,
         "version": served.version if served else None,
+        "judge_today": {
+            "answers": spent.answers,
+            "tokens": spent.tokens,
+            "usd": round(spent.usd, 6),
+            "daily_limit_usd": worker.settings.judge_daily_usd,
+        },
         "canary_age_seconds": {
             queue: round(answered[queue].age_seconds, 1) if queue in answered else None
             for queue in QUEUES

@@ -16,7 +16,7 @@ from babylon_tasks.cli.common import interrupt, ready_worker, stop
 from babylon_tasks.cli.status import database_status, queue_lengths
 from babylon_tasks.embedded import Check, embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import Settings, changed, load_settings
 from babylon_tasks.stack import Stack, roles
 from babylon_tasks.store import steps
 from babylon_tasks.store import windows as window_rows
@@ -111,8 +111,7 @@ def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str], list
 
 def settings_with(settings: Settings, env: dict[str, str]) -> Settings:
     """The settings, with some of their environment variables set otherwise."""
-    changed = {name.lower(): value for name, value in env.items()}
-    return Settings.model_validate({**settings.model_dump(), **changed})
+    return changed(settings, **{name.lower(): value for name, value in env.items()})
 
 
 def progress_until_idle(worker: Worker, running: Stack) -> Iterator[str]:

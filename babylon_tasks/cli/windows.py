@@ -11,9 +11,12 @@ from rich.table import Table
 
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, print_json, ready_worker, wide_console
+from babylon_tasks.cli.funnel import funnel_table, scores_table
 from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.scoring.choose import SCORERS
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import attempts
+from babylon_tasks.store import scores as score_rows
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.windows import WindowListing, parse_window_id
@@ -60,17 +63,24 @@ def list_windows(as_json: bool) -> None:
 
 @windows.command()
 @click.argument("window_ids", nargs=-1, metavar="[WINDOW_ID]...")
+@click.option(
+    "--scoring",
+    type=click.Choice(SCORERS),
+    help="Score the named windows so, again if they were scored before; SCORING stays as it is.",
+)
 @as_json
-def enqueue(window_ids: tuple[str, ...], as_json: bool) -> None:
+def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> None:
     """Make windows due and wake the workers: those named, or all that are due now.
 
-    Example: babylon windows enqueue 2025-01-15T10:00
+    Example: babylon windows enqueue 2025-01-15T10:00 --scoring ruler
     """
+    if scoring and not window_ids:
+        raise UserError("--scoring is for windows that are named")
     settings = load_settings()
     settings.redis()
     worker = ready_worker(settings)
     if window_ids:
-        rows = [pipeline.enqueue(worker, window_id) for window_id in window_ids]
+        rows = [pipeline.enqueue(worker, window_id, scoring) for window_id in window_ids]
         due = [row.window_id for row in rows if row.state == "due"]
         ended = {row.window_id: str(row.state) for row in rows if row.state != "due"}
     else:
@@ -89,11 +99,12 @@ def enqueue(window_ids: tuple[str, ...], as_json: bool) -> None:
 
 @windows.command()
 @click.argument("window_id")
+@click.option("--scores", is_flag=True, help="Also every trajectory's score, by every scorer.")
 @as_json
-def show(window_id: str, as_json: bool) -> None:
-    """Tell one window's story: its states, every attempt with who, when and how it ended.
+def show(window_id: str, scores: bool, as_json: bool) -> None:
+    """Tell one window's story: its states, what was left out of it, every attempt.
 
-    Example: babylon windows show 2025-01-15T10:00
+    Example: babylon windows show 2025-01-15T10:00 --scores
     """
     settings = load_settings()
     parse_window_id(window_id)
@@ -101,14 +112,18 @@ def show(window_id: str, as_json: bool) -> None:
     with database.transaction() as tx:
         story = window_rows.story(tx, settings.model_name, window_id)
         tried = attempts.read(tx, settings.model_name, window_id)
+        rows = window_rows.count_excluded(tx, settings, window_id)
+        compared = score_rows.compare(tx, settings.model_name, window_id) if scores else []
     if story is None:
         raise UserError(
             f"window {window_id} has no row for {settings.model_name}: `babylon windows list` "
             f"shows those there are, `babylon windows enqueue {window_id}` makes it due"
         )
     if as_json:
-        print_json({**story, "attempts": [asdict(attempt) for attempt in tried]})
+        told = {**story, "rows": rows, "attempts": [asdict(attempt) for attempt in tried]}
+        print_json({**told, "by_scorer": [asdict(c) for c in compared]} if scores else told)
         return
+    funnel = story.pop("funnel")
     for key, value in story.items():
         if value not in (None, [], {}):
             click.echo(f"{key:16} {_cell(value)}")
@@ -126,6 +141,9 @@ def show(window_id: str, as_json: bool) -> None:
             attempt.error or "",
         )
     wide_console().print(table)
+    wide_console().print(funnel_table(rows, funnel))
+    if scores:
+        wide_console().print(scores_table(compared))
 
 
 @windows.command()

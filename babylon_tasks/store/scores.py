@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_DOWN, Decimal
 
-from babylon_tasks.scoring import Score
+from psycopg.rows import class_row
+
+from babylon_tasks.scoring.score import Score
 from babylon_tasks.store.database import Connection, jsonb
+from babylon_tasks.store.judgments import Cost
 from babylon_tasks.store.queries import load
 from babylon_tasks.traces import Unusable
 
@@ -28,8 +32,10 @@ def write(
     model_name: str,
     scorer: str,
     window_id: str,
+    cost: Cost | None = None,
 ) -> None:
-    """Replace the window's scores by this scorer."""
+    """Replace the window's scores by this scorer; each bears an equal share of the judge's cost."""
+    cost = cost or Cost(None, None)
     identity = {"model_name": model_name, "scorer": scorer, "window_id": window_id}
     trajectory_ids = [s.trajectory_id for s in scores]
     connection.execute(_SQL["forget_scores"], {**identity, "trajectory_ids": trajectory_ids})
@@ -44,8 +50,50 @@ def write(
             "components": [jsonb(s.components) for s in scores],
             "reasonings": [s.reasoning for s in scores],
             "content_hashes": [s.content_hash for s in scores],
+            "judge_models": [s.judge_model for s in scores],
+            "judge_tokens": _shares(cost.tokens, len(scores)),
+            "judge_usd": _shares(cost.usd, len(scores)),
         },
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One trajectory's scores and their components, by scorer."""
+
+    agent_id: str
+    trajectory_id: str
+    scores: dict[str, float]
+    components: dict[str, dict[str, float]]
+
+
+def compare(connection: Connection, model_name: str, window_id: str) -> list[Comparison]:
+    """What every scorer that was asked thought of the window's trajectories."""
+    with connection.cursor(row_factory=class_row(Comparison)) as cursor:
+        return cursor.execute(
+            _SQL["compare_scores"], {"model_name": model_name, "window_id": window_id}
+        ).fetchall()
+
+
+def tell_app(
+    connection: Connection,
+    *,
+    model_name: str,
+    scorer: str,
+    window_id: str,
+    judge_version: str,
+    criteria: str,
+) -> None:
+    """Write a judged window's scores into the app's own tables, as the app's judge does.
+
+    `criteria` is JSON.
+    """
+    window = {"model_name": model_name, "scorer": scorer, "window_id": window_id}
+    connection.execute(
+        _SQL["tell_app_judgments"],
+        {**window, "judge_version": judge_version, "criteria": criteria},
+    )
+    connection.execute(_SQL["tell_app_scores"], window)
 
 
 def read(
@@ -72,3 +120,14 @@ def quarantine(connection: Connection, window_id: str, unusable: Mapping[str, Un
             "details": [u.detail for u in unusable.values()],
         },
     )
+
+
+def _shares(total: int | Decimal | None, count: int) -> list[int | Decimal | None]:
+    """The total in `count` nearly equal parts that add up to it; dollars to ten places."""
+    if total is None or count == 0:
+        return [None] * count
+    if isinstance(total, int):
+        part: int | Decimal = total // count
+    else:
+        part = (total / count).quantize(Decimal("1e-10"), ROUND_DOWN)
+    return [total - part * (count - 1), *[part] * (count - 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -47,7 +47,8 @@ class Commit:
 
     `expected_step` is the head it started from and `token` its lease's: the compare-and-set.
     `primary` says whether the app's own tables are written. `rewards` maps the trained
-    trajectories to their scores; `seconds` is the step's wall time.
+    trajectories to their scores; `funnels` counts what was left out of each window at the last
+    moment; `seconds` is the step's wall time.
     """
 
     model_name: str
@@ -59,6 +60,7 @@ class Commit:
     primary: bool
     windows: Sequence[Window]
     rewards: dict[str, float]
+    funnels: Mapping[str, Mapping[str, int]]
     result: StepResult
     checkpoint: str
     seconds: float
@@ -124,7 +126,12 @@ def commit(connection: Connection, new: Commit) -> str:
         )
     step = new.expected_step + 1
     if not window_rows.mark_trained(
-        connection, new.windows, model_name=new.model_name, step=step, holder=new.holder
+        connection,
+        new.windows,
+        model_name=new.model_name,
+        step=step,
+        holder=new.holder,
+        funnels=new.funnels,
     ):
         raise StaleClaim("a window of the step was scored again or ended meanwhile")
     version = _give_version(connection, new)
@@ -178,6 +185,12 @@ def publish(connection: Connection, model_name: str) -> list[str]:
     return [row["version"] for row in rows]
 
 
+def steps_of_versions(connection: Connection, model_name: str) -> dict[str, int]:
+    """Step by version, of all versions of the lineage."""
+    rows = connection.execute(_SQL["steps_of_versions"], {"model_name": model_name}).fetchall()
+    return {row["version"]: row["step"] for row in rows}
+
+
 def _give_version(connection: Connection, new: Commit) -> str:
     connection.execute(_SQL["lock_versions"])
     rows = connection.execute(_SQL["taken_versions"], {"model_name": new.model_name}).fetchall()
@@ -224,5 +237,5 @@ def _metrics(result: StepResult) -> dict[str, Any]:
     """Everything the trainer said that has no column of its own."""
     told: dict[str, Any] = msgspec.to_builtins(result)
     metrics = told.pop("metrics")
-    del told["trainable_tokens"], told["gpu_seconds"]
+    del told["trainable_tokens"], told["gpu_seconds"], told["windows"]
     return {**metrics, **told}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg.rows import class_row
 
 from babylon_tasks.settings import Settings
-from babylon_tasks.store.database import Connection
+from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.queries import load
 from babylon_tasks.windows import State, Window, WindowListing, WindowReport
@@ -101,9 +101,10 @@ def claim_due(
     settings: Settings,
     holder: str,
     limit: int,
-    only: Sequence[str] | None = None,
+    only: Sequence[str] | None,
+    scorers: Iterable[str],
 ) -> dict[str, Lease]:
-    """Lease up to `limit` due windows that nobody holds and begin to score; window id → lease."""
+    """Lease up to `limit` windows that are due for one of these scorers; window id → lease."""
     rows = connection.execute(
         _SQL["claim_due"],
         {
@@ -112,12 +113,31 @@ def claim_due(
             "lease_seconds": settings.lease_seconds,
             "limit": limit,
             "only": None if only is None else list(only),
+            "scoring": settings.scoring,
+            "scorers": list(scorers),
         },
     ).fetchall()
     return {
         row["window_id"]: Lease(f"window/{settings.model_name}/{row['window_id']}", row["token"])
         for row in rows
     }
+
+
+def wait_for_judge(
+    connection: Connection, settings: Settings, scorers: Iterable[str], only: Sequence[str] | None
+) -> bool:
+    """Whether a window is due for one of these scorers, and nobody holds the model's judge."""
+    row = connection.execute(
+        _SQL["windows_wait_for_judge"],
+        {
+            "model_name": settings.model_name,
+            "scoring": settings.scoring,
+            "scorers": list(scorers),
+            "only": None if only is None else list(only),
+        },
+    ).fetchone()
+    assert row is not None
+    return bool(row["found"])
 
 
 def scored(
@@ -143,6 +163,7 @@ def mark_scored(
     reason: str | None,
     counts: Counts,
     text_bytes: int,
+    funnel: Mapping[str, int],
 ) -> bool:
     """Move a due window on; False where the lease went or the row changed."""
     updated = connection.execute(
@@ -160,13 +181,20 @@ def mark_scored(
             "agents": counts.agents,
             "trajectories": counts.trajectories,
             "text_bytes": text_bytes,
+            "funnel": jsonb(dict(funnel)),
         },
     ).rowcount
     return updated == 1
 
 
 def mark_trained(
-    connection: Connection, windows: Sequence[Window], *, model_name: str, step: int, holder: str
+    connection: Connection,
+    windows: Sequence[Window],
+    *,
+    model_name: str,
+    step: int,
+    holder: str,
+    funnels: Mapping[str, Mapping[str, int]],
 ) -> bool:
     """End the step's windows as trained; False where any of them is not as it was claimed."""
     updated = connection.execute(
@@ -177,6 +205,7 @@ def mark_trained(
             "holder": holder,
             "window_ids": [w.window_id for w in windows],
             "score_revs": [w.score_rev for w in windows],
+            "funnels": [jsonb(dict(funnels.get(w.window_id, {}))) for w in windows],
         },
     ).rowcount
     return updated == len(windows)
@@ -271,6 +300,15 @@ def retry(
         },
     ).fetchall()
     return {row["window_id"]: row["batch_id"] for row in rows}
+
+
+def score_otherwise(connection: Connection, model_name: str, window_id: str, scoring: str) -> bool:
+    """Make a window due for this scorer, whatever became of it; False where it was trained."""
+    updated = connection.execute(
+        _SQL["score_otherwise"],
+        {"model_name": model_name, "window_id": window_id, "scoring": scoring},
+    ).rowcount
+    return updated == 1
 
 
 def rescore(connection: Connection, model_name: str, window: Window) -> None:

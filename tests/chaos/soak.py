@@ -46,7 +46,7 @@ def run_soak(
     ended `drain_seconds` after the last window is counted as lost.
     """
     work = [
-        Injection("babylon_tasks.scoring.heuristic", "sleep", seconds=_SCORE_SECONDS),
+        Injection("babylon_tasks.scoring.heuristic.heuristic", "sleep", seconds=_SCORE_SECONDS),
         Injection("workers.trainer.noop.NoopTrainer.step", "sleep", seconds=_STEP_SECONDS),
     ]
     for name in (*WORKERS, "beat"):

@@ -24,8 +24,13 @@ import pytest
 import redis
 from celery import Celery
 
+from babylon_tasks import pipeline
+from tests import judge_server
+from tests.chaos import judging
 from tests.chaos.injection import FOLDER, Injection
 from tests.chaos.world import ROOT, World
+from tests.judge_server import Behaviour, JudgeServer
+from tests.judged import stored
 from tests.rows import add_trajectory, one, query, states, steps
 
 Trial = Callable[..., None]
@@ -130,6 +135,47 @@ def test_killed_at(
         assert {str(folder) for folder in folders} == kept
     since = struck_at(file)
     trial(number, title, lost_and_found(world, since) or [next_attempt(world, stage, since)])
+
+
+@pytest.mark.parametrize(
+    ("title", "answers"),
+    [
+        pytest.param("scorer killed between the judge's answers and its commit",
+                     [judge_server.hang(1)] * 4, marks=slow),
+        ("scorer killed while it asks the judge (asked twice: in flight only)",
+         [judge_server.hang(1), judge_server.hang(1), judge_server.hang(), judge_server.hang()]),
+    ],
+)  # fmt: skip
+def test_killed_with_a_judges_answers(
+    trial: Trial, world: World, title: str, answers: list[Behaviour]
+) -> None:
+    """What was stored is not bought again; an answer that was under way is."""
+    file = world.folder / "once"
+    wanted = judging.add_windows(world, 4)
+    kill = Injection(
+        "babylon_tasks.store.windows.mark_scored", "kill_parent", at="after", once=file
+    )
+    with JudgeServer(script=list(answers)) as judge:
+        with judging.nobody_judges(world, {"cpu1": 1, "cpu2": 1}):
+            start(world, "cpu1", "cpu2", inject=[kill], env=judging.asking(judge))
+            start(world, "gpu1", "beat")
+        world.wait(file.exists)
+        world.wait(world.settled)
+        asked = judging.questions(judge, wanted)
+    since = struck_at(file)
+    bought = query(world.worker, "SELECT * FROM rl.judgments ORDER BY asked_at")
+    kept = {row["window_id"] for row in bought if row["asked_at"] <= since}
+    assert kept
+    assert len(bought) == len(wanted)
+    assert {window: asked[window] for window in kept} == dict.fromkeys(kept, 1)
+    assert max(asked.values()) <= 2
+    assert list(asked.values()).count(2) >= answers.count(judge_server.hang())
+    assert stored(world.worker) == {
+        id_: s for scores in wanted.values() for id_, s in scores.items()
+    }
+    found = lost_and_found(world, since)
+    assert min(found) < world.settings.lease_seconds + world.settings.sweep_seconds + 2
+    trial(5, title, found)
 
 
 @slow
@@ -376,6 +422,58 @@ def test_a_gpu_node_away_past_its_lease(trial: Trial, world: World, how: str) ->
     trial(14, "GPU node away past its lease", [next_attempt(world, "train", since)])
 
 
+OTHERWISE = Behaviour("otherwise", scores=(lambda s: [x | {"score": 1 - x["score"]} for x in s],))
+
+
+@pytest.mark.parametrize("how", ["cut off", pytest.param("suspended", marks=slow)])
+def test_the_judges_worker_away_past_its_lease(trial: Trial, world: World, how: str) -> None:
+    """Its questions are in flight; it comes back with their answers, and writes no score."""
+    wanted = judging.add_windows(world, 3)
+    links = {"cpu1": world.own_links(), "cpu2": world.own_links()}
+    answered_after = 8.0
+    late = OTHERWISE + judge_server.hang(answered_after)
+    with JudgeServer(script=[late] * len(wanted)) as judge:
+        with judging.nobody_judges(world, {"cpu1": 1, "cpu2": 1}):
+            for name, own in links.items():
+                world.start(name, links=own, env=judging.asking(judge))
+            start(world, "gpu1", "beat")
+        world.wait(lambda: len(judge.requests) == len(wanted))
+        away = judging.who_judges(world, list(links))
+        assert away is not None
+        if how == "suspended":
+            world.fleet.freeze(away)
+        else:
+            links[away].postgres.cut()
+        since = datetime.now(UTC)
+        world.wait(world.settled)
+        before = everything_scored(world)
+        asked_at = judge.requests[0].at_seconds
+        world.wait(lambda: time.monotonic() > asked_at + answered_after + 1)
+        if how == "suspended":
+            world.fleet.thaw(away)
+        else:
+            links[away].postgres.restore()
+        log = world.folder / f"{away}.log"
+        world.wait(lambda: "ran out or went" in log.read_text() or "by somebody" in log.read_text())
+        assert judging.questions(judge, wanted) == dict.fromkeys(wanted, 2)
+    assert everything_scored(world) == before
+    assert stored(world.worker) == {
+        id_: s for scores in wanted.values() for id_, s in scores.items()
+    }
+    assert attempts(world, "score", "lost") == attempts(world, "score", "done") == len(wanted)
+    found = lost_and_found(world, since)
+    assert min(found) < world.settings.lease_seconds + world.settings.sweep_seconds + 2
+    trial(14, "the judge's worker away past its lease", found)
+
+
+def everything_scored(world: World) -> list[dict[str, Any]]:
+    return [
+        *query(world.worker, "SELECT * FROM rl.scores ORDER BY trajectory_id, scorer"),
+        *query(world.worker, "SELECT * FROM rl.windows ORDER BY window_id"),
+        *query(world.worker, "SELECT * FROM reward_judgments ORDER BY 1"),
+    ]
+
+
 @slow
 @pytest.mark.parametrize("hours", [2, -2])
 def test_clocks_two_hours_off(trial: Trial, world: World, hours: int) -> None:
@@ -483,6 +581,117 @@ def test_a_node_that_cannot_read_the_store(trial: Trial, world: World) -> None:
     world.start("gpu3")
     world.wait(world.settled)
     trial(20, "a node without the store")
+
+
+LIMITED, HANGS, NONSENSE = judge_server.rate_limited(2), judge_server.hang(), judge_server.refusal
+
+
+@pytest.mark.parametrize(
+    ("title", "behaviour", "tries", "round_seconds"),
+    [
+        ("judge answers 429: its windows wait", LIMITED, 4, 6),
+        pytest.param("judge hangs: its windows wait", HANGS, 4, 11, marks=slow),
+        pytest.param("judge answers nonsense: its windows wait", NONSENSE, 3, 1, marks=slow),
+    ],
+)
+def test_windows_wait_for_the_judge(
+    trial: Trial, world: World, title: str, behaviour: Behaviour, tries: int, round_seconds: float
+) -> None:
+    """It is asked so often and no more, others are scored; once it is well, no hand is needed."""
+    wanted = judging.add_windows(world, 3)
+    with JudgeServer(default=behaviour) as judge:
+        start_two_processes(world, judge, MAX_ATTEMPTS="10")
+        world.wait(lambda: bool(judge.requests))
+        nothing_starves(world)
+        bad_seconds = time.monotonic() - judge.requests[0].at_seconds
+        rounds = 1 + int(bad_seconds / round_seconds)
+        assert max(judging.questions(judge, wanted).values()) <= tries * rounds
+        assert stored(world.worker) == {}
+        judge.default = judge_server.good
+        since = datetime.now(UTC)
+        world.wait(world.settled, 60)
+    assert stored(world.worker) == {
+        id_: s for scores in wanted.values() for id_, s in scores.items()
+    }
+    trial(21, title, [last_scored(world, since)])
+
+
+@slow
+@pytest.mark.parametrize(
+    ("title", "behaviour", "tries"),
+    [
+        ("judge answers 429: the heuristic scores", LIMITED, 4),
+        ("judge hangs: the heuristic scores", HANGS, 4),
+        ("judge answers nonsense: the heuristic scores", NONSENSE, 3),
+    ],
+)
+def test_the_heuristic_scores_while_the_judge_is_away(
+    trial: Trial, world: World, title: str, behaviour: Behaviour, tries: int
+) -> None:
+    wanted = judging.add_windows(world, 3)
+    with JudgeServer(default=behaviour) as judge:
+        start_two_processes(world, judge, JUDGE_FALLBACK="heuristic")
+        world.wait(lambda: bool(judge.requests))
+        since = datetime.now(UTC)
+        nothing_starves(world)
+        world.wait(world.settled)
+        seconds = last_scored(world, since)
+        assert max(judging.questions(judge, wanted).values()) <= tries
+        assert stored(world.worker) == {}
+        assert len(stored(world.worker, "heuristic")) == 12
+        judge.default = judge_server.good
+        world.add_windows(1)
+        world.wait(world.settled)
+        assert len(stored(world.worker)) == 3
+    trial(21, title, [seconds])
+
+
+@slow
+def test_a_judge_that_answers_nonsense_for_long(trial: Trial, world: World) -> None:
+    """As many attempts as at anything else; then a window fails, and says why."""
+    wanted = judging.add_windows(world, 3)
+    world.expected |= dict.fromkeys(wanted, "failed")
+    with JudgeServer(default=NONSENSE) as judge:
+        start_two_processes(world, judge)
+        world.wait(world.settled, 60)
+        assert set(judging.questions(judge, wanted).values()) == {9}
+        for row in query(world.worker, "SELECT * FROM rl.windows"):
+            assert row["attempts"] == 3
+            assert row["last_error"].startswith("JudgeFault: no usable answer from openai/judge")
+        judge.default = judge_server.good
+        world.expected |= dict.fromkeys(pipeline.retry(world.worker, None), "trained")
+        world.wait(world.settled)
+    trial(21, "judge answers nonsense for long: its windows fail, and are retried by hand")
+
+
+def start_two_processes(world: World, judge: JudgeServer, **settings: str) -> None:
+    """One CPU worker with two pool processes, both of which could ask the judge."""
+    env = judging.asking(judge, JUDGE_TIMEOUT_SECONDS="1", **settings)
+    with judging.nobody_judges(world, {"cpu1": 2}):
+        world.start("cpu1", "-c", "2", env=env)
+        start(world, "gpu1", "beat")
+
+
+def nothing_starves(world: World, seconds: float = 10) -> None:
+    """While the judge is away, a window that needs none is scored, and the canary answers."""
+    bound = 2 * world.settings.sweep_seconds + 2
+    (window,) = world.add_windows(1)
+    pipeline.enqueue(world.worker, window, scoring="heuristic")
+    world.wait(lambda: states(world.worker)[window] in ("scored", "trained"), bound)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        row = one(
+            world.worker,
+            """SELECT extract(epoch FROM clock_timestamp() - ran_at) AS age FROM rl.canaries
+                WHERE queue = 'cpu'""",
+        )
+        assert row["age"] < bound
+        time.sleep(0.1)
+
+
+def last_scored(world: World, since: datetime) -> float:
+    row = one(world.worker, "SELECT max(scored_at) AS at FROM rl.windows")
+    return float((row["at"] - since).total_seconds())
 
 
 @slow

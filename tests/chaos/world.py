@@ -125,11 +125,7 @@ class World(AbstractContextManager["World"]):
 
         They are expected to be trained; change `expected` where another end is right.
         """
-        first = self._next_hours_ago if first_hours_ago is None else first_hours_ago
-        self._next_hours_ago = first + count
-        assert self._next_hours_ago < LOOKBACK_HOURS, "nobody would look back so far"
-        hours = range(first, first + count)
-        windows = [window_id_at(self._now - timedelta(hours=hour)) for hour in hours]
+        windows = self.next_windows(count, first_hours_ago)
         with self.worker.database.transaction() as tx:
             tx.execute(
                 """INSERT INTO "User" (id, username, "updatedAt")
@@ -148,6 +144,15 @@ class World(AbstractContextManager["World"]):
                     CROSS JOIN unnest(%s::text[], %s::text[]) AS a (agent, steps)""",
                 [windows, _AGENTS, _STEPS],
             )
+        return windows
+
+    def next_windows(self, count: int, first_hours_ago: int | None = None) -> list[str]:
+        """Their ids alone, for a test that fills them itself; expected to be trained as well."""
+        first = self._next_hours_ago if first_hours_ago is None else first_hours_ago
+        self._next_hours_ago = first + count
+        assert self._next_hours_ago < LOOKBACK_HOURS, "nobody would look back so far"
+        hours = range(first, first + count)
+        windows = [window_id_at(self._now - timedelta(hours=hour)) for hour in hours]
         self.expected |= dict.fromkeys(windows, "trained")
         return windows
 

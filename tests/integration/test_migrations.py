@@ -31,12 +31,14 @@ NAMES = [
     "002_add_self_hosted_tables",
     "003_index_trajectory_windows",
     "004_add_attempts",
+    "005_add_judgments",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {
     "attempts",
     "canaries",
     "heads",
+    "judgments",
     "leases",
     "migrations",
     "quarantine",

@@ -74,10 +74,10 @@ def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
     pipeline.produce(worker)
     real = score._score_window
 
-    async def poisoned(worker: Worker, reader: Any, keeper: Any, window: Any, lease: Any) -> None:
+    async def poisoned(worker: Worker, reader: Any, keeper: Any, window: Any, *rest: Any) -> bool:
         if window.window_id == windows[1]:
             raise Died
-        await real(worker, reader, keeper, window, lease)
+        return await real(worker, reader, keeper, window, *rest)
 
     monkeypatch.setattr("babylon_tasks.score._score_window", poisoned)
     with pytest.raises(Died):

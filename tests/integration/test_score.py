@@ -10,7 +10,7 @@ import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import LeaseLost, StaleClaim
-from babylon_tasks.scoring import heuristic
+from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings
 from babylon_tasks.worker import Worker
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
@@ -111,7 +111,7 @@ def test_a_lease_that_ran_out_cannot_write(
             assert elsewhere.submit(pipeline.score, other).result() == [window]
         return heuristic(outcomes)
 
-    monkeypatch.setattr("babylon_tasks.scoring.heuristic", overtaken)
+    monkeypatch.setattr("babylon_tasks.scoring.heuristic.heuristic", overtaken)
     with pytest.raises(StaleClaim):
         pipeline.score(slow)
     row = one(other, "SELECT score_rev, claimed_by FROM rl.windows")
@@ -138,12 +138,12 @@ def test_a_window_that_keeps_failing_ends_failed(
 
     def broken(outcomes):  # type: ignore[no-untyped-def]
         if len(outcomes) == 3 and states(worker)[poison] != "failed":
-            monkeypatch.setattr("babylon_tasks.scoring.heuristic", heuristic)
+            monkeypatch.setattr("babylon_tasks.scoring.heuristic.heuristic", heuristic)
             raise ZeroDivisionError("odd data")
         return heuristic(outcomes)
 
     for _ in range(2):
-        monkeypatch.setattr("babylon_tasks.scoring.heuristic", broken)
+        monkeypatch.setattr("babylon_tasks.scoring.heuristic.heuristic", broken)
         pipeline.score(worker)
     row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert (row["state"], row["attempts"]) == ("failed", 2)

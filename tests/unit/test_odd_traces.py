@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from babylon_tasks.line import one_line
 from babylon_tasks.traces import RawTrace, Reason, Trace, Unusable, decode
 from babylon_tasks.training import Sample
-from tests.odd import ODD_TOKENS, mutated_traces, valid_trace
+from tests.odd import ODD_TOKENS, json_values, mutated_traces, valid_trace
 
 quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -152,3 +152,58 @@ def test_one_line_keeps_what_can_be_shown() -> None:
     assert one_line("plain, ünïcode 模型 😀") == "plain, ünïcode 模型 😀"
     assert one_line("a\r\nERROR forged\x1b[2J\x00\ud800") == "a ERROR forged\ufffd[2J\ufffd\ufffd"
     assert one_line("x" * 10_000_000) == "x" * 499 + "…"
+
+
+def _is_json(token: str) -> bool:
+    """Whether JavaScript could have written it, and no decoder gives up on its depth."""
+    try:
+        json.loads(token, parse_int=float, parse_constant=lambda _: 1 // 0)
+    except (ValueError, RecursionError, ZeroDivisionError):
+        return False
+    return True
+
+
+# Where older rows hold anything; none of it may cost the row.
+FREE = ["action", "modelVersion", "maxTokens", "success"]
+
+
+def with_free(**parts: str) -> str:
+    """A trace with raw JSON at those places."""
+    trace = valid_trace()
+    trace[0]["action"] = "@@action@@"
+    trace[1]["action"]["success"] = "@@success@@"
+    trace[0]["llmCalls"][0] |= {"modelVersion": "@@modelVersion@@", "maxTokens": "@@maxTokens@@"}
+    text = json.dumps(trace)
+    for name in FREE:
+        text = text.replace(f'"@@{name}@@"', parts.get(name, "null"))
+    return text
+
+
+def checked_free(text: str) -> None:
+    trace = decode_or_why(text)
+    assert isinstance(trace, Trace), trace
+    outcome = trace.outcome
+    plain = decode(RawTrace("t1", "agent-1", 0, json.dumps(valid_trace()))).outcome
+    assert (outcome.content_hash, outcome.pnl) == (plain.content_hash, plain.pnl)
+    assert outcome.calls == 4 == len(trace.calls) + sum(outcome.left_out.values())
+    assert len(trace.versions) == len(trace.calls)
+    assert all(version is None or version.encode() is not None for version in trace.versions)
+    assert 0 <= outcome.failed <= outcome.steps == 2
+
+
+@quick
+@given(st.fixed_dictionaries(dict.fromkeys(FREE, json_values.map(lambda v: json.dumps(v)))))
+def test_no_value_in_a_free_place_costs_the_row(parts: dict[str, str]) -> None:
+    if any(word in text for text in parts.values() for word in ("NaN", "Infinity")):
+        return  # no JSON at all
+    checked_free(with_free(**parts))
+
+
+@pytest.mark.parametrize("place", FREE)
+@pytest.mark.parametrize(
+    "token",
+    [token for token in ODD_TOKENS if _is_json(token)],
+    ids=lambda token: token[:24],
+)
+def test_no_odd_token_in_a_free_place_costs_the_row(place: str, token: str) -> None:
+    checked_free(with_free(**{place: token}))

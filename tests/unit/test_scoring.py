@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from babylon_tasks.scoring import heuristic, no_signal
+from babylon_tasks.filters import no_signal
+from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.traces import Outcome
 
 
 def outcome(trajectory: str, agent: str, pnl: float, steps: int) -> Outcome:
-    return Outcome(trajectory, agent, pnl, steps, 100, "hash")
+    return Outcome(trajectory, agent, pnl, steps, 0, steps, {}, 100, "hash")
 
 
 def test_the_formula_by_hand() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.traces import RawTrace, Unusable, decode
+from babylon_tasks.traces import RawTrace, Trace, Unusable, decode, is_truncated
 from babylon_tasks.training import Call
 
 
@@ -126,3 +127,198 @@ def test_any_json_is_decoded_or_set_aside(value: Any) -> None:
 def test_any_text_is_decoded_or_set_aside(text: str) -> None:
     with contextlib.suppress(Unusable):
         decode(raw(text))
+
+
+def decoded(*steps: dict[str, Any]) -> Trace:
+    return decode(raw(json.dumps(steps)))
+
+
+def test_what_teaches_nothing_is_left_out_and_counted() -> None:
+    cut = '{"action": "BUY", "why": "because the'
+    trace = decoded(
+        step(0, call("a"), call(" \n\t"), call(cut)),
+        step(0, call("b"), call("a"), call(""), call("a", user="and now?")),
+        step(0, call("a"), call(cut)),
+    )
+    assert [(c.user, c.response) for c in trace.calls] == [
+        ("what now?", "a"),
+        ("what now?", "b"),
+        ("and now?", "a"),
+    ]
+    assert trace.outcome.left_out == {"empty": 2, "repeated": 2, "truncated": 2}
+    assert trace.outcome.calls == 9 == len(trace.calls) + sum(trace.outcome.left_out.values())
+    assert trace.outcome.text_bytes == 2 * len("you tradewhat now?a") + len("you tradeand now?a")
+
+
+def test_a_call_is_repeated_where_all_three_texts_are() -> None:
+    trace = decoded(step(0, call("a"), call("a", system="x"), call("a", user="x"), call("ax")))
+    assert trace.outcome.left_out == {}
+    # The borders between the texts count.
+    moved = decoded(step(0, call("c", user="b", system="a"), call("bc", user="", system="a")))
+    assert len(moved.calls) == 2
+
+
+def test_two_trajectories_may_say_the_same() -> None:
+    for _ in range(2):
+        assert decoded(step(0, call("a"))).outcome.left_out == {}
+
+
+def test_a_trace_without_calls_has_none_left_out() -> None:
+    outcome = decoded({"llmCalls": None}, {}, step(0)).outcome
+    assert (outcome.calls, outcome.left_out, outcome.text_bytes) == (0, {}, 0)
+
+
+def test_versions_go_with_the_calls_that_are_left() -> None:
+    def by(version: Any, response: str) -> dict[str, Any]:
+        return {**call(response), "modelVersion": version}
+
+    trace = decoded(
+        step(0, by("v1.0.1", "a"), by("v1.0.2", "")),
+        step(0, call("b"), by("v1.0.3", "a"), by("v1.0.4 ü", "c")),
+        step(0, by(3, "d"), by(None, "e"), by(["v1"], "f"), by({"v": 1}, "g"), by("", "h")),
+    )
+    assert [c.response for c in trace.calls] == list("abcdefgh")
+    assert trace.versions == ["v1.0.1", None, "v1.0.4 ü", None, None, None, None, ""]
+
+
+@pytest.mark.parametrize(
+    ("action", "failed"),
+    [
+        ({"success": False}, True),
+        ({"success": False, "error": "No funds", "result": {"deep": [None]}}, True),
+        ({"success": True}, False),
+        ({"success": True, "error": "a warning"}, False),
+        ({}, False),
+        ({"actionType": "HOLD"}, False),
+        ({"success": "yes"}, False),
+        ({"success": None}, False),
+        ({"success": []}, False),
+        (None, False),
+        ([], False),
+        ("BUY", False),
+        (3, False),
+        ([{"success": False}], False),
+    ],
+)
+def test_failed_actions_are_counted(action: Any, failed: bool) -> None:
+    odd = {"action": action}
+    outcome = decoded(odd, {"action": {"success": False}}, odd, {}).outcome
+    assert outcome.failed == 1 + 2 * failed
+    assert outcome.steps == 4
+
+
+def test_a_failed_action_counts_whatever_text_is_in_it() -> None:
+    for part in ('"error": "\\ud800"', '"result": "a\\u0000b"', '"\\udfff": 1', '"x": 1e999'):
+        text = '[{"action": {@@, "success": false}}]'.replace("@@", part)
+        assert decode(raw(text)).outcome.failed == 1
+
+
+_ANSWER = json.dumps(
+    {
+        "reasoning": 'Le marché "ORBX" monte:\n\tvite \\ bien. \U0001f600',
+        "trades": [{"side": "YES", "amount": 12.5, "limit": -0.75}, None, [], {}],
+        "sizes": [1e-7, 2e300, -3],
+        "sure": True,
+        "sell": False,
+    }
+)
+
+
+@pytest.mark.parametrize("answer", [_ANSWER, json.dumps([json.loads(_ANSWER)], ensure_ascii=False)])
+def test_json_is_truncated_wherever_it_is_cut(answer: str) -> None:
+    assert not is_truncated(answer, None)
+    assert not is_truncated(f"\n {answer}\n", 1)
+    missed = [answer[:end] for end in range(1, len(answer)) if not is_truncated(answer[:end], None)]
+    assert missed == []
+
+
+@pytest.mark.parametrize("fence", ["```", "```json\n", "~~ ```"])
+def test_a_code_block_is_truncated_without_its_end(fence: str) -> None:
+    opened = f"I buy:\n{fence}{_ANSWER}"
+    assert is_truncated(opened, None)
+    assert not is_truncated(f"{opened}\n```", None)
+    assert not is_truncated(f"{opened}\n``` and that is", None)
+    assert is_truncated(f"{opened}\n```\nor\n{fence}{{", None)
+    # Within JSON that is whole, it is but text.
+    assert not is_truncated(json.dumps({"note": "a ``` fence"}), None)
+
+
+@pytest.mark.parametrize(
+    ("length", "end", "max_tokens", "truncated"),
+    [
+        (700, "x", 200, True),  # 200 tokens of 3.5 characters
+        (699, "x", 200, False),
+        (700, ".", 200, False),
+        (700, "!", 200, False),
+        (700, ")", 200, False),
+        (700, "\u201d", 200, False),
+        (700, ",", 200, True),
+        (9999, "x", 200, True),
+        (9999, "x", None, False),
+        (9999, "x", 0, False),
+        (9999, "x", -1, False),
+        (9999, "x", float("nan"), False),
+        (9999, "x", float("inf"), False),
+        (35, "x", 9.5, True),
+    ],
+)
+def test_plain_text_as_long_as_its_limit_needs_an_end(
+    length: int, end: str, max_tokens: float | None, truncated: bool
+) -> None:
+    text = "w" * (length - 1) + end
+    assert is_truncated(text, max_tokens) == truncated
+    assert is_truncated(f"  {text}\n", max_tokens) == truncated
+
+
+def test_what_only_begins_like_json_is_plain_text() -> None:
+    for start in ("[BUY] because", "[1] it rises,", "{hold} as", "{'side': 'YES'} since", "[] so"):
+        assert not is_truncated(start, 200)
+        assert not is_truncated(f"{start} {'w' * 700}.", 200)
+        assert is_truncated(f"{start} {'w' * 700}", 200)
+        assert is_truncated(f"{start} ```buy", None)
+
+
+@pytest.mark.parametrize("bomb", ["[" * 1_000_000, '{"a":' * 1_000_000, "[" * 900, "{" * 1_000_000])
+def test_nesting_costs_neither_the_row_nor_time(bomb: str) -> None:
+    started = time.process_time()
+    trace = decoded(step(0, call(bomb), call("a")))
+    assert trace.outcome.calls == 2
+    assert trace.calls[-1].response == "a"
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "truncated"),
+    [
+        ("200", True),
+        ('"200"', True),
+        ("2e2", True),
+        ('" 200 "', True),
+        *((odd, False) for odd in ["null", "-1", "0", '"abc"', "1e999", '"1e999"', '"nan"', '""']),
+        *((odd, False) for odd in ["{}", "[]", "[200]", "true", '"\\ud800"', "9" * 500, "1e4"]),
+    ],
+)
+def test_odd_limits(max_tokens: str, truncated: bool) -> None:
+    text = json.dumps([step(0, {**call("word " * 199), "maxTokens": "@@"})])
+    outcome = decode(raw(text.replace('"@@"', max_tokens))).outcome
+    assert outcome.left_out == ({"truncated": 1} if truncated else {})
+
+
+def test_the_hash_does_not_depend_on_what_is_left_out() -> None:
+    """Else a new filter would have every window scored again."""
+    plain = step(0, call("word " * 300), call("word " * 300))
+    limited = json.loads(json.dumps(plain))
+    for each in limited["llmCalls"]:
+        each |= {"maxTokens": 200, "modelVersion": "v1.0.1"}
+    limited["action"] = {"success": False}
+    first, second = decoded(plain).outcome, decoded(limited).outcome
+    assert (first.left_out, second.left_out) == ({"repeated": 1}, {"truncated": 2})
+    assert first.content_hash == second.content_hash
+
+
+def test_the_hash_of_a_trace_never_changes() -> None:
+    """It is compared with what earlier versions have stored."""
+    assert (
+        decoded(step(0, call("a"), call(""), call("é"))).outcome.content_hash
+        == "f4d25854a78fc7d33d2775c763b49d6f"
+    )

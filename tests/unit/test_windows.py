@@ -27,6 +27,7 @@ def window(
     return Window(
         window_id=window_id,
         state=State.SCORED,
+        scoring=None,
         scorer="heuristic",
         score_rev=1,
         attempts=attempts,

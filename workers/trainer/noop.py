@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from babylon_tasks.errors import CheckpointUnreadable
-from babylon_tasks.training import Progress, StepRequest, StepResult
+from babylon_tasks.training import Progress, StepRequest, StepResult, WindowShare
 
 
 class NoopTrainer:
@@ -29,7 +30,9 @@ class NoopTrainer:
             )
         with Path(request.samples_path).open("rb") as lines:
             samples = [msgspec.json.decode(line) for line in lines if line.strip()]
-        calls = sum(len(sample["calls"]) for sample in samples)
+        calls_by_window: Counter[str] = Counter()
+        for sample in samples:
+            calls_by_window[sample["window_id"]] += len(sample["calls"])
         output = Path(request.output_dir)
         output.mkdir(parents=True, exist_ok=True)
         (output / "trainer_state.json").write_bytes(
@@ -37,7 +40,7 @@ class NoopTrainer:
         )
         return StepResult(
             loss=0.0,
-            sequences=calls,
+            sequences=calls_by_window.total(),
             dropped_sequences=0,
             trainable_tokens=0,
             context_tokens=0,
@@ -46,4 +49,5 @@ class NoopTrainer:
             gpu_seconds=0.0,
             seconds_by_phase={"train": time.monotonic() - started},
             metrics={"trajectories": float(len(samples))},
+            windows={window_id: WindowShare(n, 0, 0) for window_id, n in calls_by_window.items()},
         )

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from art.preprocessing.tokenize import TokenizedResult
 
+from babylon_tasks.training import WindowShare
 from workers.trainer.chat_format import ChatFormat
 
 
@@ -25,11 +26,25 @@ class TokenizedGroups:
 
     results: list[Any] = field(default_factory=list)  # art's TokenizedResult
     dropped: Counter[str] = field(default_factory=Counter)  # empty, too_long, template
+    dropped_by_window: Counter[str] = field(default_factory=Counter)
 
     @property
     def context_tokens(self) -> int:
         """All tokens of the sequences."""
         return sum(len(result.token_ids) for result in self.results)
+
+    def by_window(self) -> dict[str, WindowShare]:
+        """What each window gave."""
+        sequences: Counter[str] = Counter()
+        tokens: Counter[str] = Counter()
+        for result in self.results:
+            window_id = result.trajectory.metadata["window_id"]
+            sequences[window_id] += 1
+            tokens[window_id] += sum(result.assistant_mask)
+        return {
+            each: WindowShare(sequences[each], self.dropped_by_window[each], tokens[each])
+            for each in {*sequences, *self.dropped_by_window}
+        }
 
     @property
     def trainable_tokens(self) -> int:
@@ -53,11 +68,12 @@ def tokenize_groups(
         for trajectory, advantage in zip(group, advantages(group), strict=True):
             if advantage == 0:
                 continue
+            dropped: Counter[str] = Counter()
             results = list(
-                _tokenize_trajectory(
-                    chat, trajectory, advantage, max_sequence_tokens, tokenized.dropped
-                )
+                _tokenize_trajectory(chat, trajectory, advantage, max_sequence_tokens, dropped)
             )
+            tokenized.dropped += dropped
+            tokenized.dropped_by_window[trajectory.metadata["window_id"]] += dropped.total()
             weight = 1 / (sum(sum(result.assistant_mask) for result in results) + 1e-6)
             for result in results:
                 result.weight = weight

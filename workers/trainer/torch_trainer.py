@@ -79,6 +79,7 @@ class TorchTrainer:
             gpu_seconds=seconds if self._device.type == "cuda" else 0.0,
             seconds_by_phase=phases,
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+            windows=tokenized.by_window(),
         )
 
     def _load_model(self, base_model: str) -> LanguageModel:

@@ -2,17 +2,22 @@
 
 -- write_scores --
 INSERT INTO rl.scores (trajectory_id, model_name, scorer, window_id, agent_id, score, raw_score,
-                       components, reasoning, content_hash)
+                       components, reasoning, content_hash, judge_model, judge_tokens, judge_usd)
 SELECT s.trajectory_id, %(model_name)s, %(scorer)s, %(window_id)s, s.agent_id, s.score,
-       s.raw_score, s.components, s.reasoning, s.content_hash
+       s.raw_score, s.components, s.reasoning, s.content_hash, s.judge_model, s.judge_tokens,
+       s.judge_usd
   FROM unnest(%(trajectory_ids)s::text[], %(agent_ids)s::text[], %(scores)s::float8[],
               %(raw_scores)s::float8[], %(components)s::jsonb[], %(reasonings)s::text[],
-              %(content_hashes)s::text[])
-       AS s (trajectory_id, agent_id, score, raw_score, components, reasoning, content_hash)
+              %(content_hashes)s::text[], %(judge_models)s::text[], %(judge_tokens)s::int[],
+              %(judge_usd)s::numeric[])
+       AS s (trajectory_id, agent_id, score, raw_score, components, reasoning, content_hash,
+             judge_model, judge_tokens, judge_usd)
 ON CONFLICT (trajectory_id, model_name, scorer) DO UPDATE
    SET window_id = excluded.window_id, agent_id = excluded.agent_id, score = excluded.score,
        raw_score = excluded.raw_score, components = excluded.components,
-       reasoning = excluded.reasoning, content_hash = excluded.content_hash, scored_at = now()
+       reasoning = excluded.reasoning, content_hash = excluded.content_hash,
+       judge_model = excluded.judge_model, judge_tokens = excluded.judge_tokens,
+       judge_usd = excluded.judge_usd, scored_at = now()
 
 -- forget_scores --
 -- Scores of an earlier round whose trajectory is gone or set aside must not train.
@@ -23,6 +28,44 @@ DELETE FROM rl.scores
 -- read_scores --
 SELECT trajectory_id, score, content_hash FROM rl.scores
  WHERE model_name = %(model_name)s AND scorer = %(scorer)s AND window_id = %(window_id)s
+
+-- compare_scores --
+-- All scorers' scores of a window, an agent's trajectories together.
+SELECT s.agent_id, s.trajectory_id, jsonb_object_agg(s.scorer, s.score) AS scores,
+       jsonb_object_agg(s.scorer, s.components) AS components
+  FROM rl.scores s
+ WHERE s.model_name = %(model_name)s AND s.window_id = %(window_id)s
+ GROUP BY s.agent_id, s.trajectory_id
+ ORDER BY s.agent_id, s.trajectory_id
+
+-- tell_app_judgments --
+-- As the app's own judge writes them. A trajectory that is gone meanwhile has no row to point to.
+INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion",
+                                     "overallScore", "componentScoresJson", rank, "normalizedScore",
+                                     "groupId", reasoning, "criteriaJson", "judgedAt")
+SELECT 'rl-' || md5(s.trajectory_id), s.trajectory_id, s.judge_model, %(judge_version)s,
+       s.score, s.components::text, rank() OVER (ORDER BY s.score DESC),
+       COALESCE((s.score - min(s.score) OVER ())
+                / NULLIF(max(s.score) OVER () - min(s.score) OVER (), 0), 0.5),
+       s.window_id, s.reasoning, %(criteria)s, s.scored_at AT TIME ZONE 'utc'
+  FROM rl.scores s
+  JOIN public.trajectories t ON t."trajectoryId" = s.trajectory_id
+ WHERE s.model_name = %(model_name)s AND s.scorer = %(scorer)s AND s.window_id = %(window_id)s
+ON CONFLICT ("trajectoryId") DO UPDATE
+   SET "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion",
+       "overallScore" = excluded."overallScore",
+       "componentScoresJson" = excluded."componentScoresJson", rank = excluded.rank,
+       "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
+       reasoning = excluded.reasoning, "strengthsJson" = NULL, "weaknessesJson" = NULL,
+       "criteriaJson" = excluded."criteriaJson", "judgedAt" = excluded."judgedAt"
+
+-- tell_app_scores --
+UPDATE public.trajectories t
+   SET "aiJudgeReward" = s.score, "aiJudgeReasoning" = s.reasoning,
+       "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = now() AT TIME ZONE 'utc'
+  FROM rl.scores s
+ WHERE s.model_name = %(model_name)s AND s.scorer = %(scorer)s AND s.window_id = %(window_id)s
+   AND t."trajectoryId" = s.trajectory_id
 
 -- quarantine --
 INSERT INTO rl.quarantine (trajectory_id, window_id, reason, detail)

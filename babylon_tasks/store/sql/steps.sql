@@ -49,6 +49,9 @@ VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(traj
         %(trainable_tokens)s, %(metrics)s, %(gpu_seconds)s, %(checkpoint)s, %(version)s,
         clock_timestamp() - make_interval(secs => %(seconds)s), clock_timestamp())
 
+-- steps_of_versions --
+SELECT version, step FROM rl.steps WHERE model_name = %(model_name)s AND version IS NOT NULL
+
 -- lock_versions --
 -- Versions are given out one at a time; the lock ends with the transaction.
 SELECT pg_advisory_xact_lock(hashtext('rl.versions'))

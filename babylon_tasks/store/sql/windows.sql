@@ -131,7 +131,7 @@ ON CONFLICT DO NOTHING
 RETURNING window_id
 
 -- read_windows --
-SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
+SELECT window_id, state, scoring, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
        late, text_bytes, may_share, reason, last_error
   FROM rl.windows
  WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s)
@@ -146,6 +146,7 @@ WITH free AS (
     SELECT w.window_id, w.attempts
       FROM rl.windows w
      WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= now()
+       AND COALESCE(w.scoring, %(scoring)s) = ANY (%(scorers)s::text[])
        AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s))
        AND NOT EXISTS (SELECT FROM rl.leases l
                         WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
@@ -174,9 +175,19 @@ INSERT INTO rl.attempts (model_name, window_id, token, stage, holder)
 SELECT %(model_name)s, right(resource, 16), token, 'score', %(holder)s FROM leased
 RETURNING window_id, token
 
+-- windows_wait_for_judge --
+-- Whether a window is due for one of these scorers, and nobody holds the model's judge.
+SELECT EXISTS (SELECT FROM rl.windows w
+                WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= now()
+                  AND COALESCE(w.scoring, %(scoring)s) = ANY (%(scorers)s::text[])
+                  AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s)))
+       AND NOT EXISTS (SELECT FROM rl.leases l
+                        WHERE l.resource = 'judge/' || %(model_name)s
+                          AND l.expires_at > clock_timestamp()) AS found
+
 -- select_scored --
 -- What a step may take: requests of the app first, then the oldest.
-SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
+SELECT window_id, state, scoring, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
        late, text_bytes, may_share, reason, last_error
   FROM rl.windows
  WHERE model_name = %(model_name)s AND state = 'scored' AND not_before <= now()
@@ -188,7 +199,7 @@ SELECT window_id, state, scorer, score_rev, attempts, batch_id, trained_step, ag
 UPDATE rl.windows
    SET state = %(state)s, scorer = %(scorer)s, score_rev = score_rev + 1, reason = %(reason)s,
        agents = %(agents)s, trajectories = %(trajectories)s, text_bytes = %(text_bytes)s,
-       attempts = 0, may_share = NULL, last_error = NULL, not_before = now(),
+       funnel = %(funnel)s, attempts = 0, may_share = NULL, last_error = NULL, not_before = now(),
        claimed_by = %(holder)s, scored_at = now(),
        skipped_at = CASE WHEN %(state)s = 'skipped' THEN now() END
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
@@ -200,8 +211,9 @@ UPDATE rl.windows
 -- mark_trained --
 UPDATE rl.windows w
    SET state = 'trained', trained_step = %(step)s, trained_at = now(), last_error = NULL,
-       reason = NULL, claimed_by = %(holder)s
-  FROM unnest(%(window_ids)s::text[], %(score_revs)s::int[]) AS c (window_id, score_rev)
+       reason = NULL, claimed_by = %(holder)s, funnel = w.funnel || c.funnel
+  FROM unnest(%(window_ids)s::text[], %(score_revs)s::int[], %(funnels)s::jsonb[])
+       AS c (window_id, score_rev, funnel)
  WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
    AND w.state = 'scored' AND w.score_rev = c.score_rev
 
@@ -237,6 +249,13 @@ UPDATE rl.windows
  WHERE model_name = %(model_name)s AND state IN ('failed', 'skipped')
    AND (%(window_ids)s::text[] IS NULL AND state = 'failed' OR window_id = ANY (%(window_ids)s))
 RETURNING window_id, batch_id
+
+-- score_otherwise --
+-- By hand: due again, for another scorer. Whoever scores or trains it now is refused at the end.
+UPDATE rl.windows
+   SET scoring = %(scoring)s, state = 'due', score_rev = score_rev + 1, attempts = 0,
+       may_share = NULL, reason = NULL, not_before = now(), due_at = now()
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s AND state <> 'trained'
 
 -- rescore_window --
 -- A trace was rewritten after it was judged: the window is due again.
@@ -289,7 +308,7 @@ SELECT w.window_id, w.state, w.agents, w.trajectories,
 -- window_story --
 -- All there is to say about one window, but its attempts.
 SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS reason, w.attempts,
-       w.agents, w.trajectories, w.late, w.scorer, w.batch_id,
+       w.agents, w.trajectories, w.late, w.scoring, w.scorer, w.batch_id,
        w.due_at, w.scored_at, w.trained_at, w.skipped_at, w.failed_at,
        CASE WHEN w.not_before > now() AND w.state IN ('due', 'scored') THEN w.not_before END
            AS waits_until,
@@ -305,7 +324,14 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
         HAVING count(*) > 0) AS scores,
        (SELECT jsonb_object_agg(reason, n)
           FROM (SELECT q.reason, count(*) AS n FROM rl.quarantine q
-                 WHERE q.window_id = w.window_id GROUP BY q.reason) AS by_reason) AS set_aside
+                 WHERE q.window_id = w.window_id GROUP BY q.reason) AS by_reason) AS set_aside,
+       (SELECT jsonb_build_object('answers', count(*), 'refused', count(j.fault),
+                                  'tokens', sum(j.prompt_tokens + j.completion_tokens),
+                                  'usd', sum(j.usd))
+          FROM rl.judgments j
+         WHERE j.model_name = w.model_name AND j.window_id = w.window_id
+        HAVING count(*) > 0) AS judge,
+       w.funnel
   FROM rl.windows w
   LEFT JOIN rl.steps t ON t.model_name = w.model_name AND t.step = w.trained_step
  WHERE w.model_name = %(model_name)s AND w.window_id = %(window_id)s

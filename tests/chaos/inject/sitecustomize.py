@@ -7,6 +7,11 @@ if os.environ.get("BABYLON_INJECT"):
 
     babylon_inject.install(os.environ["BABYLON_INJECT"])
 
+if os.environ.get("BABYLON_PRELOAD"):
+    import importlib
+
+    importlib.import_module(os.environ["BABYLON_PRELOAD"])
+
 if os.environ.get("BABYLON_CLOCK_HOURS"):
     import datetime
 

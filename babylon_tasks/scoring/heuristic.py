@@ -1,25 +1,24 @@
-"""Scores: one number in [0, 1] for each trajectory of a window, comparable within it."""
+"""Upstream's formula, which needs nothing but how a run ended."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from babylon_tasks.scoring.score import Score
+from babylon_tasks.scoring.scorer import Group
 from babylon_tasks.traces import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A row of `rl.scores`. `raw_score` is the scorer's own number before any scaling."""
+class Heuristic:
+    """Upstream's simplified trainer's score, from P&L and the number of steps."""
 
-    trajectory_id: str
-    agent_id: str
-    score: float
-    raw_score: float
-    components: dict[str, float]
-    reasoning: str
-    content_hash: str
+    name = "heuristic"
+    sees_plays = False
+
+    async def score(self, group: Group) -> list[Score]:
+        """At once; it asks nobody."""
+        return heuristic(group.outcomes)
 
 
 def heuristic(outcomes: Sequence[Outcome]) -> list[Score]:
@@ -68,17 +67,3 @@ def _explain(own: Sequence[Outcome], components: dict[str, float]) -> str:
         f"heuristic: P&L {pnl:+.2f} ({components['pnl']:.2f}), "
         f"win rate {components['win_rate']:.0%}, {steps} actions ({components['activity']:.2f})"
     )
-
-
-def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:
-    """Why a group teaches nothing, or None where it does.
-
-    Dividing by a tiny standard deviation turns rounding noise into full-strength advantages,
-    so the spread (largest less smallest reward) must reach a tolerance first.
-    """
-    if len(rewards) < 2:
-        return f"{len(rewards)} trainable trajectories, a comparison needs 2"
-    spread = max(rewards) - min(rewards)
-    if spread <= 0 or spread < min_spread:
-        return f"no signal: rewards spread {spread:.4f}, below MIN_REWARD_SPREAD={min_spread:g}"
-    return None

@@ -1,0 +1,74 @@
+"""`babylon judge check`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from babylon_tasks import loop
+from babylon_tasks.cli.common import as_json, print_json, ready_worker
+from babylon_tasks.cli.windows import no_windows
+from babylon_tasks.judge.check import Check
+from babylon_tasks.judge.check import check as check_judge
+from babylon_tasks.judge.judge import Judge
+from babylon_tasks.score import read_group
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.traces import open_reader
+from babylon_tasks.windows import parse_window_id
+from babylon_tasks.worker import Worker
+
+_ENDED = ("ready", "due", "scored", "trained", "failed")
+
+
+@click.group()
+def judge() -> None:
+    """Look at the judge of SCORING=ruler and blend."""
+
+
+@judge.command()
+@click.argument("window_id", required=False)
+@as_json
+def check(window_id: str | None, as_json: bool) -> None:
+    """Ask the judge twice about a window, in two orders, and compare; nothing else changes.
+
+    Without a window: the newest that has ended. It costs two questions.
+
+    Example: babylon judge check 2025-01-15T10:00
+    """
+    settings = load_settings()
+    worker = ready_worker(settings)
+    if window_id is None:
+        window_id = _newest(worker, settings)
+    parse_window_id(window_id)
+    told = {"judge": settings.judge_model, **asdict(loop.run(_check(worker, window_id)))}
+    if as_json:
+        print_json(told)
+        return
+    for key, value in told.items():
+        shown = "unknown" if value is None else f"{value:+.3f}" if key in _SIGNED else value
+        click.echo(f"{key:26} {shown}")
+
+
+_SIGNED = (
+    "self_consistency",
+    "position_bias",
+    "agreement_with_heuristic",
+    "agreement_with_pnl",
+)
+
+
+async def _check(worker: Worker, window_id: str) -> Check:
+    async with open_reader(worker.settings) as reader:
+        read = await read_group(worker, reader, window_id, sees_plays=True)
+    return await check_judge(read.group, Judge(worker))
+
+
+def _newest(worker: Worker, settings: Settings) -> str:
+    with worker.database.transaction() as tx:
+        found = window_rows.listing(tx, settings)
+    ended = [window.window_id for window in found if window.state in _ENDED]
+    if not ended:
+        raise no_windows(worker.database, settings, found)
+    return ended[0]

@@ -1,0 +1,21 @@
+"""How far two judgments of the same trajectories agree."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import correlation, fmean
+
+
+def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties with their mean rank; None where one side is all ties."""
+    if any(len(set(numbers)) < 2 for numbers in (ours, theirs)):
+        return None
+    return correlation(_ranks(ours), _ranks(theirs))
+
+
+def _ranks(numbers: Sequence[float]) -> list[float]:
+    places = defaultdict(list)
+    for place, number in enumerate(sorted(numbers)):
+        places[number].append(place)
+    return [fmean(places[number]) for number in numbers]

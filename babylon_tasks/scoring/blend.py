@@ -1,0 +1,38 @@
+"""The judge's opinion and the money made, mixed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from babylon_tasks.scoring.heuristic import heuristic
+from babylon_tasks.scoring.ruler import Ruler
+from babylon_tasks.scoring.score import Score
+from babylon_tasks.scoring.scorer import Group
+
+
+class Blend:
+    """ruler_weight · RULER + (1 - ruler_weight) · heuristic; `raw_score` is the judge's number."""
+
+    name = "blend"
+    sees_plays = True
+
+    def __init__(self, ruler: Ruler, ruler_weight: float) -> None:
+        self._ruler = ruler
+        self._weight = ruler_weight
+
+    async def score(self, group: Group) -> list[Score]:
+        """Both scores of each trajectory are among its components."""
+        by_money = {score.trajectory_id: score for score in heuristic(group.outcomes)}
+        mixed = []
+        for judged in await self._ruler.score(group):
+            money = by_money[judged.trajectory_id]
+            components = {**money.components, "ruler": judged.score, "heuristic": money.score}
+            mixed.append(
+                replace(
+                    judged,
+                    score=self._weight * judged.score + (1 - self._weight) * money.score,
+                    components=components,
+                    reasoning=f"{judged.reasoning}; {money.reasoning}",
+                )
+            )
+        return mixed

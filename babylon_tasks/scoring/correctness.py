@@ -1,0 +1,89 @@
+"""A score from what the traces hold: bets that came true, return for its risk, actions that worked.
+
+It asks nobody and costs nothing, but it needs market outcomes; where a run has none of a component,
+that component is 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+from babylon_tasks.markets import Market
+from babylon_tasks.plays import Move, Play, failed_share, pnl_path
+from babylon_tasks.scoring.score import Score
+from babylon_tasks.scoring.scorer import Group
+
+WEIGHTS = {"correctness": 0.5, "risk_adjusted": 0.3, "success": 0.2}
+
+_EXITS = ("SELL", "CLOSE")  # in an action's type: it leaves the side that it names
+
+
+class Correctness:
+    """0.5 · correctness + 0.3 · risk-adjusted return + 0.2 · action success."""
+
+    name = "correctness"
+    sees_plays = True
+
+    async def score(self, group: Group) -> list[Score]:
+        """At once; a trajectory each, whoever its agent is."""
+        markets = {key: m for m in group.markets for key in (m.ticker, m.id) if key}
+        scores = []
+        for outcome in group.outcomes:
+            components = rate(group.plays[outcome.trajectory_id], markets)
+            score = sum(WEIGHTS[name] * value for name, value in components.items())
+            scores.append(
+                Score(
+                    trajectory_id=outcome.trajectory_id,
+                    agent_id=outcome.agent_id,
+                    score=score,
+                    raw_score=score,
+                    components=components,
+                    reasoning="correctness: "
+                    + ", ".join(f"{name} {value:.2f}" for name, value in components.items()),
+                    content_hash=outcome.content_hash,
+                )
+            )
+        return scores
+
+
+def rate(play: Play, markets: Mapping[str, Market]) -> dict[str, float]:
+    """The three components, each in [0, 1].
+
+    Correctness is the share of decided bets that came true: a purchase of a side that won, or a
+    sale of one that lost. Risk-adjusted return is the Sharpe ratio of the P&L's steps (mean over
+    deviation; 1 or -1 where there is only one step), mapped by (1 + tanh) / 2. Success is the share
+    of actions that worked.
+    """
+    decided = [
+        right
+        for move in play.moves
+        if move.is_trade and move.success and (right := _was_right(move, markets)) is not None
+    ]
+    return {
+        "correctness": sum(decided) / len(decided) if decided else 0.5,
+        "risk_adjusted": (1 + math.tanh(_sharpe(pnl_path(play)))) / 2,
+        "success": 1 - failed_share(play),
+    }
+
+
+def _was_right(move: Move, markets: Mapping[str, Market]) -> bool | None:
+    market = markets.get(move.market or "")
+    right = market.was_right(move.side or "") if market else None
+    if right is None:
+        return None
+    return right != any(word in move.action.upper() for word in _EXITS)
+
+
+def _sharpe(path: list[float]) -> float:
+    changes = [after - before for before, after in pairwise(path)]
+    if not changes:
+        return 0.0
+    mean = sum(changes) / len(changes)
+    deviation = math.sqrt(sum((change - mean) ** 2 for change in changes) / len(changes))
+    if deviation < 1e-9:  # cents are the smallest change: it went the same way at every step
+        if abs(mean) < 1e-9:
+            return 0.0
+        return math.copysign(math.inf if len(changes) > 1 else 1.0, mean)
+    return mean / deviation

@@ -1,0 +1,43 @@
+"""What every scorer is given, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from babylon_tasks.markets import Market
+from babylon_tasks.plays import Play
+from babylon_tasks.scoring.score import Score
+from babylon_tasks.traces import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A window's trajectories, scored against each other.
+
+    `plays` (by trajectory id) and `markets` tell the future; they are there for scorers that ask
+    for them, and are read for no other purpose.
+    """
+
+    window_id: str
+    outcomes: Sequence[Outcome]
+    plays: Mapping[str, Play]
+    markets: Sequence[Market]
+
+
+class Scorer(Protocol):
+    """One way to score a group; a file each."""
+
+    name: str  # the column `scorer` of rl.scores
+    sees_plays: bool  # whether a group needs `plays` and `markets`
+
+    async def score(self, group: Group) -> list[Score]:
+        """One score for every outcome of the group, in any order.
+
+        Raises:
+            JudgeUnavailable: There is a judge, and it cannot be asked now.
+            JudgeFault: It was asked often enough, and gave no usable answer.
+            UserError: It can never be asked like this (key, model, price, rubric).
+        """
+        ...

@@ -1,0 +1,30 @@
+-- Judgments: what a judge answered and what it cost.
+
+-- find_judgment --
+-- The newest good answer to this very question.
+SELECT trajectory_ids, scores, explanations
+  FROM rl.judgments
+ WHERE question = %(question)s AND fault IS NULL
+ ORDER BY asked_at DESC
+ LIMIT 1
+
+-- add_judgment --
+INSERT INTO rl.judgments (model_name, window_id, question, judge_model, rubric_hash, trajectory_ids,
+                          scores, explanations, fault, prompt_tokens, completion_tokens, usd)
+VALUES (%(model_name)s, %(window_id)s, %(question)s, %(judge_model)s, %(rubric_hash)s,
+        %(trajectory_ids)s, %(scores)s, %(explanations)s, %(fault)s, %(prompt_tokens)s,
+        %(completion_tokens)s, %(usd)s)
+
+-- spent_today --
+-- Of all models of this database, since midnight UTC.
+SELECT count(*)::int AS answers,
+       COALESCE(sum(prompt_tokens + completion_tokens), 0)::bigint AS tokens,
+       COALESCE(sum(usd), 0)::float8 AS usd
+  FROM rl.judgments
+ WHERE asked_at >= date_trunc('day', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc'
+
+-- cost_of_window --
+-- All that was paid for this window, refused answers included; dollars NULL where no price is known.
+SELECT COALESCE(sum(prompt_tokens + completion_tokens), 0)::int AS tokens, sum(usd) AS usd
+  FROM rl.judgments
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s

@@ -1,0 +1,147 @@
+"""Scoring as a person uses it: by hand, side by side, checked, and with a judge that is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from babylon_tasks import pipeline
+from tests.acceptance.conftest import Deployment
+from tests.judge_server import JudgeServer
+from tests.rows import add_trajectory, add_window, hours_ago, one, query, states, steps
+
+
+@pytest.fixture
+def judge() -> Iterator[JudgeServer]:
+    with JudgeServer() as running:
+        yield running
+
+
+def judged(judge: JudgeServer) -> dict[str, str]:
+    return {
+        "JUDGE_MODEL": "openai/judge",
+        "JUDGE_BASE_URL": judge.url,
+        "JUDGE_INPUT_USD_PER_MILLION": "1",
+        "JUDGE_OUTPUT_USD_PER_MILLION": "4",
+    }
+
+
+def test_one_window_by_two_scorers(deployment: Deployment, judge: JudgeServer) -> None:
+    worker, window = deployment.worker, hours_ago(2)
+    add_window(worker, window)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    deployment.start("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", env=judged(judge))
+    done = deployment.run("babylon", "windows", "enqueue", window, "--scoring", "ruler")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{window} is due\n"
+    deployment.wait(lambda: one(worker, "SELECT scorer FROM rl.windows")["scorer"] == "ruler")
+    show = ("babylon", "windows", "show", window, "--scores")
+    told = json.loads(deployment.run(*show, "--json").stdout)
+    assert (told["state"], told["scoring"], told["scorer"]) == ("scored", "ruler", "ruler")
+    assert told["judge"]["answers"] == 1
+    assert told["judge"]["usd"] > 0
+    assert [set(each["scores"]) for each in told["by_scorer"]] == [{"heuristic", "ruler"}] * 3
+    table = deployment.run(*show).stdout
+    assert "heuristic" in table
+    assert "ruler" in table
+    status = json.loads(deployment.run("babylon", "status", "--json").stdout)
+    assert status["judge_today"]["answers"] == 1
+    assert status["judge_today"]["daily_limit_usd"] is None
+    done = deployment.run("babylon", "windows", "enqueue", "--scoring", "ruler")
+    assert done.returncode == 2
+    assert done.stderr == "--scoring is for windows that are named\n"
+
+
+def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
+    worker, window = deployment.worker, hours_ago(2)
+    add_window(worker, window)
+    add_trajectory(worker, window, "agent-9", stepsJson=steps(1, count=1))
+    add_trajectory(worker, window, "agent-8", stepsJson="[{")
+    add_trajectory(worker, window, "agent-7", isEvaluation=True)
+    done = deployment.run("babylon", "train", "--max-per-window", "2", env={"MIN_ACTIONS": "2"})
+    assert done.returncode == 0, done.stderr
+    assert "step 1 (v1.0.0): 1 windows, 2 trajectories" in done.stdout
+    assert "v1.0.0 is ready" in done.stdout
+    told = json.loads(deployment.run("babylon", "windows", "show", window, "--json").stdout)
+    assert told["rows"] == {
+        "not_training_data": 0,
+        "evaluation": 1,
+        "excluded": 0,
+        "trajectories": 6,
+    }
+    counts = {name: count for name, count in told["funnel"].items() if count}
+    assert counts == {
+        "trajectories": 5,
+        "unreadable": 1,
+        "few_actions": 1,
+        "over_maximum": 1,
+        "scored": 2,
+        "calls": 6,
+        "sequences": 6,
+    }
+    table = deployment.run("babylon", "windows", "show", window).stdout
+    assert "1 unreadable, 1 few_actions, 1 over_maximum" in table
+
+
+def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -> None:
+    add_window(deployment.worker, hours_ago(2), agents=3)
+    add_window(deployment.worker, hours_ago(4), agents=2)
+    add_window(deployment.worker, hours_ago(9), agents=3)
+    options = ["--min-agents", "3", "--lookback-hours", "6", "--model", "none", "--dropout", "0.0"]
+    done = deployment.run("babylon", "train", *options, "--json", env={"REDIS_URL": ""})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "steps": [{"step": 1, "version": "v1.0.0"}],
+        "published": ["v1.0.0"],
+        "left": {},
+    }
+    assert states(deployment.worker) == {hours_ago(2): "trained"}
+    for wrong, why in [
+        (["--dropout", "0.9"], "DROPOUT: Input should be less than or equal to 0.5\n"),
+        (
+            ["--min-agents", "1"],
+            "MIN_AGENTS_PER_WINDOW: Input should be greater than or equal to 2\n",
+        ),
+        (["--model", "other"], "model babylon-agent was started from none, BASE_MODEL is other"),
+    ]:
+        add_window(deployment.worker, hours_ago(3))
+        done = deployment.run("babylon", "train", *wrong)
+        assert done.returncode == 2
+        assert why in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_judge_is_checked(deployment: Deployment, judge: JudgeServer) -> None:
+    window = hours_ago(2)
+    add_window(deployment.worker, window, agents=6)
+    judge.position_bias = 0.1
+    judge.score_of = lambda text: 0.5 if "$0" not in text else 0.4
+    done = deployment.run("babylon", "judge", "check", "--json", env=judged(judge))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["window_id"], told["trajectories"]) == (window, 6)
+    # The bias runs from +0.1 to -0.1 over the six: halves differ by 0.12 on average.
+    assert told["position_bias"] == pytest.approx(0.12, abs=0.01)
+    assert told["tokens"] > 0
+    assert told["usd"] > 0
+    assert len(judge.requests) == 2
+    # Nothing else was written than what it cost.
+    assert states(deployment.worker) == {}
+    assert len(query(deployment.worker, "SELECT * FROM rl.judgments")) == 2
+
+
+def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deployment) -> None:
+    command = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu")
+    missing = {"SCORING": "ruler", "JUDGE_RUBRIC": "nowhere.md"}
+    done = deployment.run(*command, env=missing)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("JUDGE_RUBRIC=nowhere.md cannot be read")
+    env = {"SCORING": "ruler", "OPENAI_API_KEY": ""}
+    done = deployment.run("babylon", "doctor", "--json", env=env)
+    found = {each["check"]: each for each in json.loads(done.stdout)}
+    assert not found["scoring"]["ok"]
+    assert "set JUDGE_API_KEY or OPENAI_API_KEY" in found["scoring"]["detail"]

@@ -1,0 +1,59 @@
+"""Workers with a judge of their own: a local HTTP server, asked through litellm and ART's ruler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from babylon_tasks import loop
+from babylon_tasks.judge import judge as asking
+from babylon_tasks.judge import ruler_call
+from babylon_tasks.settings import Settings
+from babylon_tasks.worker import Worker
+from tests.judge_server import JudgeServer
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    """The judge."""
+    with JudgeServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def litellm_is_warm() -> None:
+    """Its first call takes seconds, which no short timeout of a test should see."""
+    if find_spec("art") is None:
+        pytest.skip("ART is not installed")
+    with JudgeServer() as server:
+        settings = Settings(judge_model="openai/judge", judge_base_url=server.url)
+        loop.run(ruler_call.ask_ruler(["a", "b"], "", "", settings, None))
+
+
+@pytest.fixture
+def make_judged(
+    make_worker: Callable[..., Worker],
+    server: JudgeServer,
+    litellm_is_warm: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Worker]:
+    """Workers that score by RULER, ask `server`, and wait little before they ask again."""
+    monkeypatch.setattr(asking, "_FIRST_WAIT_SECONDS", 0.01)
+
+    def make(**changes: Any) -> Worker:
+        return make_worker(
+            **{
+                "scoring": "ruler",
+                "judge_model": "openai/judge",
+                "judge_base_url": server.url,
+                "judge_timeout_seconds": 20.0,  # a loaded machine is not a judge that hangs
+                "judge_input_usd_per_million": 1.0,
+                "judge_output_usd_per_million": 10.0,
+                **changes,
+            }
+        )
+
+    return make
