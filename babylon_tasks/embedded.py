@@ -82,6 +82,8 @@ def _start_postgres(folder: Path, database: str) -> tuple[Any, str]:
     try:
         if marker.exists():
             _end_postgres_in(folder)
+            # An initdb that was just ended may be removing them too.
+            shutil.rmtree(folder, ignore_errors=True)
             if folder.exists():
                 shutil.rmtree(folder)
         if not folder.exists() or not any(folder.iterdir()):
