@@ -174,7 +174,12 @@ class Settings(BaseSettings):
         le=INT32,
         description="Padded tokens in one forward pass; halved on out-of-memory.",
     )
-    learning_rate: float = Field(1e-5, gt=0, lt=1, description="AdamW's, constant.")
+    learning_rate: float = Field(
+        1e-5, gt=0, lt=1, description="AdamW's, constant after the warm-up."
+    )
+    warmup_steps: int = Field(
+        5, ge=0, le=INT32, description="A model's first steps, in which the learning rate grows."
+    )
     lora_rank: int = Field(8, ge=1, le=512, description="LoRA rank.")
     lora_alpha: int = Field(16, ge=1, le=INT32, description="LoRA alpha.")
     kl_penalty: float = Field(

@@ -33,6 +33,7 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     """What a step may vary by setting; the names are those of `Settings`."""
 
     learning_rate: float
+    warmup_steps: int
     lora_rank: int
     lora_alpha: int
     kl_penalty: float

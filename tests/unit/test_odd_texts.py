@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 
 import pytest
 
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from art.preprocessing.pack import packed_tensors_from_tokenized_results
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -26,7 +24,7 @@ from babylon_tasks.errors import CheckpointUnreadable, Final, UserError
 from babylon_tasks.training import Sample
 from tests.unit.tiny import make_request, make_tiny_model, sample
 from workers.trainer import wire
-from workers.trainer.batches import micro_batches, row_lengths, take
+from workers.trainer.batches import StepTensors, micro_batches
 from workers.trainer.chat_format import ChatFormat
 from workers.trainer.samples import read_samples, trajectory_groups
 from workers.trainer.tokenized import TokenizedGroups, tokenize_groups
@@ -56,7 +54,7 @@ samples = st.lists(
         sample,
         st.sampled_from(["w0", "w1"]),
         st.integers(0, 9),
-        st.integers(0, 1000).map(lambda n: n / 1000),  # groups of less spread have no signal
+        st.floats(0, 1),
         st.tuples(odd_texts, odd_texts, odd_texts),
         st.tuples(odd_texts, odd_texts, odd_texts),
     ),
@@ -76,32 +74,33 @@ def check(chat: ChatFormat, given: list[Sample]) -> TokenizedGroups:
     groups = trajectory_groups(given)
     tokenized = tokenize_groups(chat, groups, LIMIT)
     calls = sum(1 + len(t.additional_histories) for group in groups for t in group)
-    assert len(tokenized.results) + tokenized.dropped.total() <= calls
-    vocabulary = len(chat._tokenizer)
-    for result in tokenized.results:
-        assert len(result.token_ids) == len(result.assistant_mask) <= LIMIT
-        assert 0 <= min(result.token_ids) <= max(result.token_ids) < vocabulary
-        assert result.token_ids[-len(chat.end_ids) :] == chat.end_ids
-        assert 0 < sum(result.assistant_mask) < len(result.token_ids)
-    if tokenized.results:
-        check_batches(tokenized)
+    sequences = tokenized.sequences
+    assert len(sequences) + tokenized.dropped.total() <= calls
+    if len(sequences):
+        step = StepTensors.from_packed(sequences.packed(0.7))
+        assert len(step.lengths) == len(sequences)
+        check_sequences(chat, step)
+        check_batches(step)
     return tokenized
 
 
-def check_batches(tokenized: TokenizedGroups) -> None:
-    random.seed(0)
-    longest = max(len(result.token_ids) for result in tokenized.results)
-    packed = packed_tensors_from_tokenized_results(
-        tokenized.results, longest, 0, advantage_balance=0.7, pack_results=False
-    )
-    assert torch.isfinite(packed["advantages"]).all()
-    assert torch.isfinite(packed["weights"]).all()
-    lengths = row_lengths(packed["assistant_mask"])
-    batches = micro_batches(lengths, BUDGET)
-    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
+def check_sequences(chat: ChatFormat, step: StepTensors) -> None:
+    for start, length in zip(step.starts, step.lengths, strict=True):
+        tokens = step.tensors["tokens"][start : start + length]
+        assert 0 < length <= LIMIT
+        assert 0 <= min(tokens) <= max(tokens) < len(chat._tokenizer)
+        assert tokens[-len(chat.end_ids) :].tolist() == chat.end_ids
+        assert 0 < step.tensors["assistant_mask"][start : start + length].sum() < length
+    assert torch.isfinite(step.tensors["advantages"]).all()
+    assert torch.isfinite(step.tensors["weights"]).all()
+
+
+def check_batches(step: StepTensors) -> None:
+    batches = micro_batches(step.lengths, BUDGET)
+    assert sorted(row for rows in batches for row in rows) == list(range(len(step.lengths)))
     for rows in batches:
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= BUDGET
-        batch = take(packed, rows, lengths, torch.device("cpu"))
+        assert len(rows) == 1 or len(rows) * max(step.lengths[row] for row in rows) <= BUDGET
+        batch = step.take(rows, torch.device("cpu"))
         assert batch.inputs["tokens"].shape == batch.predicts.shape
 
 
@@ -124,7 +123,7 @@ def test_a_megabyte_of_one_letter_is_too_long_and_costs_little(chat: ChatFormat)
     ]
     tokenized = check(chat, given)
     assert tokenized.dropped == {"too_long": 3}
-    assert len(tokenized.results) == 1
+    assert len(tokenized.sequences) == 1
 
 
 def test_samples_survive_their_file(chat: ChatFormat, tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_samples_survive_their_file(chat: ChatFormat, tmp_path: Path) -> None:
     given = [sample("w", n, n / 2, (odd, odd, odd)) for n in range(3)]
     request = make_request(tmp_path, "none", given)
     assert read_samples(request.samples_path) == given
-    assert len(check(chat, given).results) == 2  # the middle one has no advantage
+    assert len(check(chat, given).sequences) == 2  # the middle one has no advantage
 
 
 @given(st.text(st.characters()), st.sampled_from([Final, UserError, CheckpointUnreadable]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,21 +26,21 @@ from art.preprocessing.pack import packed_tensors_from_tokenized_results
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from babylon_tasks.errors import CheckpointUnreadable, Final, UserError
+from babylon_tasks.errors import CheckpointUnreadable, Final, TrainerDied, UserError
 from babylon_tasks.training import Progress, Sample, StepRequest, StepResult
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
 from workers.trainer import gradients
-from workers.trainer.batches import micro_batches, row_lengths
+from workers.trainer.batches import StepTensors, micro_batches
 from workers.trainer.chat_format import ChatFormat
-from workers.trainer.gradients import StepTensors, accumulate_within_memory
+from workers.trainer.gradients import accumulate_within_memory
 from workers.trainer.language_model import LanguageModel
 from workers.trainer.samples import read_samples, trajectory_groups
 from workers.trainer.tokenized import tokenize_groups
 from workers.trainer.torch_trainer import TorchTrainer
+from workers.trainer_client import TrainerProcess
 
 # ART correlates the recorded logprobs, of which there are none.
 pytestmark = pytest.mark.filterwarnings("ignore:cov")
-KEYS = ("tokens", "assistant_mask", "logprobs", "advantages", "weights", "group_ids")
 
 
 @pytest.fixture(scope="session")
@@ -89,28 +91,38 @@ def random_samples(seed: int, windows: int = 3) -> list[Sample]:
 # --- tokens ---
 
 
+def rows_of(packed: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Each sequence of the one packed row, in order."""
+    step = StepTensors.from_packed(packed)
+    return [
+        {key: value[start : start + length] for key, value in step.tensors.items()}
+        for start, length in zip(step.starts, step.lengths, strict=True)
+    ]
+
+
 def test_the_end_token_is_trained_and_the_line_break_after_it_is_not(chat: ChatFormat) -> None:
     groups = trajectory_groups(two_sided(windows=1))
-    for result in tokenize_groups(chat, groups, 1024).results:
-        decoded = chat._tokenizer.decode(result.token_ids)
-        trained = [t for t, m in zip(result.token_ids, result.assistant_mask, strict=True) if m]
-        answer = chat._tokenizer.decode(trained)
+    for row in rows_of(tokenize_groups(chat, groups, 1024).sequences.packed(0.0)):
+        decoded = chat._tokenizer.decode(row["tokens"])
+        answer = chat._tokenizer.decode(row["tokens"][row["assistant_mask"]])
         assert answer in {"YES<|im_end|>", "NO<|im_end|>", "BUY it now<|im_end|>", "HOLD<|im_end|>"}
         assert decoded.endswith("<|im_start|>assistant\n" + answer)
 
 
 def test_an_empty_system_message_is_left_out(chat: ChatFormat) -> None:
     groups = trajectory_groups([sample("w", n, n, ("", "u", "r")) for n in range(2)])
-    texts = [r.chat for r in tokenize_groups(chat, groups, 1024).results]
-    assert texts == ["<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"] * 2
+    rows = rows_of(tokenize_groups(chat, groups, 1024).sequences.packed(0.0))
+    texts = [chat._tokenizer.decode(row["tokens"]) for row in rows]
+    text = "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\nr<|im_end|>"
+    assert texts == [text] * 2
 
 
-@pytest.mark.parametrize("negative_scale", [1.0, 0.3])
+@pytest.mark.parametrize("negative_scale", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_packed_tensors_are_arts_plus_the_end_token(
     chat: ChatFormat, seed: int, negative_scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ART's own functions, made to append the end token, give the same tensors, row for row."""
+    """ART's own functions, made to append the end token, give the same sequences."""
     groups = trajectory_groups(random_samples(seed))
     arts_tokenize = art_tokenize.tokenize_trajectory
 
@@ -123,24 +135,29 @@ def test_packed_tensors_are_arts_plus_the_end_token(
         return result
 
     monkeypatch.setattr(art_tokenize, "tokenize_trajectory", with_end)
-    theirs = list(
-        art_tokenize.tokenize_trajectory_groups(
-            chat._tokenizer, groups, True, True, shuffle_group_trajectories=False
-        )
-    )
-    ours = tokenize_groups(chat, groups, 4096).results
-    assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
-    assert [r.assistant_mask for r in ours] == [r.assistant_mask for r in theirs]
-    packed = []
-    for results in (ours, theirs):
-        random.seed(0)
-        packed.append(
-            packed_tensors_from_tokenized_results(
-                results, 256, 0, advantage_balance=1 - negative_scale, pack_results=False
+    monkeypatch.setattr(random, "shuffle", lambda items: None)  # ART shuffles its rows
+    theirs = packed_tensors_from_tokenized_results(
+        list(
+            art_tokenize.tokenize_trajectory_groups(
+                chat._tokenizer, groups, True, True, shuffle_group_trajectories=False
             )
-        )
-    for key in ("tokens", "assistant_mask", "advantages", "weights", "input_pos"):
-        torch.testing.assert_close(packed[0][key], packed[1][key], rtol=0, atol=0)
+        ),
+        1024,
+        0,
+        advantage_balance=1 - negative_scale,
+        pack_results=False,
+    )
+    ours = rows_of(tokenize_groups(chat, groups, 4096).sequences.packed(1 - negative_scale))
+    assert len(ours) == theirs["tokens"].shape[0]
+    for number, row in enumerate(ours):
+        length = len(row["tokens"])
+        assert not theirs["assistant_mask"][number, length:].any()
+        for key in ("tokens", "assistant_mask", "logprobs"):
+            torch.testing.assert_close(
+                row[key], theirs[key][number, :length], rtol=0, atol=0, equal_nan=True
+            )
+        for key in ("advantages", "weights"):
+            torch.testing.assert_close(row[key], theirs[key][number, :length], rtol=1e-5, atol=0)
 
 
 def test_odd_text_never_fails_a_step(
@@ -186,13 +203,8 @@ def test_a_step_with_nothing_left_says_why(
 
 
 def tensors_of(chat: ChatFormat, samples: list[Sample]) -> StepTensors:
-    results = tokenize_groups(chat, trajectory_groups(samples), 1024).results
-    random.seed(0)
-    longest = max(len(r.token_ids) for r in results)
-    packed = packed_tensors_from_tokenized_results(
-        results, longest + 3, 0, advantage_balance=0.7, pack_results=False
-    )
-    return StepTensors(packed, row_lengths(packed["assistant_mask"]))
+    tokenized = tokenize_groups(chat, trajectory_groups(samples), 1024)
+    return StepTensors.from_packed(tokenized.sequences.packed(0.7))
 
 
 def moved_model(base_model: str) -> LanguageModel:
@@ -239,7 +251,7 @@ def test_micro_batches_do_not_change_the_gradients(
     model, step = moved_model(base_model), tensors_of(chat, random_samples(5))
     whole, one = gradients_of(model, step, kl_penalty, 1_000_000)
     parts, many = gradients_of(model, step, kl_penalty, 120)
-    assert (one.micro_batches, many.micro_batches > 4) == (1, True)
+    assert many.micro_batches > 2 * one.micro_batches
     assert_same_gradients(parts, whole, 1e-5)
     assert many.loss == pytest.approx(one.loss, rel=1e-5)
     assert many.entropy == pytest.approx(one.entropy, rel=1e-5)
@@ -254,8 +266,8 @@ def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
     ours, totals = gradients_of(model, step, 0.0, 300)
     model.adapted.zero_grad()
     loss = 0.0
-    for row, length in enumerate(step.lengths):
-        inputs = {k: v[row : row + 1, :length] for k, v in step.tensors.items() if k in KEYS}
+    for start, length in zip(step.starts, step.lengths, strict=True):
+        inputs = {k: v[None, start : start + length] for k, v in step.tensors.items()}
         logprobs = full_logprobs(model, inputs["tokens"])
         share = loss_fn(inputs, logprobs, None, None, {}, "sum").policy_loss_sum
         (share / step.trained_tokens).backward()
@@ -268,7 +280,7 @@ def test_the_kl_penalty_is_arts_over_the_whole_step(base_model: str, chat: ChatF
     model, step = moved_model(base_model), tensors_of(chat, random_samples(8))
     ours, totals = gradients_of(model, step, 0.5, 200)
     model.adapted.zero_grad()
-    inputs = {k: step.tensors[k].clone() for k in KEYS}
+    inputs = step.take(list(range(len(step.lengths))), model.device).inputs
     with torch.no_grad(), model.as_base():
         reference = full_logprobs(model, inputs["tokens"])
     logprobs = full_logprobs(model, inputs["tokens"])
@@ -276,6 +288,36 @@ def test_the_kl_penalty_is_arts_over_the_whole_step(base_model: str, chat: ChatF
     (loss.policy_loss_sum / step.trained_tokens).backward()
     assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
     assert totals.kl == pytest.approx(float(loss.kl_policy_ref), rel=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [16, 4096])
+def test_a_sequence_does_not_see_those_beside_it(
+    base_model: str, chat: ChatFormat, micro_batch_tokens: int
+) -> None:
+    """Its log-probabilities, and its part of the gradients, are those it has alone."""
+    model, step = moved_model(base_model), tensors_of(chat, random_samples(11))
+    rows = max(micro_batches(step.lengths, 4096), key=len)
+    assert len({step.lengths[row] for row in rows}) > 1
+    batch = step.take(rows, model.device)
+    together, _ = model.logprobs(batch.inputs["tokens"], batch.predicts)
+    done = 0
+    for row in rows:
+        one = step.take([row], model.device)
+        alone, _ = model.logprobs(one.inputs["tokens"], one.predicts)
+        torch.testing.assert_close(together[done : done + len(alone)], alone, rtol=1e-4, atol=1e-5)
+        done += len(alone)
+    # With one advantage left, the whole step's gradients are that sequence's alone.
+    kept, length = step.starts[rows[0]], step.lengths[rows[0]]
+    alone_batch = step.take([rows[0]], model.device)
+    advantages = torch.zeros_like(step.tensors["advantages"])
+    advantages[kept : kept + length] = step.tensors["advantages"][kept : kept + length]
+    only = dataclasses.replace(step, tensors={**step.tensors, "advantages": advantages})
+    ours, _ = gradients_of(model, only, 0.0, micro_batch_tokens)
+    model.adapted.zero_grad()
+    logprobs = full_logprobs(model, alone_batch.inputs["tokens"])
+    loss = loss_fn(alone_batch.inputs, logprobs, None, None, {}, "sum").policy_loss_sum
+    (loss / step.trained_tokens).backward()
+    assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
 
 
 def test_logits_in_several_chunks_give_the_same_gradients(
@@ -324,11 +366,13 @@ def test_one_sequence_that_does_not_fit_is_final_and_the_trainer_goes_on(
 
 
 def test_micro_batches_hold_their_limit_and_every_row_once() -> None:
-    # Sorted: 9 | 5 5 | 5 2 2 | 1: two rows of 5 are 10 tokens, three would be 15.
-    lengths = [2, 5, 9, 5, 1, 5, 2]
+    # Sorted: 9 | 5 5 | 5 4 | 2 2 | 1: three rows of 5 would be 15 tokens, and 2 (1) is less than
+    # three quarters of 4 (2).
+    lengths = [2, 5, 9, 5, 1, 5, 2, 4]
     batches = micro_batches(lengths, 10)
-    assert [[lengths[row] for row in rows] for rows in batches] == [[9], [5, 5], [5, 2], [2, 1]]
-    assert sorted(row for rows in batches for row in rows) == list(range(7))
+    grouped = [[lengths[row] for row in rows] for rows in batches]
+    assert grouped == [[9], [5, 5], [5, 4], [2, 2], [1]]
+    assert sorted(row for rows in batches for row in rows) == list(range(8))
 
 
 # --- steps ---
@@ -390,6 +434,67 @@ def test_a_step_repeated_in_another_process_gives_the_same_weights(
     assert any(not torch.equal(before[key], outputs[0][key]) for key in before)
     saved = torch.load(Path(second.output_dir) / "optimizer.pt", weights_only=True)
     assert {int(s["step"]) for s in saved["optimizer"]["state"].values()} == {2}
+
+
+def test_a_step_killed_in_the_middle_and_repeated_gives_the_same_weights(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real trainer process, SIGKILL while it trains, another process, the same request."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    first = make_request(tmp_path, base_model, two_sided(), name="first")
+    run(trainer, first)
+    second = make_request(
+        tmp_path, base_model, random_samples(4), first.output_dir, "second", micro_batch_tokens=16
+    )
+    process = TrainerProcess(
+        "torch", None, "cpu-0", heartbeat_seconds=0.2, stall_seconds=60, idle_seconds=60
+    )
+
+    def kill(progress: Progress | None) -> None:
+        if progress is not None and progress.phase == "train":
+            os.kill(process.pid, signal.SIGKILL)
+
+    try:
+        with pytest.raises(TrainerDied):
+            process.step(second, kill)
+        assert not Path(second.output_dir).exists()
+        process.step(second, lambda progress: None)
+    finally:
+        process.close()
+    unhurt = make_request(tmp_path, base_model, random_samples(4), first.output_dir, "unhurt")
+    run(trainer, unhurt)
+    repeated, expected = weights(second.output_dir), weights(unhurt.output_dir)
+    before = weights(first.output_dir)
+    assert repeated.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(repeated[key], tensor, rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(before[key], expected[key]) for key in before)
+
+
+def test_the_learning_rate_grows_over_the_first_steps_of_a_lineage(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    # 4 warm-up steps to a rate of 0.001: a quarter each; the parent's files say which step it is.
+    parent, rates = None, []
+    for number in range(5):
+        request = make_request(
+            tmp_path, base_model, two_sided(1), parent, f"s{number}", warmup_steps=4
+        )
+        rates.append(run(trainer, request).metrics["learning_rate"])
+        parent = request.output_dir
+    assert rates == pytest.approx([0.00025, 0.0005, 0.00075, 0.001, 0.001])
+    none = make_request(tmp_path, base_model, two_sided(1), None, "none", warmup_steps=0)
+    assert run(trainer, none).metrics["learning_rate"] == 0.001
+
+
+def test_a_window_without_signal_takes_no_part_and_fails_no_step(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    close = [sample("same", n, n * 1e-297, ("", "u", "r")) for n in range(3)]
+    result = run(trainer, make_request(tmp_path, base_model, [*close, *two_sided(1)], name="a"))
+    assert result.sequences == 8
+    with pytest.raises(Final, match=r"3 trajectories have no advantage.*MIN_REWARD_SPREAD"):
+        run(trainer, make_request(tmp_path, base_model, close, name="b"))
 
 
 def test_the_files_are_a_peft_adapter_and_scratch_is_gone(

@@ -61,6 +61,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> str:
 def hyperparameters(**changes: float) -> Hyperparameters:
     values = {
         "learning_rate": 1e-3,
+        "warmup_steps": 0,
         "lora_rank": 8,
         "lora_alpha": 16,
         "kl_penalty": 0.1,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
 from typing import Any
 
-import torch
 from art.local import LocalBackend
-from art.preprocessing.pack import packed_tensors_from_tokenized_results
 
 from babylon_tasks.errors import Final
 from babylon_tasks.training import Progress, StepRequest
@@ -40,40 +37,28 @@ class TorchBackend(LocalBackend):  # type: ignore[misc]
     def _get_packed_tensors(
         self, model: Any, trajectory_groups: list[Any], advantage_balance: float, **_: Any
     ) -> Any:
-        """ART's packing of our tokens, padded to the longest instead of a multiple of 2,048.
+        """Our tokens in ART's packed form: one row of all sequences, without padding.
 
         Raises:
             Final: No call of these trajectories can be trained.
         """
         started = time.monotonic()
+        limit = self._request.hyperparameters.max_sequence_tokens
         self.tokenized = tokenize_groups(
             self._model.chat,
             trajectory_groups,
-            self._request.hyperparameters.max_sequence_tokens,
+            limit,
             lambda done, total: self._on_progress(Progress("tokenize", done, total)),
         )
-        packed = self._pack(advantage_balance)
-        self.tokenize_seconds = time.monotonic() - started
-        return packed
-
-    def _pack(self, advantage_balance: float) -> Any:
-        results, dropped = self.tokenized.results, self.tokenized.dropped
-        if not any(r.advantage > 0 or advantage_balance < 1 for r in results):
-            limit = self._request.hyperparameters.max_sequence_tokens
+        sequences, dropped = self.tokenized.sequences, self.tokenized.dropped
+        if not sequences.teach(advantage_balance):
             raise Final(
                 f"nothing to train: of the calls, {dropped['empty']} are empty, "
                 f"{dropped['too_long']} are longer than MAX_SEQUENCE_TOKENS ({limit}), the chat "
-                f"template refuses {dropped['template']}, and {len(results)} are left to teach"
+                f"template refuses {dropped['template']}, and {len(sequences)} are left to teach; "
+                f"{self.tokenized.without_advantage} trajectories have no advantage, because "
+                "rewards that hardly differ cannot be compared (MIN_REWARD_SPREAD)"
             )
-        random.seed(self._request.seed)  # ART shuffles the rows
-        longest = max(len(result.token_ids) for result in results)
-        packed = packed_tensors_from_tokenized_results(
-            results,
-            -(-longest // 8) * 8,
-            pad_token_id=self._model.tokenizer.eos_token_id or 0,
-            truncate_long_results=False,
-            advantage_balance=advantage_balance,
-            pack_results=False,
-        )
-        assert torch.isfinite(packed["advantages"]).all()
+        packed = sequences.packed(advantage_balance)
+        self.tokenize_seconds = time.monotonic() - started
         return packed

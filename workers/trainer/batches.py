@@ -1,23 +1,69 @@
-"""Micro-batches: which rows of ART's packed tensors share a forward pass.
+"""Micro-batches: which of a step's sequences share a forward pass.
 
-Shapes: B rows of a micro-batch, T its longest row.
+Shapes: S tokens of the whole step, B rows of a micro-batch, T its longest row.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from art.loss import shift_tensor
+from torch.nn.utils.rnn import pad_sequence
 
-_KEYS = ("tokens", "assistant_mask", "logprobs", "advantages", "weights", "group_ids")
+# What ART's loss reads, and what stands in positions that hold no token.
+_PADDING = {
+    "tokens": 0,
+    "assistant_mask": 0,
+    "logprobs": math.nan,
+    "advantages": 0.0,
+    "weights": 0.0,
+    "group_ids": -1,
+}
+# A row shorter than this share of the longest goes into another batch: attention over padding
+# costs more than one batch more.
+_LIKE_LENGTH = 0.75
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """ART's packed tensors of a step, one row of all tokens, and where each sequence begins."""
+
+    tensors: dict[str, torch.Tensor]  # [S] each
+    starts: Sequence[int]
+    lengths: Sequence[int]
+    trained_tokens: int  # those that take part in the loss
+
+    @classmethod
+    def from_packed(cls, packed: Any) -> StepTensors:
+        """From ART's tensors [1, S], on disk or in memory: a sequence begins at position 0."""
+        tensors = {key: packed[key][0] for key in _PADDING}
+        (starts,) = torch.nonzero(packed["input_pos"][0] == 0, as_tuple=True)
+        ends = torch.cat([starts[1:], torch.tensor([tensors["tokens"].numel()])])
+        return cls(
+            tensors=tensors,
+            starts=starts.tolist(),
+            lengths=(ends - starts).tolist(),
+            trained_tokens=int(tensors["assistant_mask"].sum()),
+        )
+
+    def take(self, rows: list[int], device: torch.device) -> MicroBatch:
+        """The sequences of these numbers as a micro-batch, padded on the right."""
+        inputs = {}
+        for key, padding in _PADDING.items():
+            values = self.tensors[key]
+            parts = [values[self.starts[r] : self.starts[r] + self.lengths[r]] for r in rows]
+            padded = pad_sequence(parts, batch_first=True, padding_value=padding)
+            inputs[key] = padded.to(device)
+        return MicroBatch(inputs, predicts=shift_tensor(inputs["assistant_mask"], False))
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows on the device, cut to their longest.
+    """Rows on the device, padded to their longest.
 
     `inputs` are what `art.loss.loss_fn` reads, each [B, T]; `predicts` [B, T] marks the positions
     whose *next* token is trained.
@@ -25,16 +71,6 @@ class MicroBatch:
 
     inputs: dict[str, torch.Tensor]
     predicts: torch.Tensor
-
-
-def row_lengths(assistant_mask: torch.Tensor) -> list[int]:
-    """Tokens of each row up to its last trained one; what follows is padding.
-
-    `assistant_mask` is [rows, length]; a row without trained tokens counts 0.
-    """
-    positions = torch.arange(1, assistant_mask.shape[1] + 1)
-    lengths: list[int] = (assistant_mask * positions).amax(dim=1).tolist()
-    return lengths
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -46,16 +82,10 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     batches: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batches and (len(batches[-1]) + 1) * longest <= max_tokens:
+        fits = batches and (len(batches[-1]) + 1) * longest <= max_tokens
+        if fits and lengths[row] >= _LIKE_LENGTH * longest:
             batches[-1].append(row)
         else:
             batches.append([row])
             longest = lengths[row]
     return batches
-
-
-def take(tensors: Any, rows: list[int], lengths: Sequence[int], device: torch.device) -> MicroBatch:
-    """The rows of ART's packed tensors as a micro-batch."""
-    longest = max(lengths[row] for row in rows)
-    inputs = {key: tensors[key][rows, :longest].to(device) for key in _KEYS}
-    return MicroBatch(inputs=inputs, predicts=shift_tensor(inputs["assistant_mask"], False))

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from art.loss import loss_fn
 
 from babylon_tasks.errors import Final
 from babylon_tasks.training import Progress
-from workers.trainer.batches import MicroBatch, micro_batches, take
+from workers.trainer.batches import MicroBatch, StepTensors, micro_batches
 from workers.trainer.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -42,19 +42,6 @@ class Totals:
     micro_batches: int
 
 
-@dataclass(frozen=True)
-class StepTensors:
-    """ART's packed tensors of a step, and each row's real length."""
-
-    tensors: Any  # art's PackedTensors: [rows, length] each
-    lengths: Sequence[int]
-
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens that take part in the loss."""
-        return int(self.tensors["assistant_mask"].sum())
-
-
 def accumulate_within_memory(
     model: LanguageModel,
     step: StepTensors,
@@ -68,6 +55,7 @@ def accumulate_within_memory(
     Raises:
         Final: One sequence alone does not fit.
     """
+    micro_batch_tokens = min(micro_batch_tokens, model.most_tokens_at_once)
     while True:
         batches = micro_batches(step.lengths, micro_batch_tokens)
         attempt = _Attempt(model, step, batches, on_progress)
@@ -135,7 +123,7 @@ class _Attempt:
 
     def _take(self, rows: list[int]) -> MicroBatch:
         self.rows = rows
-        return take(self._step.tensors, rows, self._step.lengths, self._model.device)
+        return self._step.take(rows, self._model.device)
 
     def _backward(self, batch: MicroBatch, loss_config: Any) -> tuple[float, float]:
         logprobs_n, entropies_n = self._model.logprobs(batch.inputs["tokens"], batch.predicts)

@@ -11,13 +11,22 @@ import torch
 from art.preprocessing.pack import packed_tensors_from_dir
 
 from babylon_tasks.errors import Final
-from babylon_tasks.training import Progress, StepRequest
+from babylon_tasks.training import Hyperparameters, Progress, StepRequest
 from workers.trainer import checkpoint
-from workers.trainer.batches import row_lengths
-from workers.trainer.gradients import OneSequenceTooLarge, StepTensors, accumulate_within_memory
+from workers.trainer.batches import StepTensors
+from workers.trainer.gradients import OneSequenceTooLarge, accumulate_within_memory
 from workers.trainer.language_model import LanguageModel
 
 MAX_GRADIENT_NORM = 1.0
+
+
+def learning_rate(wanted: Hyperparameters, steps_before: int) -> float:
+    """The rate of the lineage's next step; it grows evenly to the full one in `warmup_steps`.
+
+    AdamW's first steps go the full rate in every direction, whatever the gradients' size: there
+    is no history yet that would tell signal from noise.
+    """
+    return wanted.learning_rate * min(1.0, (steps_before + 1) / max(1, wanted.warmup_steps))
 
 
 class TorchService:
@@ -56,8 +65,7 @@ class TorchService:
         self._on_progress(Progress("load"))
         optimizer, steps_before = self._load()
         loaded = time.monotonic()
-        tensors = packed_tensors_from_dir(**disk_packed_tensors)
-        step = StepTensors(tensors, row_lengths(tensors["assistant_mask"]))
+        step = StepTensors.from_packed(packed_tensors_from_dir(**disk_packed_tensors))
         metrics = self._optimize(optimizer, step, config, _config)
         trained = time.monotonic()
         self._on_progress(Progress("save"))
@@ -82,14 +90,12 @@ class TorchService:
         self._model.add_adapter(wanted.lora_rank, wanted.lora_alpha, self._request.seed)
         # No weight decay: it would move the adapter where the data says nothing, and what holds
         # it near the base model is the KL penalty.
-        optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=wanted.learning_rate, weight_decay=0.0
-        )
-        if self._request.parent is None:
-            return optimizer, 0
-        steps_before = checkpoint.load(self._model, optimizer, self._request)
-        for group in optimizer.param_groups:
-            group["lr"] = wanted.learning_rate  # the state carries the parent's
+        optimizer = torch.optim.AdamW(self._model.parameters(), weight_decay=0.0)
+        steps_before = 0
+        if self._request.parent is not None:
+            steps_before = checkpoint.load(self._model, optimizer, self._request)
+        for group in optimizer.param_groups:  # the parent's state carries the parent's rate
+            group["lr"] = learning_rate(wanted, steps_before)
         return optimizer, steps_before
 
     def _optimize(
@@ -122,6 +128,7 @@ class TorchService:
             "entropy": totals.entropy,
             "grad_norm": float(norm),
             "micro_batches": float(totals.micro_batches),
+            "learning_rate": optimizer.param_groups[0]["lr"],
         }
         if totals.kl is not None:
             metrics["kl"] = totals.kl

@@ -14,42 +14,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
-from art.preprocessing.tokenize import TokenizedResult
 
 from babylon_tasks.training import WindowShare
 from workers.trainer.chat_format import ChatFormat
+from workers.trainer.sequences import Sequences
+
+# What ART adds to a group's deviation. Where rewards differ less, it is not their deviation any
+# more that scales an advantage, and what is left would be rounding noise, or underflow.
+_EPSILON = 1e-6
 
 
 @dataclass
 class TokenizedGroups:
     """The sequences of a step, one per call, and what was left out and why."""
 
-    results: list[Any] = field(default_factory=list)  # art's TokenizedResult
-    dropped: Counter[str] = field(default_factory=Counter)  # empty, too_long, template
-    dropped_by_window: Counter[str] = field(default_factory=Counter)
+    sequences: Sequences = field(default_factory=Sequences)
+    dropped: Counter[str] = field(default_factory=Counter)  # calls: empty, too_long, template
+    without_advantage: int = 0  # trajectories
+    windows: dict[str, WindowShare] = field(default_factory=dict)  # by window id
 
-    @property
-    def context_tokens(self) -> int:
-        """All tokens of the sequences."""
-        return sum(len(result.token_ids) for result in self.results)
-
-    def by_window(self) -> dict[str, WindowShare]:
-        """What each window gave."""
-        sequences: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
-        for result in self.results:
-            window_id = result.trajectory.metadata["window_id"]
-            sequences[window_id] += 1
-            tokens[window_id] += sum(result.assistant_mask)
-        return {
-            each: WindowShare(sequences[each], self.dropped_by_window[each], tokens[each])
-            for each in {*sequences, *self.dropped_by_window}
-        }
-
-    @property
-    def trainable_tokens(self) -> int:
-        """Answer tokens, their end tokens included."""
-        return sum(sum(result.assistant_mask) for result in self.results)
+    def note(self, window_id: str, calls: int, dropped: Counter[str], tokens: int) -> None:
+        """Count what one trajectory gave."""
+        self.dropped += dropped
+        share = self.windows.get(window_id, WindowShare(0, 0, 0))
+        self.windows[window_id] = WindowShare(
+            share.sequences + calls,
+            share.dropped + dropped.total(),
+            share.trainable_tokens + tokens,
+        )
 
 
 def tokenize_groups(
@@ -58,7 +50,7 @@ def tokenize_groups(
     max_sequence_tokens: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenizedGroups:
-    """Tokenize every call of every trajectory that has an advantage.
+    """Tokenize every call of every trajectory that has an advantage, one trajectory at a time.
 
     `on_progress` gets (groups done, groups in all). Calls that are empty or longer than
     `max_sequence_tokens` are left out and counted.
@@ -67,39 +59,39 @@ def tokenize_groups(
     for done, group in enumerate(groups, start=1):
         for trajectory, advantage in zip(group, advantages(group), strict=True):
             if advantage == 0:
+                tokenized.without_advantage += 1
                 continue
             dropped: Counter[str] = Counter()
-            results = list(
-                _tokenize_trajectory(chat, trajectory, advantage, max_sequence_tokens, dropped)
-            )
-            tokenized.dropped += dropped
-            tokenized.dropped_by_window[trajectory.metadata["window_id"]] += dropped.total()
-            weight = 1 / (sum(sum(result.assistant_mask) for result in results) + 1e-6)
-            for result in results:
-                result.weight = weight
-                result.prompt_id = len(tokenized.results)  # its own: no prompt is shared
-                tokenized.results.append(result)
+            calls = list(_tokenize_trajectory(chat, trajectory, max_sequence_tokens, dropped))
+            tokens = sum(len(answer) for _, answer in calls)
+            weight = 1 / (tokens + 1e-6)
+            for prompt, answer in calls:
+                tokenized.sequences.add(prompt, answer, advantage, weight)
+            tokenized.note(trajectory.metadata["window_id"], len(calls), dropped, tokens)
         on_progress(done, len(groups))
     return tokenized
 
 
 def advantages(group: Any) -> list[float]:
-    """GRPO: each reward less the group's mean, over the group's deviation, as ART has it."""
+    """GRPO: each reward less the group's mean, over the group's deviation, as ART has it.
+
+    All are 0 where the rewards cannot be told apart.
+    """
     rewards = [trajectory.reward for trajectory in group]
     if not rewards:
         return []
     mean = sum(rewards) / len(rewards)
-    deviation = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / len(rewards))
-    return [(reward - mean) / (deviation + 1e-6) for reward in rewards]
+    # Not squares, as ART: those of tiny differences are 0, those of huge ones infinite.
+    deviation = math.hypot(*(reward - mean for reward in rewards)) / math.sqrt(len(rewards))
+    if not _EPSILON < deviation < math.inf:
+        return [0.0] * len(rewards)
+    return [(reward - mean) / (deviation + _EPSILON) for reward in rewards]
 
 
 def _tokenize_trajectory(
-    chat: ChatFormat,
-    trajectory: Any,
-    advantage: float,
-    max_sequence_tokens: int,
-    dropped: Counter[str],
-) -> Iterator[Any]:
+    chat: ChatFormat, trajectory: Any, max_sequence_tokens: int, dropped: Counter[str]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Prompt and answer of each call, the answer with its end."""
     prompts, answers = [], []
     for messages in _histories(trajectory):
         try:
@@ -109,16 +101,14 @@ def _tokenize_trajectory(
             continue
         prompts.append(prompt)
         answers.append(messages[-1]["content"])
-    for prompt, prompt_ids, answer_ids in zip(
-        prompts, chat.encode(prompts), chat.encode(answers), strict=True
-    ):
+    for prompt_ids, answer_ids in zip(chat.encode(prompts), chat.encode(answers), strict=True):
         trained = [*answer_ids, *chat.end_ids]
         if not answer_ids:
             dropped["empty"] += 1
         elif len(prompt_ids) + len(trained) > max_sequence_tokens:
             dropped["too_long"] += 1
         else:
-            yield _result(prompt, prompt_ids, trained, advantage, trajectory)
+            yield prompt_ids, trained
 
 
 def _histories(trajectory: Any) -> Iterator[list[dict[str, Any]]]:
@@ -126,23 +116,3 @@ def _histories(trajectory: Any) -> Iterator[list[dict[str, Any]]]:
         yield trajectory.messages_and_choices
     for history in trajectory.additional_histories:
         yield history.messages_and_choices
-
-
-def _result(
-    prompt: str, prompt_ids: list[int], trained: list[int], advantage: float, trajectory: Any
-) -> Any:
-    length = len(prompt_ids) + len(trained)
-    return TokenizedResult(
-        advantage=advantage,
-        chat=prompt,
-        token_ids=[*prompt_ids, *trained],
-        input_pos=list(range(length)),
-        assistant_mask=[0] * len(prompt_ids) + [1] * len(trained),
-        logprobs=[math.nan] * length,
-        pixel_values=None,
-        image_grid_thw=None,
-        trajectory=trajectory,
-        choice_offsets=[],
-        extra_logprobs={},
-        _tokenizer=None,
-    )

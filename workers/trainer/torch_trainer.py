@@ -68,18 +68,19 @@ class TorchTrainer:
         phases["tokenize"] = backend.tokenize_seconds
         metrics = {**trained, **_reward_metrics(samples), **self._memory_metrics()}
         tokenized = backend.tokenized
+        sequences = tokenized.sequences
         return StepResult(
             loss=trained["loss"],
-            sequences=len(tokenized.results),
+            sequences=len(sequences),
             dropped_sequences=tokenized.dropped.total(),
-            trainable_tokens=tokenized.trainable_tokens,
-            context_tokens=tokenized.context_tokens,
+            trainable_tokens=sequences.trainable_tokens,
+            context_tokens=sequences.context_tokens,
             optimizer_steps=1,
             device=self._device_name(),
             gpu_seconds=seconds if self._device.type == "cuda" else 0.0,
             seconds_by_phase=phases,
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-            windows=tokenized.by_window(),
+            windows=tokenized.windows,
         )
 
     def _load_model(self, base_model: str) -> LanguageModel:
@@ -118,7 +119,9 @@ async def _train(
     return {name: float(result.metrics[name]) for name in OUR_METRICS if name in result.metrics}
 
 
-OUR_METRICS = ("loss", "entropy", "grad_norm", "kl", "micro_batches", "tokens_per_second")
+OUR_METRICS = (
+    "loss", "entropy", "grad_norm", "kl", "learning_rate", "micro_batches", "tokens_per_second",
+)  # fmt: skip
 
 
 def _reward_metrics(samples: list[Sample]) -> dict[str, float]:

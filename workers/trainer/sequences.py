@@ -1,0 +1,97 @@
+"""The sequences of a step, one after the other in flat arrays: nothing is padded, on no machine.
+
+12,000 calls of which the longest has 4,000 tokens would be 50 million padded positions; what the
+agents really saw is a fifth of that.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class Sequences:
+    """Token ids of many sequences, of which the end of each is trained.
+
+    An advantage and a weight belong to a whole sequence, so they are kept once, not per token.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = array("i")
+        self._lengths = array("q")
+        self._trained = array("q")
+        self._advantages = array("d")
+        self._weights = array("d")
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def add(
+        self, prompt: Sequence[int], answer: Sequence[int], advantage: float, weight: float
+    ) -> None:
+        """Append one sequence: the prompt is context, the answer (never empty) is trained."""
+        self._tokens.extend(prompt)
+        self._tokens.extend(answer)
+        self._lengths.append(len(prompt) + len(answer))
+        self._trained.append(len(answer))
+        self._advantages.append(advantage)
+        self._weights.append(weight)
+
+    @property
+    def context_tokens(self) -> int:
+        """All tokens of the sequences."""
+        return len(self._tokens)
+
+    @property
+    def trainable_tokens(self) -> int:
+        """Answer tokens, their end tokens included."""
+        return sum(self._trained)
+
+    def teach(self, advantage_balance: float) -> bool:
+        """Whether any advantage is left when negative ones are scaled by 1 - advantage_balance."""
+        return any(a > 0 or (a < 0 and advantage_balance < 1) for a in self._advantages)
+
+    def packed(self, advantage_balance: float) -> dict[str, Any]:
+        """ART's packed tensors, [1, all tokens]: one row that holds every sequence.
+
+        As ART's packing does: weights have a mean of one over the trained tokens, negative
+        advantages are multiplied by 1 - advantage_balance, and then advantages have a weighted
+        mean magnitude of one.
+
+        Raises:
+            ValueError: There is no sequence with an advantage.
+        """
+        if not self.teach(advantage_balance):
+            raise ValueError("no sequence has an advantage")
+        lengths = torch.tensor(self._lengths)
+        trained = torch.tensor(self._trained)
+        weights = torch.tensor(self._weights, dtype=torch.float64)
+        advantages = torch.tensor(self._advantages, dtype=torch.float64)
+        total = int(trained.sum())
+        weights /= (weights * trained).sum() / total
+        advantages[advantages < 0] *= 1 - advantage_balance
+        advantages /= (advantages.abs() * weights * trained).sum() / total
+
+        def per_token(values: torch.Tensor) -> torch.Tensor:
+            return values.repeat_interleave(lengths)[None]
+
+        starts = lengths.cumsum(0) - lengths
+        position = torch.arange(len(self._tokens))[None] - per_token(starts)
+        mask = position >= per_token(lengths - trained)
+        number = per_token(torch.arange(len(self)))
+        return {
+            "tokens": torch.frombuffer(self._tokens, dtype=torch.int32).long()[None],
+            "group_ids": number,
+            "parent_ids": number,
+            "input_pos": position,
+            "assistant_mask": mask,
+            "logprobs": torch.tensor(math.nan).expand(mask.shape),  # recorded traces carry none
+            "advantages": per_token(advantages.float()) * mask,
+            "weights": per_token(weights.float()) * mask,
+            "pixel_values": [None],
+            "image_grid_thw": [None],
+        }
