@@ -172,7 +172,7 @@ class Settings(BaseSettings):
         16_384,
         ge=16,
         le=INT32,
-        description="Padded tokens in one forward pass; halved on out-of-memory.",
+        description="Padded tokens in one forward pass; halved on out-of-memory; CPU: <= 4,096.",
     )
     learning_rate: float = Field(
         1e-5, gt=0, lt=1, description="AdamW's, constant after the warm-up."

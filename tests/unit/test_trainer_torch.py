@@ -88,6 +88,24 @@ def random_samples(seed: int, windows: int = 3) -> list[Sample]:
     ]
 
 
+def long_samples(seed: int, windows: int = 2) -> list[Sample]:
+    """Long prompts and short answers, as agents have them."""
+    rng = random.Random(seed)
+    return [
+        sample(
+            f"w{w}",
+            n,
+            rng.random(),
+            *[
+                ("You trade.", "rise or fall " * rng.randint(5, 40), "BUY " * rng.randint(1, 6))
+                for _ in range(rng.randint(1, 3))
+            ],
+        )
+        for w in range(windows)
+        for n in range(3)
+    ]
+
+
 # --- tokens ---
 
 
@@ -259,10 +277,11 @@ def test_micro_batches_do_not_change_the_gradients(
         assert many.kl == pytest.approx(one.kl, rel=1e-4)
 
 
+@pytest.mark.parametrize("samples", [random_samples(6), long_samples(6)], ids=["odd", "long"])
 def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
-    base_model: str, chat: ChatFormat
+    base_model: str, chat: ChatFormat, samples: list[Sample]
 ) -> None:
-    model, step = moved_model(base_model), tensors_of(chat, random_samples(6))
+    model, step = moved_model(base_model), tensors_of(chat, samples)
     ours, totals = gradients_of(model, step, 0.0, 300)
     model.adapted.zero_grad()
     loss = 0.0
@@ -276,8 +295,11 @@ def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
     assert totals.loss == pytest.approx(loss, rel=1e-4)
 
 
-def test_the_kl_penalty_is_arts_over_the_whole_step(base_model: str, chat: ChatFormat) -> None:
-    model, step = moved_model(base_model), tensors_of(chat, random_samples(8))
+@pytest.mark.parametrize("samples", [random_samples(8), long_samples(8)], ids=["odd", "long"])
+def test_the_kl_penalty_is_arts_over_the_whole_step(
+    base_model: str, chat: ChatFormat, samples: list[Sample]
+) -> None:
+    model, step = moved_model(base_model), tensors_of(chat, samples)
     ours, totals = gradients_of(model, step, 0.5, 200)
     model.adapted.zero_grad()
     inputs = step.take(list(range(len(step.lengths))), model.device).inputs
@@ -318,6 +340,21 @@ def test_a_sequence_does_not_see_those_beside_it(
     loss = loss_fn(alone_batch.inputs, logprobs, None, None, {}, "sum").policy_loss_sum
     (loss / step.trained_tokens).backward()
     assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
+
+
+def test_the_last_layer_works_on_the_trained_positions_only(
+    base_model: str, chat: ChatFormat
+) -> None:
+    model, step = moved_model(base_model), tensors_of(chat, long_samples(3))
+    batch = step.take(max(micro_batches(step.lengths, 4096), key=len), model.device)
+    seen: list[int] = []
+    last = model._body().layers[-1]
+    last.mlp.down_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    some, _ = model.logprobs(batch.inputs["tokens"], batch.predicts)
+    model._last_layer = None
+    every, _ = model.logprobs(batch.inputs["tokens"], batch.predicts)
+    torch.testing.assert_close(some, every, rtol=1e-5, atol=1e-5)
+    assert seen == [int(batch.predicts.sum(1).max()), batch.predicts.shape[1]]
 
 
 def test_logits_in_several_chunks_give_the_same_gradients(

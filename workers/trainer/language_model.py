@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import UserError
 from workers.trainer.chat_format import ChatFormat
+from workers.trainer.last_layer import ATTENTION, LastLayer
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class LanguageModel:
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
             self.network.enable_input_require_grads()
+        self._last_layer = LastLayer(self._body()) if device.type == "cpu" else None
         self._check_head()
         self._adapted: Any = None
 
@@ -109,8 +111,7 @@ class LanguageModel:
         # Padding is on the right and attention is causal, so no trained position sees any:
         # without a mask the fast kernels serve, and positions count from 0 in every row.
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            hidden_bth = self._body()(input_ids=tokens, use_cache=False).last_hidden_state
-            hidden_nh = hidden_bth[predicts]
+            hidden_nh = self._hidden(tokens, predicts)[predicts]
             targets_n = tokens.roll(-1, dims=1)[predicts]
             parts = zip(
                 torch.split(hidden_nh, LOGIT_ROWS), torch.split(targets_n, LOGIT_ROWS), strict=True
@@ -122,6 +123,13 @@ class LanguageModel:
                 done = [self._head(*part) for part in parts]
         logprobs, entropies = zip(*done, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
+
+    def _hidden(self, tokens: torch.Tensor, predicts: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, T, H], right where `predicts` is true."""
+        only = self._last_layer.only(predicts) if self._last_layer else contextlib.nullcontext()
+        with only:
+            hidden: torch.Tensor = self._body()(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden
 
     def _head(
         self, hidden_nh: torch.Tensor, targets_n: torch.Tensor
@@ -143,13 +151,17 @@ class LanguageModel:
     def _check_head(self) -> None:
         """Refuse an architecture that does more between hidden states and logits than we do."""
         tokens = torch.arange(8, device=self.device)[None]
-        ours = self._logits(self._body()(input_ids=tokens, use_cache=False).last_hidden_state)
-        theirs = self.network(input_ids=tokens, use_cache=False).logits
-        if not torch.allclose(ours.float(), theirs.float(), rtol=0.02, atol=0.02):
-            raise UserError(
-                f"BASE_MODEL={self.base_model}: the architecture {type(self.network).__name__} "
-                "scales its logits in a way this trainer does not know; choose another"
-            )
+        predicts = tokens >= 6
+        theirs = self.network(input_ids=tokens, use_cache=False).logits[predicts]
+        for last_layer in (self._last_layer, None):
+            self._last_layer = last_layer  # an architecture may have one of another kind
+            ours = self._logits(self._hidden(tokens, predicts))[predicts]
+            if torch.allclose(ours.float(), theirs.float(), rtol=0.02, atol=0.02):
+                return
+        raise UserError(
+            f"BASE_MODEL={self.base_model}: the architecture {type(self.network).__name__} "
+            "scales its logits in a way this trainer does not know; choose another"
+        )
 
 
 def _load(base_model: str, device: torch.device) -> tuple[Any, Any]:
@@ -164,7 +176,7 @@ def _load(base_model: str, device: torch.device) -> tuple[Any, Any]:
             base_model,
             config=config,
             dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=ATTENTION if device.type == "cpu" else "sdpa",
             device_map=str(device),  # straight to the GPU: a copy in RAM first may not fit
             local_files_only=local,
         )
