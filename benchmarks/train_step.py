@@ -1,16 +1,24 @@
-"""Seconds per training step: this project's trainer against the shape of ART's own service.
+"""One training step: this project's trainer against ART's shape and a plain transformers loop.
 
-    python benchmarks/train_step.py [--json] [--repeats 5] [--kl-penalty 0.1]
+    python benchmarks/train_step.py [--json] [--kl-penalty 0.1] [--trajectories 64]
 
-Both train the same tiny model from the same weights on the same 32 recorded trajectories of about
-150 tokens (one call each), with the same ART: `LocalBackend.train`, its advantages, its packing,
-its loss. Both tokenize, load the parent's adapter, train, and save a checkpoint; warm, the median.
+All three train the same tiny model, with the same LoRA adapter and ART's loss, on the same recorded
+calls: 64 trajectories of 4 calls in windows of 8; the calls' lengths are log-normal (median 500
+tokens, sigma 1.0, cut at 4,000), their responses have 20 to 80 tokens.
 
-- *ours*: rows of like length share a forward pass, logits of trained positions only, one optimizer
-  step. Every token counts the same in the loss.
-- *ART's shape*: what its Unsloth service does with the same tensors: every trajectory a sequence
-  padded to 2,048 tokens, log-probabilities at every position in chunks of 1,024, an optimizer step
-  each. Without Unsloth's kernels and without putting vLLM to sleep: neither runs on a CPU.
+- *ours*: a whole step of the trainer, from the file of samples to the checkpoint: sequences of like
+  length share a forward pass, logits of trained positions only, one optimizer step.
+- *ART's shape*: what its Unsloth service does: every call a sequence padded to the longest rounded
+  up to a multiple of 2,048, log-probabilities at every position in chunks of 1,024, an optimizer
+  step each. Its rows cost the same each, so a few are measured and counted for all. Without
+  Unsloth's kernels and without putting vLLM to sleep: neither runs on a CPU.
+- *padded*: a plain loop: batches of 8 in the order they were recorded, padded to the longest of
+  the batch, attention mask, logits at every position, an optimizer step a batch. Reading and
+  tokenizing are not counted for it.
+
+Ours is measured before, between and after the others. Besides the wall clock, the process's CPU
+seconds are given: other programs on the machine disturb them less. With a KL penalty all make a
+pass of the base model; ours makes one more, because its mean is the step's and not the batch's.
 """
 
 from __future__ import annotations
@@ -19,12 +27,12 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +44,56 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the trainer process ha
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import art
-import msgspec
 import torch
 from art.local import LocalBackend
 from art.loss import loss_fn, shift_tensor
 from art.preprocessing.pack import packed_tensors_from_dir
+from recorded_calls import recorded_calls, write_samples
 
 from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.training import Call, Hyperparameters, Sample, StepRequest
+from babylon_tasks.training import Hyperparameters, StepRequest, StepResult
 from workers.trainer import checkpoint
+from workers.trainer.batches import StepTensors
 from workers.trainer.language_model import LanguageModel
 from workers.trainer.samples import read_samples, trajectory_groups
+from workers.trainer.tokenized import tokenize_groups
 from workers.trainer.torch_trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 
-TRAJECTORIES, PER_WINDOW, TOKENS = 32, 4, 150
+PER_WINDOW, CALLS = 8, 4
 CHUNK = 1024  # ART's logprob_calculation_chunk_size
+ART_ROWS = 8  # measured of the rows that cost the same
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds by the clock, and of all cores."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def of(cls, work: Callable[[], Any]) -> Cost:
+        """Of one run."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        return cls(time.perf_counter() - wall, time.process_time() - cpu)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.wall + other.wall, self.cpu + other.cpu)
+
+    def times(self, factor: float) -> Cost:
+        """So many of it."""
+        return Cost(self.wall * factor, self.cpu * factor)
+
+
+def optimizer_step(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+    """As ours: clipped, stepped, forgotten."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class ArtShapedService:
@@ -60,7 +101,8 @@ class ArtShapedService:
 
     def __init__(self, model: LanguageModel, request: StepRequest) -> None:
         self.model, self.request = model, request
-        self.optimizer_steps = 0
+        self.rows = self.row_length = 0
+        self.training = Cost(0, 0)
 
     async def train(
         self, disk_packed_tensors: Any, config: Any, _config: Any, verbose: bool = False
@@ -70,25 +112,27 @@ class ArtShapedService:
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
         checkpoint.load(model, optimizer, self.request)
         tensors = packed_tensors_from_dir(**disk_packed_tensors)
-        for row in range(disk_packed_tensors["num_sequences"]):
+        self.rows = disk_packed_tensors["num_sequences"]
+        self.row_length = disk_packed_tensors["sequence_length"]
+        for row in range(min(ART_ROWS, self.rows)):
             inputs = {
                 key: value[row : row + 1].to(model.device)
                 for key, value in tensors.items()
                 if isinstance(value, torch.Tensor)
             }
-            logprobs, entropies = self._logprobs(inputs["tokens"])
-            reference = None
-            if config.kl_penalty_coef > 0:
-                with torch.no_grad(), model.as_base():
-                    reference, _ = self._logprobs(inputs["tokens"])
-            loss = loss_fn(inputs, logprobs, reference, entropies, _config)
-            loss.policy_loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            self.optimizer_steps += 1
-            yield {"loss": float(loss.policy_loss.detach())}
-        checkpoint.save(model, optimizer, self.request, self.optimizer_steps)
+            self.training += Cost.of(lambda inputs=inputs: self._row(inputs, config, optimizer))
+            yield {"loss": 0.0}
+        checkpoint.save(model, optimizer, self.request, self.rows)
+
+    def _row(self, inputs: Any, config: Any, optimizer: torch.optim.Optimizer) -> None:
+        logprobs, entropies = self._logprobs(inputs["tokens"])
+        reference = None
+        if config.kl_penalty_coef > 0:
+            with torch.no_grad(), self.model.as_base():
+                reference, _ = self._logprobs(inputs["tokens"])
+        kl = {"kl_penalty_coef": config.kl_penalty_coef}
+        loss_fn(inputs, logprobs, reference, entropies, kl).policy_loss.backward()
+        optimizer_step(self.model, optimizer)
 
     def _logprobs(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `art.unsloth.train._calculate_logprobs`: every position, in chunks."""
@@ -118,8 +162,8 @@ class ArtShapedBackend(LocalBackend):  # type: ignore[misc]
         return self._service
 
 
-def art_shaped_step(model: LanguageModel, request: StepRequest) -> int:
-    """Run one step of ART's shape; returns its optimizer steps."""
+def art_shaped_step(model: LanguageModel, request: StepRequest) -> tuple[Cost, ArtShapedService]:
+    """Run one step of ART's shape; its cost with all rows."""
     service = ArtShapedService(model, request)
     backend = ArtShapedBackend(str(Path(request.scratch_dir) / "art"), service)
     backend._tokenizers[(request.base_model, None)] = model.tokenizer  # warm
@@ -128,91 +172,131 @@ def art_shaped_step(model: LanguageModel, request: StepRequest) -> int:
     trained = art.TrainableModel(
         name=request.model_name, project="babylon", base_model=request.base_model
     )
-    asyncio.run(
-        backend.train(
-            trained,
-            trajectory_groups(read_samples(request.samples_path)),
-            learning_rate=wanted.learning_rate,
-            kl_penalty_coef=wanted.kl_penalty,
-            advantage_balance=1 - wanted.negative_scale,
-            allow_training_without_logprobs=True,
-            save_checkpoint=False,
-        )
+    step = backend.train(
+        trained,
+        trajectory_groups(read_samples(request.samples_path)),
+        learning_rate=wanted.learning_rate,
+        kl_penalty_coef=wanted.kl_penalty,
+        advantage_balance=1 - wanted.negative_scale,
+        allow_training_without_logprobs=True,
+        save_checkpoint=False,
     )
-    return service.optimizer_steps
+    whole = Cost.of(lambda: asyncio.run(step))
+    unmeasured = service.rows / min(ART_ROWS, service.rows) - 1
+    return whole + service.training.times(unmeasured), service
 
 
-def make_samples(model: LanguageModel) -> list[Sample]:
-    """Trajectories of one call each, `TOKENS` tokens give or take a third."""
-    rng = random.Random(1)
-    words = ["momentum", "price", "rising", "falling", "market", "shares", "position", "risk"]
-    samples = []
-    for number in range(TRAJECTORIES):
-        target = rng.randint(TOKENS * 2 // 3, TOKENS * 4 // 3)
-        user = ""
-        response = "BUY because the momentum is rising" if number % 2 else "HOLD"
-        while len(model.chat.encode([user])[0]) < target - 40:
-            user += rng.choice(words) + " "
-        call = Call("You are a trading agent.", user, response)
-        window = f"w{number // PER_WINDOW}"
-        samples.append(Sample(window, f"t{number}", rng.random(), [call]))
-    return samples
+def padded_loop(model: LanguageModel, request: StepRequest, step: StepTensors) -> None:
+    """A plain loop over batches as they come; the mean of the KL is the batch's."""
+    wanted = request.hyperparameters
+    model.add_adapter(wanted.lora_rank, wanted.lora_alpha, request.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=wanted.learning_rate)
+    checkpoint.load(model, optimizer, request)
+    for first in range(0, len(step.lengths), BATCH):
+        rows = list(range(first, min(first + BATCH, len(step.lengths))))
+        inputs = step.take(rows, model.device).inputs
+        longest = inputs["tokens"].shape[1]
+        mask = torch.zeros(len(rows), longest, dtype=torch.long, device=model.device)
+        for number, row in enumerate(rows):
+            mask[number, : step.lengths[row]] = 1
+
+        def logprobs(tokens: torch.Tensor, mask: torch.Tensor = mask) -> torch.Tensor:
+            with torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
+                logits = model.network(
+                    input_ids=tokens, attention_mask=mask, use_cache=False
+                ).logits.float()
+            following = shift_tensor(tokens, 0)
+            return torch.log_softmax(logits, -1).gather(-1, following[..., None]).squeeze(-1)
+
+        reference = None
+        if wanted.kl_penalty > 0:
+            with torch.no_grad(), model.as_base():
+                reference = logprobs(inputs["tokens"])
+        kl = {"kl_penalty_coef": wanted.kl_penalty}
+        loss = loss_fn(inputs, logprobs(inputs["tokens"]), reference, None, kl)
+        loss.policy_loss.backward()
+        optimizer_step(model, optimizer)
 
 
-def median_seconds(repeats: int, step: Any) -> tuple[float, list[float]]:
-    """The median of `repeats` runs after one that is not counted."""
-    seconds = []
-    for number in range(repeats + 1):
-        started = time.perf_counter()
-        step(number)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:]), seconds[1:]
-
-
-def measure(folder: Path, repeats: int, kl_penalty: float) -> dict[str, Any]:
-    """Both trainers, in turn, on one model in this process."""
+def measure(folder: Path, trajectories: int, kl_penalty: float) -> dict[str, Any]:
+    """All three, in turn, on one model in this process."""
     base_model = str(make_tiny_model(folder / "model"))
     trainer = TorchTrainer("auto" if torch.cuda.is_available() else "cpu-0")
     model = trainer._load_model(base_model)
-    samples = make_samples(model)
-    (folder / "samples.jsonl").write_bytes(
-        b"".join(msgspec.json.encode(s) + b"\n" for s in samples)
-    )
+    samples = recorded_calls(model.chat, trajectories // PER_WINDOW, PER_WINDOW, CALLS)
 
-    def request(name: str, parent: str | None) -> StepRequest:
+    def request(name: str, parent: str | None, some: list[Any]) -> StepRequest:
+        (folder / name).mkdir()
+        write_samples(folder / name / "samples.jsonl", some)
         return StepRequest(
             model_name="benchmark", base_model=base_model, parent=parent,
-            samples_path=str(folder / "samples.jsonl"), scratch_dir=str(folder / name),
+            samples_path=str(folder / name / "samples.jsonl"), scratch_dir=str(folder / name),
             output_dir=str(folder / name / "out"), seed=1,
             hyperparameters=Hyperparameters(
-                learning_rate=1e-4, lora_rank=8, lora_alpha=16, kl_penalty=kl_penalty,
-                negative_scale=0.3, max_sequence_tokens=2048, micro_batch_tokens=16_384,
+                learning_rate=1e-4, warmup_steps=0, lora_rank=8, lora_alpha=16,
+                kl_penalty=kl_penalty, negative_scale=0.3, max_sequence_tokens=4096,
+                micro_batch_tokens=16_384,
             ),
         )  # fmt: skip
 
-    first = request("first", None)
-    result = trainer.step(first, lambda progress: None)
-    theirs, their_runs = median_seconds(
-        repeats, lambda n: art_shaped_step(model, request(f"art{n}", first.output_dir))
-    )
-    ours, our_runs = median_seconds(
-        repeats,
-        lambda n: trainer.step(request(f"ours{n}", first.output_dir), lambda progress: None),
-    )
+    first = request("first", None, samples[:PER_WINDOW])
+    trainer.step(first, lambda progress: None)  # warms up, and is the parent of all
+    ours: list[Cost] = []
+    results: list[StepResult] = []
+
+    def our_step() -> None:
+        asked = request(f"ours{len(ours)}", first.output_dir, samples)
+        ours.append(
+            Cost.of(lambda: results.append(trainer.step(asked, lambda progress: None)))
+        )  # fmt: skip
+
+    our_step()
+    arts, service = art_shaped_step(model, request("art", first.output_dir, samples))
+    our_step()
+    tokenized = tokenize_groups(model.chat, trajectory_groups(samples), 4096)
+    step = StepTensors.from_packed(tokenized.sequences.packed(0.7))
+    plain = request("padded", first.output_dir, samples)
+    padded = Cost.of(lambda: padded_loop(model, plain, step))
+    our_step()
+
+    own = Cost(*(statistics.median(getattr(c, name) for c in ours) for name in ("wall", "cpu")))
+    result = results[0]
+    outside = [1 - r.seconds_by_phase["train"] / c.wall for r, c in zip(results, ours, strict=True)]
     return {
         "device": result.device,
         "threads": torch.get_num_threads(),
-        "trajectories": TRAJECTORIES,
-        "tokens_per_trajectory": round(result.context_tokens / TRAJECTORIES, 1),
+        "trajectories": len(samples),
+        "calls": result.sequences,
+        "context_tokens": result.context_tokens,
+        "longest": max(step.lengths),
         "kl_penalty": kl_penalty,
-        "ours_seconds": round(ours, 4),
-        "art_shape_seconds": round(theirs, 4),
-        "times_faster": round(theirs / ours, 1),
-        "ours_optimizer_steps": result.optimizer_steps,
-        "art_shape_optimizer_steps": TRAJECTORIES,
-        "ours_runs": [round(s, 4) for s in our_runs],
-        "art_shape_runs": [round(s, 4) for s in their_runs],
+        "ratio_art_shape": round(arts.wall / own.wall, 1),
+        "ratio_padded": round(padded.wall / own.wall, 1),
+        "ratio_art_shape_cpu": round(arts.cpu / own.cpu, 1),
+        "ratio_padded_cpu": round(padded.cpu / own.cpu, 1),
+        "tokens_per_second": round(result.context_tokens / own.wall),
+        "outside_share": round(statistics.median(outside), 4),
+        "ours_seconds": [round(c.wall, 2) for c in ours],
+        "art_shape_seconds": round(arts.wall, 1),
+        "art_shape_row_length": service.row_length,
+        "art_shape_rows_measured": min(ART_ROWS, service.rows),
+        "padded_seconds": round(padded.wall, 1),
     }
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The figures for a person."""
+    seconds = statistics.median(figures["ours_seconds"])
+    return (
+        "{trajectories} trajectories, {calls} calls, {context_tokens} tokens (the longest "
+        "{longest}), KL penalty {kl_penalty}, on {device} ({threads} threads)\n"
+        f"  ours         {seconds:8.1f} s  {{tokens_per_second}} tokens/s, "
+        "{outside_share:.1%} outside forward, backward and optimizer\n"
+        "  ART's shape  {art_shape_seconds:8.1f} s  {ratio_art_shape} times ours "
+        "({ratio_art_shape_cpu} in CPU seconds)\n"
+        "  padded       {padded_seconds:8.1f} s  {ratio_padded} times ours "
+        "({ratio_padded_cpu} in CPU seconds)"
+    ).format(**figures)
 
 
 def main() -> None:
@@ -221,26 +305,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--repeats", type=int, default=5, help="runs after the warm-up")
-    parser.add_argument("--kl-penalty", type=float, default=0.1)
+    parser.add_argument("--kl-penalty", type=float, default=0.1, help="0: without")
+    parser.add_argument("--trajectories", type=int, default=64, help="a multiple of 8")
     arguments = parser.parse_args()
     stdout = os.dup(1)
     os.dup2(2, 1)  # ART prints
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), arguments.repeats, arguments.kl_penalty)
-    if arguments.json:
-        text = json.dumps(figures)
-    else:
-        text = (
-            f"{figures['trajectories']} trajectories of {figures['tokens_per_trajectory']} tokens "
-            f"on {figures['device']} ({figures['threads']} threads), "
-            f"KL penalty {figures['kl_penalty']}\n"
-            f"  ours         {figures['ours_seconds']:8.3f} s  {figures['ours_optimizer_steps']} "
-            f"optimizer step\n"
-            f"  ART's shape  {figures['art_shape_seconds']:8.3f} s  "
-            f"{figures['art_shape_optimizer_steps']} optimizer steps\n"
-            f"  {figures['times_faster']} times faster"
-        )
+        figures = measure(Path(folder), arguments.trajectories, arguments.kl_penalty)
+    text = json.dumps(figures) if arguments.json else report(figures)
     os.write(stdout, (text + "\n").encode())
 
 

@@ -1,0 +1,52 @@
+"""Recorded calls of a known length, for the benchmarks of the trainer."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import msgspec
+
+from babylon_tasks.training import Call, Sample
+from workers.trainer.chat_format import ChatFormat
+
+MEDIAN, SIGMA, LONGEST = 500, 1.0, 4000  # tokens of a call: log-normal, cut
+RESPONSE = (20, 80)
+SYSTEM = "You are a trading agent. Answer with one action and the reason for it."
+WORDS = ["momentum", "price", "rising", "falling", "market", "shares", "position", "risk", "news"]
+
+
+def recorded_calls(
+    chat: ChatFormat, windows: int, agents: int, calls: int, seed: int = 1
+) -> list[Sample]:
+    """`windows` x `agents` trajectories of so many calls each; rewards are random."""
+    rng = random.Random(seed)
+    words = [f" {word}" for word in WORDS]
+    cost = dict(zip(words, map(len, chat.encode(words)), strict=True))
+    system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ""}]
+    around = len(chat.encode([chat.prompt(system)])[0]) + len(chat.end_ids)
+
+    def text(tokens: int) -> str:
+        """Words of so many tokens, or of one less: the tokenizer merges none of them."""
+        picked = []
+        while fitting := [word for word in words if cost[word] <= tokens]:
+            picked.append(rng.choice(fitting))
+            tokens -= cost[picked[-1]]
+        return "".join(picked)
+
+    def call() -> Call:
+        length = min(LONGEST, round(math.exp(rng.gauss(math.log(MEDIAN), SIGMA))))
+        response = rng.randint(*RESPONSE)
+        return Call(SYSTEM, text(length - response - around), text(response))
+
+    return [
+        Sample(f"w{w}", f"w{w}-{agent}", rng.random(), [call() for _ in range(calls)])
+        for w in range(windows)
+        for agent in range(agents)
+    ]
+
+
+def write_samples(path: Path, samples: list[Sample]) -> None:
+    """One JSON line each, as the worker writes them for its trainer."""
+    path.write_bytes(b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
