@@ -277,6 +277,16 @@ def test_micro_batches_do_not_change_the_gradients(
         assert many.kl == pytest.approx(one.kl, rel=1e-4)
 
 
+def test_a_cpu_takes_no_more_at_once_than_its_cache_holds(
+    base_model: str, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.trainer.language_model.CPU_TOKENS", 200)
+    model, step = moved_model(base_model), tensors_of(chat, random_samples(5))
+    _, totals = gradients_of(model, step, 0.0, 16_384)
+    assert totals.micro_batches == len(micro_batches(step.lengths, 200))
+    assert totals.micro_batches > len(micro_batches(step.lengths, 16_384))
+
+
 @pytest.mark.parametrize("samples", [random_samples(6), long_samples(6)], ids=["odd", "long"])
 def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
     base_model: str, chat: ChatFormat, samples: list[Sample]
