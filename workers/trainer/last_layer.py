@@ -34,9 +34,8 @@ class LastLayer:
         layer = layers[-1] if layers is not None and len(layers) else None
         self._attention = getattr(layer, "self_attn", None)
         mlp = getattr(layer, "mlp", None)
-        if mlp is not None and hasattr(
-            mlp, "down_proj"
-        ):  # a dense one, as in Llama, Qwen, Mistral and Gemma
+        # Only a dense one, as in Llama, Qwen, Mistral and Gemma.
+        if mlp is not None and hasattr(mlp, "down_proj"):
             whole = mlp.forward
             mlp.forward = lambda hidden: self._mlp(whole, hidden)
         self._positions_bp: torch.Tensor | None = None
