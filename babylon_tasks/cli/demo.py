@@ -105,6 +105,7 @@ def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, st
         "BASE_MODEL": str(model),
         "CHECKPOINT_STORE": str((HOME / "checkpoints").resolve()),
         "LEARNING_RATE": "0.001",
+        "WARMUP_STEPS": "0",  # there are only a few
         "MIN_AGENTS_PER_WINDOW": "2",
         "SWEEP_SECONDS": "2",
         "MAX_STEP_TOKENS": "30000",  # several steps, so that one can see them follow each other

@@ -48,7 +48,11 @@ class Tokenizing(Trainer):
         groups = trajectory_groups(read_samples(request.samples_path))
         found = tokenize_groups(chat, groups, request.hyperparameters.max_sequence_tokens)
         assert not found.dropped
-        self.decoded = [tokenizer.decode(result.token_ids) for result in found.results]
+        packed = found.sequences.packed(advantage_balance=0.0)
+        tokens, numbers = packed["tokens"][0], packed["group_ids"][0]
+        self.decoded = [
+            tokenizer.decode(tokens[numbers == number]) for number in range(len(found.sequences))
+        ]
         return NoopTrainer().step(request, on_beat)
 
     def close(self) -> None:
