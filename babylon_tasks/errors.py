@@ -51,5 +51,9 @@ class JudgeUnavailable(Retryable):
         return str(self.args[0])
 
 
+class JudgePaused(JudgeUnavailable):
+    """The judge is well, but this task's time is over: another one goes on."""
+
+
 class JudgeFault(Retryable):
     """The judge was asked often enough, and in small enough groups, and gave no usable answer."""

@@ -46,15 +46,15 @@ def keep(
             left_out["failed_actions"] += 1
         elif outcome.calls and content in seen:
             left_out["duplicate"] += 1  # the same run, recorded twice
-        elif _draw(window_id, outcome.trajectory_id) < settings.dropout:
-            left_out["dropout"] += 1
         else:
             seen.add(content)
-            kept.append(outcome)
+            if _draw(window_id, outcome.trajectory_id) < settings.dropout:
+                left_out["dropout"] += 1
+            else:
+                kept.append(outcome)
     most = settings.max_per_window
     if most is not None and len(kept) > most:
-        drawn = sorted(kept, key=lambda o: _draw(window_id, "maximum", o.trajectory_id))[:most]
-        chosen = {o.trajectory_id for o in drawn}
+        chosen = _choose(kept, most, window_id)
         left_out["over_maximum"] += len(kept) - most
         kept = [o for o in kept if o.trajectory_id in chosen]
     return kept, left_out
@@ -72,6 +72,17 @@ def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:
     if spread <= 0 or spread < min_spread:
         return f"no signal: rewards spread {spread:.4f}, below MIN_REWARD_SPREAD={min_spread:g}"
     return None
+
+
+def _choose(outcomes: Sequence[Outcome], most: int, window_id: str) -> set[str]:
+    """Trajectory ids drawn by lot, the agents taking turns: as many agents as possible stay."""
+    drawn = sorted(outcomes, key=lambda o: _draw(window_id, "maximum", o.trajectory_id))
+    turns: Counter[str] = Counter()
+    places: list[tuple[int, int, str]] = []  # whose turn, by lot, trajectory id
+    for outcome in drawn:
+        places.append((turns[outcome.agent_id], len(places), outcome.trajectory_id))
+        turns[outcome.agent_id] += 1
+    return {trajectory_id for _, _, trajectory_id in sorted(places)[:most]}
 
 
 def _draw(*parts: str) -> float:

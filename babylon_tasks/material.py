@@ -91,7 +91,7 @@ async def collect(
                     continue
                 file.truncate(start)
                 file.seek(start)
-                _set_aside(worker, lease, window, None if stale else reason)
+                _set_aside(worker, lease, window, funnel, None if stale else reason)
     return material
 
 
@@ -132,7 +132,9 @@ async def _collect_window(
     return own, False
 
 
-def _set_aside(worker: Worker, lease: Lease, window: Window, reason: str | None) -> None:
+def _set_aside(
+    worker: Worker, lease: Lease, window: Window, funnel: Counter[str], reason: str | None
+) -> None:
     """Skip a window that has no signal left, or have a rewritten one (no reason) scored again."""
     settings = worker.settings
     name, tokens, ids = settings.model_name, [lease.token], [window.window_id]
@@ -151,6 +153,7 @@ def _set_aside(worker: Worker, lease: Lease, window: Window, reason: str | None)
             state=State.SKIPPED,
             holder=worker.holder,
             reason=reason,
+            funnel={name: count for name, count in funnel.items() if name != "sent"},
         )
         if ended and window.batch_id:
             requests.fail(tx, window.batch_id, f"window {window.window_id} is skipped: {reason}")

@@ -172,11 +172,7 @@ def _story(window: Window) -> str:
 
 
 def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_BATCH) -> list[str]:
-    """Claim due windows and score them, one commit each; return the windows moved on.
-
-    Raises:
-        UserError: Windows wait for a judge that cannot be asked as it is set.
-    """
+    """Claim due windows and score them, one commit each; return the windows moved on."""
     settings = worker.settings
     with worker.database.transaction() as tx:
         failures.answer_for(
@@ -185,7 +181,9 @@ def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_
         claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only, WITHOUT_JUDGE)
     if claimed:
         with Keeper(worker.database, settings, list(claimed.values())) as keeper:
-            return loop.run(score_claimed(worker, keeper, claimed))
+            moved = loop.run(score_claimed(worker, keeper, claimed))
+        if moved:
+            return moved
     return _judge(worker, only, limit)
 
 

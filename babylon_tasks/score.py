@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from babylon_tasks import failures, filters
 from babylon_tasks.errors import (
     JudgeFault,
+    JudgePaused,
     JudgeUnavailable,
     LeaseLost,
     ServerUnavailable,
     StaleClaim,
 )
-from babylon_tasks.judge.rubric import load_rubric
+from babylon_tasks.judge.rubric import Rubric
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.loop import all_done
 from babylon_tasks.plays import Play, decode_play
@@ -52,7 +53,7 @@ async def score_claimed(worker: Worker, keeper: Keeper, claimed: Mapping[str, Le
     """Score the claimed windows one after another; return those that moved on."""
     moved: list[str] = []
     async with open_reader(worker.settings) as reader:
-        for window in _still_due(worker, claimed):
+        for window in _still_due(worker, claimed, WITHOUT_JUDGE):
             lease = claimed[window.window_id]
             scorer = WITHOUT_JUDGE[window.scorer_to_use(worker.settings.scoring)]
             if await _score_window(worker, reader, keeper, window, lease, scorer):
@@ -74,7 +75,9 @@ async def judge_claimed(
             return [window.window_id] if done else []
 
         beats = asyncio.create_task(_beat(keeper, worker.settings))
-        scoring = asyncio.create_task(all_done(map(score_one, _still_due(worker, claimed))))
+        scoring = asyncio.create_task(
+            all_done(map(score_one, _still_due(worker, claimed, scorers)))
+        )
         try:
             await asyncio.wait((beats, scoring), return_when=asyncio.FIRST_COMPLETED)
             if beats.done():
@@ -94,11 +97,18 @@ async def _beat(keeper: Keeper, settings: Settings) -> None:
         keeper.beat()
 
 
-def _still_due(worker: Worker, claimed: Mapping[str, Lease]) -> list[Window]:
-    """Without those that somebody finished between our look and our lease."""
+def _still_due(
+    worker: Worker, claimed: Mapping[str, Lease], scorers: Mapping[str, Scorer]
+) -> list[Window]:
+    """Without those that somebody finished, or wants otherwise, since we claimed them."""
+    settings = worker.settings
     with worker.database.transaction() as tx:
-        windows = window_rows.read(tx, worker.settings.model_name, list(claimed))
-    return [window for window in windows if window.state == State.DUE]
+        windows = window_rows.read(tx, settings.model_name, list(claimed))
+    return [
+        window
+        for window in windows
+        if window.state == State.DUE and window.scorer_to_use(settings.scoring) in scorers
+    ]
 
 
 async def _score_window(
@@ -185,6 +195,7 @@ class _Found:
     scorer: str
     scores: Sequence[Score]
     why_skip: str | None
+    rubric: Rubric | None = None
     fell_back: bool = False
 
 
@@ -197,7 +208,7 @@ async def _score(worker: Worker, group: Group, scorer: Scorer) -> _Found:
     try:
         found = await scorer.score(group)
     except (JudgeUnavailable, JudgeFault) as error:
-        if settings.judge_fallback == "wait":
+        if settings.judge_fallback == "wait" or isinstance(error, JudgePaused):
             raise
         log.warning("window %s falls back to the heuristic: %s", group.window_id, error)
         scorer, fell_back = WITHOUT_JUDGE["heuristic"], True
@@ -205,7 +216,7 @@ async def _score(worker: Worker, group: Group, scorer: Scorer) -> _Found:
     trainable = {o.trajectory_id for o in group.outcomes if o.text_bytes}
     rewards = [s.score for s in found if s.trajectory_id in trainable]
     why_skip = filters.no_signal(rewards, settings.min_reward_spread)
-    return _Found(scorer.name, found, why_skip, fell_back)
+    return _Found(scorer.name, found, why_skip, scorer.rubric, fell_back)
 
 
 def _too_small(settings: Settings, outcomes: Sequence[Outcome]) -> str | None:
@@ -246,15 +257,16 @@ def _commit(worker: Worker, window: Window, lease: Lease, read: Read, found: _Fo
         )
         if not moved:
             raise StaleClaim(f"window {window.window_id} was scored by somebody else")
-        if judged and settings.primary:
-            rubric = load_rubric(settings.judge_rubric)
+        if settings.primary and (judged or window.score_rev):
+            scores.forget_judgments(tx, window.window_id)  # of an earlier round
+        if judged and settings.primary and found.rubric:
             scores.tell_app(
                 tx,
                 model_name=settings.model_name,
                 scorer=found.scorer,
                 window_id=window.window_id,
-                judge_version=f"{found.scorer}-{rubric.hash}",
-                criteria=rubric.as_json(),
+                judge_version=f"{found.scorer}-{found.rubric.hash}",
+                criteria=found.rubric.as_json(),
             )
         if reason and window.batch_id:
             requests.fail(tx, window.batch_id, f"window {window.window_id} is skipped: {reason}")

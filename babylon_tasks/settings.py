@@ -139,11 +139,14 @@ class Settings(BaseSettings):
     judge_context_tokens: int = Field(
         32_000, ge=4_000, le=INT32, description="Tokens of prompt and answer that the judge takes."
     )
+    judge_thinking_tokens: int = Field(
+        0, ge=0, le=INT32, description="Tokens that a reasoning judge may spend before it answers."
+    )
     judge_concurrency: int = Field(
         16, ge=1, le=1000, description="Questions to the judge at once, of all workers together."
     )
     judge_timeout_seconds: float = Field(
-        60, gt=0, le=3600, description="An answer that takes longer is given up."
+        60, gt=0, le=600, description="An answer that takes longer is given up."
     )
     judge_fallback: Literal["wait", "heuristic"] = Field(
         "wait", description="What a window does while the judge cannot be asked."
@@ -240,6 +243,18 @@ class Settings(BaseSettings):
     def _lease_outlives_its_heartbeat(self) -> Settings:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("HEARTBEAT_SECONDS must be at most half of LEASE_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_each_other(self) -> Settings:
+        if self.max_per_window is not None and self.max_per_window < self.min_agents_per_window:
+            raise ValueError("MAX_PER_WINDOW must be at least MIN_AGENTS_PER_WINDOW")
+        prices = (self.judge_input_usd_per_million, self.judge_output_usd_per_million)
+        if (prices[0] is None) != (prices[1] is None):
+            raise ValueError(
+                "JUDGE_INPUT_USD_PER_MILLION and JUDGE_OUTPUT_USD_PER_MILLION go together: "
+                "set both, or neither"
+            )
         return self
 
     def postgres(self) -> str:

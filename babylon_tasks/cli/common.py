@@ -24,9 +24,12 @@ def print_json(value: Any) -> None:
 
 
 def wide_console() -> Console:
-    """Tables fit a terminal, and are never cut short in a file or a log."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    """Tables fit a terminal, and are never cut short in a file or a log.
+
+    Without markup: a judge's error or an agent's name may hold brackets.
+    """
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=200, markup=False)
 
 
 def interrupt(*_: object) -> None:

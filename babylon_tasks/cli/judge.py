@@ -9,6 +9,7 @@ import click
 from babylon_tasks import loop
 from babylon_tasks.cli.common import as_json, print_json, ready_worker
 from babylon_tasks.cli.windows import no_windows
+from babylon_tasks.errors import UserError
 from babylon_tasks.judge.check import Check
 from babylon_tasks.judge.check import check as check_judge
 from babylon_tasks.judge.judge import Judge
@@ -47,8 +48,12 @@ def check(window_id: str | None, as_json: bool) -> None:
         print_json(told)
         return
     for key, value in told.items():
-        shown = "unknown" if value is None else f"{value:+.3f}" if key in _SIGNED else value
+        shown = "unknown" if value is None else f"{value:+.3f}" if key in _SIGNED else _told(value)
         click.echo(f"{key:26} {shown}")
+
+
+def _told(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 _SIGNED = (
@@ -62,6 +67,10 @@ _SIGNED = (
 async def _check(worker: Worker, window_id: str) -> Check:
     async with open_reader(worker.settings) as reader:
         read = await read_group(worker, reader, window_id, sees_plays=True)
+    if len(read.group.outcomes) < 3:
+        raise UserError(
+            f"window {window_id} has {len(read.group.outcomes)} trajectories to judge, needs 3"
+        )
     return await check_judge(read.group, Judge(worker))
 
 

@@ -9,6 +9,8 @@ import click
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, interrupt, print_json, ready_worker
 from babylon_tasks.cli.windows import no_windows
+from babylon_tasks.errors import UserError
+from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import changed, load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.windows import State
@@ -31,7 +33,8 @@ def train(
 ) -> None:
     """Score and train all that is due, in this process, and publish; then end.
 
-    The same claims as the workers', so running workers do no harm; it needs no Redis.
+    The same claims as the workers', so running workers do no harm; but what they score, they score
+    by their own settings. It needs no Redis.
 
     Example: babylon train --min-agents 3 --lookback-hours 48 --max-per-window 8
     """
@@ -57,27 +60,36 @@ def train(
         found = window_rows.listing(tx, settings)
     if not states[State.DUE] and not states[State.SCORED]:
         raise no_windows(worker.database, settings, found)
-    steps = []
+    steps, published = [], []
+    looked: list[str] | None = None
     trainer = gpu.make_trainer(0)
     try:
         while True:
             scored = pipeline.score(worker)
             report = pipeline.train(worker, trainer)
             if report:
+                published += pipeline.publish(worker)
                 steps.append({"step": report.step, "version": report.version})
                 if not as_json:
                     click.echo(
                         f"step {report.step} ({report.version}): {len(report.window_ids)} windows, "
                         f"{report.trajectories} trajectories, loss {report.result.loss:.4f}"
                     )
-            if not scored and not report:
+            if scored or report:
+                continue
+            # What failed waits; others may be due yet. The same ones again: nothing moves.
+            due = pipeline.sweep(worker, SCORE_BATCH).due
+            if not due or due == looked:
                 break
+            looked = due
     finally:
         trainer.close()
-    published = pipeline.publish(worker)
     with worker.database.transaction() as tx:
         states = window_rows.count_states(tx, settings.model_name)
+        why = window_rows.last_error(tx, settings.model_name)
     left = {str(state): states[state] for state in (State.DUE, State.SCORED) if states[state]}
+    if left and why and not steps:
+        raise UserError(f"nothing was trained, windows wait: {why}")
     if as_json:
         print_json({"steps": steps, "published": published, "left": left})
         return

@@ -95,6 +95,8 @@ def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> 
         click.echo(f"{window_id} is {state} already")
     if not due and not ended:
         click.echo("nothing new is due: `babylon windows list` shows every window")
+    if scoring and ended:
+        raise UserError("a window that was trained is not scored again")
 
 
 @windows.command()
@@ -195,8 +197,11 @@ def _wake_scorers(due: list[str]) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(each)}" for key, each in value.items())
+        known = {key: each for key, each in value.items() if each is not None}
+        return ", ".join(f"{key} {_cell(each)}" for key, each in known.items())
     if isinstance(value, list):
         return "; ".join(_cell(each) for each in value)
     return str(value)

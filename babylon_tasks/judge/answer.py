@@ -49,23 +49,24 @@ class Answer:
 def find_entries(content: str) -> list[Entry] | None:
     """The entries in a text that should be `{"scores": […]}` alone, and often is not.
 
-    Each part of the text is read once, however odd it is: this runs in the event loop.
+    Of several (a draft, then the answer) the last. Each part of the text is read once, however odd
+    it is: this runs in the event loop.
     """
-    end = 0
+    end, last = 0, None
     for _ in range(_MAX_OBJECTS):
         start = _OBJECT.search(content, end)
         if start is None:
-            return None
+            break
         try:
             found, end = _decoder.raw_decode(content, start.start())
         except json.JSONDecodeError as error:
             end = max(error.pos, start.end())
         except RecursionError:
-            return None
+            break
         else:
             if isinstance(found.get("scores"), list):
-                return _entries(found["scores"])
-    return None
+                last = _entries(found["scores"])
+    return last
 
 
 def _entries(scores: list[Any]) -> list[Entry] | None:

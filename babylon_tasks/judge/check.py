@@ -37,14 +37,14 @@ class Check:
 
 
 async def check(group: Group, judge: Judge) -> Check:
-    """Ask twice, whatever was bought before; of a large window the first group only.
+    """Ask twice about 3 trajectories or more, whatever was bought before.
+
+    Of a large window the first group only.
 
     Raises:
-        UserError: Fewer than 3 trajectories, or all of them look the same.
+        UserError: All trajectories look the same.
         JudgeUnavailable, JudgeFault: It gave no answer to check.
     """
-    if len(group.outcomes) < 3:
-        raise UserError(f"window {group.window_id} has {len(group.outcomes)} trajectories to judge")
     exhibit = prepare(group, judge)
     if len(set(exhibit.texts.values())) == 1:
         raise UserError(f"all trajectories of window {group.window_id} look the same to a judge")

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from babylon_tasks.errors import JudgeFault, JudgeUnavailable, UserError
+from babylon_tasks.errors import JudgeFault, JudgePaused, JudgeUnavailable, UserError
 from babylon_tasks.judge import ruler_call
 from babylon_tasks.judge.answer import Answer, fault_of
 from babylon_tasks.judge.rubric import load_rubric
@@ -26,7 +26,8 @@ from babylon_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
 
-ANSWER_TOKENS = 100  # of one trajectory's id, explanation and score
+ANSWER_TOKENS = 120  # of one trajectory's id, explanation and score
+_AROUND_ANSWER_TOKENS = 200  # braces, fences, a polite sentence
 _QUESTION_TOKENS = 400  # of what ruler() and the provider put around our texts
 
 _TRIES = 4  # for any answer
@@ -34,7 +35,7 @@ _ANSWERS = 3  # for a usable one
 _FIRST_WAIT_SECONDS = 1.0  # between tries, doubled with each
 _LONGEST_WAIT_SECONDS = 60.0  # a judge that asks for more is asked again in another task
 _LIMIT_WAIT_SECONDS = 600.0  # JUDGE_DAILY_USD may have been raised by then
-_FOR_OTHERS_SECONDS = 0.2  # between looks at what the questions in flight have cost
+_FOR_OTHERS_SECONDS = 1.0  # between looks at what the questions in flight have cost
 _TASK_SECONDS = 1200.0  # then the rest is left to another task; workers end theirs after 1800
 
 _FORM = """
@@ -64,7 +65,7 @@ class Judged:
 
 
 class Judge:
-    """Asks for one task; made inside its event loop.
+    """Asks for one task.
 
     Raises:
         UserError: The rubric cannot be read or is too long, ART or the judge's key is missing, or
@@ -97,7 +98,7 @@ class Judge:
     def room(self, context: str) -> int:
         """Tokens that are left for trajectories and the answers about them."""
         around = estimate_tokens(self._rubric_for(1) + context) + _QUESTION_TOKENS
-        return self._settings.judge_context_tokens - around
+        return self._settings.judge_context_tokens - around - self._longest_answer(0)
 
     async def ask(
         self, window_id: str, shown: Sequence[Shown], context: str, *, again: bool = False
@@ -189,7 +190,12 @@ class Judge:
                 try:
                     async with self._reserved(self._most_usd(texts, context, rubric)):
                         answer = await ruler_call.ask_ruler(
-                            texts, context, rubric, self._settings, self._price
+                            texts,
+                            context,
+                            rubric,
+                            self._settings,
+                            self._price,
+                            self._longest_answer(len(texts)),
                         )
                     self._answered += 1
                     return answer
@@ -197,12 +203,14 @@ class Judge:
                     wait = error.wait_seconds
                     if wait is None:
                         wait = _FIRST_WAIT_SECONDS * 2 ** (tried - 1)
-                        if tried == _TRIES and self._answered > answered_before:
-                            # Others were answered meanwhile: it is this question.
-                            raise JudgeFault(f"no answer to this question: {error}") from None
+                    answers_others = self._answered > answered_before and not error.limited
+                    if tried == _TRIES and answers_others:
+                        raise JudgeFault(f"no answer to this question: {error}") from None
                     if tried == _TRIES or wait > _LONGEST_WAIT_SECONDS:
                         self._gone = JudgeUnavailable(
-                            f"the judge does not answer: {error}", error.wait_seconds or 0.0
+                            f"the judge does not answer: {error}; is it well, and is "
+                            "JUDGE_BASE_URL right?",
+                            error.wait_seconds or 0.0,
                         )
                         raise self._gone from None
                     log.warning("asking again in %.1f s: %s", wait, error)
@@ -219,15 +227,21 @@ class Judge:
         while (wait := self._wait_until - time.monotonic()) > 0 and self._gone is None:
             await asyncio.sleep(wait)
         if time.monotonic() > self._ends_at:
-            self._gone = JudgeUnavailable("judging took too long; it goes on in another task")
+            self._gone = JudgePaused("judging took too long; it goes on in another task")
         if self._gone is not None:
             raise self._gone
+
+    def _longest_answer(self, count: int) -> int:
+        """Tokens after which the judge is cut off."""
+        thinking = self._settings.judge_thinking_tokens
+        return count * ANSWER_TOKENS + _AROUND_ANSWER_TOKENS + thinking
 
     def _most_usd(self, texts: Sequence[str], context: str, rubric: str) -> float:
         if self._price is None:
             return 0.0
         prompt_tokens = estimate_tokens("\n".join([rubric, context, *texts])) + _QUESTION_TOKENS
-        return prompt_tokens * self._price.input + len(texts) * ANSWER_TOKENS * self._price.output
+        answer_tokens = self._longest_answer(len(texts))
+        return prompt_tokens * self._price.input + answer_tokens * self._price.output
 
     @asynccontextmanager
     async def _reserved(self, usd: float) -> AsyncIterator[None]:

@@ -9,12 +9,16 @@ import asyncio
 import functools
 import importlib.util
 import logging
+import math
 import os
 import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from babylon_tasks.errors import JudgeFault, JudgeUnavailable, UserError
 from babylon_tasks.judge.answer import Answer, Entry, find_entries
@@ -22,7 +26,14 @@ from babylon_tasks.line import one_line
 from babylon_tasks.settings import Settings
 
 _TOO_LONG = ("context", "too long", "too large", "maximum model length", "maximum length")
-_FILTERED = ("content_filter", "content_policy", "contentpolicyviolation")
+_MISNAMED = (
+    "insufficient_quota",
+    "provider not provided",
+    "model_not_found",
+    "model not found",
+    "unknown model",
+    "invalid model",
+)
 
 # At DEBUG they log prompts and keys, at INFO a line for every call.
 _TALKATIVE = (
@@ -40,11 +51,17 @@ _received: ContextVar[list[Any]] = ContextVar("received")
 
 
 class Busy(Exception):
-    """The judge did not answer this time; `wait_seconds` is what it asked for, or None."""
+    """The judge did not answer this time; `wait_seconds` is what it asked for, or None.
 
-    def __init__(self, message: str, wait_seconds: float | None = None) -> None:
+    `limited` is whether it has too much to do, whatever it is asked.
+    """
+
+    def __init__(
+        self, message: str, wait_seconds: float | None = None, *, limited: bool = False
+    ) -> None:
         super().__init__(message)
         self.wait_seconds = wait_seconds
+        self.limited = limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +83,22 @@ def require_installed() -> None:
 
 
 def require_key(settings: Settings) -> None:
-    """Refuse to judge without a key, which litellm would take for the judge's own fault.
+    """Refuse to judge without a provider or a key, which litellm would take for the judge's fault.
 
     Raises:
-        UserError: It is missing; the message names the variables.
+        UserError: One is missing; the message names the variables.
     """
+    litellm, _ = load()
+    if not settings.judge_base_url:
+        try:
+            litellm.get_llm_provider(settings.judge_model)
+        except litellm.exceptions.BadRequestError:
+            raise UserError(
+                f"JUDGE_MODEL={settings.judge_model} names no provider that litellm knows: write "
+                "provider/model, or set JUDGE_BASE_URL"
+            ) from None
     if settings.judge_base_url or settings.judge_api_key:
         return
-    litellm, _ = load()
     for name, value in list(os.environ.items()):
         if name.endswith("_API_KEY") and not value:
             del os.environ[name]  # litellm takes an empty one for a key
@@ -113,9 +138,16 @@ def price(settings: Settings) -> Price | None:
 
 
 async def ask_ruler(
-    texts: Sequence[str], context: str, rubric: str, settings: Settings, per_token: Price | None
+    texts: Sequence[str],
+    context: str,
+    rubric: str,
+    settings: Settings,
+    per_token: Price | None,
+    max_tokens: int,
 ) -> Answer:
     """Ask once about the texts, which the judge sees as trajectories "1", "2", …
+
+    The answer is cut off after `max_tokens`.
 
     Raises:
         Busy: No answer: a rate limit, a server's fault, a timeout, a connection cut off.
@@ -133,7 +165,7 @@ async def ask_ruler(
             scores = await ruler(
                 [[shared, {"role": "user", "content": text}] for text in texts],
                 judge_model=_model(settings),
-                extra_litellm_params=_parameters(settings),
+                extra_litellm_params={**_parameters(settings), "max_tokens": max_tokens},
                 rubric=rubric,
             )
         entries = [Entry(s.trajectory_id.strip(), s.score, s.explanation) for s in scores]
@@ -170,18 +202,17 @@ def _refusal(error: Any, settings: Settings) -> Exception:
     """What an error of litellm means for us. Its classes go by words; the status says more."""
     status = getattr(error, "status_code", None)
     said = f"{type(error).__name__} {error} {_codes(error)}".lower()
-    why = _redacted(f"{settings.judge_model} ({type(error).__name__}): {error}", settings)
-    if status in (400, 413, 422) and any(words in said for words in _TOO_LONG):
-        return JudgeFault(
-            f"{why}: lower JUDGE_CONTEXT_TOKENS (now {settings.judge_context_tokens})"
-        )
-    if status == 400 and any(words in said for words in _FILTERED):
-        return JudgeFault(why)
-    if status in (400, 401, 402, 403, 404, 405, 413, 422) or "insufficient_quota" in said:
+    where = f" at {urlsplit(settings.judge_base_url).netloc}" if settings.judge_base_url else ""
+    why = _redacted(f"{settings.judge_model}{where} ({type(error).__name__}): {error}", settings)
+    if status in (401, 402, 403, 404, 405) or any(words in said for words in _MISNAMED):
         return JudgeUnavailable(
             f"{why}: check JUDGE_MODEL, JUDGE_BASE_URL, the judge's key and its account"
         )
-    return Busy(why, _retry_after(error))
+    if status in (400, 413, 422):
+        # It is about this question: others may well be answered.
+        lower = f": lower JUDGE_CONTEXT_TOKENS (now {settings.judge_context_tokens})"
+        return JudgeFault(why + (lower if any(words in said for words in _TOO_LONG) else ""))
+    return Busy(why, _retry_after(error), limited=status in (429, 503, 529))
 
 
 def _codes(error: BaseException | None) -> str:
@@ -233,9 +264,14 @@ def load() -> tuple[Any, Any]:
 
 def _model(settings: Settings) -> str:
     """litellm needs a provider; an address of one's own speaks OpenAI's protocol."""
-    if settings.judge_base_url and "/" not in settings.judge_model:
+    if settings.judge_base_url and not _has_provider(settings.judge_model):
         return f"openai/{settings.judge_model}"
     return settings.judge_model
+
+
+def _has_provider(model: str) -> bool:
+    litellm, _ = load()
+    return model.partition("/")[0] in {str(each.value) for each in litellm.provider_list}
 
 
 def _parameters(settings: Settings) -> dict[str, object]:
@@ -257,11 +293,15 @@ def _parameters(settings: Settings) -> dict[str, object]:
 
 def _retry_after(error: Any) -> float | None:
     headers = getattr(error, "litellm_response_headers", None) or {}
+    told = str(headers.get("retry-after", "")).strip()
     try:
-        wait = float(headers.get("retry-after", ""))
+        wait = float(told)
     except ValueError:
-        return None
-    return min(wait, 86_400.0) if wait >= 0 else None
+        try:
+            wait = (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(wait, 0.0), 86_400.0) if math.isfinite(wait) else None
 
 
 def _redacted(text: str, settings: Settings) -> str:

@@ -53,4 +53,4 @@ def _line(market: Market, names: Mapping[str, str]) -> str:
         return f"- {plain(market.ticker, _TICKER_CHARS)}: {prices}{percent}"
     name = names.get(market.id or "", "?")
     question = plain(market.question or "?", _QUESTION_CHARS)
-    return f"- {name}: {question} {plain(market.outcome or 'unresolved', _TICKER_CHARS)}"
+    return f'- {name} {plain(market.outcome or "unresolved", _TICKER_CHARS)}: "{question}"'

@@ -18,6 +18,7 @@ class Blend:
 
     def __init__(self, ruler: Ruler, ruler_weight: float) -> None:
         self._ruler = ruler
+        self.rubric = ruler.rubric
         self._weight = ruler_weight
 
     async def score(self, group: Group) -> list[Score]:

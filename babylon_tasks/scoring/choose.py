@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from babylon_tasks.errors import JudgeUnavailable, UserError
 from babylon_tasks.judge.judge import Judge
+from babylon_tasks.judge.rubric import Rubric
 from babylon_tasks.scoring.blend import Blend
 from babylon_tasks.scoring.correctness import Correctness
 from babylon_tasks.scoring.heuristic import Heuristic
 from babylon_tasks.scoring.ruler import Ruler
-from babylon_tasks.scoring.scorer import Scorer
+from babylon_tasks.scoring.score import Score
+from babylon_tasks.scoring.scorer import Group, Scorer
 from babylon_tasks.worker import Worker
 
 WITHOUT_JUDGE: dict[str, Scorer] = {scorer.name: scorer for scorer in (Heuristic(), Correctness())}
@@ -15,12 +18,25 @@ WITH_JUDGE = ("ruler", "blend")
 SCORERS = (*WITHOUT_JUDGE, *WITH_JUDGE)
 
 
-def judged_scorers(worker: Worker) -> dict[str, Scorer]:
-    """Those that ask a judge, for one task; inside its event loop.
+class _NoJudge:
+    """For a judge that cannot be asked as it is set: windows say why, and wait or fall back."""
 
-    Raises:
-        UserError: No judge can be asked as it is set.
-    """
+    sees_plays = False
+    rubric: Rubric | None = None
+
+    def __init__(self, name: str, why: str) -> None:
+        self.name = name
+        self._why = why
+
+    async def score(self, group: Group) -> list[Score]:
+        raise JudgeUnavailable(self._why)
+
+
+def judged_scorers(worker: Worker) -> dict[str, Scorer]:
+    """Those that ask a judge, for one task."""
     settings = worker.settings
-    ruler = Ruler(Judge(worker), settings.judge_model)
+    try:
+        ruler = Ruler(Judge(worker), settings.judge_model)
+    except UserError as error:
+        return {name: _NoJudge(name, str(error)) for name in WITH_JUDGE}
     return {"ruler": ruler, "blend": Blend(ruler, settings.ruler_weight)}

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 
+from babylon_tasks.judge.rubric import Rubric
 from babylon_tasks.markets import Market
 from babylon_tasks.plays import Move, Play, failed_share, pnl_path
 from babylon_tasks.scoring.score import Score
@@ -25,6 +26,7 @@ class Correctness:
 
     name = "correctness"
     sees_plays = True
+    rubric: Rubric | None = None
 
     async def score(self, group: Group) -> list[Score]:
         """At once; a trajectory each, whoever its agent is."""

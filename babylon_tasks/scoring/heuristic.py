@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from babylon_tasks.judge.rubric import Rubric
 from babylon_tasks.scoring.score import Score
 from babylon_tasks.scoring.scorer import Group
 from babylon_tasks.traces import Outcome
@@ -15,6 +16,7 @@ class Heuristic:
 
     name = "heuristic"
     sees_plays = False
+    rubric: Rubric | None = None
 
     async def score(self, group: Group) -> list[Score]:
         """At once; it asks nobody."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from babylon_tasks.errors import JudgeFault
 from babylon_tasks.judge.exhibit import Exhibit, prepare
 from babylon_tasks.judge.groups import halves, plan
 from babylon_tasks.judge.judge import Judge, Judged
+from babylon_tasks.judge.rubric import Rubric
 from babylon_tasks.judge.scale import on_one_scale
 from babylon_tasks.loop import all_done
 from babylon_tasks.scoring.score import Score
@@ -27,11 +29,13 @@ class Ruler:
 
     def __init__(self, judge: Judge, judge_model: str) -> None:
         self._judge = judge
+        self.rubric: Rubric | None = judge.rubric
         self._judge_model = judge_model
 
     async def score(self, group: Group) -> list[Score]:
         """The judge's numbers on one scale; `raw_score` is the mean of what it gave."""
-        exhibit = prepare(group, self._judge)
+        # In a thread: long runs take seconds to condense, and leases must be renewed meanwhile.
+        exhibit = await asyncio.to_thread(prepare, group, self._judge)
         if len(set(exhibit.texts.values())) == 1:
             # Nothing to compare, so nobody is paid: equal scores, of which nobody learns.
             return [_alike(outcome) for outcome in group.outcomes]

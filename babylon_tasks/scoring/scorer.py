@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from babylon_tasks.judge.rubric import Rubric
 from babylon_tasks.markets import Market
 from babylon_tasks.plays import Play
 from babylon_tasks.scoring.score import Score
@@ -31,6 +32,7 @@ class Scorer(Protocol):
 
     name: str  # the column `scorer` of rl.scores
     sees_plays: bool  # whether a group needs `plays` and `markets`
+    rubric: Rubric | None  # what its judge is told; None without a judge
 
     async def score(self, group: Group) -> list[Score]:
         """One score for every outcome of the group, in any order.

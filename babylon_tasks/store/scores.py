@@ -75,6 +75,11 @@ def compare(connection: Connection, model_name: str, window_id: str) -> list[Com
         ).fetchall()
 
 
+def forget_judgments(connection: Connection, window_id: str) -> None:
+    """Take back what `tell_app` wrote of a window."""
+    connection.execute(_SQL["forget_judgments"], {"window_id": window_id})
+
+
 def tell_app(
     connection: Connection,
     *,

@@ -221,6 +221,7 @@ def end(
     reason: str | None = None,
     last_error: str | None = None,
     attempts: int | None = None,
+    funnel: Mapping[str, int] | None = None,
 ) -> bool:
     """End a window as skipped or failed; False where it is no longer as it was read."""
     updated = connection.execute(
@@ -234,6 +235,7 @@ def end(
             "reason": reason,
             "last_error": last_error,
             "attempts": window.attempts if attempts is None else attempts,
+            "funnel": jsonb(dict(funnel or {})),
             "holder": holder,
         },
     ).rowcount
@@ -329,6 +331,12 @@ def sweep(connection: Connection, model_name: str, limit: int) -> Doorbells:
         row = cursor.execute(_SQL["sweep"], {"model_name": model_name, "limit": limit}).fetchone()
     assert row is not None
     return row
+
+
+def last_error(connection: Connection, model_name: str) -> str | None:
+    """Why a window that is due or scored waits, where one does for an error."""
+    row = connection.execute(_SQL["last_error"], {"model_name": model_name}).fetchone()
+    return str(row["last_error"]) if row else None
 
 
 def count_states(connection: Connection, model_name: str) -> dict[State, int]:

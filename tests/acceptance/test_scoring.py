@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from babylon_tasks import pipeline
 from tests.acceptance.conftest import Deployment
-from tests.judge_server import JudgeServer
+from tests.judge_server import JudgeServer, content_filter
 from tests.rows import add_trajectory, add_window, hours_ago, one, query, states, steps
 
 
@@ -145,3 +146,28 @@ def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deplo
     found = {each["check"]: each for each in json.loads(done.stdout)}
     assert not found["scoring"]["ok"]
     assert "set JUDGE_API_KEY or OPENAI_API_KEY" in found["scoring"]["detail"]
+
+
+def test_brackets_in_what_others_wrote_break_no_table(
+    deployment: Deployment, judge: JudgeServer
+) -> None:
+    worker, window = deployment.worker, hours_ago(2)
+    for n, agent in enumerate(("[/b]", "agent [bold]", "c")):
+        add_trajectory(worker, window, agent, stepsJson=steps(100 * n))
+    judge.default = replace(content_filter, error={"message": "bad [/INST] [bold] thing"})
+    env = {**judged(judge), "SCORING": "ruler", "RETRY_SECONDS": "60"}
+    done = deployment.run("babylon", "train", env=env)
+    assert done.returncode == 2
+    assert "nothing was trained, windows wait: JudgeFault" in done.stderr
+    shown = deployment.run("babylon", "windows", "show", window, "--scores")
+    assert shown.returncode == 0, shown.stderr
+    assert "[/INST] [bold] thing" in shown.stdout
+    listed = deployment.run("babylon", "windows", "list")
+    assert listed.returncode == 0, listed.stderr
+    deployment.run("babylon", "windows", "enqueue", window, "--scoring", "heuristic")
+    deployment.run("babylon", "train")
+    shown = deployment.run("babylon", "windows", "show", window, "--scores")
+    assert "agent [bold]" in shown.stdout
+    told = deployment.run("babylon", "windows", "enqueue", window, "--scoring", "blend")
+    assert told.returncode == 2
+    assert told.stderr == "a window that was trained is not scored again\n"

@@ -30,7 +30,7 @@ def litellm_is_warm() -> None:
         pytest.skip("ART is not installed")
     with JudgeServer() as server:
         settings = Settings(judge_model="openai/judge", judge_base_url=server.url)
-        loop.run(ruler_call.ask_ruler(["a", "b"], "", "", settings, None))
+        loop.run(ruler_call.ask_ruler(["a", "b"], "", "", settings, None, 500))
 
 
 @pytest.fixture

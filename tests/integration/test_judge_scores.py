@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings
 from babylon_tasks.worker import Worker
 from tests import judge_server as judge
@@ -24,7 +23,7 @@ from tests.judged import (
     stored,
     window_row,
 )
-from tests.rows import add_trajectory, hours_ago, one, query, states
+from tests.rows import add_trajectory, hours_ago, one, query
 
 MakeWorker = Callable[..., Worker]
 
@@ -269,7 +268,8 @@ def test_a_rubric_that_leaves_no_room_is_refused(
     window = hours_ago(2)
     add_judged_window(worker, window, FOUR)
     pipeline.produce(worker)
-    with pytest.raises(UserError, match="JUDGE_CONTEXT_TOKENS"):
-        pipeline.score(worker)
-    assert states(worker) == {window: "due"}
+    assert pipeline.score(worker) == []
+    row = window_row(worker, window)
+    assert (row["state"], row["attempts"]) == ("due", 0)
+    assert "JUDGE_RUBRIC takes more than half of JUDGE_CONTEXT_TOKENS" in row["last_error"]
     assert server.requests == []

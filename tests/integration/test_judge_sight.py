@@ -239,7 +239,8 @@ def test_a_large_window_is_judged_within_a_small_context(make_judged: MakeWorker
         assert len(anchors) == 4
         for request, told in zip(server.requests, texts, strict=True):
             names = {
-                m: name for name, m in re.findall(r"- (M\d): market (m\d) up", prompt(request))
+                m: name
+                for name, m in re.findall(r"- (M\d) \w+: .?.market (m\d) up", prompt(request))
             }
             assert len(names) == 9
             for trajectory_id, note in wanted.items():

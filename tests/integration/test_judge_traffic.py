@@ -11,7 +11,6 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import UserError
 from babylon_tasks.judge import judge as asking
 from babylon_tasks.worker import Worker
 from tests import judge_server as judge
@@ -244,26 +243,26 @@ def test_a_providers_key_does_not_go_to_another_address(
 
 
 def dear(make_judged: MakeWorker, **changes: Any) -> Worker:
-    """A worker whose judge takes a dollar a token of its answer; a question may cost $300."""
+    """A worker whose judge takes a dollar a token of its answer; a question may cost $560."""
     return make_judged(judge_input_usd_per_million=0.0, judge_output_usd_per_million=1e6, **changes)
 
 
 def test_the_daily_limit_stops_judging_and_says_so(
     make_judged: MakeWorker, server: JudgeServer
 ) -> None:
-    worker = dear(make_judged, judge_daily_usd=450.0, judge_concurrency=1, retry_seconds=30.0)
+    worker = dear(make_judged, judge_daily_usd=750.0, judge_concurrency=1, retry_seconds=30.0)
     windows = judged_windows(worker, 5)
     done = pipeline.score(worker)
     spent = one(worker, "SELECT sum(usd) AS usd FROM rl.judgments")["usd"]
     assert 0 < len(done) < 5
     assert len(server.requests) == len(done)
-    assert 150 < spent <= 450  # else another question was possible
+    assert 190 < spent <= 750  # else another question was possible
     waiting = sorted(set(windows) - set(done))
     for window in waiting:
         row = window_row(worker, window)
         assert (row["state"], row["attempts"]) == ("due", 0)
         assert "the judge's daily limit is reached" in row["last_error"]
-        assert f"${spent:.4f} of JUDGE_DAILY_USD=450" in row["last_error"]
+        assert f"${spent:.4f} of JUDGE_DAILY_USD=750" in row["last_error"]
         assert row["waits"] > 500
     let_try_again(worker)
     assert pipeline.score(worker) == []
@@ -282,13 +281,13 @@ def test_the_daily_limit_stops_judging_and_says_so(
 def test_questions_in_flight_count_towards_the_limit(
     make_judged: MakeWorker, server: JudgeServer
 ) -> None:
-    """Two may cost 600 together, so each waits for what the one before really cost: 67."""
-    worker = dear(make_judged, judge_daily_usd=450.0)
+    """Two may cost 1,120 together, so each waits for what the one before really cost: 67."""
+    worker = dear(make_judged, judge_daily_usd=750.0)
     windows = judged_windows(worker, 5)
     server.delay_seconds = 0.5
     done = pipeline.score(worker)
     assert server.most_at_once == 1
-    assert len(done) == len(server.requests) == 3  # 3 · 67 + 300 > 450
+    assert len(done) == len(server.requests) == 3  # 3 · 67 + 560 > 750
     for window in set(windows) - set(done):
         row = window_row(worker, window)
         assert (row["state"], row["attempts"]) == ("due", 0)
@@ -337,9 +336,50 @@ def test_a_limit_without_a_price_is_refused(make_judged: MakeWorker, server: Jud
         judge_daily_usd=1.0, judge_input_usd_per_million=None, judge_output_usd_per_million=None
     )
     (window,) = judged_windows(worker, 1)
-    with pytest.raises(UserError, match="JUDGE_INPUT_USD_PER_MILLION"):
-        pipeline.score(worker)
+    assert pipeline.score(worker) == []
     assert server.requests == []
-    assert states(worker) == {window: "due"}
-    assert query(worker, "SELECT * FROM rl.attempts") == []
+    row = window_row(worker, window)
+    assert (row["state"], row["attempts"]) == ("due", 0)
+    assert "set JUDGE_INPUT_USD_PER_MILLION" in row["last_error"]
+    assert one(worker, "SELECT outcome FROM rl.attempts")["outcome"] == "given_back"
     assert query(worker, "SELECT * FROM rl.leases") == []
+
+
+def test_a_judge_that_cannot_be_asked_as_it_is_set_falls_back_as_set(
+    make_judged: MakeWorker, server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    worker = make_judged(
+        judge_base_url=None, judge_model="openai/gpt-4o-mini", judge_fallback="heuristic"
+    )
+    (window,) = judged_windows(worker, 1)
+    assert pipeline.score(worker) == [window]
+    assert one(worker, "SELECT scorer FROM rl.windows")["scorer"] == "heuristic"
+    assert server.requests == []
+
+
+def test_one_question_that_is_refused_does_not_hold_up_the_others(
+    make_judged: MakeWorker,
+) -> None:
+    """A plain 400 is about the question, even where it is asked first and alone."""
+
+    class Refuses(JudgeServer):
+        def answer_for(self, request: Received) -> Behaviour:
+            if 0.333 in marks(request):
+                return replace(judge.content_filter, error={"message": "Invalid value"})
+            return super().answer_for(request)
+
+    with Refuses() as server:
+        worker = make_judged(
+            judge_base_url=server.url, judge_concurrency=1, retry_seconds=30.0, max_attempts=2
+        )
+        windows = [hours_ago(hours) for hours in (4, 3)]
+        add_judged_window(worker, windows[0], [0.1, 0.333, 0.9])
+        add_judged_window(worker, windows[1], [0.1, 0.5, 0.9])
+        pipeline.produce(worker)
+        assert pipeline.score(worker) == [windows[1]]
+        let_try_again(worker)
+        assert pipeline.score(worker) == []
+        row = window_row(worker, windows[0])
+        assert (row["state"], row["attempts"]) == ("failed", 2)
+        assert "Invalid value" in row["last_error"]

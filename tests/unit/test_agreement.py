@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from babylon_tasks.errors import UserError
 from babylon_tasks.judge.agreement import spearman
 from babylon_tasks.judge.check import check
 from babylon_tasks.judge.judge import Judged
@@ -73,8 +71,3 @@ def test_the_bias_towards_the_first_half_is_found(size: int) -> None:
     assert found.self_consistency == pytest.approx(1)
     assert found.agreement_with_pnl == pytest.approx(1)
     assert found.agreement_with_heuristic == pytest.approx(1)
-
-
-def test_too_few_to_compare() -> None:
-    with pytest.raises(UserError, match="2 trajectories"):
-        asyncio.run(check(group(2), SimpleNamespace()))  # type: ignore[arg-type]

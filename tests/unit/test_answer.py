@@ -54,7 +54,7 @@ def fault(content: str, count: int = 2, cut_off: bool = False) -> str | None:
         f"{{curly}} prose {{ 1 }} {{{{ }}}} {RIGHT}",
         f'{{"draft": [1, 2\n{RIGHT}',
         f'{{"scores": [{{"trajectory_id": "1", "explanation": "cut\nAgain: {RIGHT}',
-        f"{RIGHT}{scores(0, 0)}",  # the first one counts
+        f"{scores(0, 0)}{RIGHT}",  # a draft, then the answer
         RIGHT[:-1] + ', "note": {"scores": []}}',
         f"\ufeff{RIGHT}",
     ],

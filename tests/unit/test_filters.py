@@ -92,13 +92,14 @@ def test_the_first_reason_counts() -> None:
     worst = replace(first, trajectory_id="t2", steps=2, failed=2)
     assert reasons([first, worst], min_actions=5) == {"few_actions": 1}
     assert reasons([first, worst]) == {"failed_actions": 1}
-    # t-0, t-1, …: half of them are drawn, and a copy of a kept one is a duplicate all the same.
+    # t-0, t-1, …: half of them are drawn, and a copy has no second chance.
     runs = many(50)
     copies = [replace(each, trajectory_id=f"copy-{n}") for n, each in enumerate(runs)]
     names = kept(runs, dropout=0.5)
     assert 0 < len(names) < 50
     left = reasons([*runs, *copies], dropout=0.5)
-    assert left["duplicate"] == len(names)
+    assert left["duplicate"] == 50
+    assert left["dropout"] == 50 - len(names)
 
 
 def test_what_is_left_out_makes_no_later_one_a_duplicate() -> None:

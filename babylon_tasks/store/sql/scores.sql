@@ -38,6 +38,10 @@ SELECT s.agent_id, s.trajectory_id, jsonb_object_agg(s.scorer, s.score) AS score
  GROUP BY s.agent_id, s.trajectory_id
  ORDER BY s.agent_id, s.trajectory_id
 
+-- forget_judgments --
+-- Those that were written here: the app's own have other ids.
+DELETE FROM public.reward_judgments WHERE "groupId" = %(window_id)s AND starts_with(id, 'rl-')
+
 -- tell_app_judgments --
 -- As the app's own judge writes them. A trajectory that is gone meanwhile has no row to point to.
 INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion",

@@ -109,13 +109,18 @@ SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
    AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
 
 -- count_excluded --
--- Why rows of one window do not count; by scenarioId too, so that a typing error is found.
-SELECT count(*) FILTER (WHERE NOT "isTrainingData")::int AS not_training_data,
-       count(*) FILTER (WHERE "isEvaluation")::int AS evaluation,
-       count(*) FILTER (WHERE "scenarioId" LIKE ANY (%(excluded)s::text[]))::int AS excluded,
+-- Why rows of one window do not count; the first reason of each. Not by the index, which holds only
+-- those that count: for a person who asks.
+SELECT count(*) FILTER (WHERE why = 1)::int AS not_training_data,
+       count(*) FILTER (WHERE why = 2)::int AS evaluation,
+       count(*) FILTER (WHERE why = 3)::int AS excluded,
        count(*)::int AS trajectories
-  FROM public.trajectories
- WHERE "windowId" = %(window_id)s OR "scenarioId" = %(window_id)s
+  FROM (SELECT CASE WHEN NOT "isTrainingData" THEN 1
+                    WHEN "isEvaluation" THEN 2
+                    WHEN "scenarioId" LIKE ANY (%(excluded)s::text[]) THEN 3 END AS why
+          FROM public.trajectories
+         WHERE "windowId" = %(window_id)s
+            OR ("windowId" IS NULL AND left("scenarioId", 16) = %(window_id)s)) AS rows
 
 -- count_trajectories --
 -- The planner's estimate for a large table, the count for a small one: only for a message.
@@ -221,7 +226,7 @@ UPDATE rl.windows w
 -- A scored window that will not be trained: skipped or failed, with the reason.
 UPDATE rl.windows
    SET state = %(state)s, reason = %(reason)s, last_error = %(last_error)s,
-       attempts = %(attempts)s, claimed_by = %(holder)s,
+       attempts = %(attempts)s, claimed_by = %(holder)s, funnel = funnel || %(funnel)s,
        skipped_at = CASE WHEN %(state)s = 'skipped' THEN now() ELSE skipped_at END,
        failed_at = CASE WHEN %(state)s = 'failed' THEN now() ELSE failed_at END
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
@@ -244,8 +249,8 @@ UPDATE rl.windows
 -- retry_windows --
 -- By hand: as if they had just become due.
 UPDATE rl.windows
-   SET state = 'due', attempts = 0, may_share = NULL, reason = NULL, not_before = now(),
-       due_at = now()
+   SET state = 'due', attempts = 0, may_share = NULL, reason = NULL, last_error = NULL,
+       not_before = now(), due_at = now()
  WHERE model_name = %(model_name)s AND state IN ('failed', 'skipped')
    AND (%(window_ids)s::text[] IS NULL AND state = 'failed' OR window_id = ANY (%(window_ids)s))
 RETURNING window_id, batch_id
@@ -254,7 +259,7 @@ RETURNING window_id, batch_id
 -- By hand: due again, for another scorer. Whoever scores or trains it now is refused at the end.
 UPDATE rl.windows
    SET scoring = %(scoring)s, state = 'due', score_rev = score_rev + 1, attempts = 0,
-       may_share = NULL, reason = NULL, not_before = now(), due_at = now()
+       may_share = NULL, reason = NULL, last_error = NULL, not_before = now(), due_at = now()
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s AND state <> 'trained'
 
 -- rescore_window --
@@ -282,6 +287,13 @@ SELECT ARRAY(
                               AND l.expires_at > clock_timestamp()) AS train,
        EXISTS (SELECT 1 FROM rl.heads h
                 WHERE h.model_name = %(model_name)s AND h.step > h.published_step) AS publish
+
+-- last_error --
+-- Why windows that are due or scored wait, of the one that was looked at last.
+SELECT last_error FROM rl.windows
+ WHERE model_name = %(model_name)s AND state IN ('due', 'scored') AND last_error IS NOT NULL
+ ORDER BY not_before DESC
+ LIMIT 1
 
 -- count_states --
 SELECT state, count(*)::int AS windows FROM rl.windows
