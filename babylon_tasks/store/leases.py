@@ -16,7 +16,7 @@ _SQL = load("leases")
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claim on a resource: `model/{name}`, or `window/{model}/{window id}`."""
+    """A claim on a resource: `model/{name}`, `judge/{model}` or `window/{model}/{window id}`."""
 
     resource: str
     token: int

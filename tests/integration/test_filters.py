@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
-from babylon_tasks import pipeline
+from babylon_tasks import loop, pipeline
 from babylon_tasks.filters import STAGES
+from babylon_tasks.keeper import Keeper
+from babylon_tasks.score import score_claimed
+from babylon_tasks.scoring.choose import WITHOUT_JUDGE
+from babylon_tasks.store import windows as window_rows
 from babylon_tasks.training import Sample
 from babylon_tasks.worker import Worker
 from tests.integration.test_train import Scripted
@@ -231,3 +235,88 @@ def test_the_correctness_scorer_is_given_only_what_is_kept(make_worker: MakeWork
         [0.4 + 0.2, 0.4 + 0.2 * 6 / 7, 0.4 + 0.2 * 6 / 8]
     )
     assert states(worker) == {window: "scored"}
+
+
+def versioned(pnl: float, *versions: str | None) -> str:
+    """`stepsJson` of one step, with a call by each of these versions."""
+    calls = [
+        call(f"BUY {n}", **({} if version is None else {"modelVersion": version}))
+        for n, version in enumerate(versions)
+    ]
+    recorded = json.loads(steps(pnl, 1))
+    recorded[0]["llmCalls"] = calls
+    return json.dumps(recorded)
+
+
+@pytest.mark.parametrize(("most", "left"), [(None, 5), (1, 5), (0, 4)])
+def test_calls_by_versions_too_far_behind_the_head_do_not_train(
+    make_worker: MakeWorker, trainer: TrainerProcess, most: int | None, left: int
+) -> None:
+    worker = make_worker(max_staleness=most)
+    for hours in (5, 4):  # v1.0.0 is step 1, v1.0.1 the head
+        add_window(worker, hours_ago(hours))
+        pipeline.produce(worker)
+        pipeline.score(worker)
+        assert pipeline.train(worker, trainer)
+    window = hours_ago(2)
+    versions = ("v1.0.0", "v1.0.1", "babylon-agent-v1.0.1", None, "v9.9.9")
+    for n in range(2):
+        add_trajectory(worker, window, f"agent-{n}", stepsJson=versioned(100.0 * n, *versions))
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    assert pipeline.train(worker, trainer)
+    row = one(worker, "SELECT funnel FROM rl.windows WHERE window_id = %s", window)
+    assert row["funnel"]["stale"] == 2 * (5 - left)
+    assert row["funnel"]["sequences"] == 2 * left
+
+
+def test_a_window_whose_calls_are_all_stale_is_skipped_and_counted(
+    make_worker: MakeWorker, trainer: TrainerProcess
+) -> None:
+    worker = make_worker(max_staleness=0)
+    for hours in (5, 4):
+        add_window(worker, hours_ago(hours))
+        pipeline.produce(worker)
+        pipeline.score(worker)
+        assert pipeline.train(worker, trainer)
+    window = hours_ago(2)
+    for n in range(2):
+        steps_json = versioned(100.0 * n, "v1.0.0", "v1.0.0")
+        add_trajectory(worker, window, f"agent-{n}", stepsJson=steps_json)
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    assert pipeline.train(worker, trainer) is None
+    row = one(worker, "SELECT state, funnel FROM rl.windows WHERE window_id = %s", window)
+    assert row["state"] == "skipped"
+    assert (row["funnel"]["stale"], row["funnel"]["without_calls"]) == (4, 2)
+
+
+def test_rows_are_counted_once_each_also_where_only_their_scenario_names_the_window(
+    worker: Worker,
+) -> None:
+    window, other = hours_ago(2), hours_ago(3)
+    add_trajectory(worker, None, "a", scenarioId=f"{window}-btc")
+    add_trajectory(worker, None, "b", scenarioId=window, isEvaluation=True, isTrainingData=False)
+    add_trajectory(worker, other, "c", scenarioId=window)
+    add_trajectory(worker, window, "d", scenarioId="benchmark-1")
+    with worker.database.transaction() as tx:
+        assert window_rows.count_excluded(tx, worker.settings, window) == {
+            "not_training_data": 1,
+            "evaluation": 0,
+            "excluded": 1,
+            "trajectories": 3,
+        }
+
+
+def test_a_window_that_is_wanted_otherwise_after_its_claim_is_left_alone(worker: Worker) -> None:
+    window = hours_ago(2)
+    add_window(worker, window)
+    pipeline.produce(worker)
+    settings = worker.settings
+    with worker.database.transaction() as tx:
+        claimed = window_rows.claim_due(tx, settings, worker.holder, 16, None, WITHOUT_JUDGE)
+    pipeline.enqueue(worker, window, scoring="ruler")
+    with Keeper(worker.database, settings, list(claimed.values())) as keeper:
+        assert loop.run(score_claimed(worker, keeper, claimed)) == []
+    assert states(worker) == {window: "due"}
+    assert query(worker, "SELECT * FROM rl.leases") == []

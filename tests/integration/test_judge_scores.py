@@ -273,3 +273,17 @@ def test_a_rubric_that_leaves_no_room_is_refused(
     assert (row["state"], row["attempts"]) == ("due", 0)
     assert "JUDGE_RUBRIC takes more than half of JUDGE_CONTEXT_TOKENS" in row["last_error"]
     assert server.requests == []
+
+
+def test_what_the_app_was_told_goes_with_a_later_scoring_without_a_judge(
+    make_judged: MakeWorker,
+) -> None:
+    worker = make_judged()
+    window = hours_ago(2)
+    add_judged_window(worker, window, FOUR)
+    pipeline.produce(worker)
+    assert pipeline.score(worker) == [window]
+    assert len(query(worker, "SELECT * FROM reward_judgments")) == 4
+    pipeline.enqueue(worker, window, scoring="heuristic")
+    assert pipeline.score(worker) == [window]
+    assert query(worker, "SELECT * FROM reward_judgments") == []

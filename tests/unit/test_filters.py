@@ -209,3 +209,12 @@ def test_every_run_is_kept_or_counted_once(
 )
 def test_the_spread_that_teaches(rewards: list[float], tolerance: float, teaches: bool) -> None:
     assert (no_signal(rewards, tolerance) is None) == teaches
+
+
+def test_agents_take_turns_under_the_maximum() -> None:
+    busy = [run(f"b{n}", agent_id="busy") for n in range(58)]
+    others = [run("x", agent_id="x"), run("y", agent_id="y")]
+    for hour in range(24):
+        names = kept([*busy, *others], f"2026-03-01T{hour:02}:00", max_per_window=8)
+        assert len(names) == 8
+        assert {"x", "y"} < set(names)

@@ -204,3 +204,19 @@ def test_an_env_file_of_another_encoding_is_named(
     with pytest.raises(UserError, match="UTF-8"):
         load_settings()
     load_settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        ({"MAX_PER_WINDOW": "2", "MIN_AGENTS_PER_WINDOW": "3"}, "MAX_PER_WINDOW must be at least"),
+        ({"JUDGE_INPUT_USD_PER_MILLION": "1"}, "go together: set both, or neither"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other(
+    env: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=why):
+        load_settings()

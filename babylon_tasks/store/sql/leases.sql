@@ -34,7 +34,7 @@ DELETE FROM rl.leases l
 -- live_leases --
 SELECT resource, holder, token, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds
   FROM rl.leases
- WHERE (resource = 'model/' || %(model_name)s
+ WHERE (resource IN ('model/' || %(model_name)s, 'judge/' || %(model_name)s)
         OR starts_with(resource, 'window/' || %(model_name)s || '/'))
    AND expires_at > clock_timestamp()
  ORDER BY resource
