@@ -66,7 +66,7 @@ SHOWN = (*TRUTHS, *SCORERS)
 STAND_IN = "The judge is a stand-in script that follows the rubric by arithmetic, not an LLM."
 
 _CONTEXT = re.compile(r"^<context>\n(.*)\n</context>$", re.MULTILINE)
-_OUTCOME = re.compile(r"^- (M\d+): .* (YES|NO)$", re.MULTILINE)
+_OUTCOME = re.compile(r"^- (M\d+) (YES|NO): ", re.MULTILINE)
 _LAST_PNL = re.compile(r"last (-?[\d.]+)\.$", re.MULTILINE)
 _TRADES = re.compile(r"(\d+) trades, (\d+) failed\.")
 _BET = re.compile(r"^[\d-]+ (BUY|SELL)_SHARES (YES|NO) (\d+) (M\d+)\b(?! FAILED)(?: x(\d+))?", re.M)
