@@ -48,7 +48,7 @@ def keep(
             left_out["duplicate"] += 1  # the same run, recorded twice
         else:
             seen.add(content)
-            if _draw(window_id, outcome.trajectory_id) < settings.dropout:
+            if settings.dropout and _draw(window_id, outcome.trajectory_id) < settings.dropout:
                 left_out["dropout"] += 1
             else:
                 kept.append(outcome)

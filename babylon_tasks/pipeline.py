@@ -179,11 +179,16 @@ def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_
             tx, attempts.reap_scores(tx, settings.model_name, settings.max_attempts)
         )
         claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only, WITHOUT_JUDGE)
+        if not claimed and not window_rows.wait_for_judge(tx, settings, WITH_JUDGE, only):
+            return []
     if claimed:
         with Keeper(worker.database, settings, list(claimed.values())) as keeper:
             moved = loop.run(score_claimed(worker, keeper, claimed))
         if moved:
             return moved
+        with worker.database.transaction() as tx:
+            if not window_rows.wait_for_judge(tx, settings, WITH_JUDGE, only):
+                return []
     return _judge(worker, only, limit)
 
 
@@ -194,9 +199,6 @@ def _judge(worker: Worker, only: Sequence[str] | None, limit: int) -> list[str]:
     for all of them together, and a judge that hangs keeps one pool process busy and no more.
     """
     settings = worker.settings
-    with worker.database.transaction() as tx:
-        if not window_rows.wait_for_judge(tx, settings, WITH_JUDGE, only):
-            return []
     scorers = judged_scorers(worker)  # may import for seconds: before anything is held
     with worker.database.transaction() as tx:
         lease = leases.acquire(

@@ -76,7 +76,9 @@ def attempt_step(
         with database.transaction() as tx:
             head = steps.head(tx, settings.model_name, settings.base_model)
             parent = steps.read(tx, settings.model_name, head.step)
-            known = steps.steps_of_versions(tx, settings.model_name)
+            known: dict[str, int] = {}
+            if settings.max_staleness is not None:
+                known = steps.steps_of_versions(tx, settings.model_name)
         too_old = TooOld(settings, head.step, known)
         material = loop.run(collect(worker, keeper, lease, windows, too_old, samples_path))
         if not material.windows:
