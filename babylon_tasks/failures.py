@@ -100,15 +100,7 @@ def wait(
     with worker.database.transaction() as tx:
         leases.renew(tx, [lease], settings.lease_seconds)
         attempts.end(tx, settings.model_name, [lease.token], Ending.GIVEN_BACK, _message(error))
-        window_rows.postpone(
-            tx,
-            window,
-            model_name=settings.model_name,
-            attempts=window.attempts,
-            last_error=_message(error),
-            wait_seconds=max(settings.retry_seconds, wait_seconds),
-            holder=worker.holder,
-        )
+        _postpone(tx, worker, window, error, max(settings.retry_seconds, wait_seconds))
 
 
 def blame_nobody(worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception) -> None:
@@ -116,15 +108,22 @@ def blame_nobody(worker: Worker, windows: Sequence[Window], lease: Lease, error:
     with worker.database.transaction() as tx:
         leases.renew(tx, [lease], worker.settings.lease_seconds)
         for window in windows:
-            window_rows.postpone(
-                tx,
-                window,
-                model_name=worker.settings.model_name,
-                attempts=window.attempts,
-                last_error=_message(error),
-                wait_seconds=0,
-                holder=worker.holder,
-            )
+            _postpone(tx, worker, window, error, 0.0)
+
+
+def _postpone(
+    tx: Connection, worker: Worker, window: Window, error: Exception, wait_seconds: float
+) -> None:
+    """Note why the window waits, and count nothing."""
+    window_rows.postpone(
+        tx,
+        window,
+        model_name=worker.settings.model_name,
+        attempts=window.attempts,
+        last_error=_message(error),
+        wait_seconds=wait_seconds,
+        holder=worker.holder,
+    )
 
 
 def answer_for(tx: Connection, losses: Sequence[Loss]) -> None:

@@ -130,6 +130,7 @@ class Judge:
             fault = fault_of(answer, len(shown))
             by_id = {entry.id: entry for entry in answer.entries or ()}
             entries = [] if fault else [by_id[str(n + 1)] for n in range(len(shown))]
+            judged = [Judged(e.score, one_line(e.explanation, 2000)) for e in entries]
             self._keep(
                 Judgment(
                     model_name=self._settings.model_name,
@@ -138,10 +139,8 @@ class Judge:
                     judge_model=self._settings.judge_model,
                     rubric_hash=self.rubric.hash,
                     trajectory_ids=[each.trajectory_id for each in shown],
-                    scores=None if fault else [entry.score for entry in entries],
-                    explanations=(
-                        None if fault else [one_line(e.explanation, 2000) for e in entries]
-                    ),
+                    scores=None if fault else [each.score for each in judged],
+                    explanations=None if fault else [each.explanation for each in judged],
                     fault=fault,
                     prompt_tokens=answer.prompt_tokens,
                     completion_tokens=answer.completion_tokens,
@@ -150,8 +149,7 @@ class Judge:
             )
             if fault is None:
                 return {
-                    each.trajectory_id: Judged(entry.score, one_line(entry.explanation, 2000))
-                    for each, entry in zip(shown, entries, strict=True)
+                    each.trajectory_id: found for each, found in zip(shown, judged, strict=True)
                 }
             log.warning("window %s: %s's answer is refused: %s", window_id, self._name, fault)
             if answer.cut_off:
