@@ -12,12 +12,23 @@ from typing import Protocol
 import msgspec
 
 
+class Logprobs(msgspec.Struct, frozen=True):
+    """The tokens of a response and their log-probabilities, by the policy that answered.
+
+    Both of one length. The end-of-turn token may be the last of them, or missing.
+    """
+
+    token_ids: tuple[int, ...]
+    values: tuple[float, ...]
+
+
 class Call(msgspec.Struct, frozen=True):
     """One recorded LLM call: exactly what the agent saw and what it answered."""
 
     system: str
     user: str
     response: str
+    logprobs: Logprobs | None = None
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -89,7 +100,11 @@ class StepResult(msgspec.Struct, frozen=True):
     `trainable_tokens` counts response tokens (with their end token) that took part in the loss;
     `context_tokens` all unpadded tokens of the sequences; `dropped_sequences` calls longer than
     `max_sequence_tokens`, or empty ones; `loss` is the mean over the step's trainable tokens;
-    `windows` has the shares by window id.
+    `seconds_by_phase` names load, tokenize, forward_backward, optimizer and checkpoint, each as
+    far as the trainer has it; `mfu` is the share of the device's matrix rate (0 to 1), and
+    `peak_memory_bytes` the most memory held, on the GPU or without one in the process; None where
+    not known. `cost_usd` is set by a trainer that knows its price. `windows` has the shares by
+    window id.
     """
 
     loss: float
@@ -103,6 +118,9 @@ class StepResult(msgspec.Struct, frozen=True):
     seconds_by_phase: dict[str, float]
     metrics: dict[str, float]
     windows: dict[str, WindowShare]
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
+    cost_usd: float | None = None
 
 
 class Trainer(Protocol):

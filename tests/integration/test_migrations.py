@@ -32,6 +32,7 @@ NAMES = [
     "003_index_trajectory_windows",
     "004_add_attempts",
     "005_add_judgments",
+    "006_add_step_economics",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {
