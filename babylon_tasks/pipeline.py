@@ -26,6 +26,7 @@ from babylon_tasks.errors import (
     UserError,
 )
 from babylon_tasks.keeper import Keeper
+from babylon_tasks.phases import Phases
 from babylon_tasks.score import judge_claimed, score_claimed
 from babylon_tasks.scoring.choose import WITH_JUDGE, WITHOUT_JUDGE, judged_scorers
 from babylon_tasks.settings import Settings
@@ -235,6 +236,7 @@ def train(
     """
     settings = worker.settings
     settings.require_training_allowed()
+    phases = Phases()
     with worker.database.transaction() as tx:
         lease = leases.acquire(
             tx, f"model/{settings.model_name}", worker.holder, settings.lease_seconds
@@ -253,7 +255,7 @@ def train(
         while windows:
             try:
                 report = attempt_step(
-                    worker, trainer, keeper, windows, requested_version, on_progress
+                    worker, trainer, keeper, windows, requested_version, on_progress, phases
                 )
                 if report:
                     return report
@@ -269,6 +271,7 @@ def train(
                 again = first and _ids(windows) != failed and not isinstance(error, Final)
                 failed = _ids(windows)
                 failures.step_failed(worker, windows, keeper.held[0], error, again)
+            phases = Phases()
             with worker.database.transaction() as tx:
                 windows = _next_windows(tx, settings, only)
     return None

@@ -191,6 +191,9 @@ class Settings(BaseSettings):
     negative_scale: float = Field(
         0.3, ge=0, le=1, description="Factor on negative advantages (traces are off-policy)."
     )
+    gpu_usd_per_hour: float | None = Field(
+        None, ge=0, le=1e6, description="Price of a GPU; what a step cost is then in its row."
+    )
     trainer_stall_seconds: float = Field(
         900, gt=0, le=DAY, description="Without a sign of life for so long the trainer is killed."
     )

@@ -14,6 +14,7 @@ from babylon_tasks import checkpoints, loop
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.material import TooOld, collect
+from babylon_tasks.phases import Phases
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts, requests, steps
 from babylon_tasks.store.database import Database
@@ -54,15 +55,17 @@ def attempt_step(
     windows: Sequence[Window],
     requested_version: str | None,
     on_progress: Callable[[Progress], None],
+    phases: Phases,
 ) -> StepReport | None:
     """Train the windows in one step and commit it; None where none of them had signal left.
+
+    `phases` runs since the claim began.
 
     Raises:
         Retryable, Final: The step failed; nothing was written.
         StaleClaim, LeaseLost: Another worker has taken over; nothing was written.
         UserError: This machine cannot train; nothing was written.
     """
-    started = time.monotonic()
     database, settings = worker.database, worker.settings
     window_ids = [w.window_id for w in windows]
     lease = keeper.renew_token(
@@ -80,9 +83,11 @@ def attempt_step(
             if settings.max_staleness is not None:
                 known = steps.steps_of_versions(tx, settings.model_name)
         too_old = TooOld(settings, head.step, known)
+        phases.end("claim")
         material = loop.run(collect(worker, keeper, lease, windows, too_old, samples_path))
         if not material.windows:
             return None
+        phases.end("read")
         with database.transaction() as tx:
             if material.windows[0].batch_id:
                 requests.start(tx, material.windows[0].batch_id)
@@ -107,11 +112,15 @@ def attempt_step(
             if progress is not None:
                 on_progress(progress)
 
+        phases.end("load")
         result = trainer.step(request, on_beat)
+        # The rest: the process's start and imports, and the wait for a GPU that another has.
+        phases.end_known(result.seconds_by_phase, rest="start")
         keeper.beat()
         with database.transaction() as tx:
             nonce = steps.begin_checkpoint(tx, settings.model_name, checkpoint, lease.token)
         checkpoints.save(Path(request.output_dir), checkpoint, nonce, keeper.beat)
+        phases.end("checkpoint")
     commit = Commit(
         model_name=settings.model_name,
         base_model=settings.base_model,
@@ -125,7 +134,8 @@ def attempt_step(
         funnels=_with_shares(material.funnels, result),
         result=result,
         checkpoint=checkpoint,
-        seconds=time.monotonic() - started,
+        seconds=phases.seconds,
+        cost_usd=_cost_usd(settings, result),
         requested_version=_requested_version(database, material.windows, requested_version),
     )
     version = _commit(database, keeper, commit)
@@ -136,7 +146,7 @@ def attempt_step(
         len(material.windows),
         len(material.rewards),
         result.loss,
-        commit.seconds,
+        sum(phases.seconds.values()),
     )
     return StepReport(
         step=head.step + 1,
@@ -145,7 +155,7 @@ def attempt_step(
         window_ids=[w.window_id for w in material.windows],
         trajectories=len(material.rewards),
         result=result,
-        seconds=commit.seconds,
+        seconds=sum(phases.seconds.values()),
     )
 
 
@@ -171,6 +181,12 @@ def _commit(database: Database, keeper: Keeper, new: Commit) -> str:
             if not unsure:
                 checkpoints.remove(new.checkpoint)
             raise
+
+
+def _cost_usd(settings: Settings, result: StepResult) -> float | None:
+    if result.cost_usd is not None or settings.gpu_usd_per_hour is None:
+        return result.cost_usd
+    return result.gpu_seconds / 3600 * settings.gpu_usd_per_hour
 
 
 def _requested_version(

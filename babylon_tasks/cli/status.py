@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store import canaries, judgments, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import server_name
+from babylon_tasks.store.steps import Step
 from babylon_tasks.worker import Worker
 
 
@@ -51,6 +53,7 @@ def database_status(worker: Worker) -> dict[str, Any]:
         states = window_rows.count_states(tx, name)
         head = steps.read_head(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None
+        newest = steps.read(tx, name, head.step) if head else None
         answered = canaries.read(tx, name)
         spent = judgments.spent_today(tx)
     return {
@@ -59,6 +62,7 @@ def database_status(worker: Worker) -> dict[str, Any]:
         "step": head.step if head else 0,
         "published_step": head.published_step if head else 0,
         "version": served.version if served else None,
+        "last_step": _economics(newest) if newest else {},
         "judge_today": {
             "answers": spent.answers,
             "tokens": spent.tokens,
@@ -70,6 +74,22 @@ def database_status(worker: Worker) -> dict[str, Any]:
             for queue in QUEUES
         },
     }
+
+
+def _economics(step: Step) -> dict[str, float | None]:
+    """What a step took, gave and cost."""
+    return {
+        "seconds": round(sum(step.seconds.values()), 1),
+        "trainable_tokens": step.trainable_tokens,
+        "tokens_per_second": _rounded(step.tokens_per_second, 0),
+        "mfu": _rounded(step.mfu, 3),
+        "gpu_seconds": round(step.gpu_seconds, 1),
+        "usd": _rounded(step.cost_usd, 4),
+    }
+
+
+def _rounded(value: float | Decimal | None, digits: int) -> float | None:
+    return None if value is None else round(float(value), digits)
 
 
 def queue_lengths(settings: Settings) -> dict[str, int]:

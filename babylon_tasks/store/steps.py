@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -36,6 +37,11 @@ class Step:
     trainable_tokens: int
     metrics: dict[str, Any]
     gpu_seconds: float
+    cost_usd: Decimal | None
+    seconds: dict[str, float]
+    tokens_per_second: float | None
+    mfu: float | None
+    peak_memory_bytes: int | None
     trainer: str
     started_at: datetime
     committed_at: datetime
@@ -48,7 +54,8 @@ class Commit:
     `expected_step` is the head it started from and `token` its lease's: the compare-and-set.
     `primary` says whether the app's own tables are written. `rewards` maps the trained
     trajectories to their scores; `funnels` counts what was left out of each window at the last
-    moment; `seconds` is the step's wall time.
+    moment; `seconds` are the step's, by phase, but for the commit itself; `cost_usd` is None where
+    no price is known.
     """
 
     model_name: str
@@ -63,7 +70,8 @@ class Commit:
     funnels: Mapping[str, Mapping[str, int]]
     result: StepResult
     checkpoint: str
-    seconds: float
+    seconds: Mapping[str, float]
+    cost_usd: float | None
     requested_version: str | None
 
 
@@ -135,6 +143,11 @@ def commit(connection: Connection, new: Commit) -> str:
     ):
         raise StaleClaim("a window of the step was scored again or ended meanwhile")
     version = _give_version(connection, new)
+    connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
+    attempts.end(connection, new.model_name, [new.token], Ending.DONE)
+    if new.primary:
+        _write_back(connection, new, step, version)
+    # Last, since it notes how long this transaction took.
     connection.execute(
         _SQL["insert_step"],
         {
@@ -146,15 +159,16 @@ def commit(connection: Connection, new: Commit) -> str:
             "trainable_tokens": new.result.trainable_tokens,
             "metrics": jsonb(_metrics(new.result)),
             "gpu_seconds": new.result.gpu_seconds,
+            "cost_usd": new.cost_usd,
             "checkpoint": new.checkpoint,
             "version": version,
-            "seconds": new.seconds,
+            "total_seconds": sum(new.seconds.values()),
+            "seconds": jsonb(dict(new.seconds)),
+            "tokens_per_second": _tokens_per_second(new),
+            "mfu": new.result.mfu,
+            "peak_memory_bytes": new.result.peak_memory_bytes,
         },
     )
-    connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
-    attempts.end(connection, new.model_name, [new.token], Ending.DONE)
-    if new.primary:
-        _write_back(connection, new, step, version)
     return version
 
 
@@ -210,7 +224,7 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
         base_model=new.base_model,
         rewards=new.rewards,
         loss=new.result.loss,
-        seconds=new.seconds,
+        seconds=sum(new.seconds.values()),
     )
     connection.execute(
         _SQL["insert_model"],
@@ -237,5 +251,17 @@ def _metrics(result: StepResult) -> dict[str, Any]:
     """Everything the trainer said that has no column of its own."""
     told: dict[str, Any] = msgspec.to_builtins(result)
     metrics = told.pop("metrics")
-    del told["trainable_tokens"], told["gpu_seconds"], told["windows"]
+    for name in _WITH_A_PLACE_OF_THEIR_OWN:
+        del told[name]
     return {**metrics, **told}
+
+
+_WITH_A_PLACE_OF_THEIR_OWN = (
+    "trainable_tokens", "gpu_seconds", "seconds_by_phase", "mfu", "peak_memory_bytes", "cost_usd",
+    "windows",
+)  # fmt: skip
+
+
+def _tokens_per_second(new: Commit) -> float | None:
+    seconds = sum(new.seconds.get(name, 0.0) for name in ("forward_backward", "optimizer"))
+    return new.result.context_tokens / seconds if seconds else None

@@ -113,6 +113,50 @@ def test_one_step_over_all_scored_windows_writes_everything_back(
     assert query(worker, "SELECT * FROM rl.leases") == []
 
 
+def test_a_step_says_where_its_time_and_money_went(make_worker: Callable[..., Worker]) -> None:
+    """With a real step; its figures add up to the time between start and commit."""
+    worker = make_worker(gpu_usd_per_hour=3.6, kl_penalty=0.0)
+    scored_windows(worker, 2)
+    trainer = Billed(TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0))
+    try:
+        report = pipeline.train(worker, trainer)
+    finally:
+        trainer.close()
+    assert report
+    row = one(worker, "SELECT *, committed_at - started_at AS took FROM rl.steps")
+    assert set(row["seconds"]) == {
+        "claim", "read", "start", "load", "forward_backward", "optimizer", "checkpoint", "commit"
+    }  # fmt: skip
+    assert all(seconds >= 0 for seconds in row["seconds"].values())
+    assert sum(row["seconds"].values()) == pytest.approx(row["took"].total_seconds(), abs=0.01)
+    assert row["gpu_seconds"] == 50.0
+    assert float(row["cost_usd"]) == pytest.approx(0.05)  # 50 s at $3.60 an hour
+    assert row["tokens_per_second"] == pytest.approx(1000 / (0.0004 + 0.0001))
+    assert (row["mfu"], row["peak_memory_bytes"]) == (0.25, 2**33)
+    assert not {"seconds_by_phase", "mfu", "cost_usd"} & set(row["metrics"])
+
+
+class Billed(Trainer):
+    """The noop trainer, with the figures of a GPU."""
+
+    def __init__(self, inner: Trainer) -> None:
+        self._inner = inner
+
+    def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
+        result = self._inner.step(request, on_beat)
+        return msgspec.structs.replace(
+            result,
+            context_tokens=1000,
+            gpu_seconds=50.0,
+            seconds_by_phase={"forward_backward": 0.0004, "optimizer": 0.0001},
+            mfu=0.25,
+            peak_memory_bytes=2**33,
+        )
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 def test_publishing_is_a_step_of_its_own(worker: Worker, trainer: Trainer) -> None:
     scored_windows(worker, 2)
     pipeline.train(worker, trainer)

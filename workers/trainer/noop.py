@@ -47,7 +47,7 @@ class NoopTrainer:
             optimizer_steps=0,
             device="none",
             gpu_seconds=0.0,
-            seconds_by_phase={"train": time.monotonic() - started},
+            seconds_by_phase={"forward_backward": time.monotonic() - started},
             metrics={"trajectories": float(len(samples))},
             windows={window_id: WindowShare(n, 0, 0) for window_id, n in calls_by_window.items()},
         )

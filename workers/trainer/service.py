@@ -64,18 +64,16 @@ class TorchService:
         started = time.monotonic()
         self._on_progress(Progress("load"))
         optimizer, steps_before = self._load()
-        loaded = time.monotonic()
         step = StepTensors.from_packed(packed_tensors_from_dir(**disk_packed_tensors))
+        loaded = time.monotonic()
         metrics = self._optimize(optimizer, step, config, _config)
         trained = time.monotonic()
         self._on_progress(Progress("save"))
         checkpoint.save(self._model, optimizer, self._request, steps_before + 1)
-        self.seconds_by_phase = {
+        self.seconds_by_phase |= {
             "load": loaded - started,
-            "train": trained - loaded,
-            "save": time.monotonic() - trained,
+            "checkpoint": time.monotonic() - trained,
         }
-        metrics["tokens_per_second"] = sum(step.lengths) / max(trained - loaded, 1e-9)
         yield metrics
 
     async def train_sft(
@@ -102,6 +100,7 @@ class TorchService:
         self, optimizer: torch.optim.Optimizer, step: StepTensors, config: Any, loss_config: Any
     ) -> dict[str, float]:
         wanted = self._request.hyperparameters
+        started = time.monotonic()
         try:
             totals = accumulate_within_memory(
                 self._model,
@@ -118,11 +117,16 @@ class TorchService:
                 "BASE_MODEL or a larger GPU; or let W&B's serverless training hold the "
                 "model (docs/training.md)"
             ) from None
+        computed = time.monotonic()
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
         if not (torch.isfinite(norm) and math.isfinite(totals.loss)):
             raise Final("the gradients are not finite: lower LEARNING_RATE or change BASE_MODEL")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self.seconds_by_phase = {
+            "forward_backward": computed - started,
+            "optimizer": time.monotonic() - computed,
+        }
         metrics = {
             "loss": totals.loss,
             "entropy": totals.entropy,

@@ -120,7 +120,7 @@ async def _train(
 
 
 OUR_METRICS = (
-    "loss", "entropy", "grad_norm", "kl", "learning_rate", "micro_batches", "tokens_per_second",
+    "loss", "entropy", "grad_norm", "kl", "learning_rate", "micro_batches",
 )  # fmt: skip
 
 

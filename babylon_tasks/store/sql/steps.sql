@@ -9,7 +9,7 @@ SELECT step, published_step, base_model FROM rl.heads WHERE model_name = %(model
 
 -- read_step --
 SELECT step, version, checkpoint, window_ids, trajectories, trainable_tokens, metrics, gpu_seconds,
-       trainer, started_at, committed_at
+       cost_usd, seconds, tokens_per_second, mfu, peak_memory_bytes, trainer, started_at, committed_at
   FROM rl.steps WHERE model_name = %(model_name)s AND step = %(step)s
 
 -- step_of_token --
@@ -44,10 +44,15 @@ SELECT checkpoint, nonce FROM rl.unfinished_checkpoints
 
 -- insert_step --
 INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories, trainable_tokens,
-                      metrics, gpu_seconds, checkpoint, version, started_at, committed_at)
+                      metrics, gpu_seconds, cost_usd, checkpoint, version, seconds,
+                      tokens_per_second, mfu, peak_memory_bytes, started_at, committed_at)
 VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(trajectories)s,
-        %(trainable_tokens)s, %(metrics)s, %(gpu_seconds)s, %(checkpoint)s, %(version)s,
-        clock_timestamp() - make_interval(secs => %(seconds)s), clock_timestamp())
+        %(trainable_tokens)s, %(metrics)s, %(gpu_seconds)s, %(cost_usd)s, %(checkpoint)s,
+        %(version)s,
+        %(seconds)s || jsonb_build_object('commit', round(extract(epoch FROM
+            clock_timestamp() - now())::numeric, 6)),
+        %(tokens_per_second)s, %(mfu)s, %(peak_memory_bytes)s,
+        now() - make_interval(secs => %(total_seconds)s), clock_timestamp())
 
 -- steps_of_versions --
 SELECT version, step FROM rl.steps WHERE model_name = %(model_name)s AND version IS NOT NULL
