@@ -22,6 +22,7 @@ from babylon_tasks.windows import State, Window, due_at
 from babylon_tasks.worker import Worker
 from workers import gpu
 from workers.lifecycle import check_trainer
+from workers.step_log import StepLogger, log_steps
 
 _HELD_ELSEWHERE_SECONDS = 1.0
 
@@ -67,7 +68,8 @@ def single(settings: Settings) -> int:
     print(f"Model: {settings.model_name}-{step.version} (step {step.step}): {step.checkpoint}")
     with chat.serving({}) as url:
         answer = chat.ask(url, f"{settings.model_name}@{step.step}")
-    print(f"Response: {answer}")
+    print(f"Response: {answer}", flush=True)
+    log_steps(settings)
     return 0
 
 
@@ -76,6 +78,7 @@ def continuous(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, stop)
     worker = ready_worker(settings)
     trainer = gpu.make_trainer(0)
+    step_logger = StepLogger(settings)
     next_look = 0.0
     try:
         while True:
@@ -84,7 +87,11 @@ def continuous(settings: Settings) -> int:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + settings.produce_seconds
                     pipeline.produce(worker)
-                worked = bool(pipeline.score(worker)) | bool(pipeline.train(worker, trainer))
+                scored = pipeline.score(worker)
+                step = pipeline.train(worker, trainer)
+                worked = bool(scored or step)
+                if step:
+                    step_logger.step_committed()
                 pipeline.publish(worker)
             except Retryable as error:  # a server is away, or another worker has taken over
                 print(error, file=sys.stderr, flush=True)

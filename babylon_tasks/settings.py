@@ -239,8 +239,18 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="How much is logged."
     )
-    wandb_api_key: SecretStr | None = Field(None, description="Not used by `torch`.")
-    wandb_project: str = Field("babylon-rl", description="Not used by `torch`.")
+    wandb_api_key: SecretStr | None = Field(
+        None, description="Weights & Biases: steps are logged there."
+    )
+    wandb_project: str = Field(
+        "babylon-rl", min_length=1, description="Weights & Biases: the project of the run."
+    )
+    wandb_entity: str | None = Field(
+        None, min_length=1, description="Weights & Biases: user or team; without it the key's own."
+    )
+    wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
+        None, description="How steps are logged; without it `online` with a key, else `offline`."
+    )
 
     @model_validator(mode="after")
     def _lease_outlives_its_heartbeat(self) -> Settings:

@@ -57,8 +57,6 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
             "this worker mixes queues, so its pool is not sized by GPUs: "
             "run `celery -A babylon_tasks worker -Q gpu` on GPU nodes"
         )
-    if "gpu" in queues and settings.wandb_api_key:
-        log.warning("WANDB_API_KEY is set, but this version trains here, not on W&B")
     if "gpu" in queues and not settings.train_rl_local:
         log.warning("this worker will not train: set TRAIN_RL_LOCAL=true to allow it")
 

@@ -21,6 +21,7 @@ from babylon_tasks.store.database import Database
 from babylon_tasks.worker import Worker
 from workers import doorbells, gpu, queues
 from workers.progress import Teller
+from workers.step_log import StepLogger
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -94,6 +95,11 @@ class _Rest:
 _rest = _Rest()
 
 
+@functools.cache
+def _step_logger() -> StepLogger:
+    return StepLogger(worker().settings)
+
+
 @shared_task(name="babylon.train", bind=True, ignore_result=False)
 @_expected_errors_in_one_line
 def train(self: Task[Any, Any], model_name: str) -> None:
@@ -113,6 +119,7 @@ def train(self: Task[Any, Any], model_name: str) -> None:
         _rest.begin(settings.retry_seconds)
         raise
     if trained:
+        _step_logger().step_committed()
         doorbells.publish()
         doorbells.train()
 

@@ -108,6 +108,8 @@ def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, st
         "WARMUP_STEPS": "0",  # there are only a few
         "MIN_AGENTS_PER_WINDOW": "2",
         "SWEEP_SECONDS": "2",
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(HOME.resolve()),
         "MAX_STEP_TOKENS": "30000",  # several steps, so that one can see them follow each other
     }
 

@@ -50,6 +50,7 @@ def train(
     settings.require_training_allowed()
     from workers import gpu
     from workers.lifecycle import check_trainer
+    from workers.step_log import log_steps
 
     check_trainer(settings)
     signal.signal(signal.SIGTERM, interrupt)
@@ -87,6 +88,8 @@ def train(
     with worker.database.transaction() as tx:
         states = window_rows.count_states(tx, settings.model_name)
         why = window_rows.last_error(tx, settings.model_name)
+    if steps:
+        log_steps(settings)
     left = {str(state): states[state] for state in (State.DUE, State.SCORED) if states[state]}
     if left and why and not steps:
         raise UserError(f"nothing was trained, windows wait: {why}")

@@ -48,6 +48,13 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class StepToLog(Step):
+    """A committed step that is not on W&B yet; `funnel` sums those of its windows."""
+
+    funnel: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """All that one committed step writes.
 
@@ -197,6 +204,19 @@ def publish(connection: Connection, model_name: str) -> list[str]:
     """Let the newest step serve; the versions that became ready."""
     rows = connection.execute(_SQL["publish"], {"model_name": model_name}).fetchall()
     return [row["version"] for row in rows]
+
+
+def to_log(connection: Connection, model_name: str, limit: int) -> list[StepToLog]:
+    """The oldest committed steps that are not on W&B yet."""
+    with connection.cursor(row_factory=class_row(StepToLog)) as cursor:
+        return cursor.execute(
+            _SQL["steps_to_log"], {"model_name": model_name, "limit": limit}
+        ).fetchall()
+
+
+def logged(connection: Connection, model_name: str, steps: Sequence[int]) -> None:
+    """These steps are on W&B."""
+    connection.execute(_SQL["steps_logged"], {"model_name": model_name, "steps": list(steps)})
 
 
 def steps_of_versions(connection: Connection, model_name: str) -> dict[str, int]:

@@ -54,6 +54,23 @@ VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(traj
         %(tokens_per_second)s, %(mfu)s, %(peak_memory_bytes)s,
         now() - make_interval(secs => %(total_seconds)s), clock_timestamp())
 
+-- steps_to_log --
+SELECT s.step, s.version, s.checkpoint, s.window_ids, s.trajectories, s.trainable_tokens, s.metrics,
+       s.gpu_seconds, s.cost_usd, s.seconds, s.tokens_per_second, s.mfu, s.peak_memory_bytes,
+       s.trainer, s.started_at, s.committed_at,
+       (SELECT COALESCE(jsonb_object_agg(f.name, f.total), '{}')
+          FROM (SELECT e.key AS name, sum(e.value::bigint)::bigint AS total
+                  FROM rl.windows w, jsonb_each_text(w.funnel) e
+                 WHERE w.model_name = s.model_name AND w.window_id = ANY (s.window_ids)
+                 GROUP BY e.key) f) AS funnel
+  FROM rl.steps s
+ WHERE s.model_name = %(model_name)s AND s.logged_at IS NULL
+ ORDER BY s.step LIMIT %(limit)s
+
+-- steps_logged --
+UPDATE rl.steps SET logged_at = now()
+ WHERE model_name = %(model_name)s AND step = ANY (%(steps)s::int[])
+
 -- steps_of_versions --
 SELECT version, step FROM rl.steps WHERE model_name = %(model_name)s AND version IS NOT NULL
 

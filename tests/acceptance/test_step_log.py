@@ -1,0 +1,140 @@
+"""Steps on W&B: what real wandb writes without a key, and what happens where W&B is away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from babylon_tasks import pipeline
+from babylon_tasks.store import leases
+from tests.acceptance.conftest import Deployment
+from tests.rows import query, scored_windows
+from tests.unit.tiny import make_tiny_model
+from tests.wandb_file import OfflineRun, offline_runs
+from workers.trainer_client import TrainerProcess
+
+WORKER = ("celery", "-A", "babylon_tasks", "worker")
+LOG = ("-m", "workers.step_log")
+
+
+@pytest.fixture
+def trainer() -> Iterator[TrainerProcess]:
+    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    yield process
+    process.close()
+
+
+def train(deployment: Deployment, trainer: TrainerProcess, *hours: int) -> None:
+    scored_windows(deployment.worker, *hours)
+    assert pipeline.train(deployment.worker, trainer)
+
+
+def log_steps(deployment: Deployment, **env: str) -> subprocess.CompletedProcess[str]:
+    return deployment.run(*LOG, env={"WANDB_DIR": str(deployment.folder), **env})
+
+
+def not_logged(deployment: Deployment) -> list[int]:
+    rows = query(deployment.worker, "SELECT step FROM rl.steps WHERE logged_at IS NULL ORDER BY 1")
+    return [row["step"] for row in rows]
+
+
+def logged(folder: Path) -> dict[int, OfflineRun]:
+    """The file that has each step."""
+    return {step: run for run in offline_runs(folder) for step in run.history}
+
+
+def test_one_run_a_model_that_goes_on_after_a_restart(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    train(deployment, trainer, 2)
+    train(deployment, trainer, 3)
+    assert log_steps(deployment).returncode == 0
+    assert not_logged(deployment) == []
+    train(deployment, trainer, 4)
+    assert log_steps(deployment).returncode == 0
+    assert log_steps(deployment).returncode == 0  # nothing is left: no third file
+    first, second = offline_runs(deployment.folder)
+    assert (list(first.history), list(second.history)) == ([1, 2], [3])
+    for run in (first, second):
+        assert (run.run_id, run.name, run.project) == (
+            "babylon-agent-steps", "babylon-agent", "babylon-rl",
+        )  # fmt: skip
+        assert run.config["base_model"] == deployment.worker.settings.base_model
+    row = query(deployment.worker, "SELECT * FROM rl.steps WHERE step = 3")[0]
+    told = second.history[3]
+    assert told["data/windows"] == 1
+    assert told["data/trajectories"] == told["data/scored"] == row["trajectories"]
+    assert told["seconds/read"] == pytest.approx(row["seconds"]["read"])
+    assert told["data/calls"] > told["data/scored"]
+    assert "train/loss" in told
+
+
+def test_what_could_not_be_logged_is_logged_later(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    """W&B away: one line, without the key, and the steps wait."""
+    key = "0123456789abcdef0123456789abcdef01234567"
+    train(deployment, trainer, 2)
+    done = log_steps(deployment, WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "steps are not logged to W&B" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert key not in done.stdout + done.stderr
+    assert not_logged(deployment) == [1]
+    assert log_steps(deployment).returncode == 0
+    assert not_logged(deployment) == []
+
+
+def test_two_at_once_log_a_step_once(deployment: Deployment, trainer: TrainerProcess) -> None:
+    train(deployment, trainer, 2)
+    with deployment.worker.database.transaction() as tx:
+        lease = leases.acquire(tx, "wandb/babylon-agent", "another", 60)
+    assert lease
+    assert log_steps(deployment).returncode == 0
+    assert offline_runs(deployment.folder) == []
+    with deployment.worker.database.transaction() as tx:
+        leases.release(tx, [lease])
+    assert log_steps(deployment).returncode == 0
+    assert list(logged(deployment.folder)) == [1]
+
+
+def test_a_killed_process_leaves_its_steps_to_the_next(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    train(deployment, trainer, 2)
+    process = deployment.start(*LOG, env={"WANDB_DIR": str(deployment.folder)})
+    deployment.wait(lambda: (deployment.folder / "wandb").is_dir())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    if not_logged(deployment):  # else it was faster than the kill
+        query(
+            deployment.worker,
+            "DELETE FROM rl.leases WHERE resource = 'wandb/babylon-agent' RETURNING 1",
+        )
+    assert log_steps(deployment).returncode == 0
+    assert not_logged(deployment) == []
+    assert 1 in logged(deployment.folder)
+
+
+def test_a_gpu_worker_logs_its_steps(deployment: Deployment) -> None:
+    """With the real trainer, whose loss, KL and rewards arrive; ART opens no run of its own."""
+    scored_windows(deployment.worker, 2)
+    model = make_tiny_model(deployment.folder)
+    env = {"TRAINER": "torch", "BASE_MODEL": model, "WANDB_DIR": str(deployment.folder)}
+    for queue in ("cpu", "gpu"):
+        name = f"{queue}@%h"
+        deployment.start(*WORKER, "-Q", queue, "-n", name, "-c", "1", env=env)
+    deployment.start("celery", "-A", "babylon_tasks", "beat", env=env)
+    deployment.wait(lambda: not_logged(deployment) == [] and logged(deployment.folder) != {}, 110)
+    (run,) = offline_runs(deployment.folder)
+    told = run.history[1]
+    for name in (
+        "train/loss", "train/kl", "train/entropy", "reward/mean", "reward/std",
+        "speed/tokens_per_second", "seconds/forward_backward",
+    ):  # fmt: skip
+        assert isinstance(told[name], int | float), name
