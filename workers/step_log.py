@@ -173,13 +173,15 @@ def _log(settings: Settings, found: Sequence[StepToLog]) -> None:
             ),
         ) as run:
             for step in found:
-                if step.step >= run.step:
+                if step.step >= run.starting_step:
                     run.log(wandb_metrics(step), step=step.step)
                 else:  # from a run of this before, which died before it could note that
                     log.warning("W&B has step %d of %s already", step.step, settings.model_name)
     except ImportError:
         raise UserError("wandb is not installed: pip install 'babylon-tasks[train]'") from None
-    except (wandb.Error, OSError) as error:
+    except BabylonError:
+        raise
+    except Exception as error:  # wandb's own, and those of its process and its network
         raise Retryable(one_line(f"{type(error).__name__}: {error}")) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.acceptance.conftest import Deployment
 from tests.rows import query, scored_windows
 from tests.unit.tiny import make_tiny_model
 from tests.wandb_file import OfflineRun, offline_runs
+from tests.wandb_runs import serving
 from workers.trainer_client import TrainerProcess
 
 WORKER = ("celery", "-A", "babylon_tasks", "worker")
@@ -72,6 +74,26 @@ def test_one_run_a_model_that_goes_on_after_a_restart(
     assert told["seconds/read"] == pytest.approx(row["seconds"]["read"])
     assert told["data/calls"] > told["data/scored"]
     assert "train/loss" in told
+
+
+def test_online_the_run_is_resumed_and_no_step_comes_twice(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    """Also where a process died between sending a step and noting that."""
+    key = "0123456789abcdef0123456789abcdef01234567"
+    with serving() as wandb:
+        env = {"WANDB_API_KEY": key, "WANDB_BASE_URL": wandb.url, "WANDB_ENTITY": "us"}
+        train(deployment, trainer, 2)
+        train(deployment, trainer, 3)
+        assert log_steps(deployment, **env).returncode == 0
+        query(deployment.worker, "UPDATE rl.steps SET logged_at = NULL WHERE step = 2 RETURNING 1")
+        train(deployment, trainer, 4)
+        done = log_steps(deployment, **env)
+    assert (done.returncode, "W&B has step 2" in done.stderr) == (0, True), done.stderr
+    assert not_logged(deployment) == []
+    assert [line["_step"] for line in wandb.history["babylon-agent-steps"]] == [1, 2, 3]
+    assert wandb.keys == {f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"}
+    assert key not in done.stdout + done.stderr
 
 
 def test_what_could_not_be_logged_is_logged_later(
