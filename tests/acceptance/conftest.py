@@ -14,6 +14,7 @@ import redis
 
 from babylon_tasks.settings import Settings
 from babylon_tasks.worker import Worker
+from tests.rows import query
 
 
 class Deployment:
@@ -73,11 +74,11 @@ class Deployment:
         return "\n".join(f"== {p.name}\n{p.read_text()}" for p in self.folder.glob("*.log"))
 
     def wait(self, condition: Callable[[], bool], seconds: float = 40) -> None:
-        """Until it holds, or fail with the logs."""
+        """Until it holds, or fail with what Postgres says and the end of each log."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                pytest.fail(f"nothing happened within {seconds} s\n{self.logs()[-6000:]}")
+                pytest.fail(f"nothing happened within {seconds} s\n{self._rows()}\n{self._tails()}")
             time.sleep(0.1)
 
     def stop(self) -> None:
@@ -90,6 +91,32 @@ class Deployment:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def _tails(self, lines: int = 25) -> str:
+        """The last lines of every role's log, in the order of their start."""
+        tails = []
+        for number, process in enumerate(self._processes):
+            said = (self.folder / f"{number}.log").read_text().splitlines()
+            told = [line for line in said if " DEBUG " not in line]
+            command = " ".join([Path(process.args[0]).name, *process.args[1:]])
+            tails += [f"== {number}.log: {command}, ended with {process.poll()}", *told[-lines:]]
+        return "\n".join(tails)
+
+    def _rows(self) -> str:
+        """Where the windows stand, who holds what, and the last attempts."""
+        rows = [
+            row
+            for text in (
+                """SELECT window_id, state, attempts, may_share, reason, last_error, claimed_by,
+                          not_before - now() AS wait FROM rl.windows ORDER BY window_id""",
+                "SELECT *, expires_at - now() AS left FROM rl.leases ORDER BY resource",
+                "SELECT * FROM rl.attempts ORDER BY started_at DESC LIMIT 20",
+            )
+            for row in query(self.worker, text)
+        ]
+        return "\n".join(
+            ", ".join(f"{name}: {value}" for name, value in row.items()) for row in rows
+        )
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
         if arguments[0] == "-m":
