@@ -14,6 +14,7 @@ from celery import Task, shared_task
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import BabylonError, Retryable
+from babylon_tasks.line import one_line
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import canaries
@@ -30,6 +31,8 @@ R = TypeVar("R")
 # Seconds. Leases see to work that hangs; this frees the pool process that hangs with it. A step has
 # none, since its trainer's signs of life are watched.
 CPU_LIMITS: dict[str, float] = {"time_limit": 1800}
+# Of a machine that cannot train, also with RETRY_SECONDS=0: another one must have the next message.
+_LEAST_REST_SECONDS = 1.0
 
 
 def _expected_errors_in_one_line(run: Callable[P, R]) -> Callable[P, R | None]:
@@ -79,22 +82,6 @@ def score(window_ids: Sequence[str]) -> None:
         doorbells.score(pipeline.sweep(worker(), limit=SCORE_BATCH).due)
 
 
-class _Rest:
-    """A machine that cannot train leaves the work to others for a while, instead of racing them."""
-
-    def __init__(self) -> None:
-        self._until = 0.0
-
-    def begin(self, seconds: float) -> None:
-        self._until = time.monotonic() + seconds
-
-    def left(self) -> bool:
-        return time.monotonic() < self._until
-
-
-_rest = _Rest()
-
-
 @functools.cache
 def _step_logger() -> StepLogger:
     return StepLogger(worker().settings)
@@ -108,20 +95,37 @@ def train(self: Task[Any, Any], model_name: str) -> None:
     if model_name != settings.model_name:
         log.error("asked to train %s, this worker trains %s", model_name, settings.model_name)
         return
-    if _rest.left():
-        return
     try:
         with Teller(self) as tell:
             trained = pipeline.train(worker(), gpu.trainer(), on_progress=tell)
     except Retryable:
         raise
-    except Exception:
-        _rest.begin(settings.retry_seconds)
+    except Exception as error:
+        expected = isinstance(error, BabylonError)
+        said = str(error) if expected else one_line(f"{type(error).__name__}: {error}", 2000)
+        log.error("train: %s", said)  # noqa: TRY400 - now, not when it has rested
+        _rest(settings.retry_seconds)
+        if expected:
+            return
         raise
     if trained:
         _step_logger().step_committed()
         doorbells.publish()
         doorbells.train()
+
+
+def _rest(seconds: float) -> None:
+    """A machine that cannot train leaves the work to others for a while.
+
+    It stays in its task for so long, because a pool process at work takes no message. If it took
+    them and dropped them, it might take every one: Redis serves the worker that has waited longest,
+    so that two take turns, and at each sweep one gets the canary and the other the doorbell.
+    """
+    me = worker()
+    with me.database.transaction() as tx:
+        canaries.note(tx, me.settings.model_name, "gpu", me.holder)  # none may come through now
+    doorbells.train()  # whoever is idle takes it, not the one that rang
+    time.sleep(max(seconds, _LEAST_REST_SECONDS))
 
 
 @shared_task(name="babylon.publish", **CPU_LIMITS)

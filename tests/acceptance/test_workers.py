@@ -129,6 +129,19 @@ def test_a_worker_that_may_not_train_says_so_and_does_not(deployment: Deployment
     assert states(deployment.worker) == {hours_ago(2): "scored"}
 
 
+def test_a_machine_that_cannot_train_leaves_the_messages_to_others(deployment: Deployment) -> None:
+    """Without beat: the one message that it took comes to the machine that can."""
+    add_window(deployment.worker, hours_ago(2))
+    unfit = {"CHECKPOINT_STORE": "/dev/null/none", "RETRY_SECONDS": "30"}
+    resting = deployment.start(*GPU, "-n", "nodisk@%h", env=unfit)
+    deployment.start(*CPU)
+    deployment.run("babylon", "windows", "enqueue")
+    deployment.wait(lambda: "cannot write the checkpoint" in deployment.logs())
+    deployment.start(*GPU, "-n", "gpu@%h")
+    deployment.wait(lambda: all_trained(deployment, hours_ago(2)))
+    resting.kill()  # SIGTERM would wait for its task
+
+
 @pytest.mark.parametrize(
     ("role", "change", "code", "says"),
     [
