@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
 
 from billiard.process import current_process
 
 from babylon_tasks.settings import load_settings
 from workers.trainer_client import TrainerProcess
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names (numbers, UUIDs, MIG ids), else every GPU's UUID."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return listed.stdout.split()
+from workers.visible_gpus import visible_gpus
 
 
 def slots() -> int:
@@ -43,14 +24,17 @@ def trainer() -> TrainerProcess:
 
 
 def make_trainer(slot: int) -> TrainerProcess:
-    """A trainer for the GPU in `slot`, or for the CPU where there is none."""
+    """A trainer for the GPU in `slot`, or for the CPU where there is none.
+
+    While another model's trainer has that GPU, a free one will do.
+    """
     settings = load_settings()
     gpus = visible_gpus()
-    gpu = gpus[slot] if gpus else None
+    gpus = gpus[slot:] + gpus[:slot]
     return TrainerProcess(
         kind=settings.trainer,
-        gpu=gpu,
-        slot=gpu or f"cpu-{slot}",
+        gpus=gpus,
+        slot=gpus[0] if gpus else f"cpu-{slot}",
         heartbeat_seconds=settings.heartbeat_seconds,
         stall_seconds=settings.trainer_stall_seconds,
         idle_seconds=settings.trainer_idle_seconds,

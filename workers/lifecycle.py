@@ -27,6 +27,7 @@ from babylon_tasks.scoring.choose import WITH_JUDGE
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from workers import gpu
+from workers.visible_gpus import visible_gpus
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     if queues == ["gpu"]:
         if not options.get("concurrency"):
             conf.worker_concurrency = gpu.slots()
-        log.info("gpu worker: %s", ", ".join(gpu.visible_gpus()) or "no GPU, one slot on the CPU")
+        log.info("gpu worker: %s", ", ".join(visible_gpus()) or "no GPU, one slot on the CPU")
     elif "gpu" in queues:
         log.warning(
             "this worker mixes queues, so its pool is not sized by GPUs: "

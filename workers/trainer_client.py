@@ -12,17 +12,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO
 
 import msgspec
 
 from babylon_tasks.errors import Retryable, TrainerDied
 from babylon_tasks.training import Progress, StepRequest, StepResult
-from workers.trainer import wire
+from workers.trainer import gpu_lock, wire
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 1.0  # between two looks whether another trainer waits for an idle one's GPU
 CLOSE_SECONDS = 5.0  # for a trainer to end by itself when its pipe closes
 KILL_SECONDS = 30.0  # for the kernel to reap a killed one; longer means stuck in a driver
 
@@ -33,13 +34,14 @@ class TrainerProcess:
     """A trainer in a process of its own, started at the first step and kept warm between steps.
 
     It is subprocess, not multiprocessing: a Celery prefork child may not have children of that
-    kind. A trainer that died is started again at the next step.
+    kind. A trainer that died is started again at the next step. One whose GPU another trainer
+    waits for is ended after its step, or while it is idle; at the next step it waits in turn.
 
     Args:
         kind: `torch` or `noop`.
-        gpu: The trainer's CUDA_VISIBLE_DEVICES; None leaves it as it is, or hides every GPU from
-            a `cpu-N` slot.
-        slot: The GPU's UUID, of which one trainer at a time may be used, or `cpu-N`.
+        gpus: UUIDs or MIG ids; the trainer takes the first if it is free, else another that is,
+            and sees no other. Without any, every GPU is hidden from it.
+        slot: What logs call it: its first GPU, or `cpu-N`.
         heartbeat_seconds: `on_beat` is called at least this often during a step.
         stall_seconds: A trainer that says nothing for so long is killed.
         idle_seconds: A trainer without work is ended after this, which frees its GPU.
@@ -49,7 +51,7 @@ class TrainerProcess:
     def __init__(
         self,
         kind: str,
-        gpu: str | None,
+        gpus: Sequence[str] | None,
         slot: str,
         heartbeat_seconds: float,
         stall_seconds: float,
@@ -58,14 +60,15 @@ class TrainerProcess:
     ) -> None:
         self._command = [sys.executable, "-m", "workers.trainer"]
         self._command += ["--kind", kind, "--log-level", log_level]
-        self._gpu = gpu
+        self._gpus = tuple(gpus or ())
         self._slot = slot
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
         self._idle_seconds = idle_seconds
         self._lock = threading.RLock()  # a step, and what ends the process, exclude each other
         self._process: _Process | None = None
-        self._idle_timer: threading.Timer | None = None
+        self._holding: str | None = None  # the GPU whose lock the process has
+        self._rest_over: threading.Event | None = None  # tells the thread that watches it idle
 
     @property
     def pid(self) -> int | None:
@@ -80,7 +83,7 @@ class TrainerProcess:
         refused for a reason (`Final`, `UserError`) leaves it warm.
         """
         with self._lock:
-            self._stop_idle_timer()
+            self._end_rest()
             try:
                 process = self._running()
                 process.send(request)
@@ -92,15 +95,15 @@ class TrainerProcess:
                 error = answer.exception()
                 if isinstance(error, Retryable):
                     self._end(grace_seconds=0)  # it cannot trust its own memory any more
-                self._start_idle_timer()
+                self._rest()
                 raise error
-            self._start_idle_timer()
+            self._rest()
             return wire.plain_result(answer)
 
     def close(self) -> None:
         """End the process, if there is one, and free its GPU. It may be called twice."""
         with self._lock:
-            self._stop_idle_timer()
+            self._end_rest()
             self._end(grace_seconds=CLOSE_SECONDS)
 
     def _running(self) -> _Process:
@@ -114,11 +117,9 @@ class TrainerProcess:
 
     def _environment(self) -> dict[str, str]:
         environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
-        environment["BABYLON_GPU_SLOT"] = self._slot
-        if self._gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpu
-        elif self._slot.startswith("cpu"):
-            environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment["BABYLON_GPUS"] = ",".join(self._gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # the trainer sets it when it has one
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # numbers count as nvidia-smi's
         return environment
 
     def _attend(self, process: _Process, on_beat: OnBeat) -> wire.ResultAnswer | wire.ErrorAnswer:
@@ -146,6 +147,8 @@ class TrainerProcess:
             heard = now
             if isinstance(answer, wire.ResultAnswer | wire.ErrorAnswer):
                 return answer
+            if isinstance(answer, wire.Holding):
+                self._holding = answer.gpu
             if isinstance(answer, wire.ProgressAnswer):
                 phase = answer.phase
                 on_beat(wire.plain_progress(answer))
@@ -153,29 +156,53 @@ class TrainerProcess:
 
     def _end(self, grace_seconds: float) -> None:
         process, self._process = self._process, None
+        self._holding = None
         if process is not None:
             process.end(grace_seconds)
 
-    def _start_idle_timer(self) -> None:
-        self._idle_timer = threading.Timer(self._idle_seconds, self._end_if_idle)
-        self._idle_timer.daemon = True
-        self._idle_timer.start()
+    def _rest(self) -> None:
+        """The step is over: give the GPU to who waits for it, else watch the idle trainer."""
+        if self._process is None:
+            return
+        if self._wanted():
+            self._give_way()
+            return
+        self._rest_over = threading.Event()
+        threading.Thread(target=self._watch, args=(self._rest_over,), daemon=True).start()
 
-    def _stop_idle_timer(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+    def _end_rest(self) -> None:
+        if self._rest_over is not None:
+            self._rest_over.set()
+            self._rest_over = None
 
-    def _end_if_idle(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            return  # a step has begun
-        try:
-            # A step may have come and gone since this timer fired: then it is not the one set.
-            if self._idle_timer is threading.current_thread():
-                log.info("no work for %g s: ending the trainer", self._idle_seconds)
-                self._end(grace_seconds=CLOSE_SECONDS)
-        finally:
-            self._lock.release()
+    def _watch(self, over: threading.Event) -> None:
+        """End the idle trainer when nobody has needed it for long, or another needs its GPU."""
+        end = time.monotonic() + self._idle_seconds
+        while not over.wait(max(0.0, min(LOOK_SECONDS, end - time.monotonic()))):
+            wanted = self._wanted()
+            if not wanted and time.monotonic() < end:
+                continue
+            if not self._lock.acquire(blocking=False):
+                return  # a step has begun, or somebody closes it
+            try:
+                if over.is_set():
+                    return  # a step has come and gone meanwhile; it has a watch of its own
+                if wanted:
+                    self._give_way()
+                else:
+                    log.info("no work for %g s: ending the trainer", self._idle_seconds)
+                    self._end(grace_seconds=CLOSE_SECONDS)
+                return
+            finally:
+                self._lock.release()
+
+    def _wanted(self) -> bool:
+        gpu = self._holding
+        return gpu is not None and bool(gpu_lock.waiting(gpu))
+
+    def _give_way(self) -> None:
+        log.info("another trainer waits for %s: ending this one", self._holding)
+        self._end(grace_seconds=CLOSE_SECONDS)
 
 
 class _Process:

@@ -174,15 +174,16 @@ def _checkpoints(settings: Settings) -> str:
 
 
 def _gpu(settings: Settings) -> str:
-    from workers import gpu
+    from workers.visible_gpus import visible_gpus
 
-    gpus = gpu.visible_gpus()
+    gpus = visible_gpus()
     if not gpus:
         return "none: one slot on the CPU"
     memory = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],  # noqa: S607
         capture_output=True,
         text=True,
+        timeout=20,
         check=False,
     )
     return f"{len(gpus)} visible; {'; '.join(memory.stdout.splitlines())}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -82,9 +83,15 @@ def _flower_shows(port: int, name: str, window_id: str) -> bool:
     return any(t["name"].endswith(name) and window_id in t["args"] for t in tasks.values())
 
 
-def test_a_gpu_worker_has_one_pool_process_a_visible_gpu(deployment: Deployment) -> None:
-    gpus = "GPU-11111111-aaaa,GPU-22222222-bbbb,GPU-33333333-cccc"
-    deployment.start(*GPU, env={"CUDA_VISIBLE_DEVICES": gpus})
+def test_a_gpu_worker_has_one_pool_process_a_visible_gpu(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    lines = [f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}{n}{n}{n}-aaaa)" for n in range(4)]
+    smi.write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
+    smi.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    deployment.start(*GPU, env={"PATH": path, "CUDA_VISIBLE_DEVICES": "3,GPU-00,1,9,2"})
     deployment.wait(lambda: _pool_size(deployment) == 3)
 
 

@@ -37,7 +37,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         limits = {
             "heartbeat_seconds": 0.2, "stall_seconds": 30, "idle_seconds": 60, **limits,
         }  # fmt: skip
-        one = TrainerProcess(kind, None, slot, **limits)
+        gpus = None if slot.startswith("cpu") else [slot]
+        one = TrainerProcess(kind, gpus, slot, **limits)
         if script is not None:
             path = tmp_path / "fake.py"
             path.write_text(
@@ -224,7 +225,7 @@ def test_closing_the_pipe_ends_a_trainer_in_the_middle_of_its_work(
     make: Make, request_: Any, tmp_path: Path
 ) -> None:
     """Even while its main thread waits for a GPU that another process holds."""
-    held = hold_gpu("GPU-1", lambda: None)
+    _, held = hold_gpu(["GPU-1"], lambda: None)
     assert lock_path("GPU-1").is_relative_to(tmp_path)
     trainer, seen = make("torch", slot="GPU-1"), []
 

@@ -27,7 +27,6 @@ from workers.trainer import wire
 log = logging.getLogger("workers.trainer")
 
 PROGRESS_SECONDS = 0.2  # progress of one phase is not sent more often than this
-DEFAULT_SLOT = "cpu-0"
 
 
 class _Steps(Protocol):
@@ -79,14 +78,21 @@ def _prepare_environment(base_model: str) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def _torch_trainer(request: StepRequest, answers: _Answers) -> _Steps:
+def _hold_gpu(answers: _Answers) -> tuple[str, object]:
+    """The GPU that this process may use from now on, and its lock; no GPU, no lock."""
+    gpus = [gpu for gpu in os.environ.get("BABYLON_GPUS", "").split(",") if gpu]
+    if not gpus:
+        return "cpu", None  # processes share a CPU well enough
     from workers.trainer.gpu_lock import hold_gpu
 
+    gpu, lock = hold_gpu(gpus, lambda: answers.progress(Progress(phase="load")))
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it starts
+    answers.send(wire.Holding(gpu))
+    return gpu, lock
+
+
+def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps:
     _prepare_environment(request.base_model)
-    slot = os.environ.get("BABYLON_GPU_SLOT", DEFAULT_SLOT)
-    lock = None
-    if not slot.startswith("cpu"):  # processes share a CPU well enough
-        lock = hold_gpu(slot, lambda: answers.progress(Progress(phase="load")))
     answers.progress(Progress(phase="load"))
     try:
         from workers.trainer.torch_trainer import TorchTrainer
@@ -98,7 +104,7 @@ def _torch_trainer(request: StepRequest, answers: _Answers) -> _Steps:
             "pip install --force-reinstall 'babylon-tasks[train]'"
         ) from error
     os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
-    return TorchTrainer(slot, gpu_lock=lock)
+    return TorchTrainer(slot)
 
 
 def _not_installed(error: ModuleNotFoundError) -> UserError:
@@ -116,20 +122,22 @@ def _fault(error: Exception, request: StepRequest) -> BabylonError:
     return Retryable(f"the trainer failed: {type(error).__name__}: {first_line}")
 
 
-def _make_trainer(kind: str, request: StepRequest, answers: _Answers) -> _Steps:
+def _make_trainer(kind: str, slot: str, request: StepRequest, answers: _Answers) -> _Steps:
     if kind == "torch":
-        return _torch_trainer(request, answers)
+        return _torch_trainer(slot, request, answers)
     from workers.trainer.noop import NoopTrainer
 
     return NoopTrainer()
 
 
 def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoReturn:
+    held: tuple[str, object] | None = None
     trainer: _Steps | None = None
     while True:
         request = wire.decode_request(requests.get())
         try:
-            trainer = trainer or _make_trainer(kind, request, answers)
+            held = held or _hold_gpu(answers)
+            trainer = trainer or _make_trainer(kind, held[0], request, answers)
             answer: wire.Answer = wire.answer_result(trainer.step(request, answers.progress))
         except BabylonError as error:
             answer = wire.answer_error(error)

@@ -1,45 +1,89 @@
-"""One trainer at a time per GPU: a file lock named after the GPU, held until the process ends."""
+"""Whose turn it is on a GPU: a lock held until the trainer process ends, and a queue before it.
+
+Several models share a node's GPUs through these files, in the order in which they asked. Who waits
+has a ticket, a file that it touches as long as it waits. The worker behind the holder sees it and
+ends its trainer, after a step or when that is idle; the next one starts then.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import secrets
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 2.0  # between two signs of life while another trainer holds the GPU
+LOOK_SECONDS = 0.1  # between two looks of one that waits
+SIGN_SECONDS = 2.0  # between two signs of life of one that waits
+STALE_SECONDS = 10.0  # a ticket that nobody touched for so long belongs to a dead or frozen process
+REMOVE_SECONDS = 60.0
 
 
-def lock_path(slot: str) -> Path:
-    """The lock file of a slot: a GPU's UUID, MIG id or number."""
-    name = re.sub(r"[^A-Za-z0-9.-]", "_", slot)
+def lock_path(gpu: str) -> Path:
+    """The lock file of a GPU: of its UUID, MIG id or number."""
+    name = re.sub(r"[^A-Za-z0-9.-]", "_", gpu)
     name = name if name.startswith(("GPU-", "MIG-")) else f"gpu-{name}"
     return Path(tempfile.gettempdir()) / f"babylon-tasks-{os.getuid()}" / f"{name}.lock"
 
 
-def hold_gpu(slot: str, on_wait: Callable[[], None]) -> FileLock:
-    """Wait for the slot's lock and take it; call this before CUDA is touched.
+def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, FileLock]:
+    """Wait for one of the GPUs and take it, the first of them if it is free; before CUDA starts.
 
     The kernel gives the lock back when the process ends, however it ends. `on_wait` is called
-    about every two seconds while another process holds it.
+    about every two seconds while others hold them all.
     """
-    path = lock_path(slot)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = FileLock(path)
-    waits = 0
-    while True:
-        try:
-            lock.acquire(timeout=WAIT_SECONDS if waits else 0)
-        except Timeout:
-            if waits % 30 == 0:
-                log.warning("another trainer holds %s (lock %s); waiting for it", slot, path)
-            waits += 1
-            on_wait()
-        else:
-            return lock
+    name = f"{time.monotonic_ns():020d}-{secrets.token_hex(4)}"  # one clock for all processes
+    tickets = {gpu: _queue(gpu) / name for gpu in gpus}
+    waits, told = 0, time.monotonic()
+    try:
+        while True:
+            for ticket in tickets.values():
+                ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                ticket.touch()
+            for gpu in gpus:
+                if name <= min(waiting(gpu), default=name) and (lock := _take(gpu)):
+                    return gpu, lock
+            if waits == 0 or time.monotonic() - told >= SIGN_SECONDS:
+                if waits % 30 == 0:
+                    log.warning("another trainer holds %s; waiting for it", " and ".join(gpus))
+                waits, told = waits + 1, time.monotonic()
+                on_wait()
+            time.sleep(LOOK_SECONDS)
+    finally:
+        for ticket in tickets.values():
+            ticket.unlink(missing_ok=True)
+
+
+def waiting(gpu: str) -> list[str]:
+    """The tickets of those who wait for the GPU and are alive, the first one first."""
+    tickets = []
+    with contextlib.suppress(OSError):  # no queue yet; and no fault of it may cost a step
+        for ticket in _queue(gpu).iterdir():
+            with contextlib.suppress(FileNotFoundError):  # its owner's turn has come meanwhile
+                age_seconds = time.time() - ticket.stat().st_mtime
+                if age_seconds < STALE_SECONDS:
+                    tickets.append(ticket.name)
+                elif age_seconds > REMOVE_SECONDS:
+                    ticket.unlink()
+    return sorted(tickets)
+
+
+def _queue(gpu: str) -> Path:
+    return lock_path(gpu).with_suffix(".queue")
+
+
+def _take(gpu: str) -> FileLock | None:
+    lock = FileLock(lock_path(gpu))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock

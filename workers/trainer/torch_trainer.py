@@ -25,15 +25,13 @@ class TorchTrainer:
     """Runs steps on one device; the base model is loaded once for as long as it is the same.
 
     Args:
-        slot: The GPU's UUID, or `cpu-N`.
-        gpu_lock: Kept for as long as this object lives.
+        slot: The GPU's UUID, which alone CUDA_VISIBLE_DEVICES names; or `cpu`, or `cpu-N`.
 
     Raises:
         UserError: The slot is a GPU and torch sees none.
     """
 
-    def __init__(self, slot: str, gpu_lock: object = None) -> None:
-        self._gpu_lock = gpu_lock
+    def __init__(self, slot: str) -> None:
         self._device = torch.device("cpu" if slot.startswith("cpu") else "cuda")
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(

@@ -31,6 +31,12 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The process runs; nothing heavy is imported yet."""
 
 
+class Holding(msgspec.Struct, frozen=True, tag="holding"):
+    """The process has the lock of this GPU, until it ends."""
+
+    gpu: str
+
+
 class ProgressAnswer(Progress, frozen=True, tag="progress"):
     """A sign of life of the step under way."""
 
@@ -50,7 +56,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, tag="error"):
         return _ERRORS[self.kind](self.message)
 
 
-Answer = Ready | ProgressAnswer | ResultAnswer | ErrorAnswer
+Answer = Ready | Holding | ProgressAnswer | ResultAnswer | ErrorAnswer
 
 _encoder = msgspec.json.Encoder()
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
