@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from babylon_tasks.line import one_line
-from babylon_tasks.training import Call
+from babylon_tasks.training import Call, Logprobs
 
 # What a row may say that an honest one never does, and that would cost others dearly: an index
 # entry that Postgres refuses, minutes of hashing, sums that are no longer numbers.
@@ -91,6 +92,7 @@ class _Call(msgspec.Struct, gc=False):
     response: str | None = None
     modelVersion: _Odd = _NULL  # noqa: N815
     maxTokens: _Odd = _NULL  # noqa: N815
+    logprobs: _Odd = _NULL
 
 
 class _Step(msgspec.Struct, gc=False):
@@ -107,12 +109,23 @@ class _Environment(msgspec.Struct):
     agentPnL: int | float | str | None = 0.0  # noqa: N815
 
 
+class _Token(msgspec.Struct, gc=False):
+    token: str
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token]
+
+
 _steps_decoder = msgspec.json.Decoder(list[_Step])
 _environment_decoder = msgspec.json.Decoder(_Environment | None)
 _action_decoder = msgspec.json.Decoder(_Action)
 _string_decoder = msgspec.json.Decoder(str)
 _number_decoder = msgspec.json.Decoder(int | float | str)
 _json_decoder = msgspec.json.Decoder(msgspec.Raw)
+_logprobs_decoder = msgspec.json.Decoder(_Logprobs)
+_TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 
 _CHARACTERS_A_TOKEN = 3.5  # of English and JSON at least, in common vocabularies
 _SENTENCE_ENDS = frozenset(".!?…\"'\u201d\u2019)]}*`:;|>")
@@ -167,7 +180,10 @@ def decode(raw: RawTrace) -> Trace:
             if why_not:
                 left_out[why_not] = left_out.get(why_not, 0) + 1
                 continue
-            seen.add(call)
+            seen.add(call)  # as it stands: what was recorded beside it makes it no other
+            logprobs = _logprobs(recorded.logprobs)
+            if logprobs is not None:
+                call = msgspec.structs.replace(call, logprobs=logprobs)
             calls.append(call)
             versions.append(_string(recorded.modelVersion))
             text_bytes += len(system) + len(user) + len(response)
@@ -246,6 +262,25 @@ def _number(value: msgspec.Raw) -> float | None:
         return float(_number_decoder.decode(value))
     except (msgspec.DecodeError, ValueError, OverflowError):
         return None
+
+
+def _logprobs(value: msgspec.Raw) -> Logprobs | None:
+    """As OpenAI's API gives them, with `token_id:N` for tokens (vLLM's return_tokens_as_token_ids).
+
+    Texts of tokens are none: another tokenizer may have cut the same text otherwise.
+    """
+    if value is _NULL:
+        return None
+    try:
+        content = _logprobs_decoder.decode(value).content
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    found = [_TOKEN_ID.fullmatch(each.token) for each in content]
+    token_ids = tuple(int(match[1]) for match in found if match)
+    values = tuple(each.logprob for each in content if -math.inf < each.logprob <= 0)
+    if not len(token_ids) == len(values) == len(content) > 0:
+        return None
+    return Logprobs(token_ids, values)
 
 
 def _decode_steps(text: str) -> list[_Step]:

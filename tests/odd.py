@@ -57,7 +57,12 @@ def valid_trace() -> list[dict[str, Any]]:
             "environmentState": {"agentBalance": 1000.5, "agentPnL": 12.5 * number},
             "providerAccesses": [{"providerName": "feed", "data": {"deep": [1, None, "x"]}}],
             "llmCalls": [
-                {"systemPrompt": "You trade.", "userPrompt": f"Step {number}?", "response": "BUY"},
+                {
+                    "systemPrompt": "You trade.",
+                    "userPrompt": f"Step {number}?",
+                    "response": "BUY",
+                    "logprobs": {"content": [{"token": "token_id:5", "logprob": -0.5}]},
+                },
                 {"userPrompt": "And now?", "response": "WAIT", "temperature": 0.8},
             ],
             "action": {"actionType": "BUY", "success": True},

@@ -74,6 +74,8 @@ def replaced(path: tuple[Any, ...], token: str) -> str:
         (-1, "llmCalls"),
         (-1, "llmCalls", 0),
         (-1, "llmCalls", 0, "response"),
+        (-1, "llmCalls", 0, "logprobs"),
+        (-1, "llmCalls", 0, "logprobs", "content", 0, "logprob"),
         (-1, "environmentState"),
         (-1, "environmentState", "agentPnL"),
         (0, "action"),

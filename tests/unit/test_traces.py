@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_tasks.traces import RawTrace, Trace, Unusable, decode, is_truncated
-from babylon_tasks.training import Call
+from babylon_tasks.training import Call, Logprobs
 
 
 def raw(steps: str | None, size: int = 0) -> RawTrace:
@@ -179,6 +179,64 @@ def test_versions_go_with_the_calls_that_are_left() -> None:
     )
     assert [c.response for c in trace.calls] == list("abcdefgh")
     assert trace.versions == ["v1.0.1", None, "v1.0.4 ü", None, None, None, None, ""]
+
+
+def token(number: Any, logprob: Any) -> dict[str, Any]:
+    return {"token": f"token_id:{number}", "logprob": logprob, "bytes": [66], "top_logprobs": []}
+
+
+def with_logprobs(content: Any, response: str = "BUY") -> dict[str, Any]:
+    return {**call(response), "logprobs": {"content": content, "refusal": None}}
+
+
+def test_recorded_logprobs_go_with_their_call() -> None:
+    """In the form of OpenAI's API, with vLLM's ids for tokens."""
+    (found,) = decoded(
+        step(0, with_logprobs([token(17, -0.5), token(0, 0), token(9, -9999.0)]))
+    ).calls
+    assert found.logprobs == Logprobs((17, 0, 9), (-0.5, 0.0, -9999.0))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "null", "3", '"x"', "[]", "{}", '{"content":null}', '{"content":{}}', '{"content":[]}',
+        '{"content":[null]}', '{"content":[{"token":"token_id:1"}]}',
+        '{"content":[{"token":"token_id:1","logprob":null}]}',
+        '{"content":[{"token":"token_id:1","logprob":"-0.1"}]}',
+        '{"content":[{"token":"token_id:1","logprob":"NaN"}]}',
+        '{"content":[{"token":"token_id:1","logprob":0.1}]}',
+        '{"content":[{"token":"token_id:1","logprob":-1e400}]}',
+        '{"content":[{"token":"token_id:1","logprob":-0.1},{"token":"BUY","logprob":-0.1}]}',
+        '{"content":[{"token":"token_id:-1","logprob":-0.1}]}',
+        '{"content":[{"token":"token_id:1x","logprob":-0.1}]}',
+        '{"content":[{"token":"token_id:\\u0661","logprob":-0.1}]}',
+        '{"content":[{"token":"token_id:12345678901","logprob":-0.1}]}',
+        '{"content":[{"token":1,"logprob":-0.1}]}',
+        '{"content":[{"token":"\\ud800","logprob":-0.1}]}',
+        '{"content":' + "[" * 300 + "]" * 300 + "}",
+    ],
+)  # fmt: skip
+def test_odd_logprobs_are_none_and_cost_nothing_else(odd: str) -> None:
+    plain = decoded(step(0, call("a")), step(0, call("b")))
+    text = json.dumps([step(0, {**call("a"), "logprobs": "@@"}), step(0, call("b"))])
+    trace = decode(raw(text.replace('"@@"', odd)))
+    assert trace == plain
+    assert [each.logprobs for each in trace.calls] == [None, None]
+
+
+def test_logprobs_change_neither_the_hash_nor_what_is_a_repeat() -> None:
+    plain = decoded(step(0, call("a")), step(0, call("a"), call("b")))
+    trace = decoded(
+        step(0, with_logprobs([token(1, -0.5)], "a")),
+        step(0, with_logprobs([token(1, -0.75)], "a"), with_logprobs([token(2, -1)], "b")),
+    )
+    assert trace.outcome == plain.outcome
+    assert trace.outcome.left_out == {"repeated": 1}
+    assert [each.logprobs for each in trace.calls] == [
+        Logprobs((1,), (-0.5,)),
+        Logprobs((2,), (-1.0,)),
+    ]
 
 
 @pytest.mark.parametrize(
