@@ -44,6 +44,21 @@ def test_weights_and_advantages_have_a_mean_of_one() -> None:
     assert packed["logprobs"].isnan().all()
 
 
+def test_recorded_logprobs_stand_at_their_own_tokens() -> None:
+    # 7 has one; of 9, 10, 11 the first two; all else is NaN, which is ART's "not recorded".
+    sequences = Sequences()
+    sequences.add([5, 6], [7], 1.0, 1.0, recorded=(-0.5,))
+    sequences.add([3], [4, 4], 1.0, 1.0)
+    sequences.add([8], [9, 10, 11], -1.0, 1 / 3, recorded=(-1.5, -2.5))
+    found = sequences.packed(0.5)["logprobs"][0].tolist()
+    nan = math.nan
+    expected = [nan, nan, -0.5, nan, nan, nan, nan, -1.5, -2.5, nan]
+    assert found == pytest.approx(expected, nan_ok=True)
+    step = StepTensors.from_packed(sequences.packed(0.5))
+    batch = step.take([2, 0], torch.device("cpu"))
+    assert batch.recorded_n.tolist() == pytest.approx([-1.5, -2.5, nan, -0.5], nan_ok=True)
+
+
 def test_a_micro_batch_is_padded_to_its_own_longest() -> None:
     step = StepTensors.from_packed(two_sequences().packed(0.0))
     assert (step.starts, step.lengths, step.trained_tokens) == ([0, 3], [3, 4], 4)

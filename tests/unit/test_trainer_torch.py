@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import json
 import math
@@ -10,7 +11,9 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch")
@@ -23,18 +26,19 @@ import art.preprocessing.tokenize as art_tokenize
 import torch
 from art.loss import loss_fn
 from art.preprocessing.pack import packed_tensors_from_tokenized_results
+from openai.types.chat.chat_completion import Choice
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from babylon_tasks.errors import CheckpointUnreadable, Final, TrainerDied, UserError
-from babylon_tasks.training import Progress, Sample, StepRequest, StepResult
+from babylon_tasks.training import Call, Logprobs, Progress, Sample, StepRequest, StepResult
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
 from workers.trainer import gradients
 from workers.trainer.batches import StepTensors, micro_batches
 from workers.trainer.chat_format import ChatFormat
 from workers.trainer.gradients import accumulate_within_memory
 from workers.trainer.language_model import LanguageModel
-from workers.trainer.samples import read_samples, trajectory_groups
+from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
 from workers.trainer.tokenized import tokenize_groups
 from workers.trainer.torch_trainer import TorchTrainer
 from workers.trainer_client import TrainerProcess
@@ -106,6 +110,25 @@ def long_samples(seed: int, windows: int = 2) -> list[Sample]:
     ]
 
 
+def with_logprobs(chat: ChatFormat, samples: list[Sample], seed: int) -> list[Sample]:
+    """The same calls, of which about two in three have log-probabilities; some of the end too."""
+    rng = random.Random(seed)
+
+    def of(response: str) -> Logprobs | None:
+        end = [] if rng.random() < 0.5 else chat.end_ids
+        token_ids = (*chat.encode([response])[0], *end)
+        values = tuple(-rng.expovariate(0.3) for _ in token_ids)
+        return Logprobs(token_ids, values) if rng.random() < 0.67 else None
+
+    return [
+        msgspec.structs.replace(
+            one,
+            calls=[msgspec.structs.replace(c, logprobs=of(c.response)) for c in one.calls],
+        )
+        for one in samples
+    ]
+
+
 # --- tokens ---
 
 
@@ -137,15 +160,27 @@ def test_an_empty_system_message_is_left_out(chat: ChatFormat) -> None:
 
 @pytest.mark.parametrize("negative_scale", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("recorded", [False, True], ids=["", "logprobs"])
 def test_packed_tensors_are_arts_plus_the_end_token(
-    chat: ChatFormat, seed: int, negative_scale: float, monkeypatch: pytest.MonkeyPatch
+    chat: ChatFormat,
+    seed: int,
+    negative_scale: float,
+    recorded: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """ART's own functions, made to append the end token, give the same sequences."""
-    groups = trajectory_groups(random_samples(seed))
+    """ART's own functions, made to append a missing end token, give the same sequences.
+
+    It gets recorded logprobs in its own form, a `Choice`.
+    """
+    samples = random_samples(seed)
+    samples = with_logprobs(chat, samples, seed) if recorded else samples
+    groups = trajectory_groups(samples)
     arts_tokenize = art_tokenize.tokenize_trajectory
 
     def with_end(*args: object, **kwargs: object) -> object:
         result = arts_tokenize(*args, **kwargs)
+        if result.token_ids[-len(chat.end_ids) :] == chat.end_ids:
+            return result
         result.token_ids += chat.end_ids
         result.assistant_mask += [1] * len(chat.end_ids)
         result.logprobs += [math.nan] * len(chat.end_ids)
@@ -157,7 +192,11 @@ def test_packed_tensors_are_arts_plus_the_end_token(
     theirs = packed_tensors_from_tokenized_results(
         list(
             art_tokenize.tokenize_trajectory_groups(
-                chat._tokenizer, groups, True, True, shuffle_group_trajectories=False
+                chat._tokenizer,
+                with_choices(groups, samples),
+                True,
+                True,
+                shuffle_group_trajectories=False,
             )
         ),
         1024,
@@ -165,7 +204,9 @@ def test_packed_tensors_are_arts_plus_the_end_token(
         advantage_balance=1 - negative_scale,
         pack_results=False,
     )
-    ours = rows_of(tokenize_groups(chat, groups, 4096).sequences.packed(1 - negative_scale))
+    found = tokenize_groups(chat, groups, 4096, recorded_logprobs(samples))
+    ours = rows_of(found.sequences.packed(1 - negative_scale))
+    assert any(not row["logprobs"].isnan().all() for row in ours) == recorded
     assert len(ours) == theirs["tokens"].shape[0]
     for number, row in enumerate(ours):
         length = len(row["tokens"])
@@ -176,6 +217,61 @@ def test_packed_tensors_are_arts_plus_the_end_token(
             )
         for key in ("advantages", "weights"):
             torch.testing.assert_close(row[key], theirs[key][number, :length], rtol=1e-5, atol=0)
+
+
+def with_choices(groups: list[Any], samples: list[Sample]) -> list[Any]:
+    """The groups with a `Choice` for each answer whose log-probabilities were recorded."""
+    groups = copy.deepcopy(groups)
+    for trajectory, one in zip((t for g in groups for t in g), samples, strict=True):
+        histories = [trajectory, *trajectory.additional_histories]
+        for history, call in zip(histories, one.calls, strict=True):
+            if call.logprobs:
+                pairs = zip(call.logprobs.token_ids, call.logprobs.values, strict=True)
+                content = [
+                    {"token": f"token_id:{i}", "logprob": v, "top_logprobs": []} for i, v in pairs
+                ]
+                message = history.messages_and_choices[-1]
+                choice = {"index": 0, "finish_reason": "stop", "message": message}
+                history.messages_and_choices[-1] = Choice.model_validate(
+                    {**choice, "logprobs": {"content": content}}
+                )
+    return groups
+
+
+def test_logprobs_of_other_tokens_are_dropped_and_counted(
+    trainer: TorchTrainer, chat: ChatFormat, base_model: str, tmp_path: Path
+) -> None:
+    ids = (*chat.encode(["BUY it now"])[0], *chat.end_ids)
+    assert len(ids) >= 3
+    recorded = [
+        (ids, len(ids)),  # fits, all of it
+        (ids[:-1], len(ids) - 1),  # fits, but for the end
+        (ids[:-2], len(ids) - 2),  # cut short
+        ((*ids, 5), len(ids) + 1),  # goes on
+        ((*ids[:-1], 5), len(ids)),  # ends otherwise
+        ((ids[0] + 1, *ids[1:]), len(ids)),  # another tokenizer
+        (ids, len(ids) - 1),  # not of one length
+    ]
+    samples = [
+        Sample("w", f"{n}", n / 9, [Call("", f"buy {n}?", "BUY it now", Logprobs(t, (-0.5,) * v))])
+        for n, (t, v) in enumerate(recorded)
+    ]
+    none = sample("w", 99, 0.95, ("", "u", "BUY it now"))
+    result = run(trainer, make_request(tmp_path, base_model, [*samples, none]))
+    assert result.sequences == 8
+    assert result.metrics["logprobs_misfit"] == 5
+    share = (2 * len(ids) - 1) / (8 * len(ids))
+    assert result.metrics["logprobs_share"] == pytest.approx(share)
+    assert result.metrics["kl_recorded"] > 0  # an untrained model says none of it so often
+    assert 0 < result.metrics["ratio_mean"] < 1
+
+
+def test_without_recorded_logprobs_there_are_no_ratios(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    result = run(trainer, make_request(tmp_path, base_model, two_sided()))
+    assert (result.metrics["logprobs_share"], result.metrics["logprobs_misfit"]) == (0, 0)
+    assert not {"ratio_mean", "ratio_clipped", "kl_recorded", "probs_corr"} & set(result.metrics)
 
 
 def test_odd_text_never_fails_a_step(
@@ -221,7 +317,7 @@ def test_a_step_with_nothing_left_says_why(
 
 
 def tensors_of(chat: ChatFormat, samples: list[Sample]) -> StepTensors:
-    tokenized = tokenize_groups(chat, trajectory_groups(samples), 1024)
+    tokenized = tokenize_groups(chat, trajectory_groups(samples), 1024, recorded_logprobs(samples))
     return StepTensors.from_packed(tokenized.sequences.packed(0.7))
 
 
@@ -288,9 +384,11 @@ def test_a_cpu_takes_no_more_at_once_than_its_cache_holds(
 
 
 @pytest.mark.parametrize("samples", [random_samples(6), long_samples(6)], ids=["odd", "long"])
+@pytest.mark.parametrize("recorded", [False, True], ids=["", "logprobs"])
 def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
-    base_model: str, chat: ChatFormat, samples: list[Sample]
+    base_model: str, chat: ChatFormat, samples: list[Sample], recorded: bool
 ) -> None:
+    samples = with_logprobs(chat, samples, 6) if recorded else samples
     model, step = moved_model(base_model), tensors_of(chat, samples)
     ours, totals = gradients_of(model, step, 0.0, 300)
     model.adapted.zero_grad()
@@ -303,12 +401,63 @@ def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
         loss += float(share.detach()) / step.trained_tokens
     assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
     assert totals.loss == pytest.approx(loss, rel=1e-4)
+    assert (totals.ratios["logprobs_share"] > 0) == recorded
+
+
+def as_said_by(
+    model: LanguageModel, chat: ChatFormat, samples: list[Sample], log_ratio: float
+) -> list[Sample]:
+    """The same calls, by a policy from which the model is everywhere this far."""
+    step = tensors_of(chat, samples)
+    said = []
+    for row in range(len(step.lengths)):
+        batch = step.take([row], model.device)
+        with torch.no_grad():
+            logprobs_n, _ = model.logprobs(batch.inputs["tokens"], batch.predicts)
+        ids = batch.inputs["tokens"][batch.inputs["assistant_mask"]].tolist()
+        values = [value - log_ratio for value in logprobs_n.tolist()]
+        said.append(Logprobs(tuple(ids), tuple(values)))
+    each = iter(said)
+    return [
+        msgspec.structs.replace(
+            one,
+            calls=[msgspec.structs.replace(call, logprobs=next(each)) for call in one.calls],
+        )
+        for one in samples
+    ]
+
+
+@pytest.mark.parametrize(
+    ("times", "counts"),
+    [(1, 1.0), (2, 2.0), (1 / 4, 1 / 4), (4.9, 4.9), (8, 5.0), (math.inf, 5.0)],
+)
+def test_a_token_counts_as_often_as_its_ratio_says(
+    base_model: str, chat: ChatFormat, times: float, counts: float
+) -> None:
+    """old = new - ln 2: the model says it twice as often as who answered, so it counts twice.
+
+    CISPO clips at 1 + 4: beyond it counts 5 times, and no less for being further away.
+    """
+    model, samples = moved_model(base_model), two_sided()
+    plain, _ = gradients_of(model, tensors_of(chat, samples), 0.0, 300)
+    log_ratio = min(math.log(times), 9999.0)  # what vLLM has for a token that it could not say
+    recorded = as_said_by(model, chat, samples, log_ratio)
+    found, totals = gradients_of(model, tensors_of(chat, recorded), 0.0, 300)
+    assert_same_gradients(found, [counts * gradient for gradient in plain], 1e-4)
+    assert totals.ratios["logprobs_share"] == 1
+    assert totals.ratios["ratio_mean"] == pytest.approx(counts, rel=1e-4)
+    assert totals.ratios["ratio_clipped"] == float(times > 5)
+    assert totals.ratios["kl_recorded"] == pytest.approx(-log_ratio, abs=1e-3)
+    if times <= 5:
+        assert totals.ratios["probs_corr"] == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("samples", [random_samples(8), long_samples(8)], ids=["odd", "long"])
+@pytest.mark.parametrize("recorded", [False, True], ids=["", "logprobs"])
 def test_the_kl_penalty_is_arts_over_the_whole_step(
-    base_model: str, chat: ChatFormat, samples: list[Sample]
+    base_model: str, chat: ChatFormat, samples: list[Sample], recorded: bool
 ) -> None:
+    samples = with_logprobs(chat, samples, 8) if recorded else samples
     model, step = moved_model(base_model), tensors_of(chat, samples)
     ours, totals = gradients_of(model, step, 0.5, 200)
     model.adapted.zero_grad()

@@ -11,7 +11,7 @@ from babylon_tasks.errors import Final
 from babylon_tasks.training import Progress, StepRequest
 from workers.trainer.language_model import LanguageModel
 from workers.trainer.service import TorchService
-from workers.trainer.tokenized import TokenizedGroups, tokenize_groups
+from workers.trainer.tokenized import Recorded, TokenizedGroups, tokenize_groups
 
 
 class TorchBackend(LocalBackend):  # type: ignore[misc]
@@ -23,11 +23,12 @@ class TorchBackend(LocalBackend):  # type: ignore[misc]
         model: LanguageModel,
         service: TorchService,
         request: StepRequest,
+        recorded: Recorded,
         on_progress: Any,
     ) -> None:
         super().__init__(path=path, in_process=True)
         self._model, self._service, self._request = model, service, request
-        self._on_progress = on_progress
+        self._recorded, self._on_progress = recorded, on_progress
         self.tokenized = TokenizedGroups()
         self.tokenize_seconds = 0.0
 
@@ -48,6 +49,7 @@ class TorchBackend(LocalBackend):  # type: ignore[misc]
             self._model.chat,
             trajectory_groups,
             limit,
+            self._recorded,
             lambda done, total: self._on_progress(Progress("tokenize", done, total)),
         )
         sequences, dropped = self.tokenized.sequences, self.tokenized.dropped

@@ -72,6 +72,12 @@ class MicroBatch:
     inputs: dict[str, torch.Tensor]
     predicts: torch.Tensor
 
+    @property
+    def recorded_n(self) -> torch.Tensor:
+        """The recorded log-probability of each trained token, NaN where there is none; [N]."""
+        recorded_n: torch.Tensor = shift_tensor(self.inputs["logprobs"], math.nan)[self.predicts]
+        return recorded_n
+
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Row numbers in batches of at most `max_tokens` padded tokens, or of one row.

@@ -25,6 +25,7 @@ from babylon_tasks.errors import Final
 from babylon_tasks.training import Progress
 from workers.trainer.batches import MicroBatch, StepTensors, micro_batches
 from workers.trainer.language_model import LanguageModel
+from workers.trainer.ratios import Ratios
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,16 @@ warnings.filterwarnings("ignore", message=r"cov\(\): degrees of freedom is <= 0"
 
 @dataclass(frozen=True)
 class Totals:
-    """Means over the step's trained tokens; `kl` is None where the penalty is off."""
+    """Means over the step's trained tokens; `kl` is None where the penalty is off.
+
+    `ratios` are metrics of the tokens whose log-probabilities were recorded.
+    """
 
     loss: float
     entropy: float
     kl: float | None
     micro_batches: int
+    ratios: dict[str, float]
 
 
 def accumulate_within_memory(
@@ -97,6 +102,7 @@ class _Attempt:
         self._model, self._step, self._batches = model, step, batches
         self._on_progress = on_progress
         self._trained = step.trained_tokens
+        self._ratios = Ratios()
         self.rows: list[int] = []
 
     def run(self, kl_penalty: float, loss_config: Any) -> Totals:
@@ -119,7 +125,8 @@ class _Attempt:
             self._on_progress(
                 Progress("train", done, self._total, loss if math.isfinite(loss) else None, speed)
             )
-        return Totals(loss, entropy, kl, len(self._batches))
+        ratios = self._ratios.metrics(self._trained)
+        return Totals(loss, entropy, kl, len(self._batches), ratios)
 
     def _take(self, rows: list[int]) -> MicroBatch:
         self.rows = rows
@@ -127,6 +134,7 @@ class _Attempt:
 
     def _backward(self, batch: MicroBatch, loss_config: Any) -> tuple[float, float]:
         logprobs_n, entropies_n = self._model.logprobs(batch.inputs["tokens"], batch.predicts)
+        self._ratios.add(batch.recorded_n, logprobs_n.detach())
         logprobs_bt = torch.zeros(batch.predicts.shape, device=logprobs_n.device)
         logprobs_bt = logprobs_bt.masked_scatter(batch.predicts, logprobs_n)
         loss = loss_fn(batch.inputs, logprobs_bt, None, None, loss_config, reduction="sum")

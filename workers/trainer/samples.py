@@ -12,7 +12,7 @@ import msgspec
 from art.trajectories import History
 
 from babylon_tasks.errors import Final
-from babylon_tasks.training import Call, Sample
+from babylon_tasks.training import Call, Logprobs, Sample
 
 _decoder = msgspec.json.Decoder(Sample)
 
@@ -61,6 +61,18 @@ def trajectory_groups(samples: list[Sample]) -> list[Any]:
         art.TrajectoryGroup(_trajectory(sample) for sample in window)
         for _, window in itertools.groupby(samples, key=lambda sample: sample.window_id)
     ]
+
+
+def recorded_logprobs(samples: list[Sample]) -> dict[str, list[Logprobs | None]]:
+    """By trajectory id, those of each call; a trajectory without any is left out.
+
+    Beside ART's trajectories, not in them: its `Choice` costs a thousand bytes a token.
+    """
+    return {
+        sample.trajectory_id: [call.logprobs for call in sample.calls]
+        for sample in samples
+        if any(call.logprobs for call in sample.calls)
+    }
 
 
 def _trajectory(sample: Sample) -> Any:

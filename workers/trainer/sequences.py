@@ -26,14 +26,27 @@ class Sequences:
         self._trained = array("q")
         self._advantages = array("d")
         self._weights = array("d")
+        self._recorded_at = array("q")  # positions in _tokens, of which ...
+        self._recorded = array("f")  # ... the recorded log-probabilities are known
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def add(
-        self, prompt: Sequence[int], answer: Sequence[int], advantage: float, weight: float
+        self,
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        advantage: float,
+        weight: float,
+        recorded: Sequence[float] = (),
     ) -> None:
-        """Append one sequence: the prompt is context, the answer (never empty) is trained."""
+        """Append one sequence: the prompt is context, the answer (never empty) is trained.
+
+        `recorded` are log-probabilities of the answer's first tokens, by the policy that said them.
+        """
+        begin = len(self._tokens) + len(prompt)
+        self._recorded_at.extend(range(begin, begin + len(recorded)))
+        self._recorded.extend(recorded)
         self._tokens.extend(prompt)
         self._tokens.extend(answer)
         self._lengths.append(len(prompt) + len(answer))
@@ -80,6 +93,11 @@ class Sequences:
             return values.repeat_interleave(lengths)[None]
 
         starts = lengths.cumsum(0) - lengths
+        logprobs = torch.tensor(math.nan).expand(1, len(self._tokens))  # ART's "not recorded"
+        if self._recorded:
+            logprobs = logprobs.clone()
+            at = torch.frombuffer(self._recorded_at, dtype=torch.int64)
+            logprobs[0, at] = torch.frombuffer(self._recorded, dtype=torch.float32)
         position = torch.arange(len(self._tokens))[None] - per_token(starts)
         mask = position >= per_token(lengths - trained)
         number = per_token(torch.arange(len(self)))
@@ -89,7 +107,7 @@ class Sequences:
             "parent_ids": number,
             "input_pos": position,
             "assistant_mask": mask,
-            "logprobs": torch.tensor(math.nan).expand(mask.shape),  # recorded traces carry none
+            "logprobs": logprobs,
             "advantages": per_token(advantages.float()) * mask,
             "weights": per_token(weights.float()) * mask,
             "pixel_values": [None],

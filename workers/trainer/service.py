@@ -136,4 +136,4 @@ class TorchService:
         }
         if totals.kl is not None:
             metrics["kl"] = totals.kl
-        return metrics
+        return metrics | totals.ratios

@@ -7,21 +7,26 @@ to it otherwise, which a test proves.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jinja2
 
-from babylon_tasks.training import WindowShare
+from babylon_tasks.training import Logprobs, WindowShare
 from workers.trainer.chat_format import ChatFormat
 from workers.trainer.sequences import Sequences
 
 # What ART adds to a group's deviation. Where rewards differ less, it is not their deviation any
 # more that scales an advantage, and what is left would be rounding noise, or underflow.
 _EPSILON = 1e-6
+
+# By trajectory id, what was recorded of each of its calls, in their order.
+Recorded = Mapping[str, Sequence[Logprobs | None]]
 
 
 @dataclass
@@ -31,6 +36,7 @@ class TokenizedGroups:
     sequences: Sequences = field(default_factory=Sequences)
     dropped: Counter[str] = field(default_factory=Counter)  # calls: empty, too_long, template
     without_advantage: int = 0  # trajectories
+    misfits: int = 0  # calls whose recorded log-probabilities are of other tokens than ours
     windows: dict[str, WindowShare] = field(default_factory=dict)  # by window id
 
     def note(self, window_id: str, calls: int, dropped: Counter[str], tokens: int) -> None:
@@ -48,12 +54,14 @@ def tokenize_groups(
     chat: ChatFormat,
     groups: list[Any],
     max_sequence_tokens: int,
+    recorded: Recorded = MappingProxyType({}),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenizedGroups:
     """Tokenize every call of every trajectory that has an advantage, one trajectory at a time.
 
     `on_progress` gets (groups done, groups in all). Calls that are empty or longer than
-    `max_sequence_tokens` are left out and counted.
+    `max_sequence_tokens` are left out and counted. Recorded log-probabilities go with a call only
+    where they are of exactly its tokens.
     """
     tokenized = TokenizedGroups()
     for done, group in enumerate(groups, start=1):
@@ -62,11 +70,17 @@ def tokenize_groups(
                 tokenized.without_advantage += 1
                 continue
             dropped: Counter[str] = Counter()
-            calls = list(_tokenize_trajectory(chat, trajectory, max_sequence_tokens, dropped))
-            tokens = sum(len(answer) for _, answer in calls)
+            known = recorded.get(trajectory.metadata["trajectory_id"], ())
+            calls = list(
+                _tokenize_trajectory(chat, trajectory, max_sequence_tokens, known, dropped)
+            )
+            tokens = sum(len(call.answer) for call in calls)
             weight = 1 / (tokens + 1e-6)
-            for prompt, answer in calls:
-                tokenized.sequences.add(prompt, answer, advantage, weight)
+            for call in calls:
+                tokenized.sequences.add(
+                    call.prompt, call.answer, advantage, weight, call.logprobs or ()
+                )
+                tokenized.misfits += call.logprobs is None
             tokenized.note(trajectory.metadata["window_id"], len(calls), dropped, tokens)
         on_progress(done, len(groups))
     return tokenized
@@ -88,12 +102,23 @@ def advantages(group: Any) -> list[float]:
     return [(reward - mean) / (deviation + _EPSILON) for reward in rewards]
 
 
+class _Call(NamedTuple):
+    """Prompt and answer, the answer with its end; `logprobs` is None where they do not fit."""
+
+    prompt: list[int]
+    answer: list[int]
+    logprobs: Sequence[float] | None
+
+
 def _tokenize_trajectory(
-    chat: ChatFormat, trajectory: Any, max_sequence_tokens: int, dropped: Counter[str]
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Prompt and answer of each call, the answer with its end."""
-    prompts, answers = [], []
-    for messages in _histories(trajectory):
+    chat: ChatFormat,
+    trajectory: Any,
+    max_sequence_tokens: int,
+    recorded: Sequence[Logprobs | None],
+    dropped: Counter[str],
+) -> Iterator[_Call]:
+    prompts, answers, logprobs = [], [], []
+    for messages, known in itertools.zip_longest(_histories(trajectory), recorded):
         try:
             prompt = chat.prompt(messages[:-1])
         except jinja2.TemplateError:
@@ -101,14 +126,27 @@ def _tokenize_trajectory(
             continue
         prompts.append(prompt)
         answers.append(messages[-1]["content"])
-    for prompt_ids, answer_ids in zip(chat.encode(prompts), chat.encode(answers), strict=True):
+        logprobs.append(known)
+    tokens = zip(chat.encode(prompts), chat.encode(answers), logprobs, strict=True)
+    for prompt_ids, answer_ids, known in tokens:
         trained = [*answer_ids, *chat.end_ids]
         if not answer_ids:
             dropped["empty"] += 1
         elif len(prompt_ids) + len(trained) > max_sequence_tokens:
             dropped["too_long"] += 1
         else:
-            yield prompt_ids, trained
+            yield _Call(prompt_ids, trained, _fitting(known, len(answer_ids), trained))
+
+
+def _fitting(
+    recorded: Logprobs | None, answer_tokens: int, trained: list[int]
+) -> Sequence[float] | None:
+    """The values where they are of these tokens, the end's or not; None where of others."""
+    if recorded is None:
+        return ()
+    count = len(recorded.token_ids)
+    fits = answer_tokens <= count == len(recorded.values)
+    return recorded.values if fits and [*recorded.token_ids] == trained[:count] else None
 
 
 def _histories(trajectory: Any) -> Iterator[list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.training import Progress, Sample, StepRequest, StepResult
 from workers.trainer.backend import TorchBackend
 from workers.trainer.language_model import LanguageModel
-from workers.trainer.samples import read_samples, trajectory_groups
+from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
 from workers.trainer.service import TorchService
 
 
@@ -55,7 +55,8 @@ class TorchTrainer:
         loaded = time.monotonic()
         service = TorchService(model, request, on_progress)
         scratch = Path(request.scratch_dir) / "art"
-        backend = TorchBackend(str(scratch), model, service, request, on_progress)
+        recorded = recorded_logprobs(samples)
+        backend = TorchBackend(str(scratch), model, service, request, recorded, on_progress)
         try:
             trained = asyncio.run(_train(backend, request, samples))
         finally:
@@ -66,6 +67,7 @@ class TorchTrainer:
         phases["tokenize"] = backend.tokenize_seconds
         metrics = {**trained, **_reward_metrics(samples), **self._memory_metrics()}
         tokenized = backend.tokenized
+        metrics["logprobs_misfit"] = float(tokenized.misfits)
         sequences = tokenized.sequences
         return StepResult(
             loss=trained["loss"],
@@ -119,6 +121,7 @@ async def _train(
 
 OUR_METRICS = (
     "loss", "entropy", "grad_norm", "kl", "learning_rate", "micro_batches",
+    "logprobs_share", "ratio_mean", "ratio_clipped", "kl_recorded", "probs_corr",
 )  # fmt: skip
 
 

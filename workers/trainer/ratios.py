@@ -1,0 +1,50 @@
+"""How far the model is from the policy that answered, where that policy's logprobs were recorded.
+
+Shapes: N trained tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+_MOST = 5.0  # ART's CISPO clips ratios to 0 and 5
+
+
+class Ratios:
+    """Collects both sides of a step's tokens, and makes metrics of them."""
+
+    def __init__(self) -> None:
+        self._old: list[torch.Tensor] = []
+        self._new: list[torch.Tensor] = []
+
+    def add(self, old_n: torch.Tensor, new_n: torch.Tensor) -> None:
+        """Log-probabilities of a micro-batch: recorded ones (NaN: none), and the model's."""
+        known = ~old_n.isnan()
+        self._old.append(old_n[known].double().cpu())
+        self._new.append(new_n[known].double().cpu())
+
+    def metrics(self, trained_tokens: int) -> dict[str, float]:
+        """Of the tokens with recorded logprobs; with none of those only their share, 0.
+
+        `ratio_mean` is of the ratios (model over recorded) as clipped by the loss, `ratio_clipped`
+        the share that is; `kl_recorded` is the mean of recorded less model, the plain estimate of
+        KL(recorded || model); `probs_corr` is ART's, over the whole step, and may not be finite.
+        """
+        old = torch.cat(self._old) if self._old else torch.empty(0)
+        new = torch.cat(self._new) if self._new else torch.empty(0)
+        share = {"logprobs_share": len(old) / trained_tokens}
+        if not len(old):
+            return share
+        logs = new - old
+        probabilities = torch.stack([old.exp(), new.exp()])
+        corr = float(torch.corrcoef(probabilities)[0, 1]) if len(old) > 1 else math.nan
+        return {
+            **share,
+            # By their logarithms: vLLM has -9999 for what it could not say, an infinite ratio.
+            "ratio_mean": float(logs.clamp(max=math.log(_MOST)).exp().mean()),
+            "ratio_clipped": float((logs > math.log(_MOST)).double().mean()),
+            "kl_recorded": float(-logs.mean()),
+            "probs_corr": corr,
+        }
