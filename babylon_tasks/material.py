@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,16 @@ import msgspec
 
 from babylon_tasks import filters
 from babylon_tasks.keeper import Keeper
+from babylon_tasks.models import Versions
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, leases, requests, scores
+from babylon_tasks.store import attempts, leases, logprobs, requests, scores
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.scores import StoredScore
 from babylon_tasks.store.traces import TraceReader, open_reader
 from babylon_tasks.traces import Unusable, decode
-from babylon_tasks.training import Sample
+from babylon_tasks.training import Call, Sample
 from babylon_tasks.windows import State, Window
 from babylon_tasks.worker import Worker
 
@@ -29,32 +30,45 @@ from babylon_tasks.worker import Worker
 class Material:
     """What a step will train on: the windows that are left, and rewards by trajectory id.
 
-    `funnels` counts what was left out of each window since it was scored.
+    `funnels` counts what was left out of each window since it was scored; `ages` the calls by how
+    many steps old their version is, those of known age.
     """
 
     windows: list[Window]
     rewards: dict[str, float]
     funnels: dict[str, Counter[str]]
+    ages: Counter[int]
+
+    def staleness(self) -> dict[str, float]:
+        """Metrics of the step: calls of known age, and in steps their mean and largest age."""
+        known = self.ages.total()
+        metrics = {"staleness_known": float(known)}
+        if known:
+            total = sum(age * calls for age, calls in self.ages.items())
+            metrics |= {
+                "staleness_mean": total / known, "staleness_max": float(max(self.ages))
+            }  # fmt: skip
+        return metrics
 
 
-class TooOld:
-    """Whether a call was answered by a version too many steps behind the head.
+class Staleness:
+    """How many steps behind the head a call's version is, and whether that is too many.
 
     A version that is none of this lineage, or not recorded, has no known age.
     """
 
-    def __init__(
-        self, settings: Settings, head_step: int, steps_of_versions: dict[str, int]
-    ) -> None:
+    def __init__(self, settings: Settings, head_step: int, versions: Versions) -> None:
         self._most, self._head_step = settings.max_staleness, head_step
-        self._steps = steps_of_versions
-        self._prefix = f"{settings.model_name}-"
+        self._versions = versions
 
-    def __call__(self, version: str | None) -> bool:
-        if self._most is None or version is None:
-            return False
-        step = self._steps.get(version.removeprefix(self._prefix))
-        return step is not None and self._head_step - step > self._most
+    def of(self, version: str | None) -> int | None:
+        """Steps, or None where the age is not known."""
+        step = self._versions.step_of(version)
+        return None if step is None else self._head_step - step
+
+    def too_many(self, steps: int | None) -> bool:
+        """Whether a call of that age is left out."""
+        return self._most is not None and steps is not None and steps > self._most
 
 
 async def collect(
@@ -62,12 +76,12 @@ async def collect(
     keeper: Keeper,
     lease: Lease,
     windows: Sequence[Window],
-    too_old: TooOld,
+    staleness: Staleness,
     path: Path,
 ) -> Material:
     """Write the samples of every window that still has signal, a trajectory at a time."""
     settings = worker.settings
-    material = Material([], {}, {})
+    material = Material([], {}, {}, Counter())
     with path.open("wb") as file:
         async with open_reader(settings) as reader:
             for window in windows:
@@ -78,16 +92,21 @@ async def collect(
                         scorer=window.scorer or settings.scoring,
                         window_id=window.window_id,
                     )
+                    asked = logprobs.asked(tx, settings.model_name, window.window_id)
+                attached = {each.trajectory_id for each in asked}
                 start = file.tell()
                 funnel: Counter[str] = Counter()
+                ages: Counter[int] = Counter()
                 own, stale = await _collect_window(
-                    reader, keeper, window, known, too_old, funnel, file.write
-                )
+                    worker, reader, keeper, window, known, attached, staleness, funnel, ages,
+                    file.write,
+                )  # fmt: skip
                 reason = filters.no_signal(list(own.values()), settings.min_reward_spread)
                 if not stale and reason is None:
                     material.windows.append(window)
                     material.rewards.update(own)
                     material.funnels[window.window_id] = funnel
+                    material.ages.update(ages)
                     continue
                 file.truncate(start)
                 file.seek(start)
@@ -96,12 +115,15 @@ async def collect(
 
 
 async def _collect_window(
+    worker: Worker,
     reader: TraceReader,
     keeper: Keeper,
     window: Window,
     known: dict[str, StoredScore],
-    too_old: TooOld,
+    attached: Collection[str],
+    staleness: Staleness,
     funnel: Counter[str],
+    ages: Counter[int],
     write: Callable[[bytes], int],
 ) -> tuple[dict[str, float], bool]:
     """Rewards of the samples written, and whether a trace is not what was judged."""
@@ -118,9 +140,13 @@ async def _collect_window(
                 return {}, True
             if trace.outcome.content_hash != score.content_hash:
                 return {}, True
-            pairs = zip(trace.calls, trace.versions, strict=True)
-            calls = [call for call, version in pairs if not too_old(version)]
+            pairs = zip(trace.calls, map(staleness.of, trace.versions), strict=True)
+            kept = [(call, age) for call, age in pairs if not staleness.too_many(age)]
+            ages.update(age for _, age in kept if age is not None)
+            calls = [call for call, _ in kept]
             funnel["stale"] += len(trace.calls) - len(calls)
+            if raw.trajectory_id in attached:
+                calls = _with_attached(worker, raw.trajectory_id, calls)
             if calls:
                 sample = Sample(window.window_id, raw.trajectory_id, score.score, calls)
                 write(msgspec.json.encode(sample) + b"\n")
@@ -130,6 +156,18 @@ async def _collect_window(
             funnel["sent"] += len(calls)
     funnel["gone"] = len(known)
     return own, False
+
+
+def _with_attached(worker: Worker, trajectory_id: str, calls: list[Call]) -> list[Call]:
+    """The calls with the log-probabilities that a server gave; recorded ones win."""
+    with worker.database.transaction() as tx:
+        found = logprobs.read(tx, worker.settings.model_name, trajectory_id)
+    return [
+        call
+        if call.logprobs
+        else msgspec.structs.replace(call, logprobs=found.get(logprobs.hash_of(call)))
+        for call in calls
+    ]
 
 
 def _set_aside(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 _NUMBER = r"(0|[1-9][0-9]{0,5})"
@@ -41,3 +41,14 @@ def choose_version(requested: str | None, taken: Collection[str]) -> str:
         version = f"v{major}.{minor}.{patch}"
         if version not in taken:
             return version
+
+
+class Versions:
+    """Steps of a lineage's versions, as traces name them: `v1.0.3` or `{model_name}-v1.0.3`."""
+
+    def __init__(self, model_name: str, steps: Mapping[str, int]) -> None:
+        self._prefix, self._steps = f"{model_name}-", steps
+
+    def step_of(self, version: str | None) -> int | None:
+        """None where it is not recorded, or none of this lineage."""
+        return None if version is None else self._steps.get(version.removeprefix(self._prefix))

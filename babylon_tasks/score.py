@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from babylon_tasks import failures, filters
 from babylon_tasks.errors import (
@@ -20,6 +21,7 @@ from babylon_tasks.errors import (
 )
 from babylon_tasks.judge.rubric import Rubric
 from babylon_tasks.keeper import Keeper
+from babylon_tasks.logprobs.attach import Attacher, attaching
 from babylon_tasks.loop import all_done
 from babylon_tasks.plays import Play, decode_play
 from babylon_tasks.scoring.choose import WITHOUT_JUDGE
@@ -38,6 +40,8 @@ from babylon_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -51,14 +55,21 @@ class Read:
 
 async def score_claimed(worker: Worker, keeper: Keeper, claimed: Mapping[str, Lease]) -> list[str]:
     """Score the claimed windows one after another; return those that moved on."""
-    moved: list[str] = []
-    async with open_reader(worker.settings) as reader:
-        for window in _still_due(worker, claimed, WITHOUT_JUDGE):
-            lease = claimed[window.window_id]
-            scorer = WITHOUT_JUDGE[window.scorer_to_use(worker.settings.scoring)]
-            if await _score_window(worker, reader, keeper, window, lease, scorer):
-                moved.append(window.window_id)
-    return moved
+    reading = asyncio.Lock()
+    async with open_reader(worker.settings) as reader, attaching(worker) as attacher:
+
+        async def score_all() -> list[str]:
+            moved: list[str] = []
+            for window in _still_due(worker, claimed, WITHOUT_JUDGE):
+                lease = claimed[window.window_id]
+                scorer = WITHOUT_JUDGE[window.scorer_to_use(worker.settings.scoring)]
+                if await _score_window(
+                    worker, reader, reading, keeper, window, lease, scorer, attacher
+                ):
+                    moved.append(window.window_id)
+            return moved
+
+        return await _with_beats(keeper, worker.settings, score_all())
 
 
 async def judge_claimed(
@@ -66,32 +77,38 @@ async def judge_claimed(
 ) -> list[str]:
     """Score the claimed windows with a judge, their questions at the same time."""
     reading = asyncio.Lock()  # one connection
-    async with open_reader(worker.settings) as reader:
+    async with open_reader(worker.settings) as reader, attaching(worker) as attacher:
 
         async def score_one(window: Window) -> list[str]:
             lease = claimed[window.window_id]
             scorer = scorers[window.scorer_to_use(worker.settings.scoring)]
-            done = await _score_window(worker, reader, keeper, window, lease, scorer, reading)
+            done = await _score_window(
+                worker, reader, reading, keeper, window, lease, scorer, attacher
+            )
             return [window.window_id] if done else []
 
-        beats = asyncio.create_task(_beat(keeper, worker.settings))
-        scoring = asyncio.create_task(
-            all_done(map(score_one, _still_due(worker, claimed, scorers)))
-        )
-        try:
-            await asyncio.wait((beats, scoring), return_when=asyncio.FIRST_COMPLETED)
-            if beats.done():
-                beats.result()  # raises: a lease was lost
-            moved = [window_id for each in await scoring for window_id in each]
-        finally:
-            beats.cancel()
-            scoring.cancel()
-            await asyncio.wait((beats, scoring))
-    return moved
+        work = all_done(map(score_one, _still_due(worker, claimed, scorers)))
+        moved = await _with_beats(keeper, worker.settings, work)
+        return [window_id for each in moved for window_id in each]
+
+
+async def _with_beats(keeper: Keeper, settings: Settings, work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns; its leases live meanwhile, and it ends where one is lost."""
+    beats = asyncio.create_task(_beat(keeper, settings))
+    scoring = asyncio.create_task(work)
+    try:
+        await asyncio.wait((beats, scoring), return_when=asyncio.FIRST_COMPLETED)
+        if beats.done():
+            beats.result()  # raises: a lease was lost
+        return await scoring
+    finally:
+        beats.cancel()
+        scoring.cancel()
+        await asyncio.wait((beats, scoring))
 
 
 async def _beat(keeper: Keeper, settings: Settings) -> None:
-    """The judge answers, or is given up, in bounded time; meanwhile the leases live."""
+    """A judge, or another server, answers or is given up in bounded time."""
     while True:
         await asyncio.sleep(settings.heartbeat_seconds / 2)
         keeper.beat()
@@ -114,19 +131,28 @@ def _still_due(
 async def _score_window(
     worker: Worker,
     reader: TraceReader,
+    reading: asyncio.Lock,
     keeper: Keeper,
     window: Window,
     lease: Lease,
     scorer: Scorer,
-    reading: asyncio.Lock | None = None,
+    attacher: Attacher | None,
 ) -> bool:
     """Whether the window moved on; if not, its row says why."""
     try:
-        async with reading or asyncio.Lock():
+        async with reading:
             read = await read_group(
                 worker, reader, window.window_id, scorer.sees_plays, keeper.beat
             )
         found = await _score(worker, read.group, scorer)
+        if attacher and found.why_skip is None:
+            read.funnel["without_logprobs"] = await attacher.attach(
+                reader,
+                reading,
+                window.window_id,
+                {score.trajectory_id for score in found.scores},
+                keeper.beat,
+            )
         _commit(worker, window, lease, read, found)
         keeper.finished(lease)
     except (LeaseLost, StaleClaim, ServerUnavailable):

@@ -161,6 +161,19 @@ class Settings(BaseSettings):
         None, ge=0, le=1e6, description="Price of the judge's output tokens, if litellm knows none."
     )
 
+    # --- log-probabilities of recorded answers ---
+    logprobs_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Of a vLLM server that still holds the versions that answered.",
+    )
+    logprobs_api_key: SecretStr | None = Field(None, description="Its key, if it asks for one.")
+    logprobs_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Whom it is asked about where a call names no version of this model.",
+    )
+
     # --- a step ---
     max_step_tokens: int = Field(
         1_000_000,

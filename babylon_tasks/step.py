@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from babylon_tasks import checkpoints, loop
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.keeper import Keeper
-from babylon_tasks.material import TooOld, collect
+from babylon_tasks.material import Staleness, collect
+from babylon_tasks.models import Versions
 from babylon_tasks.phases import Phases
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts, requests, steps
@@ -79,12 +82,10 @@ def attempt_step(
         with database.transaction() as tx:
             head = steps.head(tx, settings.model_name, settings.base_model)
             parent = steps.read(tx, settings.model_name, head.step)
-            known: dict[str, int] = {}
-            if settings.max_staleness is not None:
-                known = steps.steps_of_versions(tx, settings.model_name)
-        too_old = TooOld(settings, head.step, known)
+            known = steps.steps_of_versions(tx, settings.model_name)
+        staleness = Staleness(settings, head.step, Versions(settings.model_name, known))
         phases.end("claim")
-        material = loop.run(collect(worker, keeper, lease, windows, too_old, samples_path))
+        material = loop.run(collect(worker, keeper, lease, windows, staleness, samples_path))
         if not material.windows:
             return None
         phases.end("read")
@@ -117,6 +118,8 @@ def attempt_step(
         # The rest: the process's start and imports, and the wait for a GPU that another has.
         phases.end_known(result.seconds_by_phase, rest="start")
         keeper.beat()
+        metrics = result.metrics | material.staleness()
+        result = msgspec.structs.replace(result, metrics=metrics)
         with database.transaction() as tx:
             nonce = steps.begin_checkpoint(tx, settings.model_name, checkpoint, lease.token)
         checkpoints.save(Path(request.output_dir), checkpoint, nonce, keeper.beat)

@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 
 from babylon_tasks.errors import StaleClaim, UserError
 from babylon_tasks.models import Head, choose_version
-from babylon_tasks.store import attempts, requests
+from babylon_tasks.store import attempts, logprobs, requests
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection, jsonb
@@ -151,6 +151,7 @@ def commit(connection: Connection, new: Commit) -> str:
         raise StaleClaim("a window of the step was scored again or ended meanwhile")
     version = _give_version(connection, new)
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
+    logprobs.forget(connection, new.model_name, [w.window_id for w in new.windows])
     attempts.end(connection, new.model_name, [new.token], Ending.DONE)
     if new.primary:
         _write_back(connection, new, step, version)

@@ -268,6 +268,14 @@ def test_calls_by_versions_too_far_behind_the_head_do_not_train(
     row = one(worker, "SELECT funnel FROM rl.windows WHERE window_id = %s", window)
     assert row["funnel"]["stale"] == 2 * (5 - left)
     assert row["funnel"]["sequences"] == 2 * left
+    # v1.0.0 is one step old, v1.0.1 none, by either of its names.
+    metrics = one(worker, "SELECT metrics FROM rl.steps WHERE step = 3")["metrics"]
+    assert metrics["staleness_known"] == 2 * (left - 2)
+    assert metrics["staleness_mean"] == pytest.approx(1 / 3 if left == 5 else 0)
+    assert metrics["staleness_max"] == (1 if left == 5 else 0)
+    before = one(worker, "SELECT metrics FROM rl.steps WHERE step = 2")["metrics"]
+    assert before["staleness_known"] == 0
+    assert "staleness_mean" not in before
 
 
 def test_a_window_whose_calls_are_all_stale_is_skipped_and_counted(

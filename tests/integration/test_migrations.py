@@ -33,6 +33,7 @@ NAMES = [
     "004_add_attempts",
     "005_add_judgments",
     "006_add_step_economics",
+    "008_add_logprobs",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {
@@ -41,6 +42,7 @@ OURS = {
     "heads",
     "judgments",
     "leases",
+    "logprobs",
     "migrations",
     "quarantine",
     "scores",
