@@ -65,9 +65,13 @@ def single(settings: Settings) -> int:
     with worker.database.transaction() as tx:
         step = steps.read(tx, settings.model_name, window.trained_step)
     assert step is not None
-    print(f"Model: {settings.model_name}-{step.version} (step {step.step}): {step.checkpoint}")
-    with chat.serving({}) as url:
-        answer = chat.ask(url, f"{settings.model_name}@{step.step}")
+    where = step.inference_name or step.checkpoint
+    print(f"Model: {settings.model_name}-{step.version} (step {step.step}): {where}", flush=True)
+    if step.inference_name:
+        answer = chat.ask_wandb(step.inference_name)
+    else:
+        with chat.serving({}) as url:
+            answer = chat.ask(url, f"{settings.model_name}@{step.step}")
     print(f"Response: {answer}", flush=True)
     log_steps(settings)
     return 0

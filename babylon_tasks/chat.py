@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
+from pydantic import SecretStr
 
 from babylon_tasks.embedded import end_with_parent
-from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.settings import load_settings
 
 QUESTION = (
@@ -52,15 +53,35 @@ def ask(base_url: str, model: str, messages: tuple[dict[str, str], ...] = QUESTI
     Raises:
         ServerUnavailable: The server refused or did not answer.
     """
-    key = load_settings().serve_api_key
+    return _complete(f"{base_url}/v1", load_settings().serve_api_key, model, messages)
+
+
+def ask_wandb(model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:
+    """The answer of a model that W&B trained, by its inference name, from W&B's own endpoint.
+
+    Raises:
+        UserError: WANDB_API_KEY is not set.
+        ServerUnavailable: W&B refused or did not answer.
+    """
+    settings = load_settings()
+    if settings.wandb_api_key is None:
+        raise UserError(f"{model} is served by W&B: set WANDB_API_KEY to ask it")
+    return _complete(settings.serverless_url, settings.wandb_api_key, model, messages)
+
+
+def _complete(
+    url: str, key: SecretStr | None, model: str, messages: tuple[dict[str, str], ...]
+) -> str:
     try:
         response = httpx.post(
-            f"{base_url}/v1/chat/completions",
+            f"{url.rstrip('/')}/chat/completions",
             headers={b"Authorization": b"Bearer " + key.get_secret_value().encode()} if key else {},
             json={"model": model, "messages": list(messages), "max_tokens": 50},
             timeout=300,
         )
         response.raise_for_status()
+        return str(response.json()["choices"][0]["message"]["content"])
     except httpx.HTTPError as error:
         raise ServerUnavailable(f"the model server did not answer: {error}") from error
-    return str(response.json()["choices"][0]["message"]["content"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServerUnavailable(f"the model server's answer cannot be read: {error}") from error

@@ -24,6 +24,14 @@ class ServerUnavailable(UserError, Retryable):
     """Postgres or Redis does not answer: a command says so, a worker waits for the next sweep."""
 
 
+class RemoteUnavailable(UserError, Retryable):
+    """W&B does not answer, or has too much to do; no window is to blame."""
+
+
+class NotRecorded(UserError):
+    """No trace of these windows has the log-probabilities that W&B needs; they stay `scored`."""
+
+
 class LeaseLost(Retryable):
     """The lease ran out or went to another holder: what was done since must be thrown away."""
 

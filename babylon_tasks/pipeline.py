@@ -14,13 +14,14 @@ knows Celery or torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
-from babylon_tasks import checkpoints, failures, loop
+from babylon_tasks import checkpoints, failures, loop, remote
 from babylon_tasks.errors import (
     BabylonError,
     Final,
     LeaseLost,
+    NotRecorded,
     ServerUnavailable,
     StaleClaim,
     UserError,
@@ -230,8 +231,8 @@ def train(
     worker holds the model.
 
     Raises:
-        UserError: Nothing can train here (settings, packages, unreadable checkpoint); the windows
-            stay `scored` and are tried again later.
+        UserError: Nothing can train here (settings, packages, unreadable checkpoint, W&B away, no
+            log-probabilities for it); the windows stay `scored` and are tried again later.
         LeaseLost, StaleClaim: Another worker has taken over; what was done is thrown away.
     """
     settings = worker.settings
@@ -252,13 +253,24 @@ def train(
     with Keeper(worker.database, settings, [lease]) as keeper:
         _remove_unfinished(worker, keeper)
         failed: list[str] = []
+        unrecorded: dict[str, NotRecorded] = {}
         while windows:
+            # What goes on with another's job may be about other windows than those asked for.
+            asked = only is None or set(_ids(windows)) <= set(only)
             try:
                 report = attempt_step(
-                    worker, trainer, keeper, windows, requested_version, on_progress, phases
+                    worker,
+                    trainer,
+                    keeper,
+                    windows,
+                    requested_version if asked else None,
+                    on_progress,
+                    phases,
                 )
                 if report:
                     return report
+            except NotRecorded as error:
+                unrecorded |= dict.fromkeys(_ids(windows), error)
             except (LeaseLost, StaleClaim, ServerUnavailable):
                 raise
             except (UserError, OSError) as error:
@@ -273,13 +285,25 @@ def train(
                 failures.step_failed(worker, windows, keeper.held[0], error, again)
             phases = Phases()
             with worker.database.transaction() as tx:
-                windows = _next_windows(tx, settings, only)
+                windows = _next_windows(tx, settings, only, unrecorded)
+        if unrecorded:
+            raise next(iter(unrecorded.values()))
     return None
 
 
-def _next_windows(tx: Connection, settings: Settings, only: Sequence[str] | None) -> list[Window]:
+def _next_windows(
+    tx: Connection,
+    settings: Settings,
+    only: Sequence[str] | None,
+    but: Container[str] = (),
+) -> list[Window]:
+    """What the next step takes: a job at W&B that may be running comes before all else."""
+    if settings.trainer == "serverless":
+        begun = remote.windows_of_open_job(tx, settings.model_name)
+        if begun is not None and not any(w.window_id in but for w in begun):
+            return begun
     due = window_rows.scored(tx, settings.model_name, only)
-    return share_a_step(due, settings.max_step_tokens)
+    return share_a_step([w for w in due if w.window_id not in but], settings.max_step_tokens)
 
 
 def _ids(windows: Sequence[Window]) -> list[str]:

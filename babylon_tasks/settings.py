@@ -71,8 +71,10 @@ class Settings(BaseSettings):
 
     # --- what may train ---
     train_rl_local: bool = Field(False, description="Nothing trains unless this is `true`.")
-    trainer: Literal["torch", "noop"] = Field(
-        "torch", description="`torch` trains on this machine; `noop` moves windows only."
+    trainer: Literal["torch", "serverless", "noop"] = Field(
+        "torch",
+        description="`torch` trains on this machine, `serverless` on W&B (the default with "
+        "WANDB_API_KEY); `noop` moves windows only.",
     )
     min_agents_per_window: int = Field(
         2, ge=2, le=INT32, description="Fewer agents cannot be compared."
@@ -248,22 +250,48 @@ class Settings(BaseSettings):
     batch_id: str | None = Field(None, description="MODE=single: the request to answer.")
     model_version: str | None = Field(None, description="MODE=single: the version asked for.")
 
-    # --- logging and metrics ---
+    # --- logging ---
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="How much is logged."
     )
+
+    # --- Weights & Biases ---
     wandb_api_key: SecretStr | None = Field(
-        None, description="Weights & Biases: steps are logged there."
+        None,
+        min_length=1,
+        description="With it steps are logged to W&B, and without TRAINER W&B trains.",
     )
     wandb_project: str = Field(
-        "babylon-rl", min_length=1, description="Weights & Biases: the project of the run."
+        "babylon-rl", min_length=1, description="W&B project of the run and of the model."
     )
     wandb_entity: str | None = Field(
-        None, min_length=1, description="Weights & Biases: user or team; without it the key's own."
+        None, min_length=1, description="W&B team or user; without it the key's own."
     )
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="How steps are logged; without it `online` with a key, else `offline`."
     )
+    serverless_url: str = Field(
+        "https://api.training.wandb.ai/v1",
+        pattern=r"^https?://\S+$",
+        description="W&B's training API, which also answers for what it has trained.",
+    )
+    serverless_usd_per_job: float | None = Field(
+        None, ge=0, le=1e6, description="Price of a training job; it goes into `rl.steps.cost_usd`."
+    )
+    serverless_lost_seconds: float = Field(
+        3600,
+        gt=0,
+        le=7 * DAY,
+        description="A job posted without an answer is taken for lost after this; longer than a "
+        "job takes, waiting included.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_wandb_key_chooses_the_trainer(cls, given: dict[str, object]) -> dict[str, object]:
+        if given.get("wandb_api_key") and not given.get("trainer"):
+            return {**given, "trainer": "serverless"}
+        return given
 
     @model_validator(mode="after")
     def _lease_outlives_its_heartbeat(self) -> Settings:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from babylon_tasks import checkpoints, loop
+from babylon_tasks import checkpoints, loop, remote
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.material import Staleness, collect
 from babylon_tasks.models import Versions
 from babylon_tasks.phases import Phases
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, requests, steps
-from babylon_tasks.store.database import Database
+from babylon_tasks.store import attempts, jobs, requests, steps
+from babylon_tasks.store.database import Connection, Database
 from babylon_tasks.store.steps import Commit
 from babylon_tasks.training import (
     Hyperparameters,
@@ -68,14 +68,20 @@ def attempt_step(
         Retryable, Final: The step failed; nothing was written.
         StaleClaim, LeaseLost: Another worker has taken over; nothing was written.
         UserError: This machine cannot train; nothing was written.
+        NotRecorded: W&B cannot train on any of these windows; they wait.
     """
     database, settings = worker.database, worker.settings
+    on_wandb = settings.trainer == "serverless"
+    if on_wandb:
+        remote.require_usable(settings)
     window_ids = [w.window_id for w in windows]
-    lease = keeper.renew_token(
-        lambda tx, token: attempts.open_step(
-            tx, settings.model_name, worker.holder, token, window_ids
-        )
-    )
+
+    def open_step(tx: Connection, token: int) -> None:
+        attempts.open_step(tx, settings.model_name, worker.holder, token, window_ids)
+        if on_wandb:
+            jobs.follow(tx, settings.model_name, token)
+
+    lease = keeper.renew_token(open_step)
     with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch_name:
         scratch = Path(scratch_name)
         samples_path = scratch / "samples.jsonl"
@@ -83,11 +89,17 @@ def attempt_step(
             head = steps.head(tx, settings.model_name, settings.base_model)
             parent = steps.read(tx, settings.model_name, head.step)
             known = steps.steps_of_versions(tx, settings.model_name)
+            job = jobs.read_open(tx, settings.model_name) if on_wandb else None
+        remote.require_same_kind(settings, parent)
         staleness = Staleness(settings, head.step, Versions(settings.model_name, known))
         phases.end("claim")
         material = loop.run(collect(worker, keeper, lease, windows, staleness, samples_path))
         if not material.windows:
             return None
+        wanted = job is not None and job.windows == remote.sent_of(material)
+        if on_wandb and not wanted:
+            material = remote.leave_out_unrecorded(worker, keeper, material, samples_path)
+        sent = remote.sent_of(material)
         phases.end("read")
         with database.transaction() as tx:
             if material.windows[0].batch_id:
@@ -106,12 +118,16 @@ def attempt_step(
             output_dir=str(scratch / "checkpoint"),
             seed=head.step + 1,
             hyperparameters=_hyperparameters(settings),
+            remote=remote.remote_of(settings, job, wanted) if on_wandb else None,
         )
 
         def on_beat(progress: Progress | None) -> None:
             keeper.beat()
-            if progress is not None:
-                on_progress(progress)
+            if progress is None:
+                return
+            if progress.job is not None:
+                remote.note_job(worker, keeper, head.step + 1, sent, progress.job)
+            on_progress(progress)
 
         phases.end("load")
         result = trainer.step(request, on_beat)
@@ -143,12 +159,12 @@ def attempt_step(
     )
     version = _commit(database, keeper, commit)
     log.info(
-        "step %d (%s): %d windows, %d trajectories, loss %.4f, %.1f s",
+        "step %d (%s): %d windows, %d trajectories, loss %s, %.1f s",
         head.step + 1,
         version,
         len(material.windows),
         len(material.rewards),
-        result.loss,
+        loss_text(result),
         sum(phases.seconds.values()),
     )
     return StepReport(
@@ -216,6 +232,11 @@ def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[s
             "tokens": share.trainable_tokens,
         }
     return told
+
+
+def loss_text(result: StepResult) -> str:
+    """The loss for a line of text."""
+    return "not known" if result.loss is None else f"{result.loss:.4f}"
 
 
 def _hyperparameters(settings: Settings) -> Hyperparameters:

@@ -120,11 +120,11 @@ class _Logprobs(msgspec.Struct):
 
 _steps_decoder = msgspec.json.Decoder(list[_Step])
 _environment_decoder = msgspec.json.Decoder(_Environment | None)
+_logprobs_decoder = msgspec.json.Decoder(_Logprobs)
 _action_decoder = msgspec.json.Decoder(_Action)
 _string_decoder = msgspec.json.Decoder(str)
 _number_decoder = msgspec.json.Decoder(int | float | str)
 _json_decoder = msgspec.json.Decoder(msgspec.Raw)
-_logprobs_decoder = msgspec.json.Decoder(_Logprobs)
 _TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 
 _CHARACTERS_A_TOKEN = 3.5  # of English and JSON at least, in common vocabularies

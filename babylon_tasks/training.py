@@ -7,7 +7,7 @@ The records cross process borders as JSON, so they hold nothing but plain values
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -53,13 +53,42 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     micro_batch_tokens: int
 
 
+class OpenJob(msgspec.Struct, frozen=True):
+    """A job at W&B that an earlier attempt left open.
+
+    `remote_step` is where W&B's model stood before it; without `job_id` it is not known whether
+    the job exists. `wanted` says whether it is about the very windows and traces of this step, so
+    that its result may become the step.
+    """
+
+    remote_step: int
+    job_id: str | None
+    age_seconds: float
+    wanted: bool
+
+
+class Remote(msgspec.Struct, frozen=True):
+    """Where the serverless trainer trains; the key to it is in its environment.
+
+    A job that was posted without an answer is taken for lost after `lost_seconds`.
+    """
+
+    url: str
+    entity: str | None
+    project: str
+    usd_per_job: float | None
+    lost_seconds: float
+    job: OpenJob | None
+
+
 class StepRequest(msgspec.Struct, frozen=True):
     """One step of one model, asked for by the holder of the model's lease.
 
     `samples_path` is a file of JSON lines, one `Sample` each, a window's lines together: a window
     is a group (ART's `TrajectoryGroup`). `parent` is the checkpoint folder of the head, or None for
     the first step. The trainer writes the new checkpoint's files into `output_dir` (made by the
-    trainer, inside `scratch_dir`, which belongs to this attempt alone).
+    trainer, inside `scratch_dir`, which belongs to this attempt alone). `remote` is for the
+    serverless trainer.
     """
 
     model_name: str
@@ -70,16 +99,35 @@ class StepRequest(msgspec.Struct, frozen=True):
     output_dir: str
     seed: int
     hyperparameters: Hyperparameters
+    remote: Remote | None = None
+
+
+class JobNote(msgspec.Struct, frozen=True):
+    """What became of a job at W&B.
+
+    `intent`: it is about to be posted, W&B's model stands at `remote_step`. `posted`: it has this
+    `job_id`. The others end it, `why` says how: W&B `refused` it, or it `failed`; it is taken for
+    `lost`; or its result is not wanted any more.
+    """
+
+    state: Literal["intent", "posted", "refused", "failed", "lost", "abandoned"]
+    remote_step: int | None = None
+    job_id: str | None = None
+    why: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """A sign of life in a step; `phase` is one of load, tokenize, train, save."""
+    """A sign of life in a step; `phase` is one of load, tokenize, post, queue, train, save.
+
+    `job` must be durable before the trainer goes on.
+    """
 
     phase: str
     done: int = 0
     total: int = 0
     loss: float | None = None
     tokens_per_second: float | None = None
+    job: JobNote | None = None
 
 
 class WindowShare(msgspec.Struct, frozen=True):
@@ -104,10 +152,11 @@ class StepResult(msgspec.Struct, frozen=True):
     far as the trainer has it; `mfu` is the share of the device's matrix rate (0 to 1), and
     `peak_memory_bytes` the most memory held, on the GPU or without one in the process; None where
     not known. `cost_usd` is set by a trainer that knows its price. `windows` has the shares by
-    window id.
+    window id. `inference_name` is what W&B's endpoint calls the new version; `loss` is None where
+    W&B has not said it.
     """
 
-    loss: float
+    loss: float | None
     sequences: int
     dropped_sequences: int
     trainable_tokens: int
@@ -121,6 +170,7 @@ class StepResult(msgspec.Struct, frozen=True):
     mfu: float | None = None
     peak_memory_bytes: int | None = None
     cost_usd: float | None = None
+    inference_name: str | None = None
 
 
 class Trainer(Protocol):

@@ -19,8 +19,10 @@ def hours_ago(hours: int) -> str:
     return window_id_at(datetime.now(UTC) - timedelta(hours=hours))
 
 
-def steps(pnl: Any, count: int = 3, response: str = "BUY YES") -> str:
-    """`stepsJson` with one LLM call a step."""
+def steps(pnl: Any, count: int = 3, response: str = "BUY YES", recorded: bool = False) -> str:
+    """`stepsJson` with one LLM call a step; `recorded` with its log-probabilities."""
+    content = [{"token": f"token_id:{id_}", "logprob": -0.25} for id_ in (11, 12, 13)]
+    told = {"logprobs": {"content": content}} if recorded else {}
     return json.dumps(
         [
             {
@@ -31,6 +33,7 @@ def steps(pnl: Any, count: int = 3, response: str = "BUY YES") -> str:
                         "systemPrompt": "You trade.",
                         "userPrompt": f"Step {n}: buy or wait?",
                         "response": response,
+                        **told,
                     }
                 ],
                 "action": {"actionType": "BUY_SHARES", "success": True},
@@ -76,7 +79,12 @@ def add_trajectory(worker: Worker, window_id: str | None, agent: str, **columns:
 
 
 def add_window(
-    worker: Worker, window_id: str, agents: int = 3, spread: float = 300.0, **columns: Any
+    worker: Worker,
+    window_id: str,
+    agents: int = 3,
+    spread: float = 300.0,
+    recorded: bool = False,
+    **columns: Any,
 ) -> list[str]:
     """A window whose agents' P&L differ by `spread` dollars each; the trajectory ids."""
     return [
@@ -84,17 +92,17 @@ def add_window(
             worker,
             window_id,
             f"agent-{n}",
-            **{"stepsJson": steps(spread * n - 200), **columns},
+            **{"stepsJson": steps(spread * n - 200, recorded=recorded), **columns},
         )
         for n in range(agents)
     ]
 
 
-def scored_windows(worker: Worker, *hours: int) -> list[str]:
+def scored_windows(worker: Worker, *hours: int, recorded: bool = False) -> list[str]:
     """Windows that wait for a step, oldest first."""
     windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
     for window in windows:
-        add_window(worker, window)
+        add_window(worker, window, recorded=recorded)
     pipeline.produce(worker)
     pipeline.score(worker)
     return windows

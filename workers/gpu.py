@@ -13,7 +13,7 @@ from workers.visible_gpus import visible_gpus
 
 def slots() -> int:
     """Pool processes to run: one a GPU, or one on the CPU."""
-    return max(1, len(visible_gpus()))
+    return max(1, len(_gpus()))
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def make_trainer(slot: int) -> TrainerProcess:
     While another model's trainer has that GPU, a free one will do.
     """
     settings = load_settings()
-    gpus = visible_gpus()
+    gpus = _gpus()
     gpus = gpus[slot:] + gpus[:slot]
     return TrainerProcess(
         kind=settings.trainer,
@@ -39,4 +39,10 @@ def make_trainer(slot: int) -> TrainerProcess:
         stall_seconds=settings.trainer_stall_seconds,
         idle_seconds=settings.trainer_idle_seconds,
         log_level=settings.log_level,
+        wandb_api_key=settings.wandb_api_key if settings.trainer == "serverless" else None,
     )
+
+
+def _gpus() -> list[str]:
+    """Those that a trainer may use; W&B has its own."""
+    return [] if load_settings().trainer == "serverless" else visible_gpus()

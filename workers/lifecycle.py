@@ -23,6 +23,7 @@ from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.judge.rubric import load_rubric
 from babylon_tasks.judge.ruler_call import require_installed
 from babylon_tasks.line import one_line
+from babylon_tasks.remote import require_usable
 from babylon_tasks.scoring.choose import WITH_JUDGE
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
@@ -31,6 +32,11 @@ from workers.visible_gpus import visible_gpus
 
 log = logging.getLogger(__name__)
 
+# Packages by trainer; W&B's needs no torch.
+_NEEDED = {
+    "torch": (("art", "ART"), ("torch", "torch"), ("peft", "peft")),
+    "serverless": (("art", "ART"),),
+}
 _LAST_STEPS_SECONDS = 3.0  # to give back and to leave, after the soft shutdown's time
 
 
@@ -58,6 +64,8 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
             "this worker mixes queues, so its pool is not sized by GPUs: "
             "run `celery -A babylon_tasks worker -Q gpu` on GPU nodes"
         )
+    if "gpu" in queues and settings.trainer == "serverless":
+        log.info("trains on W&B, at %s", settings.serverless_url)
     if "gpu" in queues and not settings.train_rl_local:
         log.warning("this worker will not train: set TRAIN_RL_LOCAL=true to allow it")
 
@@ -115,16 +123,17 @@ def end_trainer(**_: object) -> None:
 
 
 def check_trainer(settings: Settings) -> None:
-    """Whether what trains is installed.
+    """Whether what trains is installed, and W&B can be asked where it trains.
 
     Raises:
-        UserError: A package is missing; the message names the extra.
+        UserError: A package is missing, and the message names the extra; or W&B would refuse.
     """
-    if settings.trainer != "torch":
-        return
-    for module, name in (("art", "ART"), ("torch", "torch"), ("peft", "peft")):
+    if settings.trainer == "serverless":
+        require_usable(settings)
+    for module, name in _NEEDED.get(settings.trainer, ()):
         if importlib.util.find_spec(module) is None:
-            raise UserError(f"{name} is not installed: pip install 'babylon-tasks[train]'")
+            extra = "train" if settings.trainer == "torch" else "judge"
+            raise UserError(f"{name} is not installed: pip install 'babylon-tasks[{extra}]'")
 
 
 def check_judge(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import re
 import threading
 
 from babylon_tasks import checkpoints
+from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import steps
 from babylon_tasks.store.database import Database
@@ -18,6 +19,7 @@ class ServedModels:
     def __init__(self, settings: Settings) -> None:
         self._name = settings.model_name
         self._base_model = settings.base_model
+        self._wandb_url = settings.serverless_url.rstrip("/")
         self._database = Database(settings.postgres())
         self._lock = threading.Lock()  # requests come on threads, the connection is one
 
@@ -26,6 +28,7 @@ class ServedModels:
 
         Raises:
             CheckpointUnreadable: The row is there, its files cannot be read from here.
+            UserError: W&B has the weights; the message says whom to ask.
             ServerUnavailable: Postgres does not answer.
         """
         with self._lock, self._database.transaction() as tx:
@@ -35,6 +38,11 @@ class ServedModels:
             step = steps.read(tx, self._name, number) if number else None
         if number is None or (number and step is None):
             return None
+        if step and step.inference_name:
+            raise UserError(
+                f"{name} is served by W&B: ask {self._wandb_url}/chat/completions for "
+                f"{step.inference_name}, with WANDB_API_KEY"
+            )
         base_model = head.base_model if head else self._base_model
         folder = checkpoints.open_local(step.checkpoint) if step else None
         return ServedModel(base_model, number, folder)

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 import msgspec
+from pydantic import SecretStr
 
-from babylon_tasks.errors import Retryable, TrainerDied
+from babylon_tasks.errors import Retryable, TrainerDied, UserError
 from babylon_tasks.training import Progress, StepRequest, StepResult
 from workers.trainer import gpu_lock, wire
 
@@ -38,7 +39,7 @@ class TrainerProcess:
     waits for is ended after its step, or while it is idle; at the next step it waits in turn.
 
     Args:
-        kind: `torch` or `noop`.
+        kind: `torch`, `serverless` or `noop`.
         gpus: UUIDs or MIG ids; the trainer takes the first if it is free, else another that is,
             and sees no other. Without any, every GPU is hidden from it.
         slot: What logs call it: its first GPU, or `cpu-N`.
@@ -46,6 +47,7 @@ class TrainerProcess:
         stall_seconds: A trainer that says nothing for so long is killed.
         idle_seconds: A trainer without work is ended after this, which frees its GPU.
         log_level: The trainer's; it logs to this process's stderr.
+        wandb_api_key: For a `serverless` trainer; no other is shown one.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class TrainerProcess:
         stall_seconds: float,
         idle_seconds: float,
         log_level: str = "INFO",
+        wandb_api_key: SecretStr | None = None,
     ) -> None:
         self._command = [sys.executable, "-m", "workers.trainer"]
         self._command += ["--kind", kind, "--log-level", log_level]
         self._gpus = tuple(gpus or ())
         self._slot = slot
+        self._wandb_api_key = wandb_api_key
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
         self._idle_seconds = idle_seconds
@@ -86,14 +90,14 @@ class TrainerProcess:
             self._end_rest()
             try:
                 process = self._running()
-                process.send(request)
+                process.send(wire.encode(request))
                 answer = self._attend(process, on_beat)
             except BaseException:
                 self._end(grace_seconds=0)
                 raise
             if isinstance(answer, wire.ErrorAnswer):
                 error = answer.exception()
-                if isinstance(error, Retryable):
+                if isinstance(error, Retryable) and not isinstance(error, UserError):
                     self._end(grace_seconds=0)  # it cannot trust its own memory any more
                 self._rest()
                 raise error
@@ -117,6 +121,8 @@ class TrainerProcess:
 
     def _environment(self) -> dict[str, str]:
         environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
+        if self._wandb_api_key is not None:
+            environment["WANDB_API_KEY"] = self._wandb_api_key.get_secret_value()
         environment["BABYLON_GPUS"] = ",".join(self._gpus)
         environment["CUDA_VISIBLE_DEVICES"] = ""  # the trainer sets it when it has one
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # numbers count as nvidia-smi's
@@ -152,7 +158,9 @@ class TrainerProcess:
             if isinstance(answer, wire.ProgressAnswer):
                 phase = answer.phase
                 on_beat(wire.plain_progress(answer))
-                beat = time.monotonic()
+                if answer.job is not None:
+                    process.send(wire.NOTED)
+                heard = beat = time.monotonic()
 
     def _end(self, grace_seconds: float) -> None:
         process, self._process = self._process, None
@@ -233,10 +241,10 @@ class _Process:
     def alive(self) -> bool:
         return self._popen.poll() is None
 
-    def send(self, request: StepRequest) -> None:
+    def send(self, line: bytes) -> None:
         """Raises TrainerDied when nobody reads."""
         assert self._popen.stdin is not None
-        data = memoryview(wire.encode(request))
+        data = memoryview(line)
         try:
             while data:
                 data = data[self._popen.stdin.write(data) :]

@@ -12,6 +12,7 @@ from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import UserError
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import changed, load_settings
+from babylon_tasks.step import loss_text
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.windows import State
 
@@ -74,7 +75,7 @@ def train(
                 if not as_json:
                     click.echo(
                         f"step {report.step} ({report.version}): {len(report.window_ids)} windows, "
-                        f"{report.trajectories} trajectories, loss {report.result.loss:.4f}"
+                        f"{report.trajectories} trajectories, loss {loss_text(report.result)}"
                     )
             if scored or report:
                 continue

@@ -72,7 +72,7 @@ def complete(
     version: str,
     base_model: str,
     rewards: dict[str, float],
-    loss: float,
+    loss: float | None,
     seconds: float,
 ) -> None:
     """End a batch with its step; `rewards` by trajectory id, `seconds` of wall time."""

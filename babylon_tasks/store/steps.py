@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 
 from babylon_tasks.errors import StaleClaim, UserError
 from babylon_tasks.models import Head, choose_version
-from babylon_tasks.store import attempts, logprobs, requests
+from babylon_tasks.store import attempts, jobs, logprobs, requests
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection, jsonb
@@ -45,6 +45,12 @@ class Step:
     trainer: str
     started_at: datetime
     committed_at: datetime
+
+    @property
+    def inference_name(self) -> str | None:
+        """What W&B's endpoint calls this version, where W&B has its weights."""
+        name = self.metrics.get("inference_name")
+        return str(name) if name else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +159,7 @@ def commit(connection: Connection, new: Commit) -> str:
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
     logprobs.forget(connection, new.model_name, [w.window_id for w in new.windows])
     attempts.end(connection, new.model_name, [new.token], Ending.DONE)
+    jobs.finish(connection, new.model_name, new.token)
     if new.primary:
         _write_back(connection, new, step, version)
     # Last, since it notes how long this transaction took.
@@ -254,7 +261,8 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
             "version": version,
             "base_model": new.base_model,
             "batch_id": batch_id,
-            "checkpoint": new.checkpoint,
+            # What a client must name to reach the weights, or the path to them.
+            "checkpoint": new.result.inference_name or new.checkpoint,
             "avg_reward": sum(new.rewards.values()) / len(new.rewards),
         },
     )

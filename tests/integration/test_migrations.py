@@ -33,6 +33,7 @@ NAMES = [
     "004_add_attempts",
     "005_add_judgments",
     "006_add_step_economics",
+    "007_add_jobs",
     "008_add_logprobs",
 ]
 INDEX = "rl_trajectories_window_idx"
@@ -40,6 +41,7 @@ OURS = {
     "attempts",
     "canaries",
     "heads",
+    "jobs",
     "judgments",
     "leases",
     "logprobs",

@@ -11,7 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import TypeAdapter
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.remote import require_usable
+from babylon_tasks.settings import Settings, changed, load_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,6 +123,36 @@ def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:s3cret@h:6379/0")
     monkeypatch.setenv("WANDB_API_KEY", "s3cret")
     assert "s3cret" not in repr(load_settings())
+
+
+def test_a_key_of_wandb_chooses_its_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().trainer == "torch"
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret")
+    load_settings.cache_clear()
+    assert load_settings().trainer == "serverless"
+    assert changed(load_settings(), model_name="other").trainer == "serverless"
+    for named in ("torch", "noop"):
+        monkeypatch.setenv("TRAINER", named)
+        load_settings.cache_clear()
+        assert load_settings().trainer == named
+    monkeypatch.setenv("TRAINER", "")
+    load_settings.cache_clear()
+    assert load_settings().trainer == "serverless"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "OpenPipe/Qwen3-14B-Instruct or Qwen/Qwen3-30B-A3B-Instruct-2507, or TRAINER=torch"),
+        ({"wandb_api_key": None}, "WANDB_API_KEY is not set"),
+        ({"wandb_api_key": "a key"}, "WANDB_API_KEY is no key"),
+    ],
+)
+def test_what_w_and_b_would_not_train_is_refused(changes: dict[str, str], says: str) -> None:
+    settings = Settings(**{"trainer": "serverless", "wandb_api_key": "s3cret", **changes})
+    with pytest.raises(UserError, match=says) as caught:
+        require_usable(settings)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_what_only_prisma_knows_is_dropped_from_the_url(monkeypatch: pytest.MonkeyPatch) -> None:

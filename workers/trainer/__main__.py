@@ -1,4 +1,4 @@
-"""The trainer process: `python -m workers.trainer --kind torch|noop`.
+"""The trainer process: `python -m workers.trainer --kind torch|serverless|noop`.
 
 It reads requests from stdin and answers on what was stdout when it started; see `wire.py`. The
 end of stdin ends it at once, even in the middle of a step, so that a worker that is killed takes
@@ -28,6 +28,9 @@ log = logging.getLogger("workers.trainer")
 
 PROGRESS_SECONDS = 0.2  # progress of one phase is not sent more often than this
 
+# At DEBUG they log what is sent, prompts and headers.
+_TALKATIVE = ("openai", "httpx", "httpcore")
+
 
 class _Steps(Protocol):
     def step(self, request: StepRequest, on_progress: Callable[[Progress], None]) -> StepResult: ...
@@ -54,7 +57,8 @@ class _Answers:
         """Send a sign of life, unless one of this phase has just been sent."""
         now = time.monotonic()
         last = progress.total > 0 and progress.done == progress.total
-        if progress.phase != self._phase or last or now - self._sent_at >= PROGRESS_SECONDS:
+        must = progress.job is not None or progress.phase != self._phase
+        if must or last or now - self._sent_at >= PROGRESS_SECONDS:
             self._phase, self._sent_at = progress.phase, now
             self.send(wire.answer_progress(progress))
 
@@ -107,10 +111,22 @@ def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps
     return TorchTrainer(slot)
 
 
-def _not_installed(error: ModuleNotFoundError) -> UserError:
+def _serverless_trainer(request: StepRequest) -> _Steps:
+    key = os.environ.get("WANDB_API_KEY", "")
+    _prepare_environment(request.base_model)  # takes the key away
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from workers.trainer.serverless import ServerlessTrainer
+
+    os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
+    return ServerlessTrainer(key)
+
+
+def _not_installed(error: ModuleNotFoundError, kind: str) -> UserError:
     package = (error.name or "a package").partition(".")[0]
     name = {"art": "ART"}.get(package, package)
-    return UserError(f"{name} is not installed: pip install 'babylon-tasks[train]'")
+    extra = "judge" if kind == "serverless" else "train"
+    return UserError(f"{name} is not installed: pip install 'babylon-tasks[{extra}]'")
 
 
 def _fault(error: Exception, request: StepRequest) -> BabylonError:
@@ -125,6 +141,8 @@ def _fault(error: Exception, request: StepRequest) -> BabylonError:
 def _make_trainer(kind: str, slot: str, request: StepRequest, answers: _Answers) -> _Steps:
     if kind == "torch":
         return _torch_trainer(slot, request, answers)
+    if kind == "serverless":
+        return _serverless_trainer(request)
     from workers.trainer.noop import NoopTrainer
 
     return NoopTrainer()
@@ -133,16 +151,22 @@ def _make_trainer(kind: str, slot: str, request: StepRequest, answers: _Answers)
 def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoReturn:
     held: tuple[str, object] | None = None
     trainer: _Steps | None = None
+
+    def tell(progress: Progress) -> None:
+        answers.progress(progress)
+        if progress.job is not None and requests.get() != wire.NOTED:
+            raise Retryable("the worker did not note the job")
+
     while True:
         request = wire.decode_request(requests.get())
         try:
             held = held or _hold_gpu(answers)
             trainer = trainer or _make_trainer(kind, held[0], request, answers)
-            answer: wire.Answer = wire.answer_result(trainer.step(request, answers.progress))
+            answer: wire.Answer = wire.answer_result(trainer.step(request, tell))
         except BabylonError as error:
             answer = wire.answer_error(error)
         except ModuleNotFoundError as error:  # ART imports some packages late
-            answer = wire.answer_error(_not_installed(error))
+            answer = wire.answer_error(_not_installed(error, kind))
         except Exception as error:
             # A fault of the program or of CUDA: what is in memory cannot be trusted any more.
             log.exception("the step of %s failed", request.model_name)
@@ -155,7 +179,7 @@ def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoRetu
 def main() -> None:
     """Answer requests until stdin ends."""
     parser = argparse.ArgumentParser(prog="python -m workers.trainer", description=__doc__)
-    parser.add_argument("--kind", choices=["torch", "noop"], default="torch")
+    parser.add_argument("--kind", choices=["torch", "serverless", "noop"], default="torch")
     parser.add_argument("--log-level", default="INFO")
     arguments = parser.parse_args()
     answers = _Answers()

@@ -1,7 +1,8 @@
 """What a worker and its trainer process say to each other: one JSON object a line.
 
-Worker to trainer: a `StepRequest`. Trainer to worker: one of `Answer`, told apart by `type`.
-Closing the pipe to the trainer ends it.
+Worker to trainer: a `StepRequest`, and `NOTED` after each progress with a job, once that is
+durable. Trainer to worker: one of `Answer`, told apart by `type`. Closing the pipe to the trainer
+ends it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from babylon_tasks import errors
 from babylon_tasks.line import one_line
 from babylon_tasks.training import Progress, StepRequest, StepResult
 
+NOTED = b'{"noted":true}\n'
+
 _MESSAGE_CHARACTERS = 2000  # what rl.windows.last_error keeps
 
-ErrorKind = Literal["final", "user", "retryable", "checkpoint"]
+ErrorKind = Literal["final", "user", "retryable", "checkpoint", "away"]
 
 # The most exact class first: CheckpointUnreadable is a UserError too.
 _ERRORS: dict[ErrorKind, type[errors.BabylonError]] = {
+    "away": errors.RemoteUnavailable,
     "checkpoint": errors.CheckpointUnreadable,
     "user": errors.UserError,
     "final": errors.Final,

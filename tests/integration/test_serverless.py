@@ -1,0 +1,399 @@
+"""W&B as the trainer, on a real database: what is refused, what is remembered, who goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+pytest.importorskip("art")
+
+from babylon_tasks import pipeline
+from babylon_tasks.errors import LeaseLost, NotRecorded, RemoteUnavailable, UserError
+from babylon_tasks.remote import OFFERED
+from babylon_tasks.store import jobs
+from babylon_tasks.training import Progress, StepRequest, StepResult
+from babylon_tasks.worker import Worker
+from tests.rows import add_window, hours_ago, one, query, scored_windows, states
+from tests.wandb_server import KEY, WandbServer, wait_until
+from workers.trainer import serverless
+from workers.trainer.serverless import ServerlessTrainer
+from workers.trainer_client import TrainerProcess
+
+NAME = "wandb-artifact:///team/babylon-rl/babylon-agent"
+
+
+class Died(BaseException):
+    """Nothing after it is run, as after SIGKILL."""
+
+
+class InProcess:
+    """The trainer without a process around it."""
+
+    def step(self, request: StepRequest, on_beat: Callable[[Progress | None], None]) -> StepResult:
+        return ServerlessTrainer(KEY).step(request, on_beat)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    with WandbServer() as running:
+        yield running
+
+
+@pytest.fixture
+def on_wandb(
+    make_worker: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Worker]:
+    """Workers that train on `server`."""
+    monkeypatch.setattr(serverless, "POLL_SECONDS", 0.02)
+
+    def make(**changes: Any) -> Worker:
+        return make_worker(
+            **{
+                "trainer": "serverless",
+                "base_model": OFFERED[0],
+                "wandb_api_key": SecretStr(KEY),
+                "serverless_url": server.url,
+                "serverless_usd_per_job": 2.0,
+                **changes,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Died` leaves leases, attempts and jobs as they are."""
+    leave = pipeline.Keeper.__exit__
+
+    def forget(keeper: Any, exc_type: Any, exc: Any, traceback: Any) -> None:
+        if exc_type is not Died:
+            leave(keeper, exc_type, exc, traceback)
+
+    monkeypatch.setattr("babylon_tasks.keeper.Keeper.__exit__", forget)
+
+
+def dies_at(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    """The next note of this state, and no other, is the worker's death, before it is written."""
+    real = jobs.note
+
+    def note(tx: Any, model: str, step: int, token: int, sent: Any, said: Any) -> None:
+        if said.state == state:
+            monkeypatch.setattr(jobs, "note", real)
+            raise Died
+        real(tx, model, step, token, sent, said)
+
+    monkeypatch.setattr(jobs, "note", note)
+
+
+def forget_lease(worker: Worker) -> None:
+    """The dead worker's lease runs out."""
+    with worker.database.transaction() as tx:
+        tx.execute("UPDATE rl.leases SET expires_at = clock_timestamp()")
+
+
+def job_rows(worker: Worker) -> list[dict[str, Any]]:
+    return query(worker, "SELECT * FROM rl.jobs ORDER BY id")
+
+
+# --- a step ----------------------------------------------------------------------------------
+
+
+def test_a_step_names_what_w_and_b_serves_and_keeps_its_job(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb()
+    windows = scored_windows(worker, 2, 3, recorded=True)
+    report = pipeline.train(worker, InProcess())
+    assert report
+    assert report.result.cost_usd == 2.0
+    pipeline.publish(worker)
+    step = one(worker, "SELECT * FROM rl.steps")
+    assert (step["trainer"], step["window_ids"]) == ("serverless", windows)
+    assert step["metrics"]["remote_step"] == 1
+    remote = json.loads((Path(step["checkpoint"]) / "remote.json").read_text())
+    assert remote["inference_name"] == f"{NAME}:step1"
+    model = one(worker, "SELECT * FROM trained_models")
+    assert (model["storagePath"], model["status"]) == (f"{NAME}:step1", "ready")
+    (job,) = job_rows(worker)
+    assert (job["state"], job["job_id"], job["step"]) == ("done", "job-1", 1)
+    assert job["token"] == step["token"]
+    assert set(job["windows"]) == set(windows)
+    scored_windows(worker, 4, recorded=True)
+    assert pipeline.train(worker, InProcess())
+    newest = one(worker, "SELECT * FROM rl.steps WHERE step = 2")
+    assert newest["metrics"]["inference_name"] == f"{NAME}:step2"
+
+
+def test_the_trainer_process_has_the_key_and_waits_for_its_notes(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb()
+    scored_windows(worker, 2, recorded=True)
+    process = TrainerProcess("serverless", None, "cpu-0", 1.0, 60.0, 60.0, "INFO", SecretStr(KEY))
+    try:
+        assert pipeline.train(worker, process)
+        command = Path(f"/proc/{process.pid}/cmdline").read_text()
+    finally:
+        process.close()
+    assert KEY not in command
+    assert server.posts == 1
+    assert [job["state"] for job in job_rows(worker)] == ["done"]
+
+
+# --- refused before anything is sent -----------------------------------------------------------
+
+
+def test_a_base_model_that_w_and_b_does_not_offer_is_refused(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb(base_model="Qwen/Qwen2.5-0.5B-Instruct")
+    scored_windows(worker, 2, recorded=True)
+    with pytest.raises(UserError, match=f"{OFFERED[0]} or {OFFERED[1]}, or TRAINER=torch"):
+        pipeline.train(worker, InProcess())
+    assert server.paths == []
+
+
+def test_traces_without_logprobs_are_refused_and_their_windows_stay(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb(max_step_tokens=1)
+    windows = scored_windows(worker, 2, 3)
+    with pytest.raises(NotRecorded, match="LOGPROBS_URL"):
+        pipeline.train(worker, InProcess())
+    assert server.paths == []
+    assert states(worker) == dict.fromkeys(windows, "scored")
+    rows = query(worker, "SELECT * FROM rl.windows")
+    assert [row["attempts"] for row in rows] == [0, 0]
+    assert all("LOGPROBS_URL" in row["last_error"] for row in rows)
+    told = query(worker, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
+    assert [row["outcome"] for row in told] == ["given_back", "given_back"]
+
+
+@pytest.mark.parametrize("max_step_tokens", [1, 1_000_000])
+def test_windows_without_logprobs_do_not_hold_up_the_others(
+    on_wandb: Callable[..., Worker], server: WandbServer, max_step_tokens: int
+) -> None:
+    worker = on_wandb(max_step_tokens=max_step_tokens)
+    (old,) = scored_windows(worker, 5)
+    (new,) = scored_windows(worker, 2, recorded=True)
+    report = pipeline.train(worker, InProcess())
+    assert report
+    assert report.window_ids == [new]
+    assert states(worker) == {old: "scored", new: "trained"}
+
+
+def test_a_lineage_does_not_change_its_kind_of_trainer(
+    on_wandb: Callable[..., Worker], make_worker: Callable[..., Worker], server: WandbServer
+) -> None:
+    here = make_worker(base_model=OFFERED[0])
+    noop = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    try:
+        scored_windows(here, 2)
+        assert pipeline.train(here, noop)
+        worker = on_wandb()
+        scored_windows(worker, 3, recorded=True)
+        with pytest.raises(UserError, match="set TRAINER=noop, or MODEL_NAME to a new name"):
+            pipeline.train(worker, InProcess())
+        assert server.paths == []
+        there = on_wandb(model_name="other")
+        scored_windows(there, 4, recorded=True)
+        assert pipeline.train(there, InProcess())
+        back = make_worker(base_model=OFFERED[0], model_name="other")
+        scored_windows(back, 5)
+        with pytest.raises(UserError, match="set TRAINER=serverless"):
+            pipeline.train(back, noop)
+    finally:
+        noop.close()
+
+
+def test_w_and_b_away_blames_no_window(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb(max_attempts=1)
+    (window,) = scored_windows(worker, 2, recorded=True)
+    server.away = {"/preview/models": 503}
+    for _ in range(3):
+        with pytest.raises(RemoteUnavailable):
+            pipeline.train(worker, InProcess())
+    row = one(worker, "SELECT * FROM rl.windows")
+    assert (row["state"], row["attempts"]) == ("scored", 0)
+    assert "503" in row["last_error"]
+    server.away = {}
+    assert pipeline.train(worker, InProcess())
+    assert states(worker) == {window: "trained"}
+
+
+# --- somebody else goes on ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("dying")
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_job_whose_id_is_known_is_followed_by_the_next_worker(
+    on_wandb: Callable[..., Worker],
+    server: WandbServer,
+    alone: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = on_wandb(max_attempts=1)
+    windows = scored_windows(worker, *((2,) if alone else (2, 3, 4)), recorded=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("babylon_tasks.store.steps.commit", _die)
+        with pytest.raises(Died):
+            pipeline.train(worker, InProcess())
+    (job,) = job_rows(worker)
+    assert (job["state"], job["job_id"]) == ("posted", "job-1")
+    forget_lease(worker)
+    later = scored_windows(worker, 9, recorded=True)
+    report = pipeline.train(on_wandb(), InProcess())
+    assert report
+    assert report.window_ids == windows  # all of them, and none beside
+    assert server.posts == 1
+    assert states(worker) == {**dict.fromkeys(windows, "trained"), later[0]: "scored"}
+    rows = query(worker, "SELECT attempts FROM rl.windows")
+    assert {row["attempts"] for row in rows} == {0}
+    assert one(worker, "SELECT state FROM rl.jobs")["state"] == "done"
+
+
+def _die(*_: Any, **__: Any) -> None:
+    raise Died
+
+
+@pytest.mark.usefixtures("dying")
+def test_a_job_whose_id_was_lost_is_found_by_the_step_it_made(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = on_wandb()
+    (window,) = scored_windows(worker, 2, recorded=True)
+    dies_at(monkeypatch, "posted")
+    with pytest.raises(Died):
+        pipeline.train(worker, InProcess())
+    (job,) = job_rows(worker)
+    assert (job["state"], job["job_id"]) == ("intent", None)
+    forget_lease(worker)
+    assert pipeline.train(on_wandb(), InProcess())
+    assert server.posts == 1
+    assert states(worker) == {window: "trained"}
+    assert one(worker, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
+
+
+@pytest.mark.usefixtures("dying")
+def test_nothing_is_posted_without_an_intent(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = on_wandb()
+    scored_windows(worker, 2, recorded=True)
+    dies_at(monkeypatch, "intent")
+    with pytest.raises(Died):
+        pipeline.train(worker, InProcess())
+    assert (server.posts, job_rows(worker)) == (0, [])
+    forget_lease(worker)
+    assert pipeline.train(on_wandb(), InProcess())
+    assert server.posts == 1
+
+
+@pytest.mark.usefixtures("dying")
+def test_an_intent_that_was_never_posted_is_posted_after_a_while(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = on_wandb(serverless_lost_seconds=1.0)
+    (window,) = scored_windows(worker, 2, recorded=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.trainer.wandb_client.WandbClient.post_job", _die)
+        with pytest.raises(Died):
+            pipeline.train(worker, InProcess())
+    forget_lease(worker)
+    assert pipeline.train(on_wandb(serverless_lost_seconds=1.0), InProcess())
+    assert server.posts == 1
+    assert [job["state"] for job in job_rows(worker)] == ["lost", "done"]
+    assert states(worker) == {window: "trained"}
+
+
+@pytest.mark.usefixtures("dying")
+def test_a_job_about_traces_that_changed_is_abandoned_and_never_beside_the_next(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = on_wandb()
+    (window,) = scored_windows(worker, 2, recorded=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("babylon_tasks.store.steps.commit", _die)
+        with pytest.raises(Died):
+            pipeline.train(worker, InProcess())
+    pipeline.enqueue(worker, window, scoring="correctness")
+    pipeline.enqueue(worker, window, scoring="heuristic")
+    pipeline.score(worker)
+    assert one(worker, "SELECT score_rev > 1 AS again FROM rl.windows")["again"]
+    forget_lease(worker)
+    assert pipeline.train(on_wandb(), InProcess())
+    first, second = job_rows(worker)
+    assert (first["state"], second["state"]) == ("abandoned", "done")
+    assert "step 1" in first["why"]
+    assert second["remote_step"] == 1
+    assert second["intended_at"] >= first["ended_at"]
+    assert server.posts == 2
+    assert one(worker, "SELECT metrics FROM rl.steps")["metrics"]["remote_step"] == 2
+
+
+def test_a_failed_job_is_tried_again_and_then_its_window_fails(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb(max_attempts=2)
+    (window,) = scored_windows(worker, 2, recorded=True)
+    server.fail_with = ["bad node", "no space"]
+    assert pipeline.train(worker, InProcess()) is None
+    row = one(worker, "SELECT * FROM rl.windows")
+    assert (row["state"], row["window_id"]) == ("failed", window)
+    assert "job-2 failed: no space" in row["last_error"]
+    assert [job["state"] for job in job_rows(worker)] == ["failed", "failed"]
+
+
+@pytest.mark.usefixtures("dying")
+def test_a_zombie_posts_nothing_and_notes_nothing(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease went to another before its intent was written."""
+    zombie = on_wandb(heartbeat_seconds=60)
+    scored_windows(zombie, 2, recorded=True)
+    real = ServerlessTrainer.step
+
+    def late(self: Any, request: StepRequest, tell: Any) -> StepResult:
+        monkeypatch.setattr(ServerlessTrainer, "step", real)
+        forget_lease(zombie)
+        assert pipeline.train(on_wandb(), InProcess())
+        add_window(zombie, hours_ago(3), recorded=True)
+        return real(self, request, tell)
+
+    monkeypatch.setattr(ServerlessTrainer, "step", late)
+    with pytest.raises(LeaseLost):
+        pipeline.train(zombie, InProcess())
+    assert server.posts == 1
+    assert [job["state"] for job in job_rows(zombie)] == ["done"]
+
+
+def test_a_job_that_runs_is_seen_to_its_end_before_a_window_by_name(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    """MODE=single asks for one window and a version: another's job gets neither."""
+    worker = on_wandb()
+    server.away = {"/events": 401}
+    (begun,) = scored_windows(worker, 5, recorded=True)
+    with pytest.raises(UserError):
+        pipeline.train(worker, InProcess())
+    wait_until(lambda: server.jobs[0].ended)
+    server.away = {}
+    (asked,) = scored_windows(worker, 2, recorded=True)
+    first = pipeline.train(worker, InProcess(), only=[asked], requested_version="v7.0.0")
+    second = pipeline.train(worker, InProcess(), only=[asked], requested_version="v7.0.0")
+    assert first
+    assert second
+    assert (first.window_ids, second.window_ids) == ([begun], [asked])
+    assert (first.version, second.version) == ("v1.0.0", "v7.0.0")
+    assert server.posts == 2
