@@ -65,7 +65,7 @@ def single(settings: Settings) -> int:
     with worker.database.transaction() as tx:
         step = steps.read(tx, settings.model_name, window.trained_step)
     assert step is not None
-    where = step.inference_name or step.checkpoint
+    where = step.inference_name or step.files()
     print(f"Model: {settings.model_name}-{step.version} (step {step.step}): {where}", flush=True)
     if step.inference_name:
         answer = chat.ask_wandb(step.inference_name)

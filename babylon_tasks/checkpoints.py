@@ -148,13 +148,13 @@ def remove(url: str) -> None:
     filesystem, path = _filesystem(url)
     try:
         if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+            _delete(filesystem, path)
     except _store_errors(url) as error:
         log.warning("cannot remove the checkpoint %s: %s", url, _why(error))
 
 
 def remove_unfinished(url: str, nonce: str) -> bool:
-    """Delete what a dead attempt left of this folder; False where this machine cannot tell.
+    """Delete what is left of a folder that no step needs; False where this machine cannot tell.
 
     Only the holder of the model's lease may: nobody can commit the folder any more.
     """
@@ -166,8 +166,16 @@ def remove_unfinished(url: str, nonce: str) -> bool:
     found = filesystem.cat_file(f"{path}/{_NONCE}").decode() if _NONCE in names else ""
     # Cut off within its first bytes, the nonce is short, or missing in an empty folder.
     if found == nonce or (names <= {_NONCE} and nonce.startswith(found)):
-        filesystem.rm(path, recursive=True)
+        _delete(filesystem, path)
     return True
+
+
+def _delete(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+    """The nonce goes last: cut off here, the rest is known as ours, and is deleted later."""
+    others = [entry for entry in filesystem.ls(path, detail=False) if Path(entry).name != _NONCE]
+    if others:
+        filesystem.rm(others, recursive=True)
+    filesystem.rm(path, recursive=True)
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -44,6 +44,10 @@ class CheckpointUnreadable(UserError):
     """This node cannot read the checkpoint that the database names."""
 
 
+class CheckpointRemoved(UserError):
+    """The step's files were given up, as the retention settings say."""
+
+
 class TrainerDied(Retryable):
     """The trainer process ended, or gave no sign of life, in the middle of a step."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Container, Sequence
 
-from babylon_tasks import checkpoints, failures, loop, remote
+from babylon_tasks import checkpoints, failures, loop, remote, retention
 from babylon_tasks.errors import (
     BabylonError,
     Final,
@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 
 # Windows that one scoring task claims, and that one message wakes for.
 SCORE_BATCH = 16
+
+# Steps that one run gives up, and folders that it removes: a store's refusals cost little time.
+_REMOVE_BATCH = 16
 
 
 # --- produce ---------------------------------------------------------------------------------
@@ -251,6 +254,7 @@ def train(
             leases.release(tx, [lease])
             return None
     with Keeper(worker.database, settings, [lease]) as keeper:
+        _give_up_old_steps(worker, keeper)
         _remove_unfinished(worker, keeper)
         failed: list[str] = []
         unrecorded: dict[str, NotRecorded] = {}
@@ -310,19 +314,33 @@ def _ids(windows: Sequence[Window]) -> list[str]:
     return [window.window_id for window in windows]
 
 
-def _remove_unfinished(worker: Worker, keeper: Keeper) -> None:
-    """Delete the files of attempts that died before their commit; nobody else holds the model."""
+def _give_up_old_steps(worker: Worker, keeper: Keeper) -> None:
+    """Note which steps' files go, as KEEP_CHECKPOINTS says, before any of them does."""
+    settings = worker.settings
     with worker.database.transaction() as tx:
-        left = steps.unfinished_checkpoints(tx, worker.settings.model_name)
+        head = steps.lock_head(tx, settings.model_name, keeper.held[0].token)
+        if head is None:
+            return
+        there = steps.with_files(tx, settings.model_name)
+        may_go = retention.may_go(there, head, settings.keep_checkpoints, settings.keep_every)
+        gone = steps.give_up(tx, settings.model_name, may_go, _REMOVE_BATCH) if may_go else []
+    if gone:
+        log.info("the files of steps %s go (KEEP_CHECKPOINTS)", ", ".join(map(str, gone)))
+
+
+def _remove_unfinished(worker: Worker, keeper: Keeper) -> None:
+    """Delete what dead attempts left, and steps given up; nobody else holds the model."""
+    with worker.database.transaction() as tx:
+        left = steps.unfinished_checkpoints(tx, worker.settings.model_name, _REMOVE_BATCH)
     for checkpoint, nonce in left.items():
         keeper.beat()
         try:
             gone = checkpoints.remove_unfinished(checkpoint, nonce)
         except Exception as error:  # noqa: BLE001 - each store has its own; the step matters more
-            log.warning("cannot remove the unfinished %s: %s", checkpoint, error)
+            log.warning("cannot remove %s, which no step needs: %s", checkpoint, error)
             continue
         if gone:
-            log.info("removed the unfinished checkpoint %s", checkpoint)
+            log.info("removed %s, which no step needs", checkpoint)
             with worker.database.transaction() as tx:
                 steps.forget_checkpoint(tx, checkpoint)
 

@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         pattern=r"^(s3://.+|[^:]+)$",
         description="Folder that all GPU nodes share, or an S3 URL; one folder a step below it.",
     )
+    keep_checkpoints: int = Field(
+        72, ge=1, le=INT32, description="The files of so many steps, the newest, stay."
+    )
+    keep_every: int | None = Field(
+        None, ge=1, le=INT32, description="Those of every step that is a multiple of it stay too."
+    )
 
     # --- what may train ---
     train_rl_local: bool = Field(False, description="Nothing trains unless this is `true`.")

@@ -107,7 +107,7 @@ def attempt_step(
         checkpoint = checkpoints.folder_of(
             settings.checkpoint_store, settings.model_name, head.step + 1, lease.token
         )
-        parent_folder = checkpoints.open_local(parent.checkpoint, keeper.beat) if parent else None
+        parent_folder = checkpoints.open_local(parent.files(), keeper.beat) if parent else None
         checkpoints.check_writable(checkpoint)
         request = StepRequest(
             model_name=settings.model_name,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from babylon_tasks import pipeline
+from babylon_tasks.training import Trainer
 from babylon_tasks.windows import window_id_at
 from babylon_tasks.worker import Worker
 
@@ -106,6 +107,16 @@ def scored_windows(worker: Worker, *hours: int, recorded: bool = False) -> list[
     pipeline.produce(worker)
     pipeline.score(worker)
     return windows
+
+
+def commit_steps(worker: Worker, trainer: Trainer, count: int, publish: bool = True) -> None:
+    """That many more steps, each over a window of its own: the first over that of 2 hours ago."""
+    for _ in range(count):
+        known = one(worker, "SELECT count(*) AS n FROM rl.windows")["n"]
+        scored_windows(worker, 2 + known)
+        assert pipeline.train(worker, trainer)
+        if publish:
+            pipeline.publish(worker)
 
 
 def add_request(worker: Worker, batch_id: str, window_id: str | None, version: str) -> None:

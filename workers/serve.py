@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from babylon_tasks.cli.common import stop
-from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.errors import BabylonError, CheckpointRemoved, UserError
 from babylon_tasks.settings import load_settings
 from workers.api_key import KeyRequired, require_key
 from workers.serve_engine import BadRequest, ChatRequest, Completion, Engine, ServedModel
@@ -91,6 +91,7 @@ def make_app(
         exception_handlers={
             HTTPException: lambda _, error: _error(error.status_code, error.detail),
             BadRequest: lambda _, error: _error(400, str(error)),
+            CheckpointRemoved: lambda _, error: _error(404, str(error), code="model_not_found"),
             BabylonError: lambda _, error: _error(503, str(error), "server_error"),
             Exception: lambda _, error: _error(500, "internal error; see the server's log",
                                                "server_error"),

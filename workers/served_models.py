@@ -27,6 +27,7 @@ class ServedModels:
         """The checkpoint behind a name, or None where there is none.
 
         Raises:
+            CheckpointRemoved: There was such a step, its files were given up.
             CheckpointUnreadable: The row is there, its files cannot be read from here.
             UserError: W&B has the weights; the message says whom to ask.
             ServerUnavailable: Postgres does not answer.
@@ -44,7 +45,7 @@ class ServedModels:
                 f"{step.inference_name}, with WANDB_API_KEY"
             )
         base_model = head.base_model if head else self._base_model
-        folder = checkpoints.open_local(step.checkpoint) if step else None
+        folder = checkpoints.open_local(step.files()) if step else None
         return ServedModel(base_model, number, folder)
 
     def names(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from psycopg.rows import class_row
 
-from babylon_tasks.errors import StaleClaim, UserError
+from babylon_tasks.errors import CheckpointRemoved, StaleClaim, UserError
 from babylon_tasks.models import Head, choose_version
 from babylon_tasks.store import attempts, jobs, logprobs, requests
 from babylon_tasks.store import windows as window_rows
@@ -45,6 +45,20 @@ class Step:
     trainer: str
     started_at: datetime
     committed_at: datetime
+    removed_at: datetime | None
+
+    def files(self) -> str:
+        """Where its files are.
+
+        Raises:
+            CheckpointRemoved: They were given up.
+        """
+        if self.removed_at is not None:
+            raise CheckpointRemoved(
+                f"the files of step {self.step} ({self.version}) were removed on "
+                f"{self.removed_at:%Y-%m-%d}, as KEEP_CHECKPOINTS and KEEP_EVERY say"
+            )
+        return self.checkpoint
 
     @property
     def inference_name(self) -> str | None:
@@ -156,13 +170,12 @@ def commit(connection: Connection, new: Commit) -> str:
     ):
         raise StaleClaim("a window of the step was scored again or ended meanwhile")
     version = _give_version(connection, new)
-    connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
     logprobs.forget(connection, new.model_name, [w.window_id for w in new.windows])
     attempts.end(connection, new.model_name, [new.token], Ending.DONE)
     jobs.finish(connection, new.model_name, new.token)
     if new.primary:
         _write_back(connection, new, step, version)
-    # Last, since it notes how long this transaction took.
+    # Nearly last, since it notes how long this transaction took.
     connection.execute(
         _SQL["insert_step"],
         {
@@ -184,6 +197,7 @@ def commit(connection: Connection, new: Commit) -> str:
             "peak_memory_bytes": new.result.peak_memory_bytes,
         },
     )
+    connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
     return version
 
 
@@ -197,15 +211,46 @@ def begin_checkpoint(connection: Connection, model_name: str, checkpoint: str, t
     return nonce
 
 
-def unfinished_checkpoints(connection: Connection, model_name: str) -> dict[str, str]:
-    """Folders that attempts began and no step names, with their nonces."""
-    rows = connection.execute(_SQL["unfinished_checkpoints"], {"model_name": model_name}).fetchall()
+def unfinished_checkpoints(connection: Connection, model_name: str, limit: int) -> dict[str, str]:
+    """Folders that no step stands for, any `limit` of them, with their nonces."""
+    rows = connection.execute(
+        _SQL["unfinished_checkpoints"], {"model_name": model_name, "limit": limit}
+    ).fetchall()
     return {row["checkpoint"]: str(row["nonce"]) for row in rows}
 
 
 def forget_checkpoint(connection: Connection, checkpoint: str) -> None:
     """Nothing of this unfinished folder is left."""
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": checkpoint})
+
+
+def lock_head(connection: Connection, model_name: str, token: int) -> Head | None:
+    """The head, which stays as it is until the transaction ends; None where the lease went."""
+    with connection.cursor(row_factory=class_row(Head)) as cursor:
+        return cursor.execute(
+            _SQL["lock_head"], {"model_name": model_name, "token": token}
+        ).fetchone()
+
+
+def with_files(connection: Connection, model_name: str) -> list[int]:
+    """The steps whose files are there."""
+    rows = connection.execute(_SQL["steps_with_files"], {"model_name": model_name}).fetchall()
+    return [row["step"] for row in rows]
+
+
+def give_up(
+    connection: Connection, model_name: str, may_go: Sequence[int], limit: int
+) -> list[int]:
+    """Note that these steps' files go, the oldest `limit` that can; their removal is to follow.
+
+    A step stays that the app has deployed, or whose folder another database may have made. The
+    app's rows of those that go are archived. Call it with the head locked, in one transaction
+    with the decision.
+    """
+    rows = connection.execute(
+        _SQL["give_up_steps"], {"model_name": model_name, "steps": list(may_go), "limit": limit}
+    ).fetchall()
+    return sorted(row["step"] for row in rows)
 
 
 def publish(connection: Connection, model_name: str) -> list[str]:

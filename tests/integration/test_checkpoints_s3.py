@@ -15,7 +15,7 @@ import pytest
 from babylon_tasks import checkpoints, pipeline
 from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
 from babylon_tasks.worker import Worker
-from tests.rows import add_window, hours_ago, query, states
+from tests.rows import add_window, commit_steps, hours_ago, query, states
 from workers.trainer_client import TrainerProcess
 
 try:
@@ -283,6 +283,20 @@ def test_two_machines_train_one_model(
     assert fetched.is_relative_to(tmp_path / "machine-2")
     assert str(fetched).endswith(key)
     assert checkpoints.open_local(second["checkpoint"]).is_dir()
+
+
+def test_old_steps_go_from_the_bucket(
+    bucket: Bucket,
+    make_worker: Callable[..., Worker],
+    make_trainer: Callable[[str], TrainerProcess],
+) -> None:
+    worker = make_worker(checkpoint_store=bucket.store, keep_checkpoints=1)
+    commit_steps(worker, make_trainer("cpu-0"), 4)
+    kept = query(worker, "SELECT checkpoint FROM rl.steps WHERE removed_at IS NULL ORDER BY step")
+    assert {f"s3://{key.rpartition('/')[0]}" for key in bucket.client.find(BUCKET)} == {
+        row["checkpoint"] for row in kept
+    }
+    assert [checkpoints.open_local(row["checkpoint"]).is_dir() for row in kept] == [True] * 3
 
 
 def test_a_bucket_that_is_away_leaves_the_window_to_others(

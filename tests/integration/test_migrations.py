@@ -35,6 +35,7 @@ NAMES = [
     "006_add_step_economics",
     "007_add_jobs",
     "008_add_logprobs",
+    "009_add_checkpoint_nonce",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {

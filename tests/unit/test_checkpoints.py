@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from babylon_tasks import checkpoints
 from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
@@ -82,6 +84,28 @@ def test_only_the_own_unfinished_folder_is_removed(source: Path, tmp_path: Path)
     (tmp_path / "m" / "2-2").mkdir()
     assert checkpoints.remove_unfinished(checkpoints.folder_of(str(tmp_path), "m", 2, 2), "ours")
     assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_a_removal_that_was_cut_off_is_ended_by_the_next(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
+    checkpoints.save(source, url, "ours")
+    real = LocalFileSystem.rm
+
+    def cut_off(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "rm", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.remove_unfinished(url, "ours")
+    assert [file.name for file in Path(url).iterdir()] == ["nonce.txt"]
+    assert checkpoints.remove_unfinished(url, "theirs")
+    assert Path(url).exists()
+    assert checkpoints.remove_unfinished(url, "ours")
+    assert not Path(url).exists()
 
 
 def test_a_store_that_is_not_mounted_here_says_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ SELECT step, published_step, base_model FROM rl.heads WHERE model_name = %(model
 
 -- read_step --
 SELECT step, version, checkpoint, window_ids, trajectories, trainable_tokens, metrics, gpu_seconds,
-       cost_usd, seconds, tokens_per_second, mfu, peak_memory_bytes, trainer, started_at, committed_at
+       cost_usd, seconds, tokens_per_second, mfu, peak_memory_bytes, trainer, started_at,
+       committed_at, removed_at
   FROM rl.steps WHERE model_name = %(model_name)s AND step = %(step)s
 
 -- step_of_token --
@@ -39,15 +40,70 @@ VALUES (%(checkpoint)s, %(model_name)s, %(token)s, %(nonce)s)
 DELETE FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s
 
 -- unfinished_checkpoints --
+-- At random: those that a store refuses to remove must not keep the others waiting.
 SELECT checkpoint, nonce FROM rl.unfinished_checkpoints
- WHERE model_name = %(model_name)s ORDER BY token
+ WHERE model_name = %(model_name)s ORDER BY random() LIMIT %(limit)s
+
+-- lock_head --
+-- Whoever moves published_step waits until the decision about older files is noted.
+WITH held AS (
+    SELECT FROM rl.leases
+     WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
+       AND expires_at > clock_timestamp()
+       FOR SHARE
+)
+SELECT step, published_step, base_model FROM rl.heads
+ WHERE model_name = %(model_name)s AND EXISTS (SELECT FROM held)
+   FOR UPDATE
+
+-- steps_with_files --
+SELECT step FROM rl.steps WHERE model_name = %(model_name)s AND removed_at IS NULL
+
+-- give_up_steps --
+-- From here on no row stands for the files: they go whoever dies, if the folder holds the nonce.
+-- The app's rows are locked, so that none is deployed meanwhile; one that the app holds is left for
+-- the next time, since nothing here may wait for the app.
+WITH asked AS (
+    SELECT step, version FROM rl.steps
+     WHERE model_name = %(model_name)s AND step = ANY (%(steps)s)
+       AND removed_at IS NULL AND nonce IS NOT NULL
+), rows_of_app AS (
+    SELECT "modelId" FROM public.trained_models
+     WHERE "modelId" IN (SELECT %(model_name)s || '-' || version FROM asked)
+), not_deployed AS (
+    SELECT "modelId" FROM public.trained_models
+     WHERE "modelId" IN (SELECT "modelId" FROM rows_of_app) AND status <> 'deployed'
+       FOR UPDATE SKIP LOCKED
+), going AS (
+    SELECT step FROM asked
+     WHERE %(model_name)s || '-' || version NOT IN (SELECT "modelId" FROM rows_of_app)
+        OR %(model_name)s || '-' || version IN (SELECT "modelId" FROM not_deployed)
+     ORDER BY step LIMIT %(limit)s
+), gone AS (
+    UPDATE rl.steps SET removed_at = clock_timestamp()
+     WHERE model_name = %(model_name)s AND step IN (SELECT step FROM going)
+    RETURNING step, version, checkpoint, token, nonce
+), archived AS (
+    UPDATE public.trained_models m
+       SET status = 'archived', "archivedAt" = now() AT TIME ZONE 'utc',
+           "updatedAt" = now() AT TIME ZONE 'utc'
+      FROM gone
+     WHERE m."modelId" = %(model_name)s || '-' || gone.version
+       AND m.status IN ('training', 'ready')
+), noted AS (
+    INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce)
+    SELECT checkpoint, %(model_name)s, token, nonce FROM gone
+    ON CONFLICT DO NOTHING
+)
+SELECT step FROM gone
 
 -- insert_step --
 INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories, trainable_tokens,
-                      metrics, gpu_seconds, cost_usd, checkpoint, version, seconds,
+                      metrics, gpu_seconds, cost_usd, checkpoint, nonce, version, seconds,
                       tokens_per_second, mfu, peak_memory_bytes, started_at, committed_at)
 VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(trajectories)s,
         %(trainable_tokens)s, %(metrics)s, %(gpu_seconds)s, %(cost_usd)s, %(checkpoint)s,
+        (SELECT nonce FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s),
         %(version)s,
         %(seconds)s || jsonb_build_object('commit', round(extract(epoch FROM
             clock_timestamp() - now())::numeric, 6)),
@@ -57,7 +113,7 @@ VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(traj
 -- steps_to_log --
 SELECT s.step, s.version, s.checkpoint, s.window_ids, s.trajectories, s.trainable_tokens, s.metrics,
        s.gpu_seconds, s.cost_usd, s.seconds, s.tokens_per_second, s.mfu, s.peak_memory_bytes,
-       s.trainer, s.started_at, s.committed_at,
+       s.trainer, s.started_at, s.committed_at, s.removed_at,
        (SELECT COALESCE(jsonb_object_agg(f.name, f.total), '{}')
           FROM (SELECT e.key AS name, sum(e.value::bigint)::bigint AS total
                   FROM rl.windows w, jsonb_each_text(w.funnel) e
