@@ -13,6 +13,7 @@ from babylon_tasks.cli.demo import demo
 from babylon_tasks.cli.doctor import doctor
 from babylon_tasks.cli.judge import judge
 from babylon_tasks.cli.migrate import migrate
+from babylon_tasks.cli.models import models
 from babylon_tasks.cli.status import status
 from babylon_tasks.cli.train import train
 from babylon_tasks.cli.up import up
@@ -28,7 +29,7 @@ def babylon() -> None:
     """Keep training an agent from what its copies did in production."""
 
 
-for command in (demo, up, migrate, windows, train, judge, status, doctor):
+for command in (demo, up, migrate, windows, train, models, judge, status, doctor):
     babylon.add_command(command)
 
 

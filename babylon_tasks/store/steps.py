@@ -75,6 +75,20 @@ class StepToLog(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class StepListing:
+    """A line of `babylon models list`."""
+
+    step: int
+    version: str
+    trainer: str
+    trajectories: int
+    loss: float | None
+    checkpoint: str
+    committed_at: datetime
+    removed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """All that one committed step writes.
 
@@ -131,6 +145,12 @@ def read(connection: Connection, model_name: str, step: int) -> Step | None:
         return cursor.execute(
             _SQL["read_step"], {"model_name": model_name, "step": step}
         ).fetchone()
+
+
+def listing(connection: Connection, model_name: str) -> list[StepListing]:
+    """All committed steps, newest first."""
+    with connection.cursor(row_factory=class_row(StepListing)) as cursor:
+        return cursor.execute(_SQL["list_steps"], {"model_name": model_name}).fetchall()
 
 
 def version_of_token(connection: Connection, model_name: str, token: int) -> str | None:

@@ -299,6 +299,41 @@ def test_old_steps_go_from_the_bucket(
     assert [checkpoints.open_local(row["checkpoint"]).is_dir() for row in kept] == [True] * 3
 
 
+def test_an_adapter_is_exported_from_the_bucket(
+    bucket: Bucket, make_worker: Callable[..., Worker], source: Path, tmp_path: Path
+) -> None:
+    worker = make_worker(checkpoint_store=bucket.store)
+    url = checkpoints.folder_of(bucket.store, "babylon-agent", 1, 1)
+    checkpoints.save(source, url, NONCE)
+    query(worker, "INSERT INTO rl.heads VALUES ('babylon-agent', 1, 1, 'none') RETURNING 1")
+    query(
+        worker,
+        "INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories,"
+        " trainable_tokens, checkpoint, version, started_at) VALUES"
+        " ('babylon-agent', 1, 1, 'torch', '{}', 3, 9, %s, 'v1.0.0', now()) RETURNING 1",
+        url,
+    )
+
+    def export(target: Path) -> subprocess.CompletedProcess[str]:
+        babylon = str(Path(sys.executable).with_name("babylon"))
+        return subprocess.run(
+            [babylon, "models", "export", "v1.0.0", str(target)],
+            env={**os.environ, "DATABASE_URL": worker.settings.postgres(),
+                 "TMPDIR": str(tmp_path)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    done = export(tmp_path / "adapter")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == WEIGHTS
+    bucket.client.rm(f"{url}/manifest.json")
+    done = export(tmp_path / "again")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"cannot read the checkpoint {url} from this machine")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*again*"))
+
+
 def test_a_bucket_that_is_away_leaves_the_window_to_others(
     bucket: Bucket,
     new_process: None,

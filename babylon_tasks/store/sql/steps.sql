@@ -13,6 +13,11 @@ SELECT step, version, checkpoint, window_ids, trajectories, trainable_tokens, me
        committed_at, removed_at
   FROM rl.steps WHERE model_name = %(model_name)s AND step = %(step)s
 
+-- list_steps --
+SELECT step, version, trainer, trajectories, (metrics ->> 'loss')::float8 AS loss, checkpoint,
+       committed_at, removed_at
+  FROM rl.steps WHERE model_name = %(model_name)s ORDER BY step DESC
+
 -- step_of_token --
 -- Whether the attempt with this token committed (asked after a lost connection).
 SELECT step, version FROM rl.steps WHERE model_name = %(model_name)s AND token = %(token)s

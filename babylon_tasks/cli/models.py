@@ -1,0 +1,126 @@
+"""`babylon models list | export`."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import asdict
+from datetime import UTC
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from babylon_tasks import checkpoints, export, retention
+from babylon_tasks.cli.common import as_json, interrupt, print_json, ready_worker, wide_console
+from babylon_tasks.errors import UserError
+from babylon_tasks.models import Head
+from babylon_tasks.settings import load_settings
+from babylon_tasks.store import steps
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.steps import Step, StepListing
+
+
+@click.group()
+def models() -> None:
+    """See the versions of the model, and take their weights out."""
+
+
+@models.command("list")
+@as_json
+def list_models(as_json: bool) -> None:
+    """Every version of MODEL_NAME, newest first, and whether its files are still there.
+
+    Example: babylon models list --json
+    """
+    settings = load_settings()
+    with ready_worker(settings).database.transaction() as tx:
+        head = steps.read_head(tx, settings.model_name)
+        found = steps.listing(tx, settings.model_name)
+    states = _states(head, found)
+    if as_json:
+        print_json([{**asdict(step), "state": states[step.step]} for step in found])
+        return
+    if not found:
+        click.echo(f"no step of {settings.model_name} is committed yet")
+        return
+    table = Table("step", "version", "state", "committed (UTC)", "trajectories", "loss", "files")
+    for step in found:
+        table.add_row(
+            str(step.step),
+            step.version,
+            states[step.step],
+            f"{step.committed_at.astimezone(UTC):%Y-%m-%d %H:%M}",
+            str(step.trajectories),
+            "" if step.loss is None else f"{step.loss:.4f}",
+            step.checkpoint if step.removed_at is None else "",
+        )
+    wide_console().print(table)
+
+
+@models.command("export")
+@click.argument("version_or_step")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--merged",
+    is_flag=True,
+    help="Base model and adapter as one model, with its tokenizer; needs the extra `train`.",
+)
+def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
+    """Write a version's adapter, as PEFT and vLLM load it, into a new folder.
+
+    Example: babylon models export v1.0.3 /srv/adapters/v1.0.3
+    """
+    settings = load_settings()
+    signal.signal(signal.SIGTERM, interrupt)
+    with ready_worker(settings).database.transaction() as tx:
+        step = _find(tx, settings.model_name, version_or_step)
+        head = steps.read_head(tx, settings.model_name)
+    assert head is not None
+    name = f"step {step.step} ({step.version}) of {settings.model_name}"
+    with export.new_folder(folder) as draft:
+        checkpoint = checkpoints.open_local(step.files())
+        export.require_adapter(checkpoint, name)
+        if merged:
+            _merge(head.base_model, checkpoint, draft)
+        else:
+            export.copy_adapter(checkpoint, draft)
+    click.echo(f"{name} is in {folder}")
+
+
+def _states(head: Head | None, found: list[StepListing]) -> dict[int, str]:
+    """What each step is, in one word."""
+    there = [step.step for step in found if step.removed_at is None]
+    states = {step.step: "removed" if step.removed_at else "kept" for step in found}
+    if head:
+        special = {
+            head.step: "head",
+            retention.previous(there, head.published_step): "previous",
+            head.published_step: "served",
+        }
+        states |= {step: word for step, word in special.items() if step in states}
+    return states
+
+
+def _find(tx: Connection, model_name: str, version_or_step: str) -> Step:
+    if re.fullmatch(r"[0-9]{1,9}", version_or_step):  # what a column of steps can hold
+        number: int | None = int(version_or_step)
+    else:
+        number = steps.steps_of_versions(tx, model_name).get(version_or_step)
+    step = steps.read(tx, model_name, number) if number is not None else None
+    if step is None:
+        raise UserError(
+            f"{model_name} has no version or step {version_or_step!r}: "
+            "`babylon models list` shows those there are"
+        )
+    return step
+
+
+def _merge(base_model: str, checkpoint: Path, folder: Path) -> None:
+    try:
+        from workers.merge import merge_adapter
+    except ImportError as error:
+        raise UserError(
+            f"--merged needs the package {error.name}: pip install 'babylon-tasks[train]'"
+        ) from error
+    merge_adapter(base_model, checkpoint, folder)

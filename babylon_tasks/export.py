@@ -1,0 +1,62 @@
+"""Takes a step's weights out of the store, into a folder that needs nothing of ours."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from babylon_tasks.errors import UserError
+
+# What PEFT and vLLM read of a checkpoint.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+_REMOTE = "remote.json"  # in a checkpoint whose weights are at W&B
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when the block ends well, and else is gone.
+
+    Raises:
+        UserError: The target holds something, or cannot be written (disk full, no permission).
+    """
+    target = target.resolve()
+    draft = target.parent / f".{target.name}-{uuid.uuid4().hex}"
+    try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise UserError(f"{target} exists and is not an empty folder: name another")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        try:
+            yield draft
+            draft.rename(target)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    except OSError as error:
+        named = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot export to {target}: {error.strerror or error}{named}") from error
+
+
+def require_adapter(checkpoint: Path, name: str) -> None:
+    """Whether there are weights to export; `name` is what the message calls the step.
+
+    Raises:
+        UserError: The weights are elsewhere, or there are none.
+    """
+    if (checkpoint / _REMOTE).exists():
+        raise UserError(f"{name} was trained by W&B and its weights are there: nothing to export")
+    if not all((checkpoint / file).is_file() for file in ADAPTER_FILES):
+        raise UserError(f"{name} has no weights to export: was it made with TRAINER=noop?")
+
+
+def copy_adapter(checkpoint: Path, folder: Path) -> None:
+    """The plain PEFT adapter, without optimizer state and our own files.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    for file in ADAPTER_FILES:
+        shutil.copyfile(checkpoint / file, folder / file)

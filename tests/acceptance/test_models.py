@@ -1,0 +1,183 @@
+"""`babylon models`, and what retention leaves when its process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babylon_tasks.export import ADAPTER_FILES
+from babylon_tasks.worker import Worker
+from tests.acceptance.conftest import Deployment
+from tests.chaos.injection import Injection, injecting
+from tests.rows import add_window, commit_steps, hours_ago, one, query
+from workers.trainer_client import TrainerProcess
+
+
+def commit_with_retention(deployment: Deployment, count: int) -> None:
+    """Steps without weights, of which no more stay than must."""
+    settings = deployment.worker.settings.model_copy(update={"keep_checkpoints": 1})
+    trainer = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    try:
+        commit_steps(Worker(deployment.worker.database, settings, "test:2"), trainer, count)
+    finally:
+        trainer.close()
+
+
+def listed(deployment: Deployment) -> list[dict[str, Any]]:
+    done = deployment.run("babylon", "models", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def folders(deployment: Deployment) -> list[int]:
+    """Steps that have a folder."""
+    store = Path(deployment.worker.settings.checkpoint_store)
+    return sorted(int(folder.name.split("-")[0]) for folder in store.glob("*/*"))
+
+
+def test_list(deployment: Deployment) -> None:
+    assert listed(deployment) == []
+    assert "no step of babylon-agent" in deployment.run("babylon", "models", "list").stdout
+    commit_with_retention(deployment, 5)
+    query(deployment.worker, "UPDATE rl.heads SET published_step = 4 RETURNING 1")
+    found = listed(deployment)
+    assert [(each["step"], each["version"], each["state"]) for each in found] == [
+        (5, "v1.0.4", "head"),
+        (4, "v1.0.3", "served"),
+        (3, "v1.0.2", "previous"),
+        (2, "v1.0.1", "removed"),
+        (1, "v1.0.0", "removed"),
+    ]
+    assert [each["removed_at"] is None for each in found] == [True] * 3 + [False] * 2
+    assert found[0]["trajectories"] == 3
+    assert found[0]["loss"] == 0.0
+    shown = deployment.run("babylon", "models", "list").stdout
+    assert f"{found[0]['checkpoint']} " in shown
+    assert found[4]["checkpoint"] not in shown
+
+
+def test_export_of_a_trained_model(deployment: Deployment, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.unit.tiny import make_tiny_model
+
+    tiny_model = tmp_path / "tiny"
+    make_tiny_model(tiny_model)
+    add_window(deployment.worker, hours_ago(2))
+    env = {"TRAINER": "torch", "LEARNING_RATE": "0.01", "WARMUP_STEPS": "0"}
+    done = deployment.run("babylon", "train", env={**env, "BASE_MODEL": str(tiny_model)})
+    assert done.returncode == 0, done.stderr
+    adapter, model = tmp_path / "adapter", tmp_path / "model"
+    done = deployment.run("babylon", "models", "export", "v1.0.0", str(adapter))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"step 1 (v1.0.0) of babylon-agent is in {adapter}\n"
+    assert {file.name for file in adapter.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors"
+    }  # fmt: skip
+    done = deployment.run("babylon", "models", "export", "1", str(model), "--merged")
+    assert (done.returncode, done.stderr) == (0, "")
+
+    def logits(network: Any) -> Any:
+        tokens = AutoTokenizer.from_pretrained(model)("Buy or wait?", return_tensors="pt")
+        with torch.inference_mode():
+            return network.eval()(**tokens).logits
+
+    def load(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder)
+
+    adapted = logits(peft.PeftModel.from_pretrained(load(tiny_model), str(adapter)))
+    torch.testing.assert_close(logits(load(model)), adapted, rtol=0, atol=1e-4)
+    assert (adapted - logits(load(tiny_model))).abs().max() > 1e-3
+
+
+def refuse(
+    deployment: Deployment, arguments: list[str], why: str, env: dict[str, str] | None = None
+) -> None:
+    done = deployment.run("babylon", "models", "export", *arguments, env=env)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_an_export_that_cannot_be_leaves_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    commit_with_retention(deployment, 1)
+    checkpoint = Path(one(deployment.worker, "SELECT checkpoint FROM rl.steps")["checkpoint"])
+    for file in ADAPTER_FILES:
+        (checkpoint / file).write_text("{}")
+    hidden = deployment.folder / "hidden"
+    (hidden / "peft").mkdir(parents=True)
+    (hidden / "peft" / "__init__.py").write_text("raise ModuleNotFoundError('x', name='peft')")
+    without_peft = {"PYTHONPATH": f"{hidden}:{os.environ.get('PYTHONPATH', '')}"}
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    new = str(tmp_path / "new")
+    refuse(deployment, ["1", new, "--merged"], "--merged needs the package peft", without_peft)
+    refuse(deployment, ["1", str(taken)], "is not an empty folder")
+    refuse(deployment, ["v9.9.9", new], "has no version or step 'v9.9.9'")
+    query(deployment.worker, "UPDATE rl.heads SET base_model = '/no/such/model' RETURNING 1")
+    refuse(deployment, ["1", new, "--merged"], "/no/such/model cannot be loaded")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_export_of_what_has_no_weights(deployment: Deployment, tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    refuse(deployment, ["1", new], "has no version or step '1'")
+    commit_with_retention(deployment, 4)
+    refuse(deployment, ["4", new], "step 4 (v1.0.3) of babylon-agent has no weights")
+    refuse(deployment, ["v1.0.0", new], "the files of step 1 (v1.0.0) were removed on")
+    refuse(deployment, ["9" * 30, new], "has no version or step")
+    assert not list(tmp_path.glob("*new*"))
+
+
+def test_mode_single_for_a_window_whose_step_was_removed(deployment: Deployment) -> None:
+    commit_with_retention(deployment, 4)
+    env = {"MODE": "single", "WINDOW_ID": hours_ago(2)}
+    done = deployment.run("-m", "babylon_tasks", env=env)
+    assert done.returncode == 2
+    assert done.stderr.startswith("the files of step 1 (v1.0.0) were removed on ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "at", "left"),
+    [
+        ("babylon_tasks.store.steps.give_up", "after", [2, 3, 4]),
+        ("babylon_tasks.checkpoints.remove_unfinished", "before", [3, 4]),
+        ("fsspec.implementations.local.LocalFileSystem.rm", "after", [3, 4]),
+    ],
+)
+def test_killed_while_it_removes(
+    deployment: Deployment, call: str, at: Any, left: list[int]
+) -> None:
+    """Before the note, between note and removal, and in the middle of a removal."""
+    commit_with_retention(deployment, 4)
+    add_window(deployment.worker, hours_ago(20))
+    kill = Injection(call, "kill", at=at)
+    harm = injecting(kill, python_path=os.environ.get("PYTHONPATH", ""))
+    done = deployment.run("babylon", "train", env={"KEEP_CHECKPOINTS": "1", **harm})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with_files = [each["step"] for each in listed(deployment) if each["removed_at"] is None]
+    assert sorted(with_files) == left
+    assert folders(deployment) == [2, 3, 4]
+    deployment.wait(lambda: _trained(deployment, hours_ago(20)))
+    with_files = [each["step"] for each in listed(deployment) if each["removed_at"] is None]
+    assert sorted(with_files) == folders(deployment) == [3, 4, 5]
+    assert query(deployment.worker, "SELECT * FROM rl.unfinished_checkpoints") == []
+
+
+def _trained(deployment: Deployment, window_id: str) -> bool:
+    """Once the dead one's lease has run out."""
+    deployment.run("babylon", "train", env={"KEEP_CHECKPOINTS": "1"})
+    row = one(deployment.worker, "SELECT state FROM rl.windows WHERE window_id = %s", window_id)
+    return bool(row["state"] == "trained")
