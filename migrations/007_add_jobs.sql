@@ -3,7 +3,7 @@
 -- Runs any number of times.
 
 CREATE TABLE IF NOT EXISTS rl.jobs (
-    id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id          uuid        NOT NULL PRIMARY KEY DEFAULT gen_random_uuid(),
     model_name  text        NOT NULL,
     step        integer     NOT NULL,                -- of ours: the step that the job is for
     token       bigint      NOT NULL,                -- of the attempt that follows it now
@@ -21,8 +21,6 @@ CREATE TABLE IF NOT EXISTS rl.jobs (
 COMMENT ON TABLE rl.jobs IS
     'Training jobs at W&B, written before each is posted: what a dead worker had begun is found here, '
     'and followed to its end by the next holder of the model''s lease.';
-
-COMMENT ON SEQUENCE rl.jobs_id_seq IS 'Numbers the rows of rl.jobs.';
 
 -- No second job of a model while the first may run.
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_open_idx ON rl.jobs (model_name) WHERE ended_at IS NULL;

@@ -101,7 +101,7 @@ def forget_lease(worker: Worker) -> None:
 
 
 def job_rows(worker: Worker) -> list[dict[str, Any]]:
-    return query(worker, "SELECT * FROM rl.jobs ORDER BY id")
+    return query(worker, "SELECT * FROM rl.jobs ORDER BY intended_at")
 
 
 # --- a step ----------------------------------------------------------------------------------

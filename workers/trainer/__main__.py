@@ -114,11 +114,13 @@ def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps
 def _serverless_trainer(request: StepRequest) -> _Steps:
     key = os.environ.get("WANDB_API_KEY", "")
     _prepare_environment(request.base_model)  # takes the key away
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Where it is installed, ART imports it, and torch with it: seconds and memory for nothing.
+    sys.modules["transformers"] = None  # type: ignore[assignment]
     from workers.trainer.serverless import ServerlessTrainer
 
     os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     return ServerlessTrainer(key)
 
 
