@@ -21,7 +21,9 @@ STAGES: dict[str, tuple[str, ...]] = {
         "unreadable", "few_actions", "failed_actions", "duplicate", "dropout", "over_maximum",
     ),
     "scored": ("gone", "without_calls"),
-    "calls": ("empty", "repeated", "truncated", "stale", "too_long", "no_advantage"),
+    "calls": (
+        "empty", "repeated", "truncated", "stale", "without_logprobs", "too_long", "no_advantage",
+    ),
     "sequences": (),
     "tokens": (),
 }  # fmt: skip

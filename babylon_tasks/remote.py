@@ -129,17 +129,18 @@ def remote_of(settings: Settings, job: Job | None, wanted: bool) -> Remote:
 
 
 def leave_out_unrecorded(
-    worker: Worker, keeper: Keeper, material: Material, path: Path
+    worker: Worker, keeper: Keeper, material: Material, path: Path, wanted: bool
 ) -> Material:
     """Leave out calls without log-probabilities, and windows that teach nothing without them.
 
     The samples in `path` are written anew. The windows left out stay `scored` and are tried again
-    later, since what is missing is a setting's to mend.
+    later, since what is missing is a setting's to mend. A job about these windows that is `wanted`
+    was sent what it needs: none of them is left out.
 
     Raises:
         NotRecorded: No window is left.
     """
-    kept = Material([], {}, material.funnels, material.ages)
+    kept = Material([], {}, {}, material.ages)
     unrecorded: list[Window] = []
     windows = {window.window_id: window for window in material.windows}
     new = path.with_suffix(".recorded")
@@ -147,27 +148,30 @@ def leave_out_unrecorded(
         samples = (_samples.decode(line) for line in lines)
         for window_id, group in itertools.groupby(samples, lambda sample: sample.window_id):
             keeper.beat()
-            recorded: list[Sample] = []
-            without = 0
-            for sample in group:
-                calls = [call for call in sample.calls if call.logprobs is not None]
-                without += len(sample.calls) - len(calls)
-                if calls:
-                    recorded.append(msgspec.structs.replace(sample, calls=calls))
-            rewards = {sample.trajectory_id: sample.reward for sample in recorded}
-            if filters.no_signal(list(rewards.values()), worker.settings.min_reward_spread):
-                unrecorded.append(windows[window_id])
-                continue
+            everything = list(group)
+            recorded = [each for each in map(_recorded, everything) if each.calls]
+            rewards = [sample.reward for sample in recorded]
+            if filters.no_signal(rewards, worker.settings.min_reward_spread):
+                if not wanted:
+                    unrecorded.append(windows[window_id])
+                    continue
+                recorded = everything
             to.writelines(msgspec.json.encode(sample) + b"\n" for sample in recorded)
             kept.windows.append(windows[window_id])
-            kept.rewards.update(rewards)
-            kept.funnels[window_id]["without_logprobs"] = without
-            kept.funnels[window_id]["sent"] -= without
+            kept.rewards.update({sample.trajectory_id: sample.reward for sample in recorded})
+            funnel = kept.funnels[window_id] = material.funnels[window_id].copy()
+            calls = sum(len(sample.calls) for sample in recorded)
+            funnel["without_logprobs"], funnel["sent"] = funnel["sent"] - calls, calls
     new.replace(path)
     _put_back(worker, keeper, unrecorded)
     if not kept.windows:
         raise NotRecorded(_NOT_RECORDED)
     return kept
+
+
+def _recorded(sample: Sample) -> Sample:
+    calls = [call for call in sample.calls if call.logprobs is not None]
+    return msgspec.structs.replace(sample, calls=calls)
 
 
 def _put_back(worker: Worker, keeper: Keeper, windows: Sequence[Window]) -> None:

@@ -97,8 +97,8 @@ def attempt_step(
         if not material.windows:
             return None
         wanted = job is not None and job.windows == remote.sent_of(material)
-        if on_wandb and not wanted:
-            material = remote.leave_out_unrecorded(worker, keeper, material, samples_path)
+        if on_wandb:
+            material = remote.leave_out_unrecorded(worker, keeper, material, samples_path, wanted)
         sent = remote.sent_of(material)
         phases.end("read")
         with database.transaction() as tx:

@@ -18,7 +18,16 @@ from babylon_tasks.remote import OFFERED
 from babylon_tasks.store import jobs
 from babylon_tasks.training import Progress, StepRequest, StepResult
 from babylon_tasks.worker import Worker
-from tests.rows import add_window, hours_ago, one, query, scored_windows, states
+from tests.rows import (
+    add_trajectory,
+    add_window,
+    hours_ago,
+    one,
+    query,
+    scored_windows,
+    states,
+    steps,
+)
 from tests.wandb_server import KEY, WandbServer, wait_until
 from workers.trainer import serverless
 from workers.trainer.serverless import ServerlessTrainer
@@ -189,6 +198,43 @@ def test_windows_without_logprobs_do_not_hold_up_the_others(
     assert report
     assert report.window_ids == [new]
     assert states(worker) == {old: "scored", new: "trained"}
+
+
+def test_calls_and_trajectories_without_logprobs_are_left_out_and_counted(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb()
+    window = hours_ago(2)
+    recorded = add_window(worker, window, recorded=True)
+    add_trajectory(worker, window, "another", stepsJson=steps(900))
+    both = json.loads(steps(-900, recorded=True)) + json.loads(steps(-900, response="WAIT"))
+    mixed = add_trajectory(worker, window, "mixed", stepsJson=json.dumps(both))
+    pipeline.produce(worker)
+    pipeline.score(worker)
+    assert pipeline.train(worker, InProcess())
+    (job,) = server.jobs
+    sent = {t["metadata"]["trajectory_id"]: t for t in job.trajectories}
+    assert set(sent) == {*recorded, mixed}
+    assert len(sent[mixed]["additional_histories"]) == 2
+    funnel = one(worker, "SELECT funnel FROM rl.windows")["funnel"]
+    assert (funnel["without_logprobs"], funnel["sequences"], funnel["tokens"]) == (6, 12, 36)
+    assert funnel["no_advantage"] == 0
+    used = query(worker, 'SELECT FROM trajectories WHERE "usedInTraining"')
+    assert len(used) == 4
+
+
+def test_the_model_server_says_who_serves_what_w_and_b_trained(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    pytest.importorskip("peft")
+    from workers.served_models import ServedModels
+
+    worker = on_wandb()
+    scored_windows(worker, 2, recorded=True)
+    assert pipeline.train(worker, InProcess())
+    pipeline.publish(worker)
+    with pytest.raises(UserError, match=f"ask {server.url}/chat/completions for {NAME}:step1"):
+        ServedModels(worker.settings).resolve("babylon-agent")
 
 
 def test_a_lineage_does_not_change_its_kind_of_trainer(
