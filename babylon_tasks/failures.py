@@ -111,6 +111,16 @@ def blame_nobody(worker: Worker, windows: Sequence[Window], lease: Lease, error:
             _postpone(tx, worker, window, error, 0.0)
 
 
+def job_goes_on(worker: Worker, windows: Sequence[Window], lease: Lease, error: Exception) -> None:
+    """The step failed and its job at W&B did not: no window is suspected, all stay together."""
+    with worker.database.transaction() as tx:
+        leases.renew(tx, [lease], worker.settings.lease_seconds)
+        attempts.end(tx, worker.settings.model_name, [lease.token], Ending.ERROR, _message(error))
+        for window in windows:
+            _postpone(tx, worker, window, error, 0.0)
+    log.warning("a step failed, its job at W&B goes on: %s", error)
+
+
 def _postpone(
     tx: Connection, worker: Worker, window: Window, error: Exception, wait_seconds: float
 ) -> None:

@@ -285,8 +285,13 @@ def train(
                     log.exception("a step over %s failed", ", ".join(_ids(windows)))
                 first = windows[0].attempts == 0 and windows[0].may_share is None
                 again = first and _ids(windows) != failed and not isinstance(error, Final)
+                if not isinstance(error, Final) and remote.goes_on(worker, windows):
+                    failures.job_goes_on(worker, windows, keeper.held[0], error)
+                    if _ids(windows) == failed:
+                        raise
+                else:
+                    failures.step_failed(worker, windows, keeper.held[0], error, again)
                 failed = _ids(windows)
-                failures.step_failed(worker, windows, keeper.held[0], error, again)
             phases = Phases()
             with worker.database.transaction() as tx:
                 windows = _next_windows(tx, settings, only, unrecorded)

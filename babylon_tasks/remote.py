@@ -102,6 +102,15 @@ def windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
     return ready if len(ready) == together else []
 
 
+def goes_on(worker: Worker, windows: Sequence[Window]) -> bool:
+    """Whether W&B may still be training these windows, whatever became of the step here."""
+    if worker.settings.trainer != "serverless":
+        return False
+    with worker.database.transaction() as tx:
+        job = jobs.read_open(tx, worker.settings.model_name)
+    return job is not None and set(job.windows) == {window.window_id for window in windows}
+
+
 def sent_of(material: Material) -> Sent:
     """What of each window is trained on: the same twice only if its traces are the same.
 

@@ -13,7 +13,13 @@ from pydantic import SecretStr
 pytest.importorskip("art")
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import LeaseLost, NotRecorded, RemoteUnavailable, UserError
+from babylon_tasks.errors import (
+    LeaseLost,
+    NotRecorded,
+    RemoteUnavailable,
+    TrainerDied,
+    UserError,
+)
 from babylon_tasks.remote import OFFERED
 from babylon_tasks.store import jobs
 from babylon_tasks.training import Progress, StepRequest, StepResult
@@ -311,6 +317,29 @@ def test_a_job_whose_id_is_known_is_followed_by_the_next_worker(
 
 def _die(*_: Any, **__: Any) -> None:
     raise Died
+
+
+def test_a_trainer_that_dies_again_and_again_costs_no_second_job(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = on_wandb(max_attempts=1)
+    windows = scored_windows(worker, 2, 3, recorded=True)
+
+    def die(*_: Any) -> None:
+        raise TrainerDied("the trainer was ended by SIGKILL")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.trainer.wandb_client.WandbClient.events", die)
+        for _ in range(2):
+            with pytest.raises(TrainerDied):
+                pipeline.train(worker, InProcess())
+    rows = query(worker, "SELECT attempts, may_share FROM rl.windows")
+    assert rows == [{"attempts": 0, "may_share": None}] * 2
+    report = pipeline.train(worker, InProcess())
+    assert report
+    assert report.window_ids == windows
+    assert server.posts == 1
+    assert query(worker, "SELECT FROM rl.attempts WHERE ended_at IS NULL") == []
 
 
 @pytest.mark.usefixtures("dying")

@@ -380,3 +380,31 @@ def test_the_hash_of_a_trace_never_changes() -> None:
         decoded(step(0, call("a"), call(""), call("é"))).outcome.content_hash
         == "f4d25854a78fc7d33d2775c763b49d6f"
     )
+
+
+@pytest.mark.parametrize(
+    ("told", "read"),
+    [
+        ({"content": [{"token": "token_id:7", "logprob": -0.5}]}, Logprobs((7,), (-0.5,))),
+        ({"content": [{"token": "token_id:7", "logprob": 0, "bytes": None, "top_logprobs": []}]},
+         Logprobs((7,), (0.0,))),
+        ({"content": [{"token": "BUY", "logprob": -0.5}]}, None),
+        ({"content": [{"token": "token_id:-7", "logprob": -0.5}]}, None),
+        ({"content": [{"token": "token_id:7", "logprob": "-0.5"}]}, None),
+        ({"content": [{"token": "token_id:7", "logprob": 0.5}]}, None),
+        ({"content": [{"token": "token_id:7"}]}, None),
+        ({"content": []}, None),
+        ({"content": None}, None),
+        ({}, None),
+        ([], None),
+        ("x", None),
+        (7, None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_recorded_logprobs_are_read_where_they_can_be(told: object, read: Logprobs | None) -> None:
+    call = {"userPrompt": "u", "response": "BUY", "logprobs": told}
+    text = json.dumps([{"llmCalls": [call, call]}])
+    trace = decode(RawTrace("t-1", "a-1", len(text), text))
+    assert trace.calls == [Call("", "u", "BUY", read)]
+    assert trace.outcome.left_out == {"repeated": 1}

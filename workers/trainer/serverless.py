@@ -327,7 +327,7 @@ class _Step:
             last = time.monotonic() >= deadline
             try:
                 step = await client.newest_step(model_id)
-            except (RemoteUnavailable, Final) as error:
+            except RemoteUnavailable as error:
                 log.warning("%s", error)
                 wait_seconds = min(2 * wait_seconds, MAX_POLL_SECONDS)
             else:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx
 from art.serverless.client import Client
-from openai import NOT_GIVEN, APIConnectionError, APIError, APIStatusError
+from openai import NOT_GIVEN, APIConnectionError, APIError, APIStatusError, NotFoundError
 
 from babylon_tasks.errors import BabylonError, Final, RemoteUnavailable, UserError
 from babylon_tasks.line import one_line
@@ -72,9 +72,8 @@ class WandbClient:
 
         try:
             model, made_from = await self._get(ask(), what)
-        except Final as error:
-            # Nothing of the step was sent yet: its windows are not to blame.
-            raise UserError(str(error)) from error
+        except _UnknownError as error:
+            raise UserError(f"W&B does not know {what} ({error})") from error
         if made_from != base_model:
             raise UserError(
                 f"W&B's model {name} was made from {made_from}, BASE_MODEL is {base_model}: "
@@ -83,7 +82,7 @@ class WandbClient:
         return model
 
     async def newest_step(self, model_id: str) -> int:
-        """The step of the newest checkpoint, 0 where there is none."""
+        """The step of the newest checkpoint, 0 where there is none, or no such model."""
 
         async def ask() -> int:
             listed = self._client.models.checkpoints.list(model_id=model_id, order="desc", limit=1)
@@ -91,7 +90,10 @@ class WandbClient:
                 return int(checkpoint.step)
             return 0
 
-        return await self._get(ask(), "the model's checkpoints")
+        try:
+            return await self._get(ask(), "the model's checkpoints")
+        except _UnknownError:
+            return 0
 
     async def post_job(self, model_id: str, groups: Sequence[Any], config: dict[str, Any]) -> str:
         """Post one job, once; its id.
@@ -135,7 +137,7 @@ class WandbClient:
 
         try:
             return await self._get(ask(), f"the events of job {job_id}")
-        except Final:
+        except _UnknownError:
             return None
 
     async def pause(self, seconds: float) -> None:
@@ -145,8 +147,12 @@ class WandbClient:
     async def _get(self, question: Coroutine[Any, Any, T], what: str) -> T:
         try:
             return await self._ask(question)
+        except NotFoundError as error:
+            raise _UnknownError(_words(error)) from error
         except (APIError, TimeoutError) as error:
-            raise _refusal(error, what) from error
+            refusal = _refusal(error, what)
+            # Nothing of the step was asked about: its windows are not to blame.
+            raise UserError(str(refusal)) if isinstance(refusal, Final) else refusal from error
         except _NonsenseError as error:
             raise RemoteUnavailable(f"W&B's answer about {what} cannot be read") from error
 
@@ -177,6 +183,10 @@ async def open_client(key: str, url: str, alive: Callable[[], None]) -> AsyncIte
         yield WandbClient(client, alive)
     finally:
         await client.close()
+
+
+class _UnknownError(Exception):
+    """W&B does not know what it was asked about."""
 
 
 class _NonsenseError(Exception):
