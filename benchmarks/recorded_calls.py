@@ -18,7 +18,16 @@ WORDS = ["momentum", "price", "rising", "falling", "market", "shares", "position
 
 
 def recorded_calls(
-    chat: ChatFormat, windows: int, agents: int, calls: int, seed: int = 1
+    chat: ChatFormat,
+    windows: int,
+    agents: int,
+    calls: int,
+    seed: int = 1,
+    *,
+    median: int = MEDIAN,
+    sigma: float = SIGMA,
+    longest: int = LONGEST,
+    response: tuple[int, int] = RESPONSE,
 ) -> list[Sample]:
     """`windows` x `agents` trajectories of so many calls each; rewards are random."""
     rng = random.Random(seed)
@@ -36,9 +45,9 @@ def recorded_calls(
         return "".join(picked)
 
     def call() -> Call:
-        length = min(LONGEST, round(math.exp(rng.gauss(math.log(MEDIAN), SIGMA))))
-        response = rng.randint(*RESPONSE)
-        return Call(SYSTEM, text(length - response - around), text(response))
+        length = min(longest, round(math.exp(rng.gauss(math.log(median), sigma))))
+        answer = rng.randint(*response)
+        return Call(SYSTEM, text(length - answer - around), text(answer))
 
     return [
         Sample(f"w{w}", f"w{w}-{agent}", rng.random(), [call() for _ in range(calls)])

@@ -1,10 +1,13 @@
 """One training step: this project's trainer against ART's shape and a plain transformers loop.
 
     python benchmarks/train_step.py [--json] [--kl-penalty 0.1] [--trajectories 64]
+    python benchmarks/train_step.py --device cuda [--json]
 
-All three train the same tiny model, with the same LoRA adapter and ART's loss, on the same recorded
-calls: 64 trajectories of 4 calls in windows of 8; the calls' lengths are log-normal (median 500
-tokens, sigma 1.0, cut at 4,000), their responses have 20 to 80 tokens.
+On a GPU other shapes are measured: `gpu_step.py` says which.
+
+On the CPU all three train the same tiny model, with the same LoRA adapter and ART's loss, on the
+same recorded calls: 64 trajectories of 4 calls in windows of 8; the calls' lengths are log-normal
+(median 500 tokens, sigma 1.0, cut at 4,000), their responses have 20 to 80 tokens.
 
 - *ours*: a whole step of the trainer, from the file of samples to the checkpoint: sequences of like
   length share a forward pass, logits of trained positions only, one optimizer step.
@@ -44,6 +47,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the trainer process ha
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import art
+import gpu_step
 import torch
 from art.local import LocalBackend
 from art.loss import loss_fn, shift_tensor
@@ -221,7 +225,7 @@ def padded_loop(model: LanguageModel, request: StepRequest, step: StepTensors) -
 def measure(folder: Path, trajectories: int, kl_penalty: float) -> dict[str, Any]:
     """All three, in turn, on one model in this process."""
     base_model = str(make_tiny_model(folder / "model"))
-    trainer = TorchTrainer("auto" if torch.cuda.is_available() else "cpu-0")
+    trainer = TorchTrainer("cpu-0")
     model = trainer._load_model(base_model)
     samples = recorded_calls(model.chat, trajectories // PER_WINDOW, PER_WINDOW, CALLS)
 
@@ -305,6 +309,14 @@ def report(figures: dict[str, Any]) -> str:
     ).format(**figures)
 
 
+def measure_on_gpu(scaled_down: bool, profile: bool, as_json: bool) -> None:
+    """The shapes of `gpu_step.py`, one after another."""
+    if not torch.cuda.is_available() and not scaled_down:
+        sys.exit(f"torch {torch.__version__} sees no GPU; --scaled-down tries the code without")
+    figures = gpu_step.measure_all(scaled_down, profile)
+    print(json.dumps(figures) if as_json else gpu_step.report(figures))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -313,7 +325,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--kl-penalty", type=float, default=0.1, help="0: without")
     parser.add_argument("--trajectories", type=int, default=64, help="a multiple of 8")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--scaled-down", action="store_true", help="cuda's code, on a CPU too")
+    parser.add_argument("--profile", action="store_true", help="on cuda: where its time goes")
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        measure_on_gpu(arguments.scaled_down, arguments.profile, arguments.json)
+        return
     stdout = os.dup(1)
     os.dup2(2, 1)  # ART prints
     with tempfile.TemporaryDirectory() as folder:

@@ -57,16 +57,17 @@ class StepTensors:
             values = self.tensors[key]
             parts = [values[self.starts[r] : self.starts[r] + self.lengths[r]] for r in rows]
             padded = pad_sequence(parts, batch_first=True, padding_value=padding)
-            inputs[key] = padded.to(device)
-        return MicroBatch(inputs, predicts=shift_tensor(inputs["assistant_mask"], False))
+            inputs[key] = padded
+        predicts = shift_tensor(inputs["assistant_mask"], False)
+        return MicroBatch({k: to_device(v, device) for k, v in inputs.items()}, predicts)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows on the device, padded to their longest.
 
-    `inputs` are what `art.loss.loss_fn` reads, each [B, T]; `predicts` [B, T] marks the positions
-    whose *next* token is trained.
+    `inputs` are what `art.loss.loss_fn` reads, each [B, T]; `predicts` [B, T], on the CPU, marks
+    the positions whose *next* token is trained.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -75,8 +76,22 @@ class MicroBatch:
     @property
     def recorded_n(self) -> torch.Tensor:
         """The recorded log-probability of each trained token, NaN where there is none; [N]."""
-        recorded_n: torch.Tensor = shift_tensor(self.inputs["logprobs"], math.nan)[self.predicts]
-        return recorded_n
+        recorded_bt: torch.Tensor = shift_tensor(self.inputs["logprobs"], math.nan)
+        return recorded_bt.flatten().index_select(0, self._positions_n(recorded_bt.device))
+
+    def spread(self, values_n: torch.Tensor) -> torch.Tensor:
+        """A value for each trained token, in row order, where `predicts` is true; else 0. [B, T]"""
+        positions_n = self._positions_n(values_n.device)
+        zeros = values_n.new_zeros(self.predicts.numel())
+        return zeros.index_copy(0, positions_n, values_n).view(self.predicts.shape)
+
+    def _positions_n(self, device: torch.device) -> torch.Tensor:
+        return to_device(self.predicts.flatten().nonzero().squeeze(1), device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device that does not wait for what runs there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -29,6 +29,8 @@ from workers.trainer.ratios import Ratios
 
 log = logging.getLogger(__name__)
 
+TELL_SECONDS = 1.0  # between two readings of the loss: each waits for the GPU
+
 # The correlation with recorded logprobs is NaN where there are none; torch warns of it each time.
 warnings.filterwarnings("ignore", message=r"cov\(\): degrees of freedom is <= 0")
 
@@ -55,7 +57,10 @@ def accumulate_within_memory(
     loss_config: Any,
     on_progress: Callable[[Progress], None],
 ) -> Totals:
-    """`accumulate`, begun again with half the micro-batch whenever memory runs out.
+    """The gradients, begun again in less memory whenever it runs out.
+
+    First without keeping activations (see `LanguageModel.save_memory`), then with half the
+    micro-batch, down to one sequence.
 
     Raises:
         Final: One sequence alone does not fit.
@@ -66,7 +71,9 @@ def accumulate_within_memory(
         attempt = _Attempt(model, step, batches, on_progress)
         try:
             return attempt.run(kl_penalty, loss_config)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            if not _out_of_memory(error):
+                raise
             rows = attempt.rows
         # Outside of the except clause: the exception's frames hold the tensors.
         del attempt
@@ -74,11 +81,19 @@ def accumulate_within_memory(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if model.save_memory():
+            log.warning("out of memory: computing activations again from now on")
+            continue
         longest = max((step.lengths[row] for row in rows), default=0)
         if len(rows) <= 1:
             raise OneSequenceTooLarge(longest)
         micro_batch_tokens = len(rows) * longest // 2
         log.warning("out of memory: trying micro-batches of %d tokens", micro_batch_tokens)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch's allocator has a class for it; CUDA itself (loading a kernel, say) has a message."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 class OneSequenceTooLarge(Final):
@@ -111,36 +126,39 @@ class _Attempt:
         self._total = len(self._batches) * passes
         kls = self._kl_to_base() if kl_penalty > 0 else None
         kl = float(torch.cat(kls).sum()) / (self._trained + 1e-6) if kls else None
-        loss = entropy = 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=self._model.device)  # loss, entropy
+        loss: float | None = None
         begun, tokens = time.monotonic(), 0
+        told = begun
         for number, rows in enumerate(self._batches):
             batch = self._take(rows)
             if kls is not None and kl is not None:
                 _penalize(batch, kls[number], kl, kl_penalty)
-            batch_loss, batch_entropy = self._backward(batch, loss_config)
-            loss, entropy = loss + batch_loss, entropy + batch_entropy
+            sums += self._backward(batch, loss_config)
             tokens += sum(self._step.lengths[row] for row in rows)
             done = self._total - len(self._batches) + number + 1
-            speed = tokens / max(time.monotonic() - begun, 1e-9)
-            self._on_progress(
-                Progress("train", done, self._total, loss if math.isfinite(loss) else None, speed)
-            )
+            now = time.monotonic()
+            if done == self._total or now - told >= TELL_SECONDS:
+                told, loss = now, float(sums[0])
+                loss = loss if math.isfinite(loss) else None
+            speed = tokens / max(now - begun, 1e-9)
+            self._on_progress(Progress("train", done, self._total, loss, speed))
         ratios = self._ratios.metrics(self._trained)
-        return Totals(loss, entropy, kl, len(self._batches), ratios)
+        return Totals(float(sums[0]), float(sums[1]), kl, len(self._batches), ratios)
 
     def _take(self, rows: list[int]) -> MicroBatch:
         self.rows = rows
         return self._step.take(rows, self._model.device)
 
-    def _backward(self, batch: MicroBatch, loss_config: Any) -> tuple[float, float]:
+    def _backward(self, batch: MicroBatch, loss_config: Any) -> torch.Tensor:
+        """Loss and entropy: these rows' share of the step's means, [2]."""
         logprobs_n, entropies_n = self._model.logprobs(batch.inputs["tokens"], batch.predicts)
         self._ratios.add(batch.recorded_n, logprobs_n.detach())
-        logprobs_bt = torch.zeros(batch.predicts.shape, device=logprobs_n.device)
-        logprobs_bt = logprobs_bt.masked_scatter(batch.predicts, logprobs_n)
+        logprobs_bt = batch.spread(logprobs_n)
         loss = loss_fn(batch.inputs, logprobs_bt, None, None, loss_config, reduction="sum")
         share = loss.policy_loss_sum / self._trained
         share.backward()
-        return float(share.detach()), float(entropies_n.sum()) / self._trained
+        return torch.stack([share.detach(), entropies_n.sum() / self._trained])
 
     @torch.no_grad()
     def _kl_to_base(self) -> list[torch.Tensor]:
@@ -164,7 +182,6 @@ def _penalize(batch: MicroBatch, kl_n: torch.Tensor, mean_kl: float, kl_penalty:
     A token that has drifted more than the step's average loses advantage, one that has drifted
     less gains as much: ART's `kl_penalty_coef`, with the average over the whole step.
     """
-    penalty_bt = torch.zeros(batch.predicts.shape, device=kl_n.device)
-    penalty_bt[batch.predicts] = kl_penalty * (mean_kl - kl_n)
+    penalty_bt = batch.spread(kl_penalty * (mean_kl - kl_n))
     # `predicts` stands one position before the token it is about.
     batch.inputs["advantages"][:, 1:] += penalty_bt[:, :-1]

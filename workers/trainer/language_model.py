@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import UserError
+from workers.trainer.batches import to_device
 from workers.trainer.chat_format import ChatFormat
 from workers.trainer.last_layer import ATTENTION, LastLayer
+from workers.trainer.lean_layers import use_lean_lora, use_lean_norms
 
 log = logging.getLogger(__name__)
 
@@ -28,31 +31,42 @@ LOGIT_ROWS = 1024  # rows of float32 logits held at once: 0.6 GB at a vocabulary
 # On a CPU a larger micro-batch leaves the cache: at 16,384 tokens a step takes twice as long.
 CPU_TOKENS = 4096
 
+# From this length on, cuDNN's attention may be used: it is faster than the flash kernel, but makes
+# a plan for every new shape, and short micro-batches have a shape each.
+CUDNN_TOKENS = 8192
+
 # Noise in the forward pass would make the importance ratio of recorded answers noise too.
 _DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 class LanguageModel:
-    """A causal language model to train by LoRA; bfloat16 on CUDA, float32 elsewhere.
+    """A causal language model to train by LoRA.
+
+    Args:
+        base_model: Hub id or folder.
+        device: Where it is held.
+        dtype: Of the base; None: bfloat16 on CUDA, float32 elsewhere. The adapter is float32.
 
     Raises:
         UserError: BASE_MODEL cannot be loaded, does not fit the GPU, or has no chat template.
     """
 
-    def __init__(self, base_model: str, device: torch.device) -> None:
+    def __init__(
+        self, base_model: str, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
         self.base_model = base_model
         self.device = device
-        self.tokenizer, self.network = _load(base_model, device)
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.tokenizer, self.network = _load(base_model, device, dtype)
         self.chat = ChatFormat(self.tokenizer, base_model)
         self.network.config.use_cache = False
-        if device.type == "cuda":
-            self.network.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
-            self.network.enable_input_require_grads()
-        self._last_layer = LastLayer(self._body()) if device.type == "cpu" else None
+        self._last_layer = LastLayer(self._body()) if dtype == torch.float32 else None
+        if dtype == torch.bfloat16:
+            use_lean_norms(self.network)
         self._check_head()
         self._adapted: Any = None
+        self._adapter_shape: tuple[int, int] | None = None
 
     @property
     def adapted(self) -> Any:
@@ -66,9 +80,18 @@ class LanguageModel:
 
         Its weights follow from the seed alone; it changes nothing yet (B is zero).
         """
+        if self._adapter_shape != (rank, alpha):
+            self._wrap(rank, alpha)
+        torch.manual_seed(seed)
+        for module in self.adapted.modules():
+            if isinstance(module, LoraLayer):
+                module.reset_lora_parameters("default", init_lora_weights=True)
+        self.adapted.zero_grad(set_to_none=True)
+
+    def _wrap(self, rank: int, alpha: int) -> None:
+        """Takes most of a second with hundreds of layers."""
         if self._adapted is not None:
             self.network = self._adapted.unload()
-        torch.manual_seed(seed)
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -78,12 +101,26 @@ class LanguageModel:
         )
         adapted: PeftModel = get_peft_model(self.network, config)
         adapted.train()  # gradient checkpointing asks for it; there is no dropout
-        self._adapted = adapted
+        use_lean_lora(adapted)
+        self._adapted, self._adapter_shape = adapted, (rank, alpha)
 
     @property
     def most_tokens_at_once(self) -> int:
         """Padded tokens in a micro-batch, beyond which this device gets slower."""
         return CPU_TOKENS if self.device.type == "cpu" else sys.maxsize
+
+    def save_memory(self) -> bool:
+        """Keep no activations but those between layers, from now on; False if it does already.
+
+        The rest is computed again in the backward pass, which costs a third of a step.
+        """
+        if self.network.is_gradient_checkpointing:
+            return False
+        self._last_layer = None  # the layer would run again without knowing the positions
+        self.network.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+        return True
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The adapter's weights, float32, in a fixed order."""
@@ -101,8 +138,8 @@ class LanguageModel:
         """Log-probabilities of the trained tokens, and the entropies where they were chosen.
 
         Args:
-            tokens: [B, T], padded on the right.
-            predicts: [B, T], true where the next token is trained; never at T - 1.
+            tokens: [B, T], on the device, padded on the right.
+            predicts: [B, T], on the CPU, true where the next token is trained; never at T - 1.
 
         Returns:
             Two float32 tensors [N], in row order; the entropies carry no gradient. The head runs
@@ -110,22 +147,23 @@ class LanguageModel:
         """
         # Padding is on the right and attention is causal, so no trained position sees any:
         # without a mask the fast kernels serve, and positions count from 0 in every row.
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            hidden_nh = self._hidden(tokens, predicts)[predicts]
-            targets_n = tokens.roll(-1, dims=1)[predicts]
-            parts = zip(
-                torch.split(hidden_nh, LOGIT_ROWS), torch.split(targets_n, LOGIT_ROWS), strict=True
-            )
-            if hidden_nh.shape[0] > LOGIT_ROWS and torch.is_grad_enabled():
-                # Logits are made again in the backward pass: N x V of them would not fit.
-                done = [checkpoint(self._head, *part, use_reentrant=False) for part in parts]
-            else:
-                done = [self._head(*part) for part in parts]
+        positions_n = to_device(predicts.flatten().nonzero().squeeze(1), self.device)
+        hidden_nh = self._hidden(tokens, predicts).flatten(0, 1).index_select(0, positions_n)
+        targets_n = tokens.flatten()[positions_n + 1]
+        parts = zip(
+            torch.split(hidden_nh, LOGIT_ROWS), torch.split(targets_n, LOGIT_ROWS), strict=True
+        )
+        if hidden_nh.shape[0] > LOGIT_ROWS and torch.is_grad_enabled():
+            # Logits are made again in the backward pass: N x V of them would not fit.
+            done = [checkpoint(self._head, *part, use_reentrant=False) for part in parts]
+        else:
+            done = [self._head(*part) for part in parts]
         logprobs, entropies = zip(*done, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _hidden(self, tokens: torch.Tensor, predicts: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, H], right where `predicts` is true."""
+        torch.backends.cuda.enable_cudnn_sdp(tokens.shape[1] >= CUDNN_TOKENS)
         only = self._last_layer.only(predicts) if self._last_layer else contextlib.nullcontext()
         with only:
             hidden: torch.Tensor = self._body()(input_ids=tokens, use_cache=False).last_hidden_state
@@ -151,7 +189,7 @@ class LanguageModel:
     def _check_head(self) -> None:
         """Refuse an architecture that does more between hidden states and logits than we do."""
         tokens = torch.arange(8, device=self.device)[None]
-        predicts = tokens >= 6
+        predicts = torch.arange(8)[None] >= 6
         theirs = self.network(input_ids=tokens, use_cache=False).logits[predicts]
         for last_layer in (self._last_layer, None):
             self._last_layer = last_layer  # an architecture may have one of another kind
@@ -164,7 +202,7 @@ class LanguageModel:
         )
 
 
-def _load(base_model: str, device: torch.device) -> tuple[Any, Any]:
+def _load(base_model: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     local = Path(base_model).is_dir()
     try:
         tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local)
@@ -175,8 +213,8 @@ def _load(base_model: str, device: torch.device) -> tuple[Any, Any]:
         network = AutoModelForCausalLM.from_pretrained(
             base_model,
             config=config,
-            dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-            attn_implementation=ATTENTION if device.type == "cpu" else "sdpa",
+            dtype=dtype,
+            attn_implementation=ATTENTION if dtype == torch.float32 else "sdpa",
             device_map=str(device),  # straight to the GPU: a copy in RAM first may not fit
             local_files_only=local,
         )

@@ -21,9 +21,8 @@ class Ratios:
 
     def add(self, old_n: torch.Tensor, new_n: torch.Tensor) -> None:
         """Log-probabilities of a micro-batch: recorded ones (NaN: none), and the model's."""
-        known = ~old_n.isnan()
-        self._old.append(old_n[known].double().cpu())
-        self._new.append(new_n[known].double().cpu())
+        self._old.append(old_n)  # sorted out at the end: here it would wait for the GPU
+        self._new.append(new_n)
 
     def metrics(self, trained_tokens: int) -> dict[str, float]:
         """Of the tokens with recorded logprobs; with none of those only their share, 0.
@@ -32,8 +31,10 @@ class Ratios:
         the share that is; `kl_recorded` is the mean of recorded less model, the plain estimate of
         KL(recorded || model); `probs_corr` is ART's, over the whole step, and may not be finite.
         """
-        old = torch.cat(self._old) if self._old else torch.empty(0)
-        new = torch.cat(self._new) if self._new else torch.empty(0)
+        old = torch.cat(self._old).cpu().double() if self._old else torch.empty(0)
+        new = torch.cat(self._new).cpu().double() if self._new else torch.empty(0)
+        known = ~old.isnan()
+        old, new = old[known], new[known]
         share = {"logprobs_share": len(old) / trained_tokens}
         if not len(old):
             return share

@@ -55,6 +55,11 @@ class Sequences:
         self._weights.append(weight)
 
     @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each sequence."""
+        return self._lengths
+
+    @property
     def context_tokens(self) -> int:
         """All tokens of the sequences."""
         return len(self._tokens)

@@ -29,6 +29,9 @@ _EPSILON = 1e-6
 Recorded = Mapping[str, Sequence[Logprobs | None]]
 
 
+_CALLS_AT_ONCE = 64  # enough for all cores, and a few dozen MB
+
+
 @dataclass
 class TokenizedGroups:
     """The sequences of a step, one per call, and what was left out and why."""
@@ -57,31 +60,26 @@ def tokenize_groups(
     recorded: Recorded = MappingProxyType({}),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenizedGroups:
-    """Tokenize every call of every trajectory that has an advantage, one trajectory at a time.
+    """Tokenize every call of every trajectory that has an advantage, some trajectories at a time.
 
     `on_progress` gets (groups done, groups in all). Calls that are empty or longer than
     `max_sequence_tokens` are left out and counted. Recorded log-probabilities go with a call only
     where they are of exactly its tokens.
     """
     tokenized = TokenizedGroups()
+    waiting: list[_Texts] = []
     for done, group in enumerate(groups, start=1):
         for trajectory, advantage in zip(group, advantages(group), strict=True):
             if advantage == 0:
                 tokenized.without_advantage += 1
                 continue
-            dropped: Counter[str] = Counter()
             known = recorded.get(trajectory.metadata["trajectory_id"], ())
-            calls = list(
-                _tokenize_trajectory(chat, trajectory, max_sequence_tokens, known, dropped)
-            )
-            tokens = sum(len(call.answer) for call in calls)
-            weight = 1 / (tokens + 1e-6)
-            for call in calls:
-                tokenized.sequences.add(
-                    call.prompt, call.answer, advantage, weight, call.logprobs or ()
-                )
-                tokenized.misfits += call.logprobs is None
-            tokenized.note(trajectory.metadata["window_id"], len(calls), dropped, tokens)
+            waiting.append(_Texts.of(chat, trajectory, advantage, known))
+            if sum(len(texts.prompts) for texts in waiting) >= _CALLS_AT_ONCE:
+                _tokenize(chat, waiting, max_sequence_tokens, tokenized)
+                waiting = []
+        if done == len(groups):
+            _tokenize(chat, waiting, max_sequence_tokens, tokenized)
         on_progress(done, len(groups))
     return tokenized
 
@@ -102,6 +100,38 @@ def advantages(group: Any) -> list[float]:
     return [(reward - mean) / (deviation + _EPSILON) for reward in rewards]
 
 
+@dataclass
+class _Texts:
+    """The calls of one trajectory as the template writes them, and what was recorded of each."""
+
+    window_id: str
+    advantage: float
+    prompts: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    recorded: list[Logprobs | None] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(
+        cls,
+        chat: ChatFormat,
+        trajectory: Any,
+        advantage: float,
+        recorded: Sequence[Logprobs | None],
+    ) -> _Texts:
+        texts = cls(trajectory.metadata["window_id"], advantage)
+        for messages, known in itertools.zip_longest(_histories(trajectory), recorded):
+            try:
+                prompt = chat.prompt(messages[:-1])
+            except jinja2.TemplateError:
+                texts.dropped["template"] += 1
+                continue
+            texts.prompts.append(prompt)
+            texts.answers.append(messages[-1]["content"])
+            texts.recorded.append(known)
+        return texts
+
+
 class _Call(NamedTuple):
     """Prompt and answer, the answer with its end; `logprobs` is None where they do not fit."""
 
@@ -110,32 +140,31 @@ class _Call(NamedTuple):
     logprobs: Sequence[float] | None
 
 
-def _tokenize_trajectory(
-    chat: ChatFormat,
-    trajectory: Any,
-    max_sequence_tokens: int,
-    recorded: Sequence[Logprobs | None],
-    dropped: Counter[str],
-) -> Iterator[_Call]:
-    prompts, answers, logprobs = [], [], []
-    for messages, known in itertools.zip_longest(_histories(trajectory), recorded):
-        try:
-            prompt = chat.prompt(messages[:-1])
-        except jinja2.TemplateError:
-            dropped["template"] += 1
-            continue
-        prompts.append(prompt)
-        answers.append(messages[-1]["content"])
-        logprobs.append(known)
-    tokens = zip(chat.encode(prompts), chat.encode(answers), logprobs, strict=True)
-    for prompt_ids, answer_ids, known in tokens:
-        trained = [*answer_ids, *chat.end_ids]
-        if not answer_ids:
-            dropped["empty"] += 1
-        elif len(prompt_ids) + len(trained) > max_sequence_tokens:
-            dropped["too_long"] += 1
-        else:
-            yield _Call(prompt_ids, trained, _fitting(known, len(answer_ids), trained))
+def _tokenize(
+    chat: ChatFormat, some: list[_Texts], max_sequence_tokens: int, tokenized: TokenizedGroups
+) -> None:
+    prompts = iter(chat.encode([prompt for texts in some for prompt in texts.prompts]))
+    answers = iter(chat.encode([answer for texts in some for answer in texts.answers]))
+    for texts in some:
+        calls: list[_Call] = []
+        for known in texts.recorded:
+            prompt_ids, answer_ids = next(prompts), next(answers)
+            trained = [*answer_ids, *chat.end_ids]
+            if not answer_ids:
+                texts.dropped["empty"] += 1
+            elif len(prompt_ids) + len(trained) > max_sequence_tokens:
+                texts.dropped["too_long"] += 1
+            else:
+                logprobs = _fitting(known, len(answer_ids), trained)
+                calls.append(_Call(prompt_ids, trained, logprobs))
+        tokens = sum(len(call.answer) for call in calls)
+        weight = 1 / (tokens + 1e-6)
+        for call in calls:
+            tokenized.sequences.add(
+                call.prompt, call.answer, texts.advantage, weight, call.logprobs or ()
+            )
+            tokenized.misfits += call.logprobs is None
+        tokenized.note(texts.window_id, len(calls), texts.dropped, tokens)
 
 
 def _fitting(

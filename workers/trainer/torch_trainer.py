@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -16,8 +17,11 @@ import torch
 from babylon_tasks.errors import UserError
 from babylon_tasks.training import Progress, Sample, StepRequest, StepResult
 from workers.trainer.backend import TorchBackend
+from workers.trainer.flops import Shape, step_flops
 from workers.trainer.language_model import LanguageModel
+from workers.trainer.matrix_rate import matrix_rate
 from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
+from workers.trainer.sequences import Sequences
 from workers.trainer.service import TorchService
 
 
@@ -65,7 +69,7 @@ class TorchTrainer:
         phases = dict(service.seconds_by_phase)
         phases["load"] += loaded - started
         phases["tokenize"] = backend.tokenize_seconds
-        metrics = {**trained, **_reward_metrics(samples), **self._memory_metrics()}
+        metrics = {**trained, **_reward_metrics(samples)}
         tokenized = backend.tokenized
         metrics["logprobs_misfit"] = float(tokenized.misfits)
         sequences = tokenized.sequences
@@ -81,6 +85,8 @@ class TorchTrainer:
             seconds_by_phase=phases,
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             windows=tokenized.windows,
+            peak_memory_bytes=self._peak_memory_bytes(),
+            mfu=self._mfu(model, request, sequences, phases),
         )
 
     def _load_model(self, base_model: str) -> LanguageModel:
@@ -92,10 +98,26 @@ class TorchTrainer:
     def _device_name(self) -> str:
         return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
 
-    def _memory_metrics(self) -> dict[str, float]:
-        if self._device.type != "cuda":
-            return {}
-        return {"peak_gpu_bytes": float(torch.cuda.max_memory_allocated())}
+    def _peak_memory_bytes(self) -> int:
+        """Of the GPU, in this step; without one of this process, since it started."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _mfu(
+        self,
+        model: LanguageModel,
+        request: StepRequest,
+        sequences: Sequences,
+        phases: dict[str, float],
+    ) -> float | None:
+        rate = matrix_rate(self._device.type)
+        seconds = phases["forward_backward"] + phases["optimizer"]
+        if rate is None or seconds <= 0:
+            return None
+        kl = request.hyperparameters.kl_penalty > 0
+        shape = Shape.of(model.adapted)
+        return step_flops(shape, sequences.lengths, sequences.trainable_tokens, kl) / seconds / rate
 
 
 async def _train(
