@@ -34,7 +34,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="true", HF_HUB_OFFLINE="1",
 )  # fmt: skip
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the trainer process has it
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # likewise
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # likewise
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch

@@ -77,8 +77,8 @@ def _prepare_environment(base_model: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing here forks
     os.environ["TQDM_DISABLE"] = "1"
     # Each micro-batch has a shape of its own: without it free memory falls to pieces.
-    if "PYTORCH_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the setting's older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # On a CPU that others use too, threads that spin while they wait cost up to ten times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if Path(base_model).is_dir():
