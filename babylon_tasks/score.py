@@ -64,7 +64,7 @@ async def score_claimed(worker: Worker, keeper: Keeper, claimed: Mapping[str, Le
                 lease = claimed[window.window_id]
                 scorer = WITHOUT_JUDGE[window.scorer_to_use(worker.settings.scoring)]
                 if await _score_window(
-                    worker, reader, reading, keeper, window, lease, scorer, attacher
+                    worker, reader, keeper, window, lease, scorer, reading, attacher
                 ):
                     moved.append(window.window_id)
             return moved
@@ -83,7 +83,7 @@ async def judge_claimed(
             lease = claimed[window.window_id]
             scorer = scorers[window.scorer_to_use(worker.settings.scoring)]
             done = await _score_window(
-                worker, reader, reading, keeper, window, lease, scorer, attacher
+                worker, reader, keeper, window, lease, scorer, reading, attacher
             )
             return [window.window_id] if done else []
 
@@ -131,11 +131,11 @@ def _still_due(
 async def _score_window(
     worker: Worker,
     reader: TraceReader,
-    reading: asyncio.Lock,
     keeper: Keeper,
     window: Window,
     lease: Lease,
     scorer: Scorer,
+    reading: asyncio.Lock,
     attacher: Attacher | None,
 ) -> bool:
     """Whether the window moved on; if not, its row says why."""

@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from babylon_tasks.line import one_line
-from babylon_tasks.training import Call, Logprobs
+from babylon_tasks.training import LEAST_LOGPROB, Call, Logprobs
 
 # What a row may say that an honest one never does, and that would cost others dearly: an index
 # entry that Postgres refuses, minutes of hashing, sums that are no longer numbers.
@@ -277,7 +277,7 @@ def _logprobs(value: msgspec.Raw) -> Logprobs | None:
         return None
     found = [_TOKEN_ID.fullmatch(each.token) for each in content]
     token_ids = tuple(int(match[1]) for match in found if match)
-    values = tuple(each.logprob for each in content if -math.inf < each.logprob <= 0)
+    values = tuple(each.logprob for each in content if LEAST_LOGPROB <= each.logprob <= 0)
     if not len(token_ids) == len(values) == len(content) > 0:
         return None
     return Logprobs(token_ids, values)

@@ -11,11 +11,15 @@ from typing import Literal, Protocol
 
 import msgspec
 
+# vLLM says -9999 of what could not be said; far below it nobody meant a log-probability.
+LEAST_LOGPROB = -1e6
+
 
 class Logprobs(msgspec.Struct, frozen=True):
     """The tokens of a response and their log-probabilities, by the policy that answered.
 
-    Both of one length. The end-of-turn token may be the last of them, or missing.
+    Both of one length; values from `LEAST_LOGPROB` to 0. The end-of-turn token may be the last of
+    them, or missing.
     """
 
     token_ids: tuple[int, ...]

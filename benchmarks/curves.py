@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, MARGIN = 360, 220, 40
-COLOURS = ("#c0392b", "#e67e22", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad")
+COLOURS = ("#c0392b", "#e67e22", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#16a085")
 
 
 def svg(
@@ -32,7 +32,7 @@ def svg(
             parts.append(
                 f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
             )
-            place = MARGIN + 75 * COLOURS.index(colour)
+            place = MARGIN + 110 * COLOURS.index(colour)
             if column == 0:
                 text = f'<text x="{place}" y="{HEIGHT + 2.6 * MARGIN}" fill="{colour}">'
                 parts.append(f"{text}{name}</text>")

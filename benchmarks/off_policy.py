@@ -11,6 +11,10 @@ prompts that are not in the data:
 - *right*: probability of the right answer against the wrong one.
 - *well-formed*: probability of either answer with its end; what is missing went to anything else.
 
+Two recipes get the agents' own log-probabilities with their calls, as a server could attach them:
+an agent of skill 0.2 says the right answer with log 0.2, the wrong one with log 0.8. The others
+know of none, so that each answer counts as the model's own.
+
 A recipe is sound if in every seed *right* ends at 0.75 or more and *well-formed* never falls under
 0.9.
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -42,7 +47,7 @@ from recorded_calls import write_samples
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.training import Call, Hyperparameters, Sample, StepRequest
+from babylon_tasks.training import Call, Hyperparameters, Logprobs, Sample, StepRequest
 from workers.trainer.batches import StepTensors
 from workers.trainer.chat_format import ChatFormat
 from workers.trainer.language_model import LanguageModel
@@ -59,7 +64,10 @@ RECIPES = {
     "better half": {"kl_penalty": 0.0, "negative_scale": 0.0},
     "KL": {"kl_penalty": 0.1, "negative_scale": 1.0},
     "default": {"kl_penalty": 0.1, "negative_scale": 0.3},
+    "plain, recorded": {"kl_penalty": 0.0, "negative_scale": 1.0},
+    "default, recorded": {"kl_penalty": 0.1, "negative_scale": 0.3},
 }
+RECORDED = ("plain, recorded", "default, recorded")
 PASSES = {"right": 0.75, "well_formed": 0.9}
 
 
@@ -70,8 +78,11 @@ def prompt(rng: random.Random) -> tuple[str, str]:
     return text, ANSWERS[momentum < 0]
 
 
-def recorded(seed: int) -> list[Sample]:
-    """Windows of agents of skill 0.2 to 0.9; the score says how often they were right."""
+def recorded(seed: int, chat: ChatFormat | None = None) -> list[Sample]:
+    """Windows of agents of skill 0.2 to 0.9; the score says how often they were right.
+
+    With a `chat` the calls carry their agent's log-probabilities.
+    """
     rng = random.Random(seed)
     samples = []
     for window in range(WINDOWS):
@@ -82,9 +93,17 @@ def recorded(seed: int) -> list[Sample]:
                 text, answer = prompt(rng)
                 hit = rng.random() < skill
                 right += hit
-                calls.append(Call("", text, answer if hit else ANSWERS[1 - ANSWERS.index(answer)]))
+                said = answer if hit else ANSWERS[1 - ANSWERS.index(answer)]
+                likely = logprobs(chat, said, skill if hit else 1 - skill) if chat else None
+                calls.append(Call("", text, said, likely))
             samples.append(Sample(f"w{window}", f"w{window}-{agent}", right / CALLS, calls))
     return samples
+
+
+def logprobs(chat: ChatFormat, answer: str, probability: float) -> Logprobs:
+    """The choice is made at the first token; what follows it is certain."""
+    token_ids = (*chat.encode([answer])[0], *chat.end_ids)
+    return Logprobs(token_ids, (math.log(probability), *[0.0] * (len(token_ids) - 1)))
 
 
 def teach_the_form(folder: Path, seed: int) -> None:
@@ -132,21 +151,23 @@ def look(model: LanguageModel) -> dict[str, float]:
     return {"right": float(right.mean()), "well_formed": float((yes + no).mean())}
 
 
-def run(folder: Path, seed: int, steps: int, recipe: dict[str, float]) -> Iterator[dict[str, Any]]:
+def run(folder: Path, seed: int, steps: int, name: str) -> Iterator[dict[str, Any]]:
     """The look before the first step and after each."""
     trainer = TorchTrainer("cpu-0")
     samples = folder / "samples.jsonl"
-    write_samples(samples, recorded(seed))
+    base_model = folder.parent / "model"
+    chat = ChatFormat(AutoTokenizer.from_pretrained(base_model), str(base_model))
+    write_samples(samples, recorded(seed, chat if name in RECORDED else None))
     parent = None
     for number in range(steps):
         scratch = folder / f"step-{number}"
         request = StepRequest(
-            model_name="toy", base_model=str(folder.parent / "model"), parent=parent,
+            model_name="toy", base_model=str(base_model), parent=parent,
             samples_path=str(samples), scratch_dir=str(scratch),
             output_dir=str(scratch / "out"), seed=seed * 1000 + number,
             hyperparameters=Hyperparameters(
                 learning_rate=1e-3, warmup_steps=5, lora_rank=8, lora_alpha=16,
-                max_sequence_tokens=4096, micro_batch_tokens=16_384, **recipe,
+                max_sequence_tokens=4096, micro_batch_tokens=16_384, **RECIPES[name],
             ),
         )  # fmt: skip
         trainer.step(request, lambda progress: None)
@@ -181,7 +202,7 @@ def report(figures: dict[str, Any]) -> str:
     lines = []
     for name, one in figures["recipes"].items():
         lines.append(
-            f"{name:12} right {min(one['right_at_the_end']):.2f} to "
+            f"{name:18} right {min(one['right_at_the_end']):.2f} to "
             f"{max(one['right_at_the_end']):.2f}, well-formed at least "
             f"{min(one['least_well_formed']):.2f}: {'sound' if one['sound'] else 'not sound'}"
         )
@@ -227,9 +248,7 @@ def main() -> None:
             runs = []
             for seed in range(1, arguments.seeds + 1):
                 (folder / f"{name}-{seed}").mkdir()
-                runs.append(
-                    list(run(folder / f"{name}-{seed}", seed, arguments.steps, RECIPES[name]))
-                )
+                runs.append(list(run(folder / f"{name}-{seed}", seed, arguments.steps, name)))
                 print(name, seed, runs[-1][0], runs[-1][-1], file=sys.stderr)
             figures["recipes"][name] = summary(runs)
     if arguments.plot:

@@ -9,7 +9,7 @@ CREATE TABLE IF NOT EXISTS rl.logprobs (
     window_id     text COLLATE "C" NOT NULL,
     asked_of      text             NOT NULL,  -- the server's name for the model that was asked
     token_ids     integer[]        NOT NULL,  -- of the response, mostly with its end of turn
-    logprobs      real[]           NOT NULL,
+    logprobs      float8[]         NOT NULL,
     at            timestamptz      NOT NULL DEFAULT now(),
     PRIMARY KEY (model_name, trajectory_id, call_hash),
     CHECK (cardinality(token_ids) = cardinality(logprobs))

@@ -70,6 +70,10 @@ def other_ids(entries: Entries) -> Entries:
     return [e and {str(int(key) + 1): value for key, value in e.items()} for e in entries]
 
 
+def beyond_numbers(entries: Entries) -> Entries:
+    return [e and {key: {**value, "logprob": -1e300} for key, value in e.items()} for e in entries]
+
+
 def positive(entries: Entries) -> Entries:
     return [e and {key: {**value, "logprob": 0.25} for key, value in e.items()} for e in entries]
 

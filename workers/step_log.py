@@ -51,6 +51,10 @@ _NAMES = {
     "staleness_mean": "staleness/mean",
     "staleness_max": "staleness/max",
     "staleness_known": "staleness/known",
+    "logprobs_share": "recorded/logprobs_share",
+    "ratio_mean": "recorded/ratio_mean",
+    "ratio_clipped": "recorded/ratio_clipped",
+    "kl_recorded": "recorded/kl",
 }
 
 

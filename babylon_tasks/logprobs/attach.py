@@ -30,6 +30,7 @@ _AT_ONCE = 8  # calls asked about at the same time
 _TOGETHER = 64  # calls whose answers are stored in one transaction
 _IN_A_ROW = 8  # calls without an answer, one after the other: the server is away
 _WINDOW_SECONDS = 600.0  # what is not asked about by then goes without
+_TOO_LATE = f"{_WINDOW_SECONDS:g} s were not enough"
 _HELD_BYTES = 64_000_000  # texts in memory; the traces are read again for what is beyond
 
 
@@ -59,7 +60,7 @@ class Attacher:
 
         `on_row` is called with each trace that is read. Running it again asks about those only.
         """
-        ends_at = time.monotonic() + _WINDOW_SECONDS
+        ends_at = time.monotonic() + _WINDOW_SECONDS  # as the loop's clock has it
         with self._worker.database.transaction() as tx:
             done = logprobs.asked(tx, self._name, window_id)
         asked = without = 0
@@ -93,20 +94,24 @@ class Attacher:
             if self._away or asked.asked_of in self._absent:
                 return None
             if time.monotonic() > ends_at:
-                self._why = f"{_WINDOW_SECONDS:g} s were not enough"
+                self._why = _TOO_LATE
                 return None
             try:
-                found = await self._server.ask(asked.asked_of, call)
+                async with asyncio.timeout_at(ends_at):
+                    found = await self._server.ask(asked.asked_of, call)
+            except TimeoutError:
+                self._why = _TOO_LATE
+                return None
             except Refused as error:
                 self._why = str(error)
-                self._away = error.status in (401, 403)
+                self._away = self._away or error.status in (401, 403)
                 if error.status == 404:
                     self._absent.add(asked.asked_of)
                 return None
             except NoAnswer as error:
                 self._why = str(error)
                 self._failed += 1
-                self._away = self._failed >= _IN_A_ROW
+                self._away = self._away or self._failed >= _IN_A_ROW
                 return None
             self._failed = 0
             return found

@@ -9,16 +9,16 @@ exact; in the text of a whole conversation a token may lie across it.
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import msgspec
 from pydantic import SecretStr
 
 from babylon_tasks.line import one_line
-from babylon_tasks.training import Call, Logprobs
+from babylon_tasks.training import LEAST_LOGPROB, Call, Logprobs
 
 ANSWER_SECONDS = 30.0  # for one answer; a server's first takes long
 _TRIES = 3
@@ -44,7 +44,7 @@ class Refused(NoAnswer):
 
 
 class _Tokens(msgspec.Struct):
-    tokens: list[int]
+    tokens: list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
 
 
 class _Likely(msgspec.Struct):
@@ -142,15 +142,15 @@ class LogprobServer:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # Without its text, which may quote the key.
             raise NoAnswer(f"{at} cannot be asked: {type(error).__name__}") from None
-        said = one_line(response.text[:400], 200)
+        if response.is_success:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+                return msgspec.json.decode(response.content, type=kind)
+        said = one_line(response.content[:400].decode(errors="replace"), 200)
         if response.status_code in _BUSY:
             raise NoAnswer(f"{at} says {response.status_code}: {said}")
         if not response.is_success:
             raise Refused(f"{at} says {response.status_code}: {said}", response.status_code)
-        try:
-            return msgspec.json.decode(response.content, type=kind)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            raise NoAnswer(f"{at} gives an answer that is none of vLLM's: {said}") from None
+        raise NoAnswer(f"{at} gives an answer that is none of vLLM's: {said}")
 
 
 def _read(completion: _Completion, prompt: Sequence[int], answer: Sequence[int]) -> Logprobs:
@@ -165,7 +165,7 @@ def _read(completion: _Completion, prompt: Sequence[int], answer: Sequence[int])
     values = []
     for token_id, likely in zip(answer, told[len(prompt) :], strict=True):
         found = likely.get(str(token_id)) if likely else None
-        if found is None or not -math.inf < found.logprob <= 0:
+        if found is None or not LEAST_LOGPROB <= found.logprob <= 0:
             raise NoAnswer(f"no log-probability of token {token_id}, which was asked about")
         values.append(found.logprob)
     return Logprobs(tuple(answer), tuple(values))

@@ -281,7 +281,7 @@ def test_another_model_to_ask_takes_the_place_of_the_first(
 FAULTS = [
     vllm.refused, vllm.server_error, vllm.unauthorized, vllm.not_json, vllm.no_choices,
     vllm.no_logprobs, vllm.too_short, vllm.too_long, vllm.a_null_more, vllm.other_ids,
-    vllm.positive, vllm.hang,
+    vllm.positive, vllm.beyond_numbers, vllm.hang,
 ]  # fmt: skip
 
 
@@ -394,11 +394,17 @@ def test_leases_live_while_the_server_takes_its_time(
     assert len(query(worker, "SELECT * FROM rl.logprobs")) == 6
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_a_window_is_not_asked_about_for_ever(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, monkeypatch: pytest.MonkeyPatch
+    make_asking: MakeWorker,
+    vllm_server: LogprobsServer,
+    seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attach, "_WINDOW_SECONDS", 0.0)
+    """Neither before the time is over nor, where it ends in the middle of a question, after."""
+    monkeypatch.setattr(attach, "_WINDOW_SECONDS", seconds)
     worker = make_asking()
+    vllm_server.delay_seconds = 20.0
     add_window(worker, hours_ago(3))
     assert pipeline.score(worker) == [hours_ago(3)]
     assert vllm_server.asked == []

@@ -207,6 +207,7 @@ def test_recorded_logprobs_go_with_their_call() -> None:
         '{"content":[{"token":"token_id:1","logprob":"NaN"}]}',
         '{"content":[{"token":"token_id:1","logprob":0.1}]}',
         '{"content":[{"token":"token_id:1","logprob":-1e400}]}',
+        '{"content":[{"token":"token_id:1","logprob":-1e300}]}',
         '{"content":[{"token":"token_id:1","logprob":-0.1},{"token":"BUY","logprob":-0.1}]}',
         '{"content":[{"token":"token_id:-1","logprob":-0.1}]}',
         '{"content":[{"token":"token_id:1x","logprob":-0.1}]}',

@@ -178,7 +178,7 @@ class _Step:
             optimizer_steps=made.told.gradient_steps,
             device="W&B",
             gpu_seconds=0.0,
-            seconds_by_phase={"train": time.monotonic() - started},
+            seconds_by_phase={"job": time.monotonic() - started},
             metrics={
                 **metrics,
                 "remote_step": float(made.remote_step),

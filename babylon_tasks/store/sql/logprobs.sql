@@ -4,7 +4,7 @@
 INSERT INTO rl.logprobs (model_name, trajectory_id, call_hash, window_id, asked_of, token_ids,
                          logprobs)
 VALUES (%(model_name)s, %(trajectory_id)s, %(call_hash)s, %(window_id)s, %(asked_of)s,
-        %(token_ids)s::int[], %(logprobs)s::real[])
+        %(token_ids)s::int[], %(logprobs)s::float8[])
 ON CONFLICT (model_name, trajectory_id, call_hash) DO UPDATE
    SET window_id = excluded.window_id, asked_of = excluded.asked_of,
        token_ids = excluded.token_ids, logprobs = excluded.logprobs, at = now()
