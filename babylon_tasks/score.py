@@ -146,7 +146,7 @@ async def _score_window(
             )
         found = await _score(worker, read.group, scorer)
         if attacher and found.why_skip is None:
-            read.funnel["without_logprobs"] = await attacher.attach(
+            read.funnel["unattached"] = await attacher.attach(
                 reader,
                 reading,
                 window.window_id,

@@ -303,7 +303,7 @@ def test_whatever_the_server_does_the_window_goes_on(
     assert pipeline.score(worker) == [window]
     row = one(worker, "SELECT state, funnel, attempts FROM rl.windows")
     assert (row["state"], row["attempts"]) == ("scored", 0)
-    assert row["funnel"]["without_logprobs"] == 12
+    assert row["funnel"]["unattached"] == 12
     assert query(worker, "SELECT * FROM rl.logprobs") == []
     assert query(worker, "SELECT * FROM rl.leases") == []
     (line,) = [r.getMessage() for r in caplog.records if r.name == attach.__name__]
@@ -408,7 +408,7 @@ def test_a_window_is_not_asked_about_for_ever(
     add_window(worker, hours_ago(3))
     assert pipeline.score(worker) == [hours_ago(3)]
     assert vllm_server.asked == []
-    assert one(worker, "SELECT funnel FROM rl.windows")["funnel"]["without_logprobs"] == 6
+    assert one(worker, "SELECT funnel FROM rl.windows")["funnel"]["unattached"] == 6
 
 
 def test_texts_that_do_not_fit_memory_at_once_are_read_again(
