@@ -57,11 +57,10 @@ def ignore(progress: Progress | None) -> None:
     pass
 
 
-def long_samples() -> list[Sample]:
-    """64 calls of about 1,000 tokens."""
-    return [
-        sample("w", n, n % 4, *[("", "rise or fall " * 150, "BUY it now")] * 4) for n in range(16)
-    ]
+def long_samples(words: int, calls: int = 4) -> list[Sample]:
+    """16 agents; three words are about five tokens."""
+    prompt = "rise or fall " * (words // 3)
+    return [sample("w", n, n % 4, *[("", prompt, "BUY it now")] * calls) for n in range(16)]
 
 
 def moved(base_model: str, device: torch.device) -> LanguageModel:
@@ -125,7 +124,7 @@ def limit_memory() -> Iterator[Callable[[float], None]]:
 def test_out_of_memory_halves_the_micro_batch(
     base_model: str, limit_memory: Callable[[float], None]
 ) -> None:
-    model, samples = moved(base_model, CUDA), long_samples()
+    model, samples = moved(base_model, CUDA), long_samples(words=600)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     whole, batches = gradient(model, samples)
@@ -141,12 +140,14 @@ def test_out_of_memory_halves_the_micro_batch(
 def test_one_sequence_that_does_not_fit_is_final(
     base_model: str, limit_memory: Callable[[float], None]
 ) -> None:
-    model, samples = moved(base_model, CUDA), long_samples()
+    model = moved(base_model, CUDA)
     gradient(model, two_sided())  # what CUDA's libraries need is there
     model.adapted.zero_grad()
-    limit_memory(torch.cuda.memory_reserved() + 2e6)
+    gc.collect()
+    torch.cuda.empty_cache()
+    limit_memory(torch.cuda.memory_reserved())  # not a byte more
     with pytest.raises(Final):
-        gradient(model, samples)
+        gradient(model, long_samples(words=2300, calls=1))
     torch.cuda.set_per_process_memory_fraction(1.0)
     gradient(model, two_sided())
 
