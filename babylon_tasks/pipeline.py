@@ -285,8 +285,9 @@ def train(
                     log.exception("a step over %s failed", ", ".join(_ids(windows)))
                 first = windows[0].attempts == 0 and windows[0].may_share is None
                 again = first and _ids(windows) != failed and not isinstance(error, Final)
-                if not isinstance(error, Final) and remote.goes_on(worker, windows):
-                    failures.job_goes_on(worker, windows, keeper.held[0], error)
+                begun = [] if isinstance(error, Final) else remote.goes_on(worker, windows)
+                if begun:
+                    failures.job_goes_on(worker, begun, keeper.held[0], error)
                     if _ids(windows) == failed:
                         raise
                 else:

@@ -102,13 +102,20 @@ def windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
     return ready if len(ready) == together else []
 
 
-def goes_on(worker: Worker, windows: Sequence[Window]) -> bool:
-    """Whether W&B may still be training these windows, whatever became of the step here."""
+def goes_on(worker: Worker, windows: Sequence[Window]) -> list[Window]:
+    """Those of a failed step's windows that W&B may still be training; none where it does not.
+
+    The step may have begun with more, which were left out before the job was posted.
+    """
     if worker.settings.trainer != "serverless":
-        return False
+        return []
     with worker.database.transaction() as tx:
         job = jobs.read_open(tx, worker.settings.model_name)
-    return job is not None and set(job.windows) == {window.window_id for window in windows}
+    if job is None:
+        return []
+    sent = {window_id: said["score_rev"] for window_id, said in job.windows.items()}
+    found = [window for window in windows if sent.get(window.window_id) == window.score_rev]
+    return found if len(found) == len(sent) else []
 
 
 def sent_of(material: Material) -> Sent:

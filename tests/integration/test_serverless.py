@@ -342,6 +342,30 @@ def test_a_trainer_that_dies_again_and_again_costs_no_second_job(
     assert query(worker, "SELECT FROM rl.attempts WHERE ended_at IS NULL") == []
 
 
+def test_a_job_over_some_of_the_steps_windows_goes_on_too(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others were left out before it was posted: the trainer's death must not part its windows."""
+    worker = on_wandb()
+    windows = scored_windows(worker, 3, 4, 5, recorded=True)
+    (unrecorded,) = scored_windows(worker, 2)
+    with worker.database.transaction() as tx:  # a larger step failed before
+        tx.execute("UPDATE rl.windows SET may_share = 4")
+
+    def die(*_: Any) -> None:
+        raise TrainerDied("the trainer was ended by SIGKILL")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.trainer.wandb_client.WandbClient.events", die)
+        with pytest.raises(TrainerDied):
+            pipeline.train(worker, InProcess())
+    report = pipeline.train(worker, InProcess())
+    assert report
+    assert report.window_ids == sorted(windows)
+    assert server.posts == 1
+    assert states(worker)[unrecorded] == "scored"
+
+
 @pytest.mark.usefixtures("dying")
 def test_a_job_whose_id_was_lost_is_found_by_the_step_it_made(
     on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
