@@ -29,7 +29,7 @@ class RemoteUnavailable(UserError, Retryable):
 
 
 class NotRecorded(UserError):
-    """No trace of these windows has the log-probabilities that W&B needs; they stay `scored`."""
+    """No trace of these windows has the log-probabilities that W&B needs; they wait."""
 
 
 class LeaseLost(Retryable):

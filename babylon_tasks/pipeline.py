@@ -235,7 +235,7 @@ def train(
 
     Raises:
         UserError: Nothing can train here (settings, packages, unreadable checkpoint, W&B away, no
-            log-probabilities for it); the windows stay `scored` and are tried again later.
+            log-probabilities for it); the windows wait and are tried again later.
         LeaseLost, StaleClaim: Another worker has taken over; what was done is thrown away.
     """
     settings = worker.settings

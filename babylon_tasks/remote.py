@@ -20,7 +20,7 @@ from babylon_tasks import filters
 from babylon_tasks.errors import NotRecorded, ServerUnavailable, UserError
 from babylon_tasks.keeper import Keeper
 from babylon_tasks.material import Material
-from babylon_tasks.settings import Settings
+from babylon_tasks.settings import DAY, Settings
 from babylon_tasks.store import attempts, jobs, leases
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
@@ -39,7 +39,8 @@ OFFERED = ("OpenPipe/Qwen3-14B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507")
 _NOTE_AGAIN_SECONDS = 1.0
 _NOT_RECORDED = (
     "no trace has the log-probabilities of its responses, which W&B needs: set LOGPROBS_URL to a "
-    "server that can tell them, or TRAINER=torch to train here without"
+    "server that can tell them (LOGPROBS_MODEL, where calls name no version), or TRAINER=torch to "
+    "train here without"
 )
 
 _samples = msgspec.json.Decoder(Sample)
@@ -149,9 +150,9 @@ def leave_out_unrecorded(
 ) -> Material:
     """Leave out calls without log-probabilities, and windows that teach nothing without them.
 
-    The samples in `path` are written anew. The windows left out stay `scored` and are tried again
-    later, since what is missing is a setting's to mend. A job about these windows that is `wanted`
-    was sent what it needs: none of them is left out.
+    The samples in `path` are written anew. The windows left out are tried again later, since what
+    is missing is a setting's to mend; with LOGPROBS_URL they are scored again, and so asked about.
+    A job about these windows that is `wanted` was sent what it needs: none of them is left out.
 
     Raises:
         NotRecorded: No window is left.
@@ -205,13 +206,15 @@ def _put_back(worker: Worker, keeper: Keeper, windows: Sequence[Window]) -> None
             [window.window_id for window in windows],
         )
         for window in windows:
-            window_rows.postpone(
+            window_rows.put_back(
                 tx,
                 window,
                 model_name=settings.model_name,
-                attempts=window.attempts,
+                # The server is asked while a window is scored, and may have been away.
+                state=State.DUE if settings.logprobs_url else State.SCORED,
                 last_error=_NOT_RECORDED,
-                wait_seconds=settings.retry_seconds,
+                least_seconds=settings.retry_seconds,
+                most_seconds=DAY,
                 holder=worker.holder,
             )
 

@@ -268,6 +268,33 @@ def postpone(
     )
 
 
+def put_back(
+    connection: Connection,
+    window: Window,
+    *,
+    model_name: str,
+    state: State,
+    last_error: str,
+    least_seconds: float,
+    most_seconds: float,
+    holder: str,
+) -> None:
+    """Let a scored window wait, as scored or due, for half as long as it has; no attempt counts."""
+    connection.execute(
+        _SQL["put_back_window"],
+        {
+            "model_name": model_name,
+            "window_id": window.window_id,
+            "score_rev": window.score_rev,
+            "state": state,
+            "last_error": last_error,
+            "least_seconds": least_seconds,
+            "most_seconds": most_seconds,
+            "holder": holder,
+        },
+    )
+
+
 def split(
     connection: Connection,
     windows: Sequence[Window],

@@ -16,12 +16,14 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 pytest.importorskip("art")
 
 import torch
+from pydantic import SecretStr
 
 from babylon_tasks import pipeline
 from babylon_tasks.embedded import free_port
-from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.errors import NotRecorded, ServerUnavailable
 from babylon_tasks.logprobs import attach
 from babylon_tasks.logprobs import server as asking
+from babylon_tasks.remote import OFFERED
 from babylon_tasks.store import logprobs as rows
 from babylon_tasks.training import Call, Logprobs, Sample
 from babylon_tasks.worker import Worker
@@ -29,8 +31,11 @@ from tests import logprobs_server as vllm
 from tests.logprobs_server import Fault, LogprobsServer
 from tests.rows import add_trajectory, hours_ago, one, query, states, steps
 from tests.unit.tiny import make_tiny_model
+from tests.wandb_server import KEY as WANDB_KEY
+from tests.wandb_server import WandbServer
 from workers.trainer.language_model import LanguageModel
 from workers.trainer.samples import read_samples
+from workers.trainer.serverless import ServerlessTrainer
 from workers.trainer.torch_trainer import TorchTrainer
 
 MakeWorker = Callable[..., Worker]
@@ -466,6 +471,35 @@ def test_a_window_without_signal_is_not_asked_about(
     pipeline.score(worker)
     assert states(worker) == {window: "skipped"}
     assert vllm_server.asked == []
+
+
+def test_what_w_and_b_cannot_train_without_them_is_asked_about_again(
+    make_asking: MakeWorker, vllm_server: LogprobsServer
+) -> None:
+    """The server was away while the window was scored, and so was never asked."""
+    with WandbServer() as wandb:
+        there = {
+            "trainer": "serverless",
+            "base_model": OFFERED[0],
+            "wandb_api_key": SecretStr(WANDB_KEY),
+            "serverless_url": wandb.url,
+        }
+        away = make_asking(logprobs_url=f"http://127.0.0.1:{free_port()}/v1", **there)
+        window = hours_ago(2)
+        add_window(away, window)
+        pipeline.score(away)
+        with pytest.raises(NotRecorded):
+            pipeline.train(away, ServerlessTrainer(WANDB_KEY))  # type: ignore[arg-type]
+        assert states(away) == {window: "due"}
+        with away.database.transaction() as tx:
+            tx.execute("UPDATE rl.windows SET not_before = now()")
+        back = make_asking(**there)
+        assert pipeline.score(back) == [window]
+        report = pipeline.train(back, ServerlessTrainer(WANDB_KEY))  # type: ignore[arg-type]
+        assert report
+        assert report.window_ids == [window]
+        row = one(back, "SELECT attempts, last_error FROM rl.windows")
+        assert row == {"attempts": 0, "last_error": None}
 
 
 def test_a_judged_window_has_them_too(

@@ -193,6 +193,28 @@ def test_traces_without_logprobs_are_refused_and_their_windows_stay(
     assert [row["outcome"] for row in told] == ["given_back", "given_back"]
 
 
+def test_a_window_without_logprobs_is_read_again_less_and_less_often(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    """Each look at it reads all its traces, and nobody may ever mend what it lacks."""
+    worker = on_wandb(retry_seconds=30)
+    old, new = scored_windows(worker, 3, 2)
+    with worker.database.transaction() as tx:
+        tx.execute(
+            "UPDATE rl.windows SET due_at = now() - interval '10 hours' WHERE window_id = %s", [old]
+        )
+    with pytest.raises(NotRecorded):
+        pipeline.train(worker, InProcess())
+    waits = query(
+        worker,
+        """SELECT round(extract(epoch FROM not_before - due_at)) AS seconds
+             FROM rl.windows ORDER BY window_id""",
+    )
+    assert 15 * 3600 <= waits[0]["seconds"] < 16 * 3600
+    assert 30 <= waits[1]["seconds"] < 3600
+    assert pipeline.train(worker, InProcess()) is None
+
+
 @pytest.mark.parametrize("max_step_tokens", [1, 1_000_000])
 def test_windows_without_logprobs_do_not_hold_up_the_others(
     on_wandb: Callable[..., Worker], server: WandbServer, max_step_tokens: int

@@ -236,9 +236,19 @@ UPDATE rl.windows
 -- Try again later; the wait is kept here, since a broker's delays do not survive it.
 UPDATE rl.windows
    SET attempts = %(attempts)s, last_error = %(last_error)s, claimed_by = %(holder)s,
-       not_before = now() + make_interval(secs => %(wait_seconds)s)
+       not_before = greatest(not_before, now() + make_interval(secs => %(wait_seconds)s))
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
    AND state = %(from_state)s AND score_rev = %(score_rev)s
+
+-- put_back_window --
+-- A scored window that lacks what only a setting or another server can bring: looked at again, or
+-- scored again, after half the time that it has waited for, since each look reads all its traces.
+UPDATE rl.windows
+   SET state = %(state)s, last_error = %(last_error)s, claimed_by = %(holder)s,
+       not_before = now() + make_interval(secs => greatest(
+           %(least_seconds)s, least(extract(epoch FROM now() - due_at) / 2, %(most_seconds)s)))
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = 'scored' AND score_rev = %(score_rev)s
 
 -- split_windows --
 -- They failed together: fewer of them may meet in the next step.
