@@ -14,7 +14,7 @@ from babylon_tasks import chat, pipeline
 from babylon_tasks.cli import run
 from babylon_tasks.cli.common import interrupt, ready_worker, stop
 from babylon_tasks.cli.windows import no_windows
-from babylon_tasks.errors import Retryable, UserError
+from babylon_tasks.errors import NotRecorded, Retryable, UserError
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import requests, steps
 from babylon_tasks.store import windows as window_rows
@@ -97,7 +97,8 @@ def continuous(settings: Settings) -> int:
                 if step:
                     step_logger.step_committed()
                 pipeline.publish(worker)
-            except Retryable as error:  # a server is away, or another worker has taken over
+            # A server is away, another worker has taken over, or windows wait for what they lack.
+            except (Retryable, NotRecorded) as error:
                 print(error, file=sys.stderr, flush=True)
             if not worked:
                 time.sleep(min(settings.sweep_seconds, settings.produce_seconds))

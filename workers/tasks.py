@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from celery import Task, shared_task
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import BabylonError, Retryable
+from babylon_tasks.errors import BabylonError, NotRecorded, Retryable
 from babylon_tasks.line import one_line
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import load_settings
@@ -98,8 +98,8 @@ def train(self: Task[Any, Any], model_name: str) -> None:
     try:
         with Teller(self) as tell:
             trained = pipeline.train(worker(), gpu.trainer(), on_progress=tell)
-    except Retryable:
-        raise
+    except (Retryable, NotRecorded):
+        raise  # this machine can train
     except Exception as error:
         expected = isinstance(error, BabylonError)
         said = str(error) if expected else one_line(f"{type(error).__name__}: {error}", 2000)

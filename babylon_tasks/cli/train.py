@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import click
@@ -9,7 +10,7 @@ import click
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, interrupt, print_json, ready_worker
 from babylon_tasks.cli.windows import no_windows
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import NotRecorded, UserError
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import changed, load_settings
 from babylon_tasks.step import loss_text
@@ -68,7 +69,9 @@ def train(
     try:
         while True:
             scored = pipeline.score(worker)
-            report = pipeline.train(worker, trainer)
+            report = None
+            with contextlib.suppress(NotRecorded):  # those windows wait, others may be due yet
+                report = pipeline.train(worker, trainer)
             if report:
                 published += pipeline.publish(worker)
                 steps.append({"step": report.step, "version": report.version})

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("art")
 
+from babylon_tasks.pipeline import SCORE_BATCH
 from tests import wandb_server as wandb
 from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
@@ -95,6 +96,41 @@ def test_w_and_b_away_ends_with_one_line_and_blames_nobody(on_wandb: Deployment)
     assert "W&B does not answer" in done.stderr.strip().splitlines()[-1]
     row = one(on_wandb.worker, "SELECT * FROM rl.windows")
     assert (row["state"], row["attempts"]) == ("scored", 0)
+
+
+def test_mode_continuous_outlives_a_window_without_logprobs(
+    on_wandb: Deployment, server: WandbServer
+) -> None:
+    worker, (old, new) = on_wandb.worker, (hours_ago(3), hours_ago(2))
+    add_window(worker, old)
+    on_wandb.start(*MODULE, env={"MODE": "continuous", "RETRY_SECONDS": "600"})
+    refused = "SELECT FROM rl.windows WHERE last_error IS NOT NULL"
+    on_wandb.wait(lambda: bool(query(worker, refused)))
+    add_window(worker, new, recorded=True)
+    on_wandb.wait(lambda: states(worker) == {old: "scored", new: "trained"})
+
+
+def test_babylon_train_goes_on_beyond_windows_without_logprobs(
+    on_wandb: Deployment, server: WandbServer
+) -> None:
+    """More of them than one claim scores, and then one that can be trained."""
+    for hours in range(3, 3 + SCORE_BATCH):
+        add_window(on_wandb.worker, hours_ago(hours), agents=2)
+    add_window(on_wandb.worker, hours_ago(2), recorded=True)
+    done = on_wandb.run("babylon", "train", "--json", env={"RETRY_SECONDS": "600"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["steps"] == [{"step": 1, "version": "v1.0.0"}]
+    assert told["left"] == {"scored": SCORE_BATCH}
+
+
+def test_babylon_train_says_why_nothing_was_trained(
+    on_wandb: Deployment, server: WandbServer
+) -> None:
+    add_window(on_wandb.worker, hours_ago(2))
+    done = on_wandb.run("babylon", "train", env={"RETRY_SECONDS": "600"})
+    assert done.returncode == 2
+    assert "LOGPROBS_URL" in done.stderr.strip().splitlines()[-1]
 
 
 # --- killed ----------------------------------------------------------------------------------
