@@ -203,8 +203,11 @@ def _commit(database: Database, keeper: Keeper, new: Commit) -> str:
 
 
 def _cost_usd(settings: Settings, result: StepResult) -> float | None:
+    """What the trainer said, or the price of the GPU time; W&B's GPUs have none of our prices."""
     if result.cost_usd is not None or settings.gpu_usd_per_hour is None:
         return result.cost_usd
+    if settings.trainer == "serverless":
+        return None
     return result.gpu_seconds / 3600 * settings.gpu_usd_per_hour
 
 

@@ -148,6 +148,15 @@ def test_a_step_names_what_w_and_b_serves_and_keeps_its_job(
     assert newest["metrics"]["inference_name"] == f"{NAME}:step2"
 
 
+def test_a_price_of_gpus_says_nothing_about_a_step_at_w_and_b(
+    on_wandb: Callable[..., Worker], server: WandbServer
+) -> None:
+    worker = on_wandb(serverless_usd_per_job=None, gpu_usd_per_hour=2.0)
+    scored_windows(worker, 2, recorded=True)
+    assert pipeline.train(worker, InProcess())
+    assert one(worker, "SELECT cost_usd FROM rl.steps")["cost_usd"] is None
+
+
 def test_the_trainer_process_has_the_key_and_waits_for_its_notes(
     on_wandb: Callable[..., Worker], server: WandbServer
 ) -> None:
