@@ -61,6 +61,8 @@ async def score_claimed(worker: Worker, keeper: Keeper, claimed: Mapping[str, Le
         async def score_all() -> list[str]:
             moved: list[str] = []
             for window in _still_due(worker, claimed, WITHOUT_JUDGE):
+                if moved and attacher and not attacher.has_time():
+                    break  # its lease goes back unused
                 lease = claimed[window.window_id]
                 scorer = WITHOUT_JUDGE[window.scorer_to_use(worker.settings.scoring)]
                 if await _score_window(

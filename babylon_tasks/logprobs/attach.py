@@ -30,7 +30,10 @@ _AT_ONCE = 8  # calls asked about at the same time
 _TOGETHER = 64  # calls whose answers are stored in one transaction
 _IN_A_ROW = 8  # calls without an answer, one after the other: the server is away
 _WINDOW_SECONDS = 600.0  # what is not asked about by then goes without
-_TOO_LATE = f"{_WINDOW_SECONDS:g} s were not enough"
+# Of one claim, which a judge may have kept for long: workers end their task after 1800.
+_BEGIN_SECONDS = 900.0  # then no other window is begun where they come one after another
+_CLAIM_SECONDS = 1500.0  # then all that is left goes without
+_TOO_LATE = "it took too long"
 _HELD_BYTES = 64_000_000  # texts in memory; the traces are read again for what is beyond
 
 
@@ -41,12 +44,17 @@ class Attacher:
         self._worker, self._server = worker, server
         self._name = worker.settings.model_name
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._made_at = time.monotonic()
         with worker.database.transaction() as tx:
             self._versions = Versions(self._name, steps.steps_of_versions(tx, self._name))
         self._absent: set[str] = set()  # names that the server does not have
         self._failed = 0  # in a row
         self._away = False
         self._why = ""  # the last call got no answer
+
+    def has_time(self) -> bool:
+        """Whether another window may be begun; else it is left to the next claim."""
+        return time.monotonic() < self._made_at + _BEGIN_SECONDS
 
     async def attach(
         self,
@@ -60,7 +68,8 @@ class Attacher:
 
         `on_row` is called with each trace that is read. Running it again asks about those only.
         """
-        ends_at = time.monotonic() + _WINDOW_SECONDS  # as the loop's clock has it
+        # As the loop's clock has it.
+        ends_at = min(time.monotonic() + _WINDOW_SECONDS, self._made_at + _CLAIM_SECONDS)
         with self._worker.database.transaction() as tx:
             done = logprobs.asked(tx, self._name, window_id)
         asked = without = 0

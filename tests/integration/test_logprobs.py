@@ -416,6 +416,33 @@ def test_a_window_is_not_asked_about_for_ever(
     assert one(worker, "SELECT funnel FROM rl.windows")["funnel"]["unattached"] == 6
 
 
+def test_windows_that_a_slow_server_keeps_waiting_are_left_to_the_next_claim(
+    make_asking: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that takes too long is killed, and its other windows would be suspected."""
+    worker = make_asking()
+    first, second = hours_ago(3), hours_ago(2)
+    for window in (first, second):
+        add_window(worker, window)
+    monkeypatch.setattr(attach, "_BEGIN_SECONDS", 0.0)
+    assert pipeline.score(worker) == [first]
+    row = one(worker, "SELECT state, attempts FROM rl.windows WHERE window_id = %s", second)
+    assert row == {"state": "due", "attempts": 0}
+    assert pipeline.score(worker) == [second]
+    assert query(worker, "SELECT FROM rl.attempts WHERE ended_at IS NULL") == []
+
+
+def test_a_claim_that_a_judge_kept_for_long_goes_on_without(
+    make_asking: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_asking()
+    window = hours_ago(2)
+    add_window(worker, window)
+    monkeypatch.setattr(attach, "_CLAIM_SECONDS", 0.0)
+    assert pipeline.score(worker) == [window]
+    assert one(worker, "SELECT funnel FROM rl.windows")["funnel"]["unattached"] == 6
+
+
 def test_texts_that_do_not_fit_memory_at_once_are_read_again(
     make_asking: MakeWorker, vllm_server: LogprobsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
