@@ -83,7 +83,10 @@ def log_steps(settings: Settings) -> None:
     if settings.wandb_mode == "disabled" or settings.trainer == "noop":
         return
     command = [sys.executable, "-m", "workers.step_log"]
-    subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - our own module
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - our own module
+    except OSError as error:  # no memory or process for it now
+        log.warning("steps are not logged to W&B: %s", error)
 
 
 def wandb_metrics(step: StepToLog) -> dict[str, float]:

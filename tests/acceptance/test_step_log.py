@@ -6,18 +6,21 @@ import base64
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from babylon_tasks import pipeline
+from babylon_tasks.settings import Settings
 from babylon_tasks.store import leases
 from tests.acceptance.conftest import Deployment
 from tests.rows import query, scored_windows
 from tests.unit.tiny import make_tiny_model
 from tests.wandb_file import OfflineRun, offline_runs
 from tests.wandb_runs import serving
+from workers import step_log
 from workers.trainer_client import TrainerProcess
 
 WORKER = ("celery", "-A", "babylon_tasks", "worker")
@@ -141,6 +144,15 @@ def test_a_killed_process_leaves_its_steps_to_the_next(
     assert log_steps(deployment).returncode == 0
     assert not_logged(deployment) == []
     assert 1 in logged(deployment.folder)
+
+
+def test_a_process_that_cannot_start_ends_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread that runs it goes on: it cannot be started twice, and the next step is due."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    step_log.log_steps(settings.model_copy(update={"trainer": "torch"}))
+    assert "not logged to W&B" in caplog.text
 
 
 def test_a_gpu_worker_logs_its_steps(deployment: Deployment) -> None:
