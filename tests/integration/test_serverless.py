@@ -472,6 +472,31 @@ def test_a_job_about_traces_that_changed_is_abandoned_and_never_beside_the_next(
     assert one(worker, "SELECT metrics FROM rl.steps")["metrics"]["remote_step"] == 2
 
 
+@pytest.mark.usefixtures("dying")
+def test_a_window_that_kills_its_worker_is_not_excused_by_anothers_open_job(
+    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = on_wandb()
+    (begun,) = scored_windows(worker, 5, recorded=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("babylon_tasks.store.steps.commit", _die)
+        with pytest.raises(Died):
+            pipeline.train(worker, InProcess())
+    forget_lease(worker)
+    with worker.database.transaction() as tx:  # its result cannot become a step any more
+        tx.execute("UPDATE rl.windows SET state = 'skipped', agents = 99")
+    (deadly,) = scored_windows(worker, 2, recorded=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("babylon_tasks.step.collect", _die)
+        with pytest.raises(Died):
+            pipeline.train(worker, InProcess())
+    forget_lease(worker)
+    report = pipeline.train(on_wandb(), InProcess())
+    assert report
+    rows = query(worker, "SELECT window_id, attempts FROM rl.windows ORDER BY window_id")
+    assert rows == [{"window_id": begun, "attempts": 0}, {"window_id": deadly, "attempts": 1}]
+
+
 def test_a_failed_job_is_tried_again_and_then_its_window_fails(
     on_wandb: Callable[..., Worker], server: WandbServer
 ) -> None:

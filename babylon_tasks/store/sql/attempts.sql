@@ -40,7 +40,7 @@ RETURNING w.window_id, w.state, w.batch_id, w.last_error
 -- For the holder of the model's lease: whoever else began a step can no longer commit it. Windows
 -- that were together are tried again by halves; one that was alone has an attempt counted. Where a
 -- job at W&B was under way, the next attempt goes on with it, over the same windows, and none of
--- them is suspected.
+-- them is suspected; others are, which were tried while an older job was open.
 WITH lost AS (
     UPDATE rl.attempts a
        SET ended_at = clock_timestamp(), outcome = 'lost',
@@ -51,7 +51,7 @@ WITH lost AS (
     SELECT window_id, error, count(*) OVER (PARTITION BY token)::int AS together FROM lost
      WHERE NOT EXISTS (SELECT FROM rl.jobs j
                         WHERE j.model_name = %(model_name)s AND j.token = lost.token
-                          AND j.ended_at IS NULL)
+                          AND j.ended_at IS NULL AND j.windows ? lost.window_id)
 )
 UPDATE rl.windows w
    SET last_error = c.error,
