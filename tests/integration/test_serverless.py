@@ -207,7 +207,7 @@ def test_a_window_without_logprobs_is_read_again_less_and_less_often(
 ) -> None:
     """Each look at it reads all its traces, and nobody may ever mend what it lacks."""
     worker = on_wandb(retry_seconds=30)
-    old, new = scored_windows(worker, 3, 2)
+    old, _ = scored_windows(worker, 3, 2)
     with worker.database.transaction() as tx:
         tx.execute(
             "UPDATE rl.windows SET due_at = now() - interval '10 hours' WHERE window_id = %s", [old]
