@@ -7,7 +7,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from workers.trainer.flops import Shape, step_flops
 from workers.trainer.matrix_rate import matrix_rate
@@ -32,6 +39,12 @@ def test_the_shape_is_that_of_the_matrices() -> None:
     # Rank 2: q and o 2(8+12), k and v 2(8+6), the rest as before: 80 + 56 + 144 = 280 a layer.
     wide = Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=6, tie_word_embeddings=False))
     assert Shape.of(get_peft_model(wide, LORA)) == Shape(1344, 560, 80, 2 * 2 * 6)
+
+
+def test_experts_have_no_figure_and_cost_no_step() -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    network = Qwen3MoeForCausalLM(Qwen3MoeConfig(**TINY, **experts, head_dim=4))
+    assert Shape.of(get_peft_model(network, LORA)) is None
 
 
 def test_the_flops_of_a_step() -> None:

@@ -25,10 +25,16 @@ class Shape:
     attention_width: int  # layers x heads x head size
 
     @classmethod
-    def of(cls, adapted: Any) -> Shape:
-        """Of a peft model with LoRA on all of its linear layers but the head."""
+    def of(cls, adapted: Any) -> Shape | None:
+        """Of a peft model with LoRA on all of its linear layers but the head.
+
+        None where its weights do not tell the arithmetic: a token sees few of a layer's experts,
+        and what has convolutions has another attention too.
+        """
         network = adapted.get_base_model()
-        config = network.config
+        if any(weight.dim() > 2 for weight in network.parameters()):
+            return None
+        config = network.config.get_text_config()
         head_size = getattr(config, "head_dim", None)
         head_size = head_size or config.hidden_size // config.num_attention_heads
         layers = [module for module in network.modules() if hasattr(module, "lora_A")]

@@ -111,12 +111,11 @@ class TorchTrainer:
         sequences: Sequences,
         phases: dict[str, float],
     ) -> float | None:
-        rate = matrix_rate(self._device.type)
+        shape, rate = Shape.of(model.adapted), matrix_rate(self._device.type)
         seconds = phases["forward_backward"] + phases["optimizer"]
-        if rate is None or seconds <= 0:
+        if shape is None or rate is None or seconds <= 0:
             return None
         kl = request.hyperparameters.kl_penalty > 0
-        shape = Shape.of(model.adapted)
         return step_flops(shape, sequences.lengths, sequences.trainable_tokens, kl) / seconds / rate
 
 
