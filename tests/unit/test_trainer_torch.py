@@ -28,7 +28,7 @@ from art.loss import loss_fn
 from art.preprocessing.pack import packed_tensors_from_tokenized_results
 from openai.types.chat.chat_completion import Choice
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
 
 from babylon_tasks.errors import CheckpointUnreadable, Final, TrainerDied, UserError
 from babylon_tasks.training import Call, Logprobs, Progress, Sample, StepRequest, StepResult
@@ -746,6 +746,19 @@ def test_a_parent_that_cannot_be_read_says_so(
 def test_a_base_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^BASE_MODEL=.*cannot be loaded"):
         run(TorchTrainer("cpu-0"), make_request(tmp_path, str(tmp_path), two_sided()))
+
+
+def test_attention_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """GPT-OSS has sinks, which torch's attention would leave out without a word."""
+    base_model = make_tiny_model(tmp_path / "sinks")
+    config = GptOssConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_local_experts=2,
+        num_experts_per_tok=1, pad_token_id=0,
+    )  # fmt: skip
+    GptOssForCausalLM(config).save_pretrained(base_model)
+    with pytest.raises(UserError, match="does not support an attention"):
+        LanguageModel(base_model, torch.device("cpu"))
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:

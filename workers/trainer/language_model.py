@@ -61,7 +61,10 @@ class LanguageModel:
         self.tokenizer, self.network = _load(base_model, device, dtype)
         self.chat = ChatFormat(self.tokenizer, base_model)
         self.network.config.use_cache = False
-        self._last_layer = LastLayer(self._body()) if dtype == torch.float32 else None
+        self._last_layer: LastLayer | None = None
+        if dtype == torch.float32:
+            self.network.set_attn_implementation(ATTENTION)
+            self._last_layer = LastLayer(self._body())
         if dtype == torch.bfloat16:
             use_lean_norms(self.network)
         self._check_head()
@@ -214,7 +217,7 @@ def _load(base_model: str, device: torch.device, dtype: torch.dtype) -> tuple[An
             base_model,
             config=config,
             dtype=dtype,
-            attn_implementation=ATTENTION if dtype == torch.float32 else "sdpa",
+            attn_implementation="sdpa",  # refused where attention is of another kind
             device_map=str(device),  # straight to the GPU: a copy in RAM first may not fit
             local_files_only=local,
         )
