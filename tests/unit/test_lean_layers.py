@@ -18,6 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from babylon_tasks.errors import UserError
 from tests.unit.tiny import make_tiny_model, two_sided
 from workers.trainer import gradients
 from workers.trainer.batches import StepTensors
@@ -122,8 +123,16 @@ def test_without_activations_the_gradients_are_the_same(base_model: str) -> None
     assert apart(gradient(model), kept) < 1e-6
 
 
+# What CUDA itself and its libraries raise where torch's allocator had no part in it.
+OF_CUDA = torch.AcceleratorError("CUDA error: out of memory")
+OF_CUBLAS = RuntimeError(
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+)
+
+
+@pytest.mark.parametrize("error", [OF_CUDA, OF_CUBLAS], ids=["cuda", "cublas"])
 def test_out_of_memory_gives_up_activations_first_and_then_rows(
-    base_model: str, monkeypatch: pytest.MonkeyPatch
+    base_model: str, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     model = moved(base_model, torch.bfloat16)
     whole = gradient(model)
@@ -134,14 +143,25 @@ def test_out_of_memory_gives_up_activations_first_and_then_rows(
         rows = batch.predicts.shape[0]
         tried.append((model.network.is_gradient_checkpointing, rows))
         if rows > 4 or not model.network.is_gradient_checkpointing:
-            # What CUDA itself raises where torch's allocator had no part in it.
-            raise torch.AcceleratorError("CUDA error: out of memory")
+            raise error
         return backward(self, batch, config)
 
     monkeypatch.setattr(gradients._Attempt, "_backward", limited)
     assert apart(gradient(model), whole) < 0.02
     assert [kept for kept, _ in tried[:2]] == [False, True]
     assert tried[0][1] == tried[1][1] > 4
+
+
+@pytest.mark.parametrize("error", [OF_CUDA, OF_CUBLAS], ids=["cuda", "cublas"])
+def test_a_gpu_that_others_fill_is_nobodys_fault(
+    base_model: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(UserError, match=r"^CUDA out of memory while loading BASE_MODEL"):
+        LanguageModel(base_model, CPU)
 
 
 def test_another_fault_of_cuda_is_not_taken_for_a_lack_of_memory(

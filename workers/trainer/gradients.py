@@ -24,7 +24,7 @@ from art.loss import loss_fn
 from babylon_tasks.errors import Final
 from babylon_tasks.training import Progress
 from workers.trainer.batches import MicroBatch, StepTensors, micro_batches
-from workers.trainer.language_model import LanguageModel
+from workers.trainer.language_model import LanguageModel, out_of_memory
 from workers.trainer.ratios import Ratios
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ def accumulate_within_memory(
         attempt = _Attempt(model, step, batches, on_progress)
         try:
             return attempt.run(kl_penalty, loss_config)
-        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            if not _out_of_memory(error):
+        except RuntimeError as error:
+            if not out_of_memory(error):
                 raise
             rows = attempt.rows
         # Outside of the except clause: the exception's frames hold the tensors.
@@ -89,11 +89,6 @@ def accumulate_within_memory(
             raise OneSequenceTooLarge(longest)
         micro_batch_tokens = len(rows) * longest // 2
         log.warning("out of memory: trying micro-batches of %d tokens", micro_batch_tokens)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch's allocator has a class for it; CUDA itself (loading a kernel, say) has a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 class OneSequenceTooLarge(Final):

@@ -39,6 +39,16 @@ CUDNN_TOKENS = 8192
 _DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether CUDA has no memory left, whoever asked for it.
+
+    torch's allocator has a class for it. CUDA itself (a context, a kernel to load) and its
+    libraries, of which each thread makes a handle of its own, have a message.
+    """
+    said = ("out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
+
+
 class LanguageModel:
     """A causal language model to train by LoRA.
 
@@ -221,12 +231,13 @@ def _load(base_model: str, device: torch.device, dtype: torch.dtype) -> tuple[An
             device_map=str(device),  # straight to the GPU: a copy in RAM first may not fit
             local_files_only=local,
         )
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller BASE_MODEL "
-            "or a larger GPU; or let W&B's serverless training hold the model (docs/training.md)"
-        ) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if out_of_memory(error):
+            raise UserError(
+                f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller "
+                "BASE_MODEL or a larger GPU; or let W&B's serverless training hold the model "
+                "(docs/training.md)"
+            ) from None
         if isinstance(error, torch.AcceleratorError):
             raise  # the GPU's fault, not the model's
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
