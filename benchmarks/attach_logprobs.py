@@ -67,7 +67,7 @@ def own(model: LanguageModel, call: Call) -> Logprobs:
     prompt, answer = model.chat.encode([model.chat.prompt(messages), call.response])
     answer += model.chat.end_ids
     tokens = torch.tensor([prompt + answer], device=model.device)
-    predicts = torch.arange(tokens.shape[1])[None] >= len(prompt) - 1
+    predicts = torch.arange(tokens.shape[1])[None] >= len(prompt) - 1  # on the CPU
     predicts[0, -1] = False
     values, _ = model.logprobs(tokens, predicts)
     return Logprobs(tuple(answer), tuple(values.tolist()))

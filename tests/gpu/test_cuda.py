@@ -75,9 +75,7 @@ def moved(base_model: str, device: torch.device) -> LanguageModel:
     return model
 
 
-def gradient(
-    model: LanguageModel, samples: list[Sample], tokens: int = 65_536
-) -> tuple[torch.Tensor, int]:
+def gradient(model: LanguageModel, samples: list[Sample]) -> tuple[torch.Tensor, int]:
     """One flat vector on the CPU, and how many micro-batches it took."""
     tokenized = tokenize_groups(model.chat, trajectory_groups(samples), 4096)
     step = StepTensors.from_packed(tokenized.sequences.packed(0.7))
@@ -144,7 +142,7 @@ def test_one_sequence_that_does_not_fit_is_final(
     gradient(model, two_sided())  # what CUDA's libraries need is there
     model.adapted.zero_grad()
     gc.collect()
-    torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # or what that step has left would be room enough
     limit_memory(torch.cuda.memory_reserved())  # not a byte more
     with pytest.raises(Final):
         gradient(model, long_samples(words=2300, calls=1))
