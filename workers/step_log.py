@@ -131,6 +131,9 @@ def main() -> int:
     except BabylonError as error:
         log.warning("steps are not logged to W&B: %s", error)
         return 1
+    except KeyboardInterrupt:  # meant for the command that started us
+        logging.shutdown()
+        os._exit(130)  # wandb's own end would wait for W&B
     return 0
 
 
@@ -153,6 +156,9 @@ def _log_all(database: Database, settings: Settings) -> None:
 
 def _log(settings: Settings, found: Sequence[StepToLog]) -> None:
     """Raises Retryable where W&B does not take them, UserError where wandb is missing."""
+    for name in [name for name, value in os.environ.items() if not value]:
+        if name.startswith("WANDB_"):
+            del os.environ[name]  # to wandb itself an empty value is a wrong one
     if settings.wandb_api_key:
         os.environ["WANDB_API_KEY"] = settings.wandb_api_key.get_secret_value()
     folder = Path(os.environ.setdefault("WANDB_DIR", _FOLDER))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,31 @@ def test_what_could_not_be_logged_is_logged_later(
     assert not_logged(deployment) == [1]
     assert log_steps(deployment).returncode == 0
     assert not_logged(deployment) == []
+
+
+def test_an_empty_variable_of_wandb_counts_as_not_set(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    """As Compose hands on a line of `.env` without a value."""
+    train(deployment, trainer, 2)
+    empty = {name: "" for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR")}
+    done = deployment.run(*LOG, env=empty)
+    assert done.returncode == 0, done.stderr
+    assert not_logged(deployment) == []
+    assert list(logged(deployment.folder / ".babylon")) == [1]
+
+
+def test_ctrl_c_ends_it_without_a_word(deployment: Deployment, trainer: TrainerProcess) -> None:
+    train(deployment, trainer, 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url}
+        process = deployment.start(*LOG, env=env)
+        silent.accept()[0].close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130, deployment.logs()
+    assert "Traceback" not in deployment.logs()
+    assert query(deployment.worker, "SELECT * FROM rl.leases") == []
 
 
 def test_two_at_once_log_a_step_once(deployment: Deployment, trainer: TrainerProcess) -> None:
