@@ -23,6 +23,7 @@ from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.judge.rubric import load_rubric
 from babylon_tasks.judge.ruler_call import require_installed
 from babylon_tasks.line import one_line
+from babylon_tasks.logs import configure_logging
 from babylon_tasks.remote import require_usable
 from babylon_tasks.scoring.choose import WITH_JUDGE
 from babylon_tasks.settings import Settings, load_settings
@@ -49,6 +50,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     options = options or {}
     queues = _names(options.get("queues")) or [queue.name for queue in conf.task_queues]
     settings = load_settings()
+    configure_logging(settings.log_level)  # Celery does so later
     with _refusing_in_one_line():
         require_applied(settings.postgres())
         if "gpu" in queues:

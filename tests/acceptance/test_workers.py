@@ -93,6 +93,8 @@ def test_a_gpu_worker_has_one_pool_process_a_visible_gpu(
     path = f"{tmp_path}:{os.environ['PATH']}"
     deployment.start(*GPU, env={"PATH": path, "CUDA_VISIBLE_DEVICES": "3,GPU-00,1,9,2"})
     deployment.wait(lambda: _pool_size(deployment) == 3)
+    named = "GPU-3333-aaaa, GPU-0000-aaaa, GPU-1111-aaaa"
+    assert f"INFO workers.lifecycle: gpu worker: {named}\n" in deployment.logs()
 
 
 def _pool_size(deployment: Deployment) -> int:
