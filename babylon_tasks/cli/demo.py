@@ -101,6 +101,7 @@ def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, st
         "REDIS_URL": redis_url,
         "TRAIN_RL_LOCAL": "true",
         "TRAINER": "torch",
+        "SCORING": "heuristic",
         "MODEL_NAME": "babylon-agent",
         "BASE_MODEL": str(model),
         "CHECKPOINT_STORE": str((HOME / "checkpoints").resolve()),

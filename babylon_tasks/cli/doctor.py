@@ -174,11 +174,16 @@ def _checkpoints(settings: Settings) -> str:
 
 
 def _gpu(settings: Settings) -> str:
-    from workers.visible_gpus import visible_gpus
+    from workers.visible_gpus import installed_gpus, visible_gpus
 
     gpus = visible_gpus()
     if not gpus:
         return "none: one slot on the CPU"
+    if installed_gpus() is None:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES names {', '.join(gpus)}, and `nvidia-smi -L` does not say "
+            "whether this machine has them: is NVIDIA's driver installed? For the CPU, unset it"
+        )
     memory = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],  # noqa: S607
         capture_output=True,

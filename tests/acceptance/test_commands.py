@@ -214,6 +214,7 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, home / "model")  # made once for all tests
     for variable in ("DATABASE_URL", "REDIS_URL", "TRAINER"):
         del deployment.env[variable]
+    deployment.env["SCORING"] = "ruler"  # a judge that the demo must not ask
     done = deployment.run("babylon", "demo", "--windows", "3", "--agents", "4", timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Flower at http://127.0.0.1:" in done.stdout
@@ -239,11 +240,15 @@ def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_mod
         "babylon",
         "doctor",
         env={"DATABASE_URL": NOBODY, "REDIS_URL": "redis://:s3cret@127.0.0.1:1/0",
-             "TRAIN_RL_LOCAL": "no", "BASE_MODEL": "/nowhere"},
+             "TRAIN_RL_LOCAL": "no", "BASE_MODEL": "/nowhere",
+             "CUDA_VISIBLE_DEVICES": "0", "PATH": ""},
     )  # fmt: skip
     assert ill.returncode == 2
     assert "s3cret" not in ill.stdout + ill.stderr
-    for said in ("DATABASE_URL", "REDIS_URL", "TRAIN_RL_LOCAL=true", "/nowhere"):
+    for said in (
+        "DATABASE_URL", "REDIS_URL", "TRAIN_RL_LOCAL=true", "/nowhere",
+        "CUDA_VISIBLE_DEVICES names 0, and `nvidia-smi -L` does not say",
+    ):  # fmt: skip
         assert said in ill.stdout
 
 
