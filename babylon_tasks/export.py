@@ -36,7 +36,8 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
             raise
     except OSError as error:
-        named = f" ({error.filename})" if error.filename else ""
+        file = error.filename2 or error.filename  # of a copy, where to
+        named = f" ({file})" if file else ""
         raise UserError(f"cannot export to {target}: {error.strerror or error}{named}") from error
 
 

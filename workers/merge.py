@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
     try:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):  # which safetensors makes for its owner alone
+            shutil.copymode(folder / "config.json", weights)
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(_first_line(error)) from error
     except (ValueError, RuntimeError) as error:

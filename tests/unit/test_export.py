@@ -86,6 +86,8 @@ def test_merged_weights_say_what_base_and_adapter_say(
     checkpoint, wanted = trained
     with export.new_folder(tmp_path / "merged") as draft:
         merge_adapter(base_model, checkpoint, draft)
+    modes = {file.stat().st_mode for file in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1, "a server of another user may read all of it, or nothing"
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.dtype == torch.float32
     assert not any("lora" in name for name in merged.state_dict())
@@ -153,6 +155,23 @@ def write(target: Path, text: str, meanwhile: Callable[[], None] = lambda: None)
     with export.new_folder(target) as draft:
         (draft / "weights").write_text(text)
         meanwhile()
+
+
+def test_a_full_disk_is_named_by_the_file_that_is_written(tmp_path: Path) -> None:
+    checkpoint, target = tmp_path / "checkpoint", tmp_path / "new"
+    checkpoint.mkdir()
+    for file in export.ADAPTER_FILES:
+        (checkpoint / file).write_bytes(b"x" * 10_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+    try:
+        with pytest.raises(UserError) as caught, export.new_folder(target) as draft:
+            export.copy_adapter(checkpoint, draft)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(checkpoint) not in str(caught.value)
+    assert f"({draft}" in str(caught.value)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_no_folder_is_written_over(tmp_path: Path) -> None:
