@@ -62,7 +62,7 @@ def check_writable(target: str) -> None:
     filesystem, path = _filesystem(target)
     try:
         if filesystem.exists(path):
-            raise UserError(f"the checkpoint {target} exists: attempts never share a folder")
+            raise _taken(target)
         if "://" not in target:
             folder = Path(path).parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def save(
     filesystem, path = _filesystem(target)
     try:
         if filesystem.exists(path):
-            raise UserError(f"the checkpoint {target} exists: attempts never share a folder")
+            raise _taken(target)
         if "://" not in target:  # S3 has no folders, and s3fs would make a missing bucket
             filesystem.makedirs(path, exist_ok=False)
         filesystem.pipe_file(f"{path}/{_NONCE}", nonce.encode())
@@ -202,6 +202,14 @@ def _store_errors(url: str) -> tuple[type[Exception], ...]:
     from botocore.exceptions import BotoCoreError  # no OSError
 
     return (*ours, BotoCoreError, ValueError)  # ValueError: AWS_ENDPOINT_URL is no URL
+
+
+def _taken(target: str) -> UserError:
+    """Lease tokens are a database's own, so no attempt of this one made it."""
+    return UserError(
+        f"the checkpoint {target} exists, and this database did not make it: "
+        "set CHECKPOINT_STORE to another folder, or MODEL_NAME to a new name"
+    )
 
 
 def _unwritable(target: str, error: Exception) -> UserError:

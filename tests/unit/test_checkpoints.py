@@ -42,7 +42,7 @@ def test_a_folder_is_never_written_twice(source: Path, tmp_path: Path) -> None:
     url = checkpoints.folder_of(str(tmp_path), "m", 1, 1)
     checkpoints.save(source, url, "nonce")
     (source / "adapter_model.safetensors").write_bytes(b"others")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="set CHECKPOINT_STORE to another folder"):
         checkpoints.save(source, url, "nonce")
 
 
