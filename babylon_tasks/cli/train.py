@@ -92,16 +92,18 @@ def train(
     with worker.database.transaction() as tx:
         states = window_rows.count_states(tx, settings.model_name)
         why = window_rows.last_error(tx, settings.model_name)
-    if steps:
-        log_steps(settings)
     left = {str(state): states[state] for state in (State.DUE, State.SCORED) if states[state]}
     if left and why and not steps:
         raise UserError(f"nothing was trained, windows wait: {why}")
     if as_json:
         print_json({"steps": steps, "published": published, "left": left})
-        return
-    for version in published:
-        click.echo(f"{version} is ready")
-    if left:
-        waiting = ", ".join(f"{count} {state}" for state, count in left.items())
-        click.echo(f"left: {waiting} (held by other workers, or waiting: `babylon windows list`)")
+    else:
+        for version in published:
+            click.echo(f"{version} is ready")
+        if left:
+            waiting = ", ".join(f"{count} {state}" for state, count in left.items())
+            click.echo(
+                f"left: {waiting} (held by other workers, or waiting: `babylon windows list`)"
+            )
+    if steps:
+        log_steps(settings)  # last: W&B may let it wait
