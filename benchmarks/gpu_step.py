@@ -46,7 +46,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 from babylon_tasks.demo.tiny_model import _tokenizer
 from babylon_tasks.training import Hyperparameters, StepRequest, StepResult
 from workers.trainer.batches import StepTensors
-from workers.trainer.language_model import LanguageModel
+from workers.trainer.language_model import LanguageModel, out_of_memory
 from workers.trainer.matrix_rate import matrix_rate
 from workers.trainer.samples import read_samples, trajectory_groups
 from workers.trainer.tokenized import tokenize_groups
@@ -182,8 +182,9 @@ def padded(base_model: str, device: torch.device, step: StepTensors, kl: float) 
             started = time.perf_counter()
             loop.run(step, kl, batch)
             return {"padded_seconds": time.perf_counter() - started, "padded_batch": batch}
-        except torch.OutOfMemoryError:
-            pass
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
         loop = None  # type: ignore[assignment]
         gc.collect()
         torch.cuda.empty_cache()
