@@ -60,16 +60,20 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     if queues == ["gpu"]:
         if not options.get("concurrency"):
             conf.worker_concurrency = gpu.slots()
-        log.info("gpu worker: %s", ", ".join(visible_gpus()) or "no GPU, one slot on the CPU")
+        log.info("gpu worker: %s", _where(settings))
     elif "gpu" in queues:
         log.warning(
             "this worker mixes queues, so its pool is not sized by GPUs: "
             "run `celery -A babylon_tasks worker -Q gpu` on GPU nodes"
         )
-    if "gpu" in queues and settings.trainer == "serverless":
-        log.info("trains on W&B, at %s", settings.serverless_url)
     if "gpu" in queues and not settings.train_rl_local:
         log.warning("this worker will not train: set TRAIN_RL_LOCAL=true to allow it")
+
+
+def _where(settings: Settings) -> str:
+    if settings.trainer == "serverless":
+        return f"trains on W&B, at {settings.serverless_url}"
+    return ", ".join(visible_gpus()) or "no GPU, one slot on the CPU"
 
 
 @worker_ready.connect

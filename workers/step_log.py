@@ -112,13 +112,14 @@ def wandb_metrics(step: StepToLog) -> dict[str, float]:
 
 def main() -> int:
     """Log every committed step that W&B does not have yet; 1 where that failed."""
-    settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging("INFO")
     signal.signal(signal.SIGALRM, _give_up)  # wandb retries for hours where a network hangs
     signal.alarm(_MOST_SECONDS)
-    database = Database(settings.postgres())
     holder = f"{socket.gethostname()}:{os.getpid()}"
     try:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        database = Database(settings.postgres())
         with database.transaction() as tx:
             lease = leases.acquire(tx, f"wandb/{settings.model_name}", holder, _LEASE_SECONDS)
         if lease is None:
