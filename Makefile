@@ -34,7 +34,7 @@ lint: venv ## Check style, types and imports
 	$(BIN)/lint-imports
 
 test: venv lint ## lint, then all tests but the slow ones
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 chaos: venv ## Every fault ROUNDS times, a soak of SECONDS with kills drawn from SEED, and a table
 	$(BIN)/pytest tests/chaos -m '' --rounds $(ROUNDS) --seconds $(SECONDS) --seed $(SEED)
