@@ -12,7 +12,7 @@ from babylon_tasks.errors import UserError
 
 # What PEFT and vLLM read of a checkpoint.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-_REMOTE = "remote.json"  # in a checkpoint whose weights are at W&B
+REMOTE_FILE = "remote.json"  # in a checkpoint whose weights are at W&B
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def require_adapter(checkpoint: Path, name: str) -> None:
     Raises:
         UserError: The weights are elsewhere, or there are none.
     """
-    if (checkpoint / _REMOTE).exists():
+    if (checkpoint / REMOTE_FILE).exists():
         raise UserError(f"{name} was trained by W&B and its weights are there: nothing to export")
     if not all((checkpoint / file).is_file() for file in ADAPTER_FILES):
         raise UserError(f"{name} has no weights to export: was it made with TRAINER=noop?")

@@ -16,3 +16,8 @@ def one_line(text: str, limit: int = 500) -> str:
     if len(line) > limit or len(start) < len(text):
         return line[: limit - 1] + "…"
     return line
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -34,6 +34,11 @@ class Call(msgspec.Struct, frozen=True):
     response: str
     logprobs: Logprobs | None = None
 
+    def prompt(self) -> list[dict[str, str]]:
+        """What the agent saw, as chat messages."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.user}]
+
 
 class Sample(msgspec.Struct, frozen=True):
     """One trajectory to train on: its calls share the reward's advantage."""

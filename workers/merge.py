@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.export import ADAPTER_FILES
-from babylon_tasks.line import one_line
+from babylon_tasks.line import first_line, one_line
 
 
 def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
@@ -39,7 +39,7 @@ def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"the base model {base_model} cannot be loaded ({_first_line(error)}): it must be "
+            f"the base model {base_model} cannot be loaded ({first_line(error)}): it must be "
             "the folder or hub id that the lineage was started from"
         ) from error
     try:
@@ -50,7 +50,7 @@ def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
             merged = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"the adapter does not fit the base model {base_model}: {_first_line(error)}"
+            f"the adapter does not fit the base model {base_model}: {first_line(error)}"
         ) from error
     try:
         merged.save_pretrained(folder)
@@ -58,7 +58,7 @@ def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
         for weights in folder.glob("*.safetensors"):  # which safetensors makes for its owner alone
             shutil.copymode(folder / "config.json", weights)
     except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{base_model} cannot be saved: {one_line(str(error), 500)}") from error
 
@@ -69,7 +69,3 @@ def _check_layers(adapted: Any, adapter: Path) -> None:
         theirs = set(weights.keys())
     if theirs != set(get_peft_model_state_dict(adapted, save_embedding_layers=False)):
         raise ValueError("its layers are not those of the base model")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.line import first_line
 from workers.trainer.chat_format import ChatFormat
 
 ADAPTERS_KEPT = 4
@@ -133,7 +134,7 @@ class Engine:
                 local_files_only=local,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise UserError(f"BASE_MODEL={base_model} cannot be loaded: {reason}") from error
         self._tokenizer = tokenizer
         self._chat = ChatFormat(tokenizer, base_model)
@@ -172,6 +173,6 @@ class Engine:
                     self._network, str(adapter), adapter_name=name
                 ).eval()
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise UserError(f"cannot read the checkpoint {adapter}: {reason}") from error
         self._adapters[adapter] = name

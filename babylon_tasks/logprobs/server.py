@@ -78,9 +78,7 @@ class LogprobServer:
         """
         if model not in self._ends:
             self._ends[model] = await self._end(model)
-        system = [{"role": "system", "content": call.system}] if call.system else []
-        messages = [*system, {"role": "user", "content": call.user}]
-        prompt = await self._tokens(model, messages=messages, add_generation_prompt=True)
+        prompt = await self._tokens(model, messages=call.prompt(), add_generation_prompt=True)
         answer = await self._tokens(model, prompt=call.response)
         answer += self._ends[model]
         completion = await self._post(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from babylon_tasks.errors import CheckpointUnreadable, UserError
+from babylon_tasks.line import first_line
 from babylon_tasks.training import StepRequest
 from workers.trainer.language_model import LanguageModel
 
@@ -42,7 +43,7 @@ def load(model: LanguageModel, optimizer: torch.optim.Optimizer, request: StepRe
         optimizer.load_state_dict(saved["optimizer"])
         return int(json.loads((parent / STATE).read_text())["optimizer_steps"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError) as e:
-        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        reason = first_line(e)
         raise CheckpointUnreadable(
             f"cannot read the checkpoint {parent} ({type(e).__name__}: {reason}): "
             "is CHECKPOINT_STORE the same on all GPU nodes?"

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import UserError
+from babylon_tasks.line import first_line
 from workers.trainer.batches import to_device
 from workers.trainer.chat_format import ChatFormat
 from workers.trainer.last_layer import ATTENTION, LastLayer
@@ -240,7 +241,7 @@ def _load(base_model: str, device: torch.device, dtype: torch.dtype) -> tuple[An
             ) from None
         if isinstance(error, torch.AcceleratorError):
             raise  # the GPU's fault, not the model's
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(
             f"BASE_MODEL={base_model} cannot be loaded ({reason}): "
             "name a folder with a transformers model, or a hub id this machine can reach"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import art
-from art.trajectories import History
 from openai.types.chat import ChatCompletionMessage, ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
 
 from babylon_tasks.training import Call, Sample, WindowShare
+from workers.trainer.samples import trajectory
 
 _BYTES_A_TOKEN = 4  # of a prompt, whose tokens are not recorded
 
@@ -43,7 +43,8 @@ def recorded_groups(samples: Sequence[Sample], max_sequence_tokens: int) -> Reco
             dropped += len(recorded) - len(calls)
             tokens += sum(len(call.logprobs.token_ids) for call in calls if call.logprobs)
             if calls:
-                trajectories.append(_trajectory(sample, calls))
+                histories = [[*call.prompt(), _choice(call)] for call in calls]
+                trajectories.append(trajectory(sample, histories))
         shares[window_id] = WindowShare(sequences, dropped, tokens)
         if trajectories:
             groups.append(art.TrajectoryGroup(trajectories))
@@ -53,22 +54,6 @@ def recorded_groups(samples: Sequence[Sample], max_sequence_tokens: int) -> Reco
 def _tokens(call: Call) -> int:
     prompt = len(call.system.encode()) + len(call.user.encode())
     return prompt // _BYTES_A_TOKEN + (len(call.logprobs.token_ids) if call.logprobs else 0)
-
-
-def _trajectory(sample: Sample, calls: Sequence[Call]) -> Any:
-    """One history a call: the model is trained on exactly what the agent saw."""
-    first, *others = [_messages(call) for call in calls]
-    return art.Trajectory(
-        messages_and_choices=first,
-        additional_histories=[History(messages_and_choices=other) for other in others],
-        reward=sample.reward,
-        metadata={"window_id": sample.window_id, "trajectory_id": sample.trajectory_id},
-    )
-
-
-def _messages(call: Call) -> list[Any]:
-    system = [{"role": "system", "content": call.system}] if call.system else []
-    return [*system, {"role": "user", "content": call.user}, _choice(call)]
 
 
 def _choice(call: Call) -> Choice:

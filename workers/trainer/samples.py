@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def _without_surrogates(value: Any) -> Any:
 def trajectory_groups(samples: list[Sample]) -> list[Any]:
     """One `art.TrajectoryGroup` per window; a window's samples stand together."""
     return [
-        art.TrajectoryGroup(_trajectory(sample) for sample in window)
+        art.TrajectoryGroup(
+            trajectory(sample, [_messages(call) for call in sample.calls]) for sample in window
+        )
         for _, window in itertools.groupby(samples, key=lambda sample: sample.window_id)
     ]
 
@@ -75,9 +78,8 @@ def recorded_logprobs(samples: list[Sample]) -> dict[str, list[Logprobs | None]]
     }
 
 
-def _trajectory(sample: Sample) -> Any:
+def trajectory(sample: Sample, histories: Sequence[list[Any]]) -> Any:
     """One history a call: the model is trained on exactly what the agent saw."""
-    histories = [_messages(call) for call in sample.calls]
     return art.Trajectory(
         messages_and_choices=histories[0] if histories else [],
         additional_histories=[History(messages_and_choices=h) for h in histories[1:]],
@@ -87,9 +89,4 @@ def _trajectory(sample: Sample) -> Any:
 
 
 def _messages(call: Call) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": call.system}] if call.system else []
-    return [
-        *system,
-        {"role": "user", "content": call.user},
-        {"role": "assistant", "content": call.response},
-    ]
+    return [*call.prompt(), {"role": "assistant", "content": call.response}]

@@ -24,6 +24,7 @@ from babylon_tasks.errors import (
     Retryable,
     UserError,
 )
+from babylon_tasks.export import REMOTE_FILE
 from babylon_tasks.line import one_line
 from babylon_tasks.training import (
     JobNote,
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 MAX_POLL_SECONDS = 30.0  # while W&B does not answer
 UNKNOWN_SECONDS = 60.0  # for a job that W&B does not know (yet), a checkpoint that it does not list
-
-CHECKPOINT_FILE = "remote.json"
 
 
 class RemoteCheckpoint(msgspec.Struct, frozen=True):
@@ -349,7 +348,7 @@ class _Step:
             base_model=self._request.base_model,
             job_id=made.job_id,
         )
-        (output / CHECKPOINT_FILE).write_bytes(msgspec.json.encode(checkpoint))
+        (output / REMOTE_FILE).write_bytes(msgspec.json.encode(checkpoint))
 
     def _read_parent(self, model: RemoteModel) -> RemoteCheckpoint | None:
         """The head's checkpoint.
@@ -360,7 +359,7 @@ class _Step:
         """
         if self._request.parent is None:
             return None
-        path = Path(self._request.parent) / CHECKPOINT_FILE
+        path = Path(self._request.parent) / REMOTE_FILE
         try:
             parent = msgspec.json.decode(path.read_bytes(), type=RemoteCheckpoint)
         except (OSError, msgspec.DecodeError) as error:
