@@ -21,6 +21,7 @@ from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.worker import Worker
+from workers.trainer_client import TrainerProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -175,3 +176,11 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's base model, made once."""
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def trainer() -> Iterator[TrainerProcess]:
+    """A real trainer process that loads no model."""
+    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    yield process
+    process.close()

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ from workers.trainer_client import TrainerProcess
 
 WORKER = ("celery", "-A", "babylon_tasks", "worker")
 LOG = ("-m", "workers.step_log")
-
-
-@pytest.fixture
-def trainer() -> Iterator[TrainerProcess]:
-    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
-    yield process
-    process.close()
 
 
 def train(deployment: Deployment, trainer: TrainerProcess, *hours: int) -> None:

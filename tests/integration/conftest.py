@@ -1,4 +1,4 @@
-"""Workers with a judge of their own: a local HTTP server, asked through litellm and ART's ruler."""
+"""A judge over local HTTP, asked through litellm and ART's ruler; and workers that die."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from babylon_tasks import loop
 from babylon_tasks.judge import judge as asking
 from babylon_tasks.judge import ruler_call
+from babylon_tasks.keeper import Keeper
 from babylon_tasks.settings import Settings
 from babylon_tasks.worker import Worker
 from tests.judge_server import JudgeServer
@@ -57,3 +58,19 @@ def make_judged(
         )
 
     return make
+
+
+class Died(BaseException):
+    """Nothing after it is run, as after SIGKILL: `dying` takes the clean-up away too."""
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Died` leaves leases, attempts, jobs and files as they are."""
+    leave = Keeper.__exit__
+
+    def forget(keeper: Any, exc_type: Any, exc: Any, traceback: Any) -> None:
+        if exc_type is not Died:
+            leave(keeper, exc_type, exc, traceback)
+
+    monkeypatch.setattr("babylon_tasks.keeper.Keeper.__exit__", forget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,13 +30,6 @@ from tests.rows import (
 from workers.trainer_client import TrainerProcess
 
 MakeWorker = Callable[..., Worker]
-
-
-@pytest.fixture
-def trainer() -> Iterator[TrainerProcess]:
-    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
-    yield process
-    process.close()
 
 
 def run(pnl: float, count: int = 6, failed: int = 0, *extra: dict[str, Any]) -> str:

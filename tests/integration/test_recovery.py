@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,31 +24,9 @@ from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.training import StepRequest, StepResult, Trainer
 from babylon_tasks.worker import Worker
+from tests.integration.conftest import Died
 from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
 from workers.trainer_client import OnBeat, TrainerProcess
-
-
-class Died(BaseException):
-    """Nothing after it is run, as after SIGKILL: `forget` takes the clean-up away too."""
-
-
-@pytest.fixture
-def trainer() -> Iterator[TrainerProcess]:
-    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def dying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Died` leaves leases, attempts and files as they are."""
-    leave = pipeline.Keeper.__exit__
-
-    def forget(keeper: Any, exc_type: Any, exc: Any, traceback: Any) -> None:
-        if exc_type is not Died:
-            leave(keeper, exc_type, exc, traceback)
-
-    monkeypatch.setattr("babylon_tasks.keeper.Keeper.__exit__", forget)
 
 
 def die(*_: Any, **__: Any) -> None:

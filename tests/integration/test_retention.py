@@ -21,19 +21,8 @@ from babylon_tasks.store import steps as step_rows
 from babylon_tasks.training import Trainer
 from babylon_tasks.worker import Worker
 from tests.conftest import with_database
+from tests.integration.conftest import Died
 from tests.rows import commit_steps, hours_ago, one, query, scored_windows
-from workers.trainer_client import TrainerProcess
-
-
-class Died(BaseException):
-    """Nothing after it is run, as after SIGKILL."""
-
-
-@pytest.fixture
-def trainer() -> Iterator[TrainerProcess]:
-    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
-    yield process
-    process.close()
 
 
 def on_disk(worker: Worker) -> list[int]:

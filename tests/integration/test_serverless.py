@@ -24,6 +24,7 @@ from babylon_tasks.remote import OFFERED
 from babylon_tasks.store import jobs
 from babylon_tasks.training import Progress, StepRequest, StepResult
 from babylon_tasks.worker import Worker
+from tests.integration.conftest import Died
 from tests.rows import (
     add_trajectory,
     add_window,
@@ -40,10 +41,6 @@ from workers.trainer.serverless import ServerlessTrainer
 from workers.trainer_client import TrainerProcess
 
 NAME = "wandb-artifact:///team/babylon-rl/babylon-agent"
-
-
-class Died(BaseException):
-    """Nothing after it is run, as after SIGKILL."""
 
 
 class InProcess:
@@ -82,18 +79,6 @@ def on_wandb(
         )
 
     return make
-
-
-@pytest.fixture
-def dying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Died` leaves leases, attempts and jobs as they are."""
-    leave = pipeline.Keeper.__exit__
-
-    def forget(keeper: Any, exc_type: Any, exc: Any, traceback: Any) -> None:
-        if exc_type is not Died:
-            leave(keeper, exc_type, exc, traceback)
-
-    monkeypatch.setattr("babylon_tasks.keeper.Keeper.__exit__", forget)
 
 
 def dies_at(monkeypatch: pytest.MonkeyPatch, state: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,6 @@ from tests.rows import (
 from workers.trainer_client import TrainerProcess
 
 OnBeat = Callable[[Progress | None], None]
-
-
-@pytest.fixture
-def trainer() -> Iterator[TrainerProcess]:
-    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
-    yield process
-    process.close()
 
 
 class Scripted(Trainer):
