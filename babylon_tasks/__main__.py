@@ -10,19 +10,21 @@ import signal
 import sys
 import time
 
-from babylon_tasks import chat, pipeline
+from babylon_tasks import pipeline
 from babylon_tasks.cli import run
-from babylon_tasks.cli.common import interrupt, ready_worker, stop
+from babylon_tasks.cli.common import ready_context
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import NotRecorded, Retryable, UserError
+from babylon_tasks.local import ask
+from babylon_tasks.records.windows import State, Window, due_at
 from babylon_tasks.settings import Settings, load_settings
-from babylon_tasks.store import requests, steps
+from babylon_tasks.store import steps, training_batches
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.windows import State, Window, due_at
-from babylon_tasks.worker import Worker
-from workers import gpu
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.signals import interrupt, stop
+from workers.gpu import slots
 from workers.lifecycle import check_trainer
-from workers.step_log import StepLogger, log_steps
+from workers.watch.step_log import StepLogger, log_steps
 
 _HELD_ELSEWHERE_SECONDS = 1.0
 
@@ -39,12 +41,12 @@ def main() -> int:
 
 def list_ready(settings: Settings) -> int:
     """Print the windows that a step could take now."""
-    worker = ready_worker(settings)
-    with worker.database.transaction() as tx:
+    context = ready_context(settings)
+    with context.database.transaction() as tx:
         found = window_rows.listing(tx, settings)
     ready = [w for w in found if w.can_train]
     if not ready:
-        raise no_windows(worker.database, settings, found)
+        raise no_windows(context.database, settings, found)
     print(f"Ready windows ({len(ready)}):")
     for window in ready:
         print(f"  {window.window_id}: {window.agents} agents")
@@ -54,24 +56,24 @@ def list_ready(settings: Settings) -> int:
 def single(settings: Settings) -> int:
     """Train one window, alone, and ask the new version a question."""
     signal.signal(signal.SIGTERM, interrupt)
-    worker = ready_worker(settings)
-    window = _choose_window(worker)
+    context = ready_context(settings)
+    window = _choose_window(context)
     print(f"Training on: {window.window_id}", flush=True)
     if window.state != State.TRAINED:
-        window = _work_off(worker, window)
+        window = _work_off(context, window)
     if window.state != State.TRAINED or window.trained_step is None:
         why = window.reason or window.last_error
         raise UserError(f"window {window.window_id} is {window.state}: {why}")
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         step = steps.read(tx, settings.model_name, window.trained_step)
     assert step is not None
     where = step.inference_name or step.files()
     print(f"Model: {settings.model_name}-{step.version} (step {step.step}): {where}", flush=True)
     if step.inference_name:
-        answer = chat.ask_wandb(step.inference_name)
+        answer = ask.ask_wandb(step.inference_name)
     else:
-        with chat.serving({}) as url:
-            answer = chat.ask(url, f"{settings.model_name}@{step.step}")
+        with ask.serving({}) as url:
+            answer = ask.ask(url, f"{settings.model_name}@{step.step}")
     print(f"Response: {answer}", flush=True)
     log_steps(settings)
     return 0
@@ -80,8 +82,8 @@ def single(settings: Settings) -> int:
 def continuous(settings: Settings) -> int:
     """Train whatever becomes due, until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, stop)
-    worker = ready_worker(settings)
-    trainer = gpu.make_trainer(0)
+    context = ready_context(settings)
+    trainer = slots.make_trainer(0)
     step_logger = StepLogger(settings)
     next_look = 0.0
     try:
@@ -90,13 +92,13 @@ def continuous(settings: Settings) -> int:
             try:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + settings.produce_seconds
-                    pipeline.produce(worker)
-                scored = pipeline.score(worker)
-                step = pipeline.train(worker, trainer)
+                    pipeline.produce(context)
+                scored = pipeline.score(context)
+                step = pipeline.train(context, trainer)
                 worked = bool(scored or step)
                 if step:
                     step_logger.step_committed()
-                pipeline.publish(worker)
+                pipeline.publish(context)
             # A server is away, another worker has taken over, or windows wait for what they lack.
             except (Retryable, NotRecorded) as error:
                 print(error, file=sys.stderr, flush=True)
@@ -106,33 +108,33 @@ def continuous(settings: Settings) -> int:
         trainer.close()
 
 
-def _choose_window(worker: Worker) -> Window:
+def _choose_window(context: Context) -> Window:
     """The window that BATCH_ID or WINDOW_ID names, else the newest one that is ready."""
-    settings = worker.settings
+    settings = context.settings
     window_id = settings.window_id
     if settings.batch_id is not None:
         if not settings.primary:
             raise UserError(
                 "BATCH_ID is a request of the app, and this model answers none (PRIMARY)"
             )
-        with worker.database.transaction() as tx:
-            request = requests.read(tx, settings.batch_id)
+        with context.database.transaction() as tx:
+            request = training_batches.read(tx, settings.batch_id)
         if request is None:
             raise UserError(f"BATCH_ID={settings.batch_id}: no such row in training_batches")
         window_id = window_id or request.window_id
     if window_id is None:
-        with worker.database.transaction() as tx:
+        with context.database.transaction() as tx:
             found = window_rows.listing(tx, settings)
         ready = [w for w in found if w.can_train]
         if not ready:
-            raise no_windows(worker.database, settings, found)
+            raise no_windows(context.database, settings, found)
         window_id = ready[0].window_id
-    if settings.batch_id is not None and pipeline.must_wait(worker, window_id):
+    if settings.batch_id is not None and pipeline.must_wait(context, window_id):
         # The app asks for the hour that is still running: its request waits for it.
         raise SystemExit(_waits(settings, window_id))
-    window = pipeline.enqueue(worker, window_id)
+    window = pipeline.enqueue(context, window_id)
     if settings.batch_id is not None:
-        pipeline.answer_request(worker, settings.batch_id, window)
+        pipeline.answer_request(context, settings.batch_id, window)
     return window
 
 
@@ -145,28 +147,28 @@ def _waits(settings: Settings, window_id: str) -> int:
     return 0
 
 
-def _work_off(worker: Worker, window: Window) -> Window:
+def _work_off(context: Context, window: Window) -> Window:
     """Score and train one window; where other workers hold it, wait for them."""
-    settings = worker.settings
+    settings = context.settings
     only = [window.window_id]
-    trainer = gpu.make_trainer(0)
+    trainer = slots.make_trainer(0)
     try:
         while window.state in (State.DUE, State.SCORED):
             if window.state == State.DUE:
-                worked = bool(pipeline.score(worker, only, limit=1))
+                worked = bool(pipeline.score(context, only, limit=1))
             else:
                 worked = bool(
                     pipeline.train(
-                        worker, trainer, only=only, requested_version=settings.model_version
+                        context, trainer, only=only, requested_version=settings.model_version
                     )
                 )
-            with worker.database.transaction() as tx:
+            with context.database.transaction() as tx:
                 (window,) = window_rows.read(tx, settings.model_name, only)
             if not worked:
                 time.sleep(_HELD_ELSEWHERE_SECONDS)
     finally:
         trainer.close()
-    pipeline.publish(worker)
+    pipeline.publish(context)
     return window
 
 

@@ -99,7 +99,7 @@ def _configure_flower() -> None:
     """Flower has no hook in the app: it reads FLOWER_CONF, or ./flowerconfig.py where it exists."""
     workers = importlib.util.find_spec("workers")
     if workers and workers.origin and not Path("flowerconfig.py").exists():
-        config = Path(workers.origin).with_name("flowerconfig.py")
+        config = Path(workers.origin).parent / "watch" / "flowerconfig.py"
         os.environ.setdefault("FLOWER_CONF", str(config))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from babylon_tasks.line import one_line
+from babylon_tasks.text import one_line
 
 _MOST_CHARACTERS = 4000
 

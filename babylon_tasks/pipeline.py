@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Container, Sequence
 
-from babylon_tasks import checkpoints, failures, loop, remote, retention
+from babylon_tasks.checkpoints import files as checkpoint_files
+from babylon_tasks.checkpoints import retention
 from babylon_tasks.errors import (
     BabylonError,
     Final,
@@ -26,19 +27,21 @@ from babylon_tasks.errors import (
     StaleClaim,
     UserError,
 )
-from babylon_tasks.keeper import Keeper
-from babylon_tasks.phases import Phases
-from babylon_tasks.score import judge_claimed, score_claimed
-from babylon_tasks.scoring.choose import WITH_JUDGE, WITHOUT_JUDGE, judged_scorers
+from babylon_tasks.records.steps import Progress, Trainer
+from babylon_tasks.records.windows import State, Window, due_at, parse_window_id, share_a_step
+from babylon_tasks.scoring.registry import WITH_JUDGE, WITHOUT_JUDGE, judged_scorers
+from babylon_tasks.scoring.stage import judge_claimed, score_claimed
 from babylon_tasks.settings import Settings
-from babylon_tasks.step import StepReport, attempt_step
-from babylon_tasks.store import attempts, leases, requests, steps
+from babylon_tasks.store import attempts, leases, steps, training_batches
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Connection, now
-from babylon_tasks.store.windows import Doorbells
-from babylon_tasks.training import Progress, Trainer
-from babylon_tasks.windows import State, Window, due_at, parse_window_id, share_a_step
-from babylon_tasks.worker import Worker
+from babylon_tasks.store.windows import DueWork
+from babylon_tasks.training import wandb_jobs
+from babylon_tasks.training.step import StepReport, attempt_step
+from babylon_tasks.work import aio, failures
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +55,21 @@ _REMOVE_BATCH = 16
 # --- produce ---------------------------------------------------------------------------------
 
 
-def produce(worker: Worker) -> list[str]:
+def produce(context: Context) -> list[str]:
     """Make windows due and take the app's pending requests; return the windows made due."""
-    with worker.database.transaction() as tx:
-        made = window_rows.produce(tx, worker.settings)
-        waiting = requests.pending(tx) if worker.settings.primary else []
+    with context.database.transaction() as tx:
+        made = window_rows.produce(tx, context.settings)
+        waiting = training_batches.pending(tx) if context.settings.primary else []
     for request in waiting:
         # A transaction each: an odd request must not undo the windows, or stop the others.
-        with worker.database.transaction() as tx:
-            made += _take_request(tx, worker.settings, request)
+        with context.database.transaction() as tx:
+            made += _take_request(tx, context.settings, request)
     if made:
         log.info("due: %s", ", ".join(made))
     return made
 
 
-def enqueue(worker: Worker, window_id: str, scoring: str | None = None) -> Window:
+def enqueue(context: Context, window_id: str, scoring: str | None = None) -> Window:
     """Make one window due by name, however old, and return its row.
 
     With `scoring` it is due for that scorer, even where it was scored, skipped or failed before;
@@ -75,9 +78,9 @@ def enqueue(worker: Worker, window_id: str, scoring: str | None = None) -> Windo
     Raises:
         UserError: No window id, not ended and settled, nobody in it, or too few agents.
     """
-    settings = worker.settings
+    settings = context.settings
     parse_window_id(window_id)
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         if not window_rows.read(tx, settings.model_name, [window_id]):
             why_not = _why_not_due(tx, settings, window_id)
             if why_not:
@@ -88,34 +91,36 @@ def enqueue(worker: Worker, window_id: str, scoring: str | None = None) -> Windo
             log.info("window %s is due for %s", window_id, scoring)
         (window,) = window_rows.read(tx, settings.model_name, [window_id])
         if scoring and window.state == State.DUE and window.batch_id:
-            requests.reopen(tx, window.batch_id)
+            training_batches.reopen(tx, window.batch_id)
     return window
 
 
-def must_wait(worker: Worker, window_id: str) -> bool:
+def must_wait(context: Context, window_id: str) -> bool:
     """Whether the window has not ended and settled yet, by the database's clock.
 
     Raises:
         UserError: No window id.
     """
-    due = due_at(window_id, worker.settings.settle_seconds)
-    with worker.database.transaction() as tx:
+    due = due_at(window_id, context.settings.settle_seconds)
+    with context.database.transaction() as tx:
         return now(tx) < due
 
 
-def answer_request(worker: Worker, batch_id: str, window: Window) -> None:
+def answer_request(context: Context, batch_id: str, window: Window) -> None:
     """Let this window answer the request; done at once where it was trained before."""
-    with worker.database.transaction() as tx:
-        _answer(tx, worker.settings.model_name, batch_id, window)
+    with context.database.transaction() as tx:
+        _answer(tx, context.settings.model_name, batch_id, window)
 
 
-def _take_request(tx: Connection, settings: Settings, request: requests.Request) -> list[str]:
+def _take_request(
+    tx: Connection, settings: Settings, request: training_batches.Request
+) -> list[str]:
     """Attach a request to its window, wait for the window, or end the request."""
     try:
         window_id = (request.window_id or "").strip()
         due = due_at(window_id, settings.settle_seconds)
     except UserError as error:
-        requests.fail(tx, request.batch_id, f"scenarioId must name a window: {error}")
+        training_batches.fail(tx, request.batch_id, f"scenarioId must name a window: {error}")
         return []
     made: list[str] = []
     found = window_rows.read(tx, settings.model_name, [window_id])
@@ -124,7 +129,7 @@ def _take_request(tx: Connection, settings: Settings, request: requests.Request)
             return []
         why_not = _why_not_due(tx, settings, window_id)
         if why_not:
-            requests.fail(tx, request.batch_id, why_not)
+            training_batches.fail(tx, request.batch_id, why_not)
             return []
         counts = window_rows.count(tx, settings, window_id)
         window_rows.enqueue(tx, settings.model_name, window_id, counts)
@@ -137,11 +142,11 @@ def _take_request(tx: Connection, settings: Settings, request: requests.Request)
 def _answer(tx: Connection, model_name: str, batch_id: str, window: Window) -> None:
     """Attach a request to its window, or end it as the window ended."""
     if window.state == State.TRAINED:
-        requests.complete_known(tx, model_name, window.window_id, batch_id)
+        training_batches.complete_known(tx, model_name, window.window_id, batch_id)
     elif window.state in (State.SKIPPED, State.FAILED):
-        requests.fail(tx, batch_id, f"window {window.window_id} is {_story(window)}")
+        training_batches.fail(tx, batch_id, f"window {window.window_id} is {_story(window)}")
     else:
-        requests.attach(tx, model_name, window.window_id, batch_id)
+        training_batches.attach(tx, model_name, window.window_id, batch_id)
 
 
 def _why_not_due(tx: Connection, settings: Settings, window_id: str) -> str | None:
@@ -176,51 +181,53 @@ def _story(window: Window) -> str:
 # --- score -----------------------------------------------------------------------------------
 
 
-def score(worker: Worker, only: Sequence[str] | None = None, limit: int = SCORE_BATCH) -> list[str]:
+def score(
+    context: Context, only: Sequence[str] | None = None, limit: int = SCORE_BATCH
+) -> list[str]:
     """Claim due windows and score them, one commit each; return the windows moved on."""
-    settings = worker.settings
-    with worker.database.transaction() as tx:
+    settings = context.settings
+    with context.database.transaction() as tx:
         failures.answer_for(
             tx, attempts.reap_scores(tx, settings.model_name, settings.max_attempts)
         )
-        claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only, WITHOUT_JUDGE)
+        claimed = window_rows.claim_due(tx, settings, context.holder, limit, only, WITHOUT_JUDGE)
         if not claimed and not window_rows.wait_for_judge(tx, settings, WITH_JUDGE, only):
             return []
     if claimed:
-        with Keeper(worker.database, settings, list(claimed.values())) as keeper:
-            moved = loop.run(score_claimed(worker, keeper, claimed))
+        with LeaseKeeper(context.database, settings, list(claimed.values())) as keeper:
+            moved = aio.run(score_claimed(context, keeper, claimed))
         if moved:
             return moved
-        with worker.database.transaction() as tx:
+        with context.database.transaction() as tx:
             if not window_rows.wait_for_judge(tx, settings, WITH_JUDGE, only):
                 return []
-    return _judge(worker, only, limit)
+    return _judge(context, only, limit)
 
 
-def _judge(worker: Worker, only: Sequence[str] | None, limit: int) -> list[str]:
+def _judge(context: Context, only: Sequence[str] | None, limit: int) -> list[str]:
     """Claim due windows for a judge, and the judge with them.
 
     One worker at a time judges for a model, many questions at once: so JUDGE_CONCURRENCY holds
     for all of them together, and a judge that hangs keeps one pool process busy and no more.
     """
-    settings = worker.settings
-    scorers = judged_scorers(worker)  # may import for seconds: before anything is held
-    with worker.database.transaction() as tx:
+    settings = context.settings
+    scorers = judged_scorers(context)  # may import for seconds: before anything is held
+    with context.database.transaction() as tx:
         lease = leases.acquire(
-            tx, f"judge/{settings.model_name}", worker.holder, settings.lease_seconds
+            tx, f"judge/{settings.model_name}", context.holder, settings.lease_seconds
         )
         if lease is None:
             return []
-        claimed = window_rows.claim_due(tx, settings, worker.holder, limit, only, WITH_JUDGE)
-    with Keeper(worker.database, settings, [lease, *claimed.values()]) as keeper:
-        return loop.run(judge_claimed(worker, keeper, claimed, scorers))
+        claimed = window_rows.claim_due(tx, settings, context.holder, limit, only, WITH_JUDGE)
+    with LeaseKeeper(context.database, settings, [lease, *claimed.values()]) as keeper:
+        return aio.run(judge_claimed(context, keeper, claimed, scorers))
 
 
 # --- train -----------------------------------------------------------------------------------
 
 
 def train(
-    worker: Worker,
+    context: Context,
     trainer: Trainer,
     *,
     only: Sequence[str] | None = None,
@@ -238,12 +245,12 @@ def train(
             log-probabilities for it); the windows wait and are tried again later.
         LeaseLost, StaleClaim: Another worker has taken over; what was done is thrown away.
     """
-    settings = worker.settings
+    settings = context.settings
     settings.require_training_allowed()
-    phases = Phases()
-    with worker.database.transaction() as tx:
+    phases = Stopwatch()
+    with context.database.transaction() as tx:
         lease = leases.acquire(
-            tx, f"model/{settings.model_name}", worker.holder, settings.lease_seconds
+            tx, f"model/{settings.model_name}", context.holder, settings.lease_seconds
         )
         if lease is None:
             return None
@@ -253,9 +260,9 @@ def train(
         if not windows:
             leases.release(tx, [lease])
             return None
-    with Keeper(worker.database, settings, [lease]) as keeper:
-        _give_up_old_steps(worker, keeper)
-        _remove_unfinished(worker, keeper)
+    with LeaseKeeper(context.database, settings, [lease]) as keeper:
+        _give_up_old_steps(context, keeper)
+        _remove_unfinished(context, keeper)
         failed: list[str] = []
         unrecorded: dict[str, NotRecorded] = {}
         while windows:
@@ -263,7 +270,7 @@ def train(
             asked = only is None or set(_ids(windows)) <= set(only)
             try:
                 report = attempt_step(
-                    worker,
+                    context,
                     trainer,
                     keeper,
                     windows,
@@ -278,23 +285,23 @@ def train(
             except (LeaseLost, StaleClaim, ServerUnavailable):
                 raise
             except (UserError, OSError) as error:
-                failures.blame_nobody(worker, windows, keeper.held[0], error)
+                failures.blame_nobody(context, windows, keeper.held[0], error)
                 raise
             except Exception as error:
                 if not isinstance(error, BabylonError):
                     log.exception("a step over %s failed", ", ".join(_ids(windows)))
                 first = windows[0].attempts == 0 and windows[0].may_share is None
                 again = first and _ids(windows) != failed and not isinstance(error, Final)
-                begun = [] if isinstance(error, Final) else remote.goes_on(worker, windows)
+                begun = [] if isinstance(error, Final) else wandb_jobs.goes_on(context, windows)
                 if begun:
-                    failures.job_goes_on(worker, begun, keeper.held[0], error)
+                    failures.job_goes_on(context, begun, keeper.held[0], error)
                     if _ids(windows) == failed:
                         raise
                 else:
-                    failures.step_failed(worker, windows, keeper.held[0], error, again)
+                    failures.step_failed(context, windows, keeper.held[0], error, again)
                 failed = _ids(windows)
-            phases = Phases()
-            with worker.database.transaction() as tx:
+            phases = Stopwatch()
+            with context.database.transaction() as tx:
                 windows = _next_windows(tx, settings, only, unrecorded)
         if unrecorded:
             raise next(iter(unrecorded.values()))
@@ -309,7 +316,7 @@ def _next_windows(
 ) -> list[Window]:
     """What the next step takes: a job at W&B that may be running comes before all else."""
     if settings.trainer == "serverless":
-        begun = remote.windows_of_open_job(tx, settings.model_name)
+        begun = wandb_jobs.windows_of_open_job(tx, settings.model_name)
         if begun is not None and not any(w.window_id in but for w in begun):
             return begun
     due = window_rows.scored(tx, settings.model_name, only)
@@ -320,10 +327,10 @@ def _ids(windows: Sequence[Window]) -> list[str]:
     return [window.window_id for window in windows]
 
 
-def _give_up_old_steps(worker: Worker, keeper: Keeper) -> None:
+def _give_up_old_steps(context: Context, keeper: LeaseKeeper) -> None:
     """Note which steps' files go, as KEEP_CHECKPOINTS says, before any of them does."""
-    settings = worker.settings
-    with worker.database.transaction() as tx:
+    settings = context.settings
+    with context.database.transaction() as tx:
         head = steps.lock_head(tx, settings.model_name, keeper.held[0].token)
         if head is None:
             return
@@ -334,49 +341,49 @@ def _give_up_old_steps(worker: Worker, keeper: Keeper) -> None:
         log.info("the files of steps %s go (KEEP_CHECKPOINTS)", ", ".join(map(str, gone)))
 
 
-def _remove_unfinished(worker: Worker, keeper: Keeper) -> None:
+def _remove_unfinished(context: Context, keeper: LeaseKeeper) -> None:
     """Delete what dead attempts left, and steps given up; nobody else holds the model."""
-    with worker.database.transaction() as tx:
-        left = steps.unfinished_checkpoints(tx, worker.settings.model_name, _REMOVE_BATCH)
+    with context.database.transaction() as tx:
+        left = steps.unfinished_checkpoints(tx, context.settings.model_name, _REMOVE_BATCH)
     for checkpoint, nonce in left.items():
         keeper.beat()
         try:
-            gone = checkpoints.remove_unfinished(checkpoint, nonce)
+            gone = checkpoint_files.remove_unfinished(checkpoint, nonce)
         except Exception as error:  # noqa: BLE001 - each store has its own; the step matters more
             log.warning("cannot remove %s, which no step needs: %s", checkpoint, error)
             continue
         if gone:
             log.info("removed %s, which no step needs", checkpoint)
-            with worker.database.transaction() as tx:
+            with context.database.transaction() as tx:
                 steps.forget_checkpoint(tx, checkpoint)
 
 
 # --- publish, sweep --------------------------------------------------------------------------
 
 
-def publish(worker: Worker) -> list[str]:
+def publish(context: Context) -> list[str]:
     """Let the newest step serve; return the versions that became ready."""
-    with worker.database.transaction() as tx:
-        versions = steps.publish(tx, worker.settings.model_name)
+    with context.database.transaction() as tx:
+        versions = steps.publish(tx, context.settings.model_name)
     if versions:
         log.info("ready: %s", ", ".join(versions))
     return versions
 
 
-def retry(worker: Worker, window_ids: Sequence[str] | None) -> list[str]:
+def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
     """Make failed or skipped windows due again (None: all that failed); return their ids.
 
     A request that failed with its window waits for it again.
     """
-    with worker.database.transaction() as tx:
-        found = window_rows.retry(tx, worker.settings.model_name, window_ids)
+    with context.database.transaction() as tx:
+        found = window_rows.retry(tx, context.settings.model_name, window_ids)
         for batch_id in found.values():
             if batch_id:
-                requests.reopen(tx, batch_id)
+                training_batches.reopen(tx, batch_id)
     return sorted(found)
 
 
-def sweep(worker: Worker, limit: int) -> Doorbells:
+def sweep(context: Context, limit: int) -> DueWork:
     """What is due and nobody works on, at most `limit` windows."""
-    with worker.database.transaction() as tx:
-        return window_rows.sweep(tx, worker.settings.model_name, limit)
+    with context.database.transaction() as tx:
+        return window_rows.sweep(tx, context.settings.model_name, limit)

@@ -40,11 +40,11 @@ from pydantic import SecretStr
 from recorded_calls import recorded_calls
 from safetensors.torch import load_file
 
-from babylon_tasks.logprobs.server import LogprobServer
-from babylon_tasks.training import Call, Logprobs
-from workers.trainer.language_model import LanguageModel
+from babylon_tasks.records.steps import Call, Logprobs
+from babylon_tasks.scoring.logprobs.server import LogprobServer
+from workers.trainer.torch.language_model import LanguageModel
 
-AT_ONCE = 8  # as babylon_tasks/logprobs/attach.py
+AT_ONCE = 8  # as babylon_tasks/scoring/logprobs/attach.py
 
 
 async def ask_all(url: str, name: str, calls: list[Call], key: str | None) -> list[Logprobs]:

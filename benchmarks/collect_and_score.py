@@ -3,9 +3,9 @@
     python benchmarks/collect_and_score.py [--json] [--agents 100] [--windows 4] [--rounds 7]
 
 An embedded Postgres holds windows of trajectories of 60 KB, as the app writes them (see
-`babylon_tasks/demo/simulate.py`). This process is held to one core and the server to the others,
-so the figures are trajectories a second and core of a worker. The three ways take turns; shown is
-the median of the rounds. Linux only.
+`babylon_tasks/simulation/simulate.py`). This process is held to one core and the server to the
+others, so the figures are trajectories a second and core of a worker. The three ways take turns;
+shown is the median of the rounds. Linux only.
 
 - *ours*: what a scoring task does before it writes: `TraceReader.read`, `decode`, the heuristic.
   Every prompt and response is checked and hashed on the way.
@@ -43,14 +43,14 @@ import asyncpg
 import psycopg
 
 from babylon_tasks import pipeline
-from babylon_tasks.demo import simulate
-from babylon_tasks.embedded import embedded_postgres
+from babylon_tasks.local.servers import embedded_postgres
+from babylon_tasks.records.traces import decode
 from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.simulation import simulate
 from babylon_tasks.store import traces
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.traces import decode
 
 STEPS_BYTES = 60_000
 BIG_AGENTS, BIG_STEPS_BYTES = 200, 300_000
@@ -163,9 +163,9 @@ def score_one_window(window_id: str) -> None:
     for module in CPU_WORKER_MODULES:
         importlib.import_module(module)
     settings = load_settings()
-    worker = pipeline.Worker(Database(settings.postgres()), settings, "benchmark")
+    context = pipeline.Context(Database(settings.postgres()), settings, "benchmark")
     before = peak_mib()
-    assert pipeline.score(worker, only=[window_id]) == [window_id]
+    assert pipeline.score(context, only=[window_id]) == [window_id]
     print(json.dumps({"imports_mib": before, "peak_mib": peak_mib()}))
 
 
@@ -179,9 +179,9 @@ def peak_mib() -> float:
 def measure_memory(url: str, window_id: str) -> dict[str, float]:
     """What `score_one_window` says."""
     settings = Settings(database_url=url, lookback_hours=240)  # type: ignore[arg-type, call-arg]
-    worker = pipeline.Worker(Database(url), settings, "benchmark")
-    assert window_id in pipeline.produce(worker)
-    worker.database.close()
+    context = pipeline.Context(Database(url), settings, "benchmark")
+    assert window_id in pipeline.produce(context)
+    context.database.close()
     done = subprocess.run(
         [sys.executable, __file__, "--score-window", window_id],
         env={**os.environ, "DATABASE_URL": url, "REDIS_URL": "redis://nobody.invalid"},

@@ -43,14 +43,14 @@ from peft import LoraConfig, get_peft_model
 from recorded_calls import recorded_calls, write_samples
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
-from babylon_tasks.demo.tiny_model import _tokenizer
-from babylon_tasks.training import Hyperparameters, StepRequest, StepResult
-from workers.trainer.batches import StepTensors
-from workers.trainer.language_model import LanguageModel, out_of_memory
-from workers.trainer.matrix_rate import matrix_rate
+from babylon_tasks.records.steps import Hyperparameters, StepRequest, StepResult
+from babylon_tasks.simulation.tiny_model import _tokenizer
 from workers.trainer.samples import read_samples, trajectory_groups
-from workers.trainer.tokenized import tokenize_groups
-from workers.trainer.torch_trainer import TorchTrainer
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.language_model import LanguageModel, out_of_memory
+from workers.trainer.torch.matrix_rate import matrix_rate
+from workers.trainer.torch.tokenized import tokenize_groups
+from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 

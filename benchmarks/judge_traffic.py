@@ -34,11 +34,11 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from babylon_tasks.embedded import embedded_postgres, embedded_redis
-from babylon_tasks.judge.agreement import spearman
-from babylon_tasks.stack import Stack, roles
+from babylon_tasks.local.servers import embedded_postgres, embedded_redis
+from babylon_tasks.local.supervisor import Stack, roles
+from babylon_tasks.records.windows import window_id_at
+from babylon_tasks.scoring.judge.agreement import spearman
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.windows import window_id_at
 from tests.judge_server import JudgeServer
 
 CONTEXT_TOKENS = 32_000
@@ -75,8 +75,8 @@ def main() -> None:
             "LOOKBACK_HOURS": str(4 * options.windows + 10),
         }
         os.environ.update(env)
-        worker = next(role for role in roles(0) if role.name == "cpu")
-        stack.enter_context(Stack([worker], folder / "logs", env))
+        context = next(role for role in roles(0) if role.name == "cpu")
+        stack.enter_context(Stack([context], folder / "logs", env))
         from babylon_tasks.celery import app
 
         while not app.control.ping(timeout=1):

@@ -43,13 +43,13 @@ import psycopg
 from psycopg import sql
 
 from babylon_tasks import pipeline
-from babylon_tasks.embedded import embedded_postgres
+from babylon_tasks.local.servers import embedded_postgres
+from babylon_tasks.records.windows import WindowListing, window_id_at
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.windows import WindowListing, window_id_at
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 
 HOURS = 72  # trajectories are spread over so many, the running one included
 UPSTREAM_HOURS = range(2, 72)
@@ -180,18 +180,18 @@ def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[s
     (load_seconds,) = seconds(lambda: load(url, trajectories, now))
     # Nothing settles: the running hour is counted, whatever the minute, and no other.
     settings = Settings(database_url=url, settle_seconds=0)  # type: ignore[arg-type, call-arg]
-    worker = Worker(Database(url), settings, "benchmark")
+    context = Context(Database(url), settings, "benchmark")
 
     def ours() -> list[WindowListing]:
         return window_rows.listing(tx, settings)
 
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         ours()
         cold = seconds(ours, repeats)
         cold_rows = {row.window_id: row.agents for row in ours()}
-    first_produce = seconds(lambda: pipeline.produce(worker))
-    later_produce = seconds(lambda: pipeline.produce(worker), repeats)
-    with worker.database.transaction() as tx:
+    first_produce = seconds(lambda: pipeline.produce(context))
+    later_produce = seconds(lambda: pipeline.produce(context), repeats)
+    with context.database.transaction() as tx:
         tx.execute("ANALYZE rl.windows")
         steady_rows = {row.window_id: row.agents for row in ours()}
         steady = seconds(ours, repeats)
@@ -205,7 +205,7 @@ def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[s
         found = asyncio.run(upstream_list(url, window_ids))
         upstream_seconds.append(time.perf_counter() - started)
         assert all(steady_rows[window] == agents for window, agents in found.items())
-        with worker.database.transaction() as tx:
+        with context.database.transaction() as tx:
             steady += seconds(ours, repeats)
 
     figures: dict[str, Any] = {

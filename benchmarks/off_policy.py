@@ -46,13 +46,13 @@ from curves import svg
 from recorded_calls import write_samples
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.training import Call, Hyperparameters, Logprobs, Sample, StepRequest
-from workers.trainer.batches import StepTensors
-from workers.trainer.chat_format import ChatFormat
-from workers.trainer.language_model import LanguageModel
-from workers.trainer.sequences import Sequences
-from workers.trainer.torch_trainer import TorchTrainer
+from babylon_tasks.records.steps import Call, Hyperparameters, Logprobs, Sample, StepRequest
+from babylon_tasks.simulation.tiny_model import make_tiny_model
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.chat_format import ChatFormat
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.sequences import Sequences
+from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 

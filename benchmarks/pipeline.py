@@ -23,9 +23,9 @@ from pathlib import Path
 
 import psycopg
 
-from babylon_tasks.demo import simulate
-from babylon_tasks.embedded import embedded_postgres, embedded_redis
-from babylon_tasks.stack import Stack, roles
+from babylon_tasks.local.servers import embedded_postgres, embedded_redis
+from babylon_tasks.local.supervisor import Stack, roles
+from babylon_tasks.simulation import simulate
 from babylon_tasks.store.migrate import migrate
 
 

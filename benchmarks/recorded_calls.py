@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from babylon_tasks.training import Call, Sample
-from workers.trainer.chat_format import ChatFormat
+from babylon_tasks.records.steps import Call, Sample
+from workers.trainer.torch.chat_format import ChatFormat
 
 MEDIAN, SIGMA, LONGEST = 500, 1.0, 4000  # tokens of a call: log-normal, cut
 RESPONSE = (20, 80)

@@ -48,16 +48,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psycopg
 
 from babylon_tasks import pipeline
-from babylon_tasks.demo.simulate import TrajectoryRow, WindowRows, simulate, write
-from babylon_tasks.embedded import embedded_postgres
-from babylon_tasks.judge.agreement import spearman
-from babylon_tasks.judge.rubric import CRITERIA
-from babylon_tasks.scoring.choose import SCORERS
+from babylon_tasks.local.servers import embedded_postgres
+from babylon_tasks.scoring.judge.agreement import spearman
+from babylon_tasks.scoring.judge.rubric import CRITERIA
+from babylon_tasks.scoring.registry import SCORERS
 from babylon_tasks.settings import Settings
+from babylon_tasks.simulation.simulate import TrajectoryRow, WindowRows, simulate, write
 from babylon_tasks.store import judgments, scores
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.judge_server import Behaviour, JudgeServer, Received, text_of
 
 NOW = datetime(2026, 1, 5, 0, 30)  # UTC; fixed, so that the rows are always the same
@@ -146,24 +146,24 @@ def measure(windows: int, agents: int, noise: float, seed: int) -> dict[str, Any
             judge_model="openai/stand-in",
             judge_base_url=judge.url,
         )
-        worker = Worker(Database(url), settings, "benchmark")
-        stack.callback(worker.database.close)
+        context = Context(Database(url), settings, "benchmark")
+        stack.callback(context.database.close)
         for name in SCORERS:
             for window in simulated:
-                pipeline.enqueue(worker, window.window_id, scoring=name)
-            asked, tokens = len(judge.requests), tokens_paid(worker, simulated)
-            while pipeline.score(worker):
+                pipeline.enqueue(context, window.window_id, scoring=name)
+            asked, tokens = len(judge.requests), tokens_paid(context, simulated)
+            while pipeline.score(context):
                 pass
-            with worker.database.transaction() as tx:
+            with context.database.transaction() as tx:
                 rows = tx.execute("SELECT state, scorer FROM rl.windows").fetchall()
             states = Counter(row["state"] for row in rows if row["scorer"] == name)
             assert states["scored"] + states["skipped"] == windows, rows
             cost[name] = {
                 "no_signal": states["skipped"] / windows,
                 "questions": len(judge.requests) - asked,
-                "tokens": tokens_paid(worker, simulated) - tokens,
+                "tokens": tokens_paid(context, simulated) - tokens,
             }
-        ranked = [rank(worker, window) for window in simulated]
+        ranked = [rank(context, window) for window in simulated]
     return {
         **{"windows": windows, "agents": agents, "noise": noise, "seed": seed, "judge": STAND_IN},
         "seconds": round(time.perf_counter() - started, 1),
@@ -176,18 +176,18 @@ def measure(windows: int, agents: int, noise: float, seed: int) -> dict[str, Any
     }
 
 
-def tokens_paid(worker: Worker, simulated: Sequence[WindowRows]) -> int:
+def tokens_paid(context: Context, simulated: Sequence[WindowRows]) -> int:
     """For all answers so far."""
-    model_name = worker.settings.model_name
-    with worker.database.transaction() as tx:
+    model_name = context.settings.model_name
+    with context.database.transaction() as tx:
         costs = [judgments.cost(tx, model_name, window.window_id) for window in simulated]
     return sum(cost.tokens or 0 for cost in costs)
 
 
-def rank(worker: Worker, window: WindowRows) -> Ranks:
+def rank(context: Context, window: WindowRows) -> Ranks:
     """By scorer, by component (`scorer.component`), and by what is known of the agents."""
-    with worker.database.transaction() as tx:
-        compared = scores.compare(tx, worker.settings.model_name, window.window_id)
+    with context.database.transaction() as tx:
+        compared = scores.compare(tx, context.settings.model_name, window.window_id)
     found = {each.trajectory_id: each for each in compared}
     own = [found[row.trajectory_id] for row in window.trajectories]
     by: Ranks = {}

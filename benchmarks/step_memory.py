@@ -31,12 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from recorded_calls import recorded_calls, write_samples
 
-from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.training import Hyperparameters, StepRequest
-from workers.trainer import torch_trainer
-from workers.trainer.batches import StepTensors, micro_batches
-from workers.trainer.service import TorchService
-from workers.trainer.torch_trainer import TorchTrainer
+from babylon_tasks.records.steps import Hyperparameters, StepRequest
+from babylon_tasks.simulation.tiny_model import make_tiny_model
+from workers.trainer.torch.batches import StepTensors, micro_batches
+from workers.trainer.torch.service import TorchService
+from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 
@@ -83,7 +82,7 @@ def measure(folder: Path) -> dict[str, Any]:
         ),
     )  # fmt: skip
     before = peak_bytes()
-    torch_trainer.TorchService = ShortService  # type: ignore[misc]
+    trainer.TorchService = ShortService  # type: ignore[misc]
     started = time.monotonic()
     result = trainer.step(request, lambda progress: None)
     return {

@@ -54,14 +54,14 @@ from art.loss import loss_fn, shift_tensor
 from art.preprocessing.pack import packed_tensors_from_dir
 from recorded_calls import recorded_calls, write_samples
 
-from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.training import Hyperparameters, StepRequest, StepResult
-from workers.trainer import checkpoint
-from workers.trainer.batches import StepTensors
-from workers.trainer.language_model import LanguageModel
+from babylon_tasks.records.steps import Hyperparameters, StepRequest, StepResult
+from babylon_tasks.simulation.tiny_model import make_tiny_model
 from workers.trainer.samples import read_samples, trajectory_groups
-from workers.trainer.tokenized import tokenize_groups
-from workers.trainer.torch_trainer import TorchTrainer
+from workers.trainer.torch import checkpoint
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.tokenized import tokenize_groups
+from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 

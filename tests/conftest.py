@@ -15,13 +15,13 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.embedded import embedded_redis
+from babylon_tasks.local.servers import embedded_redis
 from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.worker import Worker
-from workers.trainer_client import TrainerProcess
+from babylon_tasks.work.context import Context
+from workers.gpu.client import TrainerProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -140,24 +140,24 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def worker(settings: Settings) -> Iterator[Worker]:
+def context(settings: Settings) -> Iterator[Context]:
     """A worker with these settings; `make_worker` makes others beside it."""
-    made = Worker(Database(settings.postgres()), settings, "test:1")
+    made = Context(Database(settings.postgres()), settings, "test:1")
     yield made
     made.database.close()
 
 
 @pytest.fixture
-def make_worker(settings: Settings) -> Iterator[Callable[..., Worker]]:
+def make_context(settings: Settings) -> Iterator[Callable[..., Context]]:
     """More workers on the same database, with some settings changed."""
-    made: list[Worker] = []
+    made: list[Context] = []
 
-    def make(**changes: Any) -> Worker:
+    def make(**changes: Any) -> Context:
         if "database_url" in changes:
             changes["database_url"] = SecretStr(changes["database_url"])
         # Not validated: a zombie has a heartbeat that no deployment may have.
         changed = settings.model_copy(update=changes)
-        made.append(Worker(Database(changed.postgres()), changed, f"test:{len(made) + 2}"))
+        made.append(Context(Database(changed.postgres()), changed, f"test:{len(made) + 2}"))
         return made[-1]
 
     yield make

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from babylon_tasks import pipeline
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.judge_server import WRITTEN_SCORE, JudgeServer, Received, text_of
 from tests.rows import add_trajectory, hours_ago, one, query
 
@@ -48,51 +48,51 @@ def play(pnl: float, score: float | None = None, steps: int = 3, **changes: Any)
     return json.dumps(written)
 
 
-def add_judged_window(worker: Worker, window: str, scores: list[float]) -> dict[str, float]:
+def add_judged_window(context: Context, window: str, scores: list[float]) -> dict[str, float]:
     """A window whose agents the judge should score so; trajectory id → score."""
     return {
-        add_trajectory(worker, window, f"agent-{n}", stepsJson=play(-50.0 * n, score)): score
+        add_trajectory(context, window, f"agent-{n}", stepsJson=play(-50.0 * n, score)): score
         for n, score in enumerate(scores)
     }
 
 
-def judged_windows(worker: Worker, count: int) -> list[str]:
+def judged_windows(context: Context, count: int) -> list[str]:
     """So many windows of three agents that are due, oldest first."""
     windows = sorted(hours_ago(n) for n in range(2, 2 + count))
     for window in windows:
-        add_judged_window(worker, window, THREE)
-    pipeline.produce(worker)
+        add_judged_window(context, window, THREE)
+    pipeline.produce(context)
     return windows
 
 
-def add_outcome(worker: Worker, window: str, **columns: Any) -> None:
+def add_outcome(context: Context, window: str, **columns: Any) -> None:
     """A row of `market_outcomes`."""
     row = {"id": f"outcome-{next(_ids)}", "windowId": window, **columns}
     names = ", ".join(f'"{name}"' for name in row)
     values = ", ".join(f"%({name})s" for name in row)
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         tx.execute(f"INSERT INTO market_outcomes ({names}) VALUES ({values})", row)
 
 
-def stored(worker: Worker, scorer: str = "ruler") -> dict[str, float]:
+def stored(context: Context, scorer: str = "ruler") -> dict[str, float]:
     """Trajectory id → score."""
-    rows = query(worker, "SELECT trajectory_id, score FROM rl.scores WHERE scorer = %s", scorer)
+    rows = query(context, "SELECT trajectory_id, score FROM rl.scores WHERE scorer = %s", scorer)
     return {row["trajectory_id"]: row["score"] for row in rows}
 
 
-def window_row(worker: Worker, window: str) -> dict[str, Any]:
+def window_row(context: Context, window: str) -> dict[str, Any]:
     """The window's row, with the seconds that it has to wait yet."""
     return one(
-        worker,
+        context,
         """SELECT *, extract(epoch FROM not_before - now())::float8 AS waits FROM rl.windows
             WHERE window_id = %s""",
         window,
     )
 
 
-def let_try_again(worker: Worker) -> None:
+def let_try_again(context: Context) -> None:
     """As if all waits were over."""
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         tx.execute("UPDATE rl.windows SET not_before = now()")
 
 
@@ -115,16 +115,16 @@ def wait_for_requests(server: JudgeServer, count: int) -> None:
     assert len(server.requests) == count
 
 
-def assert_costs_add_up(worker: Worker, window: str) -> None:
+def assert_costs_add_up(context: Context, window: str) -> None:
     """What the window's scores say that asking cost is what was paid for all its answers."""
     paid = one(
-        worker,
+        context,
         """SELECT sum(prompt_tokens + completion_tokens) AS tokens, sum(usd) AS usd
              FROM rl.judgments WHERE window_id = %s""",
         window,
     )
     told = one(
-        worker,
+        context,
         """SELECT sum(judge_tokens) AS tokens, sum(judge_usd) AS usd
              FROM rl.scores WHERE window_id = %s""",
         window,
@@ -133,10 +133,10 @@ def assert_costs_add_up(worker: Worker, window: str) -> None:
     assert told == paid
 
 
-def every_row(worker: Worker) -> str:
+def every_row(context: Context) -> str:
     """All rows of all tables, as text."""
     tables = query(
-        worker,
+        context,
         """SELECT format('%%I.%%I', table_schema, table_name) AS name
              FROM information_schema.tables
             WHERE table_schema IN ('rl', 'public') AND table_type = 'BASE TABLE'""",
@@ -144,5 +144,5 @@ def every_row(worker: Worker) -> str:
     return "\n".join(
         row["text"]
         for table in tables
-        for row in query(worker, f"SELECT to_jsonb(t)::text AS text FROM {table['name']} t")
+        for row in query(context, f"SELECT to_jsonb(t)::text AS text FROM {table['name']} t")
     )

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from babylon_tasks import pipeline
-from babylon_tasks.training import Trainer
-from babylon_tasks.windows import window_id_at
-from babylon_tasks.worker import Worker
+from babylon_tasks.records.steps import Trainer
+from babylon_tasks.records.windows import window_id_at
+from babylon_tasks.work.context import Context
 
 _ids = itertools.count(1_000_001)  # sorted as text as they are by number
 
@@ -44,7 +44,7 @@ def steps(pnl: Any, count: int = 3, response: str = "BUY YES", recorded: bool = 
     )
 
 
-def add_trajectory(worker: Worker, window_id: str | None, agent: str, **columns: Any) -> str:
+def add_trajectory(context: Context, window_id: str | None, agent: str, **columns: Any) -> str:
     """Insert one row of `trajectories`; returns its trajectoryId."""
     number = next(_ids)
     now = datetime.now(UTC).replace(tzinfo=None)
@@ -67,7 +67,7 @@ def add_trajectory(worker: Worker, window_id: str | None, agent: str, **columns:
         "updatedAt": now,
         **columns,
     }
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         tx.execute(
             """INSERT INTO "User" (id, username, "updatedAt") VALUES (%s, %s, now())
                ON CONFLICT DO NOTHING""",
@@ -80,7 +80,7 @@ def add_trajectory(worker: Worker, window_id: str | None, agent: str, **columns:
 
 
 def add_window(
-    worker: Worker,
+    context: Context,
     window_id: str,
     agents: int = 3,
     spread: float = 300.0,
@@ -90,7 +90,7 @@ def add_window(
     """A window whose agents' P&L differ by `spread` dollars each; the trajectory ids."""
     return [
         add_trajectory(
-            worker,
+            context,
             window_id,
             f"agent-{n}",
             **{"stepsJson": steps(spread * n - 200, recorded=recorded), **columns},
@@ -99,29 +99,29 @@ def add_window(
     ]
 
 
-def scored_windows(worker: Worker, *hours: int, recorded: bool = False) -> list[str]:
+def scored_windows(context: Context, *hours: int, recorded: bool = False) -> list[str]:
     """Windows that wait for a step, oldest first."""
     windows = [hours_ago(h) for h in sorted(hours, reverse=True)]
     for window in windows:
-        add_window(worker, window, recorded=recorded)
-    pipeline.produce(worker)
-    pipeline.score(worker)
+        add_window(context, window, recorded=recorded)
+    pipeline.produce(context)
+    pipeline.score(context)
     return windows
 
 
-def commit_steps(worker: Worker, trainer: Trainer, count: int, publish: bool = True) -> None:
+def commit_steps(context: Context, trainer: Trainer, count: int, publish: bool = True) -> None:
     """That many more steps, each over a window of its own: the first over that of 2 hours ago."""
     for _ in range(count):
-        known = one(worker, "SELECT count(*) AS n FROM rl.windows")["n"]
-        scored_windows(worker, 2 + known)
-        assert pipeline.train(worker, trainer)
+        known = one(context, "SELECT count(*) AS n FROM rl.windows")["n"]
+        scored_windows(context, 2 + known)
+        assert pipeline.train(context, trainer)
         if publish:
-            pipeline.publish(worker)
+            pipeline.publish(context)
 
 
-def add_request(worker: Worker, batch_id: str, window_id: str | None, version: str) -> None:
+def add_request(context: Context, batch_id: str, window_id: str | None, version: str) -> None:
     """A pending request as the app's trigger writes it."""
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         tx.execute(
             """INSERT INTO training_batches (id, "batchId", "scenarioId", "baseModel",
                    "modelVersion", "trajectoryIds", "rewardsJson", status)
@@ -130,18 +130,18 @@ def add_request(worker: Worker, batch_id: str, window_id: str | None, version: s
         )
 
 
-def query(worker: Worker, text: str, *values: Any) -> list[dict[str, Any]]:
+def query(context: Context, text: str, *values: Any) -> list[dict[str, Any]]:
     """Rows of any query."""
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         return tx.execute(text, values).fetchall()  # type: ignore[arg-type]
 
 
-def one(worker: Worker, text: str, *values: Any) -> dict[str, Any]:
+def one(context: Context, text: str, *values: Any) -> dict[str, Any]:
     """The only row of a query."""
-    (row,) = query(worker, text, *values)
+    (row,) = query(context, text, *values)
     return row
 
 
-def states(worker: Worker) -> dict[str, str]:
+def states(context: Context) -> dict[str, str]:
     """Window id → state."""
-    return {r["window_id"]: r["state"] for r in query(worker, "SELECT * FROM rl.windows")}
+    return {r["window_id"]: r["state"] for r in query(context, "SELECT * FROM rl.windows")}

@@ -8,7 +8,7 @@ from typing import Any
 from celery.beat import Scheduler, SchedulingError
 
 from babylon_tasks.errors import ServerUnavailable
-from babylon_tasks.line import one_line
+from babylon_tasks.text import one_line
 from workers import queues
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from kombu.transport import redis
 
-from babylon_tasks.line import one_line
 from babylon_tasks.settings import QUEUES
+from babylon_tasks.text import one_line
 
 log = logging.getLogger(__name__)
 

@@ -20,16 +20,16 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from babylon_tasks.errors import Retryable, UserError
-from babylon_tasks.judge.rubric import load_rubric
-from babylon_tasks.judge.ruler_call import require_installed
-from babylon_tasks.line import one_line
 from babylon_tasks.logs import configure_logging
-from babylon_tasks.remote import require_usable
-from babylon_tasks.scoring.choose import WITH_JUDGE
+from babylon_tasks.scoring.judge.rubric import load_rubric
+from babylon_tasks.scoring.judge.ruler_call import require_installed
+from babylon_tasks.scoring.registry import WITH_JUDGE
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
-from workers import gpu
-from workers.visible_gpus import visible_gpus
+from babylon_tasks.text import one_line
+from babylon_tasks.training.wandb_jobs import require_usable
+from workers.gpu import slots
+from workers.gpu.visible import visible_gpus
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
             check_judge(settings)
     if queues == ["gpu"]:
         if not options.get("concurrency"):
-            conf.worker_concurrency = gpu.slots()
+            conf.worker_concurrency = slots.slots()
         log.info("gpu worker: %s", _where(settings))
     elif "gpu" in queues:
         log.warning(
@@ -124,8 +124,8 @@ def produce_at_start(sender: Any = None, **_: object) -> None:
 @worker_process_shutdown.connect
 def end_trainer(**_: object) -> None:
     """Take the trainer process along; it would end by itself when its pipe closes."""
-    if gpu.trainer.cache_info().currsize:
-        gpu.trainer().close()
+    if slots.trainer.cache_info().currsize:
+        slots.trainer().close()
 
 
 def check_trainer(settings: Settings) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 from celery import Task
 
-from babylon_tasks.training import Progress
+from babylon_tasks.records.steps import Progress
 
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_SECONDS = 2.0
 
 
-class Teller:
+class ProgressReporter:
     """Tells the newest progress of a task, from a thread of its own.
 
     Redis may be away or frozen for minutes; the step, and the lease that its signs of life renew,
@@ -33,7 +33,7 @@ class Teller:
         self._newest: queue.Queue[Progress | None] = queue.Queue()
         self._thread = threading.Thread(target=self._tell_all, daemon=True)
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> ProgressReporter:
         self._thread.start()
         return self
 

@@ -14,15 +14,16 @@ from celery import Task, shared_task
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import BabylonError, NotRecorded, Retryable
-from babylon_tasks.line import one_line
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import canaries
 from babylon_tasks.store.database import Database
-from babylon_tasks.worker import Worker
-from workers import doorbells, gpu, queues
-from workers.progress import Teller
-from workers.step_log import StepLogger
+from babylon_tasks.text import one_line
+from babylon_tasks.work.context import Context
+from workers import doorbells, queues
+from workers.gpu import slots
+from workers.progress import ProgressReporter
+from workers.watch.step_log import StepLogger
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -50,54 +51,54 @@ def _expected_errors_in_one_line(run: Callable[P, R]) -> Callable[P, R | None]:
 
 
 @functools.cache
-def worker() -> Worker:
+def context() -> Context:
     """This process's identity and connection, made at its first task (after the fork)."""
     settings = load_settings()
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    return Worker(Database(settings.postgres()), settings, holder)
+    return Context(Database(settings.postgres()), settings, holder)
 
 
 @shared_task(name="babylon.produce", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def produce() -> None:
     """Find windows that are due and the app's requests."""
-    doorbells.score(pipeline.produce(worker()))
+    doorbells.score(pipeline.produce(context()))
 
 
 @shared_task(name="babylon.enqueue", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def enqueue(window_ids: Sequence[str]) -> None:
     """Make the named windows due."""
-    doorbells.score([pipeline.enqueue(worker(), window_id).window_id for window_id in window_ids])
+    doorbells.score([pipeline.enqueue(context(), window_id).window_id for window_id in window_ids])
 
 
 @shared_task(name="babylon.score", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def score(window_ids: Sequence[str]) -> None:
     """Score due windows: at least the named ones, where they still are due."""
-    moved = pipeline.score(worker(), limit=max(SCORE_BATCH, len(window_ids)))
+    moved = pipeline.score(context(), limit=max(SCORE_BATCH, len(window_ids)))
     if moved:
         doorbells.train()
         # Claims made at the same moment may pass windows by; do not leave them to the sweep.
-        doorbells.score(pipeline.sweep(worker(), limit=SCORE_BATCH).due)
+        doorbells.score(pipeline.sweep(context(), limit=SCORE_BATCH).due)
 
 
 @functools.cache
 def _step_logger() -> StepLogger:
-    return StepLogger(worker().settings)
+    return StepLogger(context().settings)
 
 
 @shared_task(name="babylon.train", bind=True, ignore_result=False)
 @_expected_errors_in_one_line
 def train(self: Task[Any, Any], model_name: str) -> None:
     """Train one step of the model over the scored windows that are due."""
-    settings = worker().settings
+    settings = context().settings
     if model_name != settings.model_name:
         log.error("asked to train %s, this worker trains %s", model_name, settings.model_name)
         return
     try:
-        with Teller(self) as tell:
-            trained = pipeline.train(worker(), gpu.trainer(), on_progress=tell)
+        with ProgressReporter(self) as tell:
+            trained = pipeline.train(context(), slots.trainer(), on_progress=tell)
     except (Retryable, NotRecorded):
         raise  # this machine can train
     except Exception as error:
@@ -121,7 +122,7 @@ def _rest(seconds: float) -> None:
     them and dropped them, it might take every one: Redis serves the worker that has waited longest,
     so that two take turns, and at each sweep one gets the canary and the other the doorbell.
     """
-    me = worker()
+    me = context()
     with me.database.transaction() as tx:
         canaries.note(tx, me.settings.model_name, "gpu", me.holder)  # none may come through now
     doorbells.train()  # whoever is idle takes it, not the one that rang
@@ -132,14 +133,14 @@ def _rest(seconds: float) -> None:
 @_expected_errors_in_one_line
 def publish() -> None:
     """Let the newest step serve."""
-    pipeline.publish(worker())
+    pipeline.publish(context())
 
 
 @shared_task(name="babylon.sweep", **CPU_LIMITS)
 @_expected_errors_in_one_line
 def sweep() -> None:
     """Ring again for whatever Postgres says is due."""
-    due = pipeline.sweep(worker(), limit=queues.ENOUGH["cpu"] * SCORE_BATCH)
+    due = pipeline.sweep(context(), limit=queues.ENOUGH["cpu"] * SCORE_BATCH)
     doorbells.score(due.due)
     if due.train:
         doorbells.train()
@@ -151,6 +152,6 @@ def sweep() -> None:
 @_expected_errors_in_one_line
 def canary(queue: str) -> None:
     """Say that messages come through this queue to Postgres."""
-    me = worker()
+    me = context()
     with me.database.transaction() as tx:
         canaries.note(tx, me.settings.model_name, queue, me.holder)

@@ -13,7 +13,7 @@ from rich.console import Console
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import require_applied
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
 
@@ -32,23 +32,13 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=200, markup=False)
 
 
-def interrupt(*_: object) -> None:
-    """A signal handler: end as Ctrl-C does, stopping what was started."""
-    raise KeyboardInterrupt
-
-
-def stop(*_: object) -> None:
-    """A signal handler for what runs until it is told to end: drop the work, give back, exit 0."""
-    raise SystemExit(0)
-
-
-def ready_worker(settings: Settings) -> Worker:
+def ready_context(settings: Settings) -> Context:
     """A worker on a database that answers and is migrated.
 
     Raises:
         UserError: It does not answer, or `babylon migrate` was not run.
     """
     require_applied(settings.postgres())
-    return Worker(
+    return Context(
         Database(settings.postgres()), settings, holder=f"{socket.gethostname()}:{os.getpid()}"
     )

@@ -16,21 +16,22 @@ import click
 import psycopg
 from rich.table import Table
 
-from babylon_tasks import chat
-from babylon_tasks.cli.common import interrupt, wide_console
+from babylon_tasks.cli.common import wide_console
 from babylon_tasks.cli.up import alone, progress_until_idle, settings_with
-from babylon_tasks.demo import simulate
-from babylon_tasks.demo.tiny_model import make_tiny_model
-from babylon_tasks.embedded import Check, embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
+from babylon_tasks.local import ask
+from babylon_tasks.local.servers import Check, embedded_postgres, embedded_redis, free_port
+from babylon_tasks.local.supervisor import Stack, roles
+from babylon_tasks.records.windows import WindowReport
 from babylon_tasks.settings import Settings, load_settings
-from babylon_tasks.stack import Stack, roles
+from babylon_tasks.simulation import simulate
+from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store import steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.windows import WindowReport
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.signals import interrupt
 
 HOME = Path(".babylon/demo")
 
@@ -74,17 +75,17 @@ def _run(windows: int, agents: int, seed: int) -> int:
             f"wrote {written.trajectories} trajectories of {written.agents} agents, "
             f"{len(written.malformed)} of them malformed",
         )
-        worker = Worker(Database(settings.postgres()), settings, "demo")
+        context = Context(Database(settings.postgres()), settings, "demo")
         port = free_port()
         with Stack(roles(port), HOME / "logs", env, checks) as running:
             _say(started, f"beat, cpu worker, gpu worker, Flower at http://127.0.0.1:{port}")
-            _wait_for_windows(worker, running, len(written.good_windows))
-            for line in progress_until_idle(worker, running):
+            _wait_for_windows(context, running, len(written.good_windows))
+            for line in progress_until_idle(context, running):
                 _say(started, line)
-            outcomes = _outcomes(worker)
+            outcomes = _outcomes(context)
             _print(outcomes)
             answer = _question(env, settings)
-        summary = _summary(worker, written, outcomes, answer, model, time.monotonic() - started)
+        summary = _summary(context, written, outcomes, answer, model, time.monotonic() - started)
     path = HOME / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
     missing = [w for w in written.good_windows if w not in _trained(outcomes)]
@@ -123,13 +124,13 @@ def _empty(database_url: str) -> None:
         connection.execute("CREATE SCHEMA public")
 
 
-def _wait_for_windows(worker: Worker, running: Stack, wanted: int) -> None:
+def _wait_for_windows(context: Context, running: Stack, wanted: int) -> None:
     """Until beat's first look has made the windows due."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         running.keep_running()
-        with worker.database.transaction() as tx:
-            if sum(window_rows.count_states(tx, worker.settings.model_name).values()) >= wanted:
+        with context.database.transaction() as tx:
+            if sum(window_rows.count_states(tx, context.settings.model_name).values()) >= wanted:
                 return
         time.sleep(0.2)
     raise UserError(f"beat made no windows due within 60 s: see {HOME / 'logs'}")
@@ -141,16 +142,16 @@ def _question(env: dict[str, str], settings: Settings) -> str:
         {"role": "system", "content": asked.system_prompt},
         {"role": "user", "content": asked.user_prompt},
     )
-    with chat.serving(env) as url:
-        answer = chat.ask(url, settings.model_name, messages)
+    with ask.serving(env) as url:
+        answer = ask.ask(url, settings.model_name, messages)
     click.echo(f"\nasked  {settings.model_name}: {asked.user_prompt}")
     click.echo(f"answer {answer}\n")
     return answer
 
 
-def _outcomes(worker: Worker) -> list[WindowReport]:
-    with worker.database.transaction() as tx:
-        return window_rows.report(tx, worker.settings.model_name)
+def _outcomes(context: Context) -> list[WindowReport]:
+    with context.database.transaction() as tx:
+        return window_rows.report(tx, context.settings.model_name)
 
 
 def _print(outcomes: list[WindowReport]) -> None:
@@ -174,16 +175,16 @@ def _print(outcomes: list[WindowReport]) -> None:
 
 
 def _summary(
-    worker: Worker,
+    context: Context,
     written: simulate.Summary,
     outcomes: list[WindowReport],
     answer: str,
     model: Path,
     seconds: float,
 ) -> dict[str, Any]:
-    with worker.database.transaction() as tx:
-        head = steps.read_head(tx, worker.settings.model_name)
-        served = steps.read(tx, worker.settings.model_name, head.published_step) if head else None
+    with context.database.transaction() as tx:
+        head = steps.read_head(tx, context.settings.model_name)
+        served = steps.read(tx, context.settings.model_name, head.published_step) if head else None
     return {
         "windows_total": len(outcomes),
         "windows_trained": len(_trained(outcomes)),

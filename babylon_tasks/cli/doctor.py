@@ -17,8 +17,8 @@ from babylon_tasks.cli.common import as_json, print_json, wide_console
 from babylon_tasks.cli.status import queue_lengths
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import BabylonError, UserError
-from babylon_tasks.judge import ruler_call
-from babylon_tasks.scoring.choose import WITH_JUDGE
+from babylon_tasks.scoring.judge import ruler_call
+from babylon_tasks.scoring.registry import WITH_JUDGE
 from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store import canaries, leases
 from babylon_tasks.store import windows as window_rows
@@ -174,7 +174,7 @@ def _checkpoints(settings: Settings) -> str:
 
 
 def _gpu(settings: Settings) -> str:
-    from workers.visible_gpus import installed_gpus, visible_gpus
+    from workers.gpu.visible import installed_gpus, visible_gpus
 
     gpus = visible_gpus()
     if not gpus:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from babylon_tasks.filters import STAGES
+from babylon_tasks.scoring.filters import STAGES
 from babylon_tasks.store.scores import Comparison
 
 _LONGEST_ID = 24

@@ -6,19 +6,19 @@ from dataclasses import asdict
 
 import click
 
-from babylon_tasks import loop
-from babylon_tasks.cli.common import as_json, print_json, ready_worker
+from babylon_tasks.cli.common import as_json, print_json, ready_context
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import UserError
-from babylon_tasks.judge.check import Check
-from babylon_tasks.judge.check import check as check_judge
-from babylon_tasks.judge.judge import Judge
-from babylon_tasks.score import read_group
+from babylon_tasks.records.windows import parse_window_id
+from babylon_tasks.scoring.judge.check import Check
+from babylon_tasks.scoring.judge.check import check as check_judge
+from babylon_tasks.scoring.judge.client import Judge
+from babylon_tasks.scoring.stage import read_group
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.traces import open_reader
-from babylon_tasks.windows import parse_window_id
-from babylon_tasks.worker import Worker
+from babylon_tasks.work import aio
+from babylon_tasks.work.context import Context
 
 _ENDED = ("ready", "due", "scored", "trained", "failed")
 
@@ -39,11 +39,11 @@ def check(window_id: str | None, as_json: bool) -> None:
     Example: babylon judge check 2025-01-15T10:00
     """
     settings = load_settings()
-    worker = ready_worker(settings)
+    context = ready_context(settings)
     if window_id is None:
-        window_id = _newest(worker, settings)
+        window_id = _newest(context, settings)
     parse_window_id(window_id)
-    told = {"judge": settings.judge_model, **asdict(loop.run(_check(worker, window_id)))}
+    told = {"judge": settings.judge_model, **asdict(aio.run(_check(context, window_id)))}
     if as_json:
         print_json(told)
         return
@@ -64,20 +64,20 @@ _SIGNED = (
 )
 
 
-async def _check(worker: Worker, window_id: str) -> Check:
-    async with open_reader(worker.settings) as reader:
-        read = await read_group(worker, reader, window_id, sees_plays=True)
+async def _check(context: Context, window_id: str) -> Check:
+    async with open_reader(context.settings) as reader:
+        read = await read_group(context, reader, window_id, sees_runs=True)
     if len(read.group.outcomes) < 3:
         raise UserError(
             f"window {window_id} has {len(read.group.outcomes)} trajectories to judge, needs 3"
         )
-    return await check_judge(read.group, Judge(worker))
+    return await check_judge(read.group, Judge(context))
 
 
-def _newest(worker: Worker, settings: Settings) -> str:
-    with worker.database.transaction() as tx:
+def _newest(context: Context, settings: Settings) -> str:
+    with context.database.transaction() as tx:
         found = window_rows.listing(tx, settings)
     ended = [window.window_id for window in found if window.state in _ENDED]
     if not ended:
-        raise no_windows(worker.database, settings, found)
+        raise no_windows(context.database, settings, found)
     return ended[0]

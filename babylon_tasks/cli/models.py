@@ -11,14 +11,16 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from babylon_tasks import checkpoints, export, retention
-from babylon_tasks.cli.common import as_json, interrupt, print_json, ready_worker, wide_console
+from babylon_tasks.checkpoints import export, retention
+from babylon_tasks.checkpoints import files as checkpoint_files
+from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
 from babylon_tasks.errors import UserError
-from babylon_tasks.models import Head
+from babylon_tasks.records.versions import Head
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import steps
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Step, StepListing
+from babylon_tasks.work.signals import interrupt
 
 
 @click.group()
@@ -34,7 +36,7 @@ def list_models(as_json: bool) -> None:
     Example: babylon models list --json
     """
     settings = load_settings()
-    with ready_worker(settings).database.transaction() as tx:
+    with ready_context(settings).database.transaction() as tx:
         head = steps.read_head(tx, settings.model_name)
         found = steps.listing(tx, settings.model_name)
     states = _states(head, found)
@@ -73,13 +75,13 @@ def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
     """
     settings = load_settings()
     signal.signal(signal.SIGTERM, interrupt)
-    with ready_worker(settings).database.transaction() as tx:
+    with ready_context(settings).database.transaction() as tx:
         step = _find(tx, settings.model_name, version_or_step)
         head = steps.read_head(tx, settings.model_name)
     assert head is not None
     name = f"step {step.step} ({step.version}) of {settings.model_name}"
     with export.new_folder(folder) as draft:
-        checkpoint = checkpoints.open_local(step.files())
+        checkpoint = checkpoint_files.open_local(step.files())
         export.require_adapter(checkpoint, name)
         if merged:
             _merge(head.base_model, checkpoint, draft)
@@ -118,7 +120,7 @@ def _find(tx: Connection, model_name: str, version_or_step: str) -> Step:
 
 def _merge(base_model: str, checkpoint: Path, folder: Path) -> None:
     try:
-        from workers.merge import merge_adapter
+        from workers.trainer.torch.merge import merge_adapter
     except ImportError as error:
         raise UserError(
             f"--merged needs the package {error.name}: pip install 'babylon-tasks[train]'"

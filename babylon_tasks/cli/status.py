@@ -8,14 +8,14 @@ from typing import Any
 import click
 import redis
 
-from babylon_tasks.cli.common import as_json, print_json, ready_worker
+from babylon_tasks.cli.common import as_json, print_json, ready_context
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store import canaries, judgments, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import server_name
 from babylon_tasks.store.steps import Step
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 
 
 @click.command()
@@ -29,7 +29,7 @@ def status(as_json: bool) -> None:
     Example: babylon status --json
     """
     settings = load_settings()
-    found = {**database_status(ready_worker(settings)), "queues": queue_lengths(settings)}
+    found = {**database_status(ready_context(settings)), "queues": queue_lengths(settings)}
     if as_json:
         print_json(found)
         return
@@ -46,10 +46,10 @@ def status(as_json: bool) -> None:
 _NOTHING = {"canary_age_seconds": "never"}
 
 
-def database_status(worker: Worker) -> dict[str, Any]:
+def database_status(context: Context) -> dict[str, Any]:
     """What Postgres says."""
-    name = worker.settings.model_name
-    with worker.database.transaction() as tx:
+    name = context.settings.model_name
+    with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)
         head = steps.read_head(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None
@@ -67,7 +67,7 @@ def database_status(worker: Worker) -> dict[str, Any]:
             "answers": spent.answers,
             "tokens": spent.tokens,
             "usd": round(spent.usd, 6),
-            "daily_limit_usd": worker.settings.judge_daily_usd,
+            "daily_limit_usd": context.settings.judge_daily_usd,
         },
         "canary_age_seconds": {
             queue: round(answered[queue].age_seconds, 1) if queue in answered else None

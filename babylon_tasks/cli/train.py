@@ -8,14 +8,15 @@ import signal
 import click
 
 from babylon_tasks import pipeline
-from babylon_tasks.cli.common import as_json, interrupt, print_json, ready_worker
+from babylon_tasks.cli.common import as_json, print_json, ready_context
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import NotRecorded, UserError
 from babylon_tasks.pipeline import SCORE_BATCH
+from babylon_tasks.records.windows import State
 from babylon_tasks.settings import changed, load_settings
-from babylon_tasks.step import loss_text
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.windows import State
+from babylon_tasks.training.step import loss_text
+from babylon_tasks.work.signals import interrupt
 
 
 @click.command()
@@ -50,30 +51,30 @@ def train(
     given = {name: value for name, value in options.items() if value is not None}
     settings = changed(load_settings(), **given)
     settings.require_training_allowed()
-    from workers import gpu
+    from workers.gpu import slots
     from workers.lifecycle import check_trainer
-    from workers.step_log import log_steps
+    from workers.watch.step_log import log_steps
 
     check_trainer(settings)
     signal.signal(signal.SIGTERM, interrupt)
-    worker = ready_worker(settings)
-    pipeline.produce(worker)
-    with worker.database.transaction() as tx:
+    context = ready_context(settings)
+    pipeline.produce(context)
+    with context.database.transaction() as tx:
         states = window_rows.count_states(tx, settings.model_name)
         found = window_rows.listing(tx, settings)
     if not states[State.DUE] and not states[State.SCORED]:
-        raise no_windows(worker.database, settings, found)
+        raise no_windows(context.database, settings, found)
     steps, published = [], []
     looked: list[str] | None = None
-    trainer = gpu.make_trainer(0)
+    trainer = slots.make_trainer(0)
     try:
         while True:
-            scored = pipeline.score(worker)
+            scored = pipeline.score(context)
             report = None
             with contextlib.suppress(NotRecorded):  # those windows wait, others may be due yet
-                report = pipeline.train(worker, trainer)
+                report = pipeline.train(context, trainer)
             if report:
-                published += pipeline.publish(worker)
+                published += pipeline.publish(context)
                 steps.append({"step": report.step, "version": report.version})
                 if not as_json:
                     click.echo(
@@ -83,13 +84,13 @@ def train(
             if scored or report:
                 continue
             # What failed waits; others may be due yet. The same ones again: nothing moves.
-            due = pipeline.sweep(worker, SCORE_BATCH).due
+            due = pipeline.sweep(context, SCORE_BATCH).due
             if not due or due == looked:
                 break
             looked = due
     finally:
         trainer.close()
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         states = window_rows.count_states(tx, settings.model_name)
         why = window_rows.last_error(tx, settings.model_name)
     left = {str(state): states[state] for state in (State.DUE, State.SCORED) if states[state]}

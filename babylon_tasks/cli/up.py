@@ -12,17 +12,18 @@ import click
 from filelock import FileLock, Timeout
 
 from babylon_tasks import pipeline
-from babylon_tasks.cli.common import interrupt, ready_worker, stop
+from babylon_tasks.cli.common import ready_context
 from babylon_tasks.cli.status import database_status, queue_lengths
-from babylon_tasks.embedded import Check, embedded_postgres, embedded_redis, free_port
 from babylon_tasks.errors import UserError
+from babylon_tasks.local.servers import Check, embedded_postgres, embedded_redis, free_port
+from babylon_tasks.local.supervisor import Stack, roles
+from babylon_tasks.records.windows import State
 from babylon_tasks.settings import Settings, changed, load_settings
-from babylon_tasks.stack import Stack, roles
 from babylon_tasks.store import steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.windows import State
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.signals import interrupt, stop
 
 HOME = Path(".babylon")
 _POLL_SECONDS = 0.5
@@ -46,17 +47,17 @@ def up(until_idle: bool, flower_port: int) -> None:
         stack.enter_context(alone(HOME, "`babylon up`"))
         settings, env, checks = stack.enter_context(servers(settings))
         settings.require_training_allowed()
-        worker = ready_worker(settings)
+        context = ready_context(settings)
         queue_lengths(settings)
         port = flower_port if port_is_free(flower_port) else free_port()
         running = stack.enter_context(Stack(roles(port), HOME / "logs", env, checks))
         click.echo(f"running; logs in {HOME / 'logs'}; Flower: http://127.0.0.1:{port}")
         if until_idle:
-            failed_before = _failed(worker)
-            pipeline.produce(worker)
-            for line in progress_until_idle(worker, running):
+            failed_before = _failed(context)
+            pipeline.produce(context)
+            for line in progress_until_idle(context, running):
                 click.echo(line)
-            failed = _failed(worker) - failed_before
+            failed = _failed(context) - failed_before
             if failed:
                 raise UserError(f"{failed} windows failed: `babylon windows list` says why")
         else:
@@ -114,7 +115,7 @@ def settings_with(settings: Settings, env: dict[str, str]) -> Settings:
     return changed(settings, **{name.lower(): value for name, value in env.items()})
 
 
-def progress_until_idle(worker: Worker, running: Stack) -> Iterator[str]:
+def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
     """A line for each change and every few seconds, until nothing is due, scored or unpublished.
 
     Raises:
@@ -125,7 +126,7 @@ def progress_until_idle(worker: Worker, running: Stack) -> Iterator[str]:
     shown, shown_at = "", 0.0
     while True:
         running.keep_running()
-        found = database_status(worker)
+        found = database_status(context)
         states = found["windows"]
         line = ", ".join(f"{states[s]} {s}" for s in State if states[s]) or "no windows"
         line += f"; step {found['step']}, serving {found['version'] or 'the base model'}"
@@ -133,15 +134,15 @@ def progress_until_idle(worker: Worker, running: Stack) -> Iterator[str]:
         if line != shown or seconds - shown_at >= _SILENCE_SECONDS:
             shown, shown_at = line, seconds
             yield f"{seconds:6.1f} s  {line}"
-        if idle(worker):
+        if idle(context):
             return
         time.sleep(_POLL_SECONDS)
 
 
-def idle(worker: Worker) -> bool:
+def idle(context: Context) -> bool:
     """Nothing is due (or waits for its next attempt), and the newest step is published."""
-    name = worker.settings.model_name
-    with worker.database.transaction() as tx:
+    name = context.settings.model_name
+    with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)
         head = steps.read_head(tx, name)
     unpublished = head is not None and head.step > head.published_step
@@ -156,6 +157,6 @@ def port_is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _failed(worker: Worker) -> int:
-    with worker.database.transaction() as tx:
-        return window_rows.count_states(tx, worker.settings.model_name)[State.FAILED]
+def _failed(context: Context) -> int:
+    with context.database.transaction() as tx:
+        return window_rows.count_states(tx, context.settings.model_name)[State.FAILED]

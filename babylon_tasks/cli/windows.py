@@ -10,16 +10,16 @@ import click
 from rich.table import Table
 
 from babylon_tasks import pipeline
-from babylon_tasks.cli.common import as_json, print_json, ready_worker, wide_console
+from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
 from babylon_tasks.cli.funnel import funnel_table, scores_table
 from babylon_tasks.errors import ServerUnavailable, UserError
-from babylon_tasks.scoring.choose import SCORERS
+from babylon_tasks.records.windows import WindowListing, parse_window_id
+from babylon_tasks.scoring.registry import SCORERS
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import attempts
 from babylon_tasks.store import scores as score_rows
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
-from babylon_tasks.windows import WindowListing, parse_window_id
 
 
 @click.group()
@@ -35,7 +35,7 @@ def list_windows(as_json: bool) -> None:
     Example: babylon windows list --json
     """
     settings = load_settings()
-    database = ready_worker(settings).database
+    database = ready_context(settings).database
     started = time.perf_counter()
     with database.transaction() as tx:
         started = time.perf_counter()
@@ -78,13 +78,13 @@ def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> 
         raise UserError("--scoring is for windows that are named")
     settings = load_settings()
     settings.redis()
-    worker = ready_worker(settings)
+    context = ready_context(settings)
     if window_ids:
-        rows = [pipeline.enqueue(worker, window_id, scoring) for window_id in window_ids]
+        rows = [pipeline.enqueue(context, window_id, scoring) for window_id in window_ids]
         due = [row.window_id for row in rows if row.state == "due"]
         ended = {row.window_id: str(row.state) for row in rows if row.state != "due"}
     else:
-        due, ended = pipeline.produce(worker), {}
+        due, ended = pipeline.produce(context), {}
     _wake_scorers(due)
     if as_json:
         print_json({"due": due, "not_due": ended})
@@ -110,7 +110,7 @@ def show(window_id: str, scores: bool, as_json: bool) -> None:
     """
     settings = load_settings()
     parse_window_id(window_id)
-    database = ready_worker(settings).database
+    database = ready_context(settings).database
     with database.transaction() as tx:
         story = window_rows.story(tx, settings.model_name, window_id)
         tried = attempts.read(tx, settings.model_name, window_id)
@@ -163,7 +163,7 @@ def retry(window_ids: tuple[str, ...], failed: bool, as_json: bool) -> None:
         parse_window_id(window_id)
     settings = load_settings()
     settings.redis()
-    due = pipeline.retry(ready_worker(settings), window_ids or None)
+    due = pipeline.retry(ready_context(settings), window_ids or None)
     refused = sorted(set(window_ids) - set(due))
     _wake_scorers(due)
     if as_json:

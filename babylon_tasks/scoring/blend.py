@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from babylon_tasks.records.scores import Score
 from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.scoring.ruler import Ruler
-from babylon_tasks.scoring.score import Score
 from babylon_tasks.scoring.scorer import Group
 
 
@@ -14,7 +14,7 @@ class Blend:
     """ruler_weight · RULER + (1 - ruler_weight) · heuristic; `raw_score` is the judge's number."""
 
     name = "blend"
-    sees_plays = True
+    sees_runs = True
 
     def __init__(self, ruler: Ruler, ruler_weight: float) -> None:
         self._ruler = ruler

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 
-from babylon_tasks.judge.rubric import Rubric
-from babylon_tasks.markets import Market
-from babylon_tasks.plays import Move, Play, failed_share, pnl_path
-from babylon_tasks.scoring.score import Score
+from babylon_tasks.records.actions import AgentRun, RunStep, failed_share, pnl_path
+from babylon_tasks.records.markets import Market
+from babylon_tasks.records.scores import Score
+from babylon_tasks.scoring.judge.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group
 
 WEIGHTS = {"correctness": 0.5, "risk_adjusted": 0.3, "success": 0.2}
@@ -25,7 +25,7 @@ class Correctness:
     """0.5 · correctness + 0.3 · risk-adjusted return + 0.2 · action success."""
 
     name = "correctness"
-    sees_plays = True
+    sees_runs = True
     rubric: Rubric | None = None
 
     async def score(self, group: Group) -> list[Score]:
@@ -33,7 +33,7 @@ class Correctness:
         markets = {key: m for m in group.markets for key in (m.ticker, m.id) if key}
         scores = []
         for outcome in group.outcomes:
-            components = rate(group.plays[outcome.trajectory_id], markets)
+            components = rate(group.runs[outcome.trajectory_id], markets)
             score = sum(WEIGHTS[name] * value for name, value in components.items())
             scores.append(
                 Score(
@@ -50,7 +50,7 @@ class Correctness:
         return scores
 
 
-def rate(play: Play, markets: Mapping[str, Market]) -> dict[str, float]:
+def rate(play: AgentRun, markets: Mapping[str, Market]) -> dict[str, float]:
     """The three components, each in [0, 1].
 
     Correctness is the share of decided bets that came true: a purchase of a side that won, or a
@@ -70,7 +70,7 @@ def rate(play: Play, markets: Mapping[str, Market]) -> dict[str, float]:
     }
 
 
-def _was_right(move: Move, markets: Mapping[str, Market]) -> bool | None:
+def _was_right(move: RunStep, markets: Mapping[str, Market]) -> bool | None:
     market = markets.get(move.market or "")
     right = market.was_right(move.side or "") if market else None
     if right is None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from babylon_tasks.judge.rubric import Rubric
-from babylon_tasks.scoring.score import Score
+from babylon_tasks.records.scores import Score
+from babylon_tasks.records.traces import Outcome
+from babylon_tasks.scoring.judge.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group
-from babylon_tasks.traces import Outcome
 
 
 class Heuristic:
     """Upstream's simplified trainer's score, from P&L and the number of steps."""
 
     name = "heuristic"
-    sees_plays = False
+    sees_runs = False
     rubric: Rubric | None = None
 
     async def score(self, group: Group) -> list[Score]:

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Sequence
 
 from babylon_tasks.errors import JudgeFault
-from babylon_tasks.judge.exhibit import Exhibit, prepare
-from babylon_tasks.judge.groups import halves, plan
-from babylon_tasks.judge.judge import Judge, Judged
-from babylon_tasks.judge.rubric import Rubric
-from babylon_tasks.judge.scale import on_one_scale
-from babylon_tasks.loop import all_done
-from babylon_tasks.scoring.score import Score
+from babylon_tasks.records.scores import Score
+from babylon_tasks.records.traces import Outcome
+from babylon_tasks.scoring.judge.client import Judge, Judged
+from babylon_tasks.scoring.judge.groups import halves, plan
+from babylon_tasks.scoring.judge.prompt import Exhibit, prepare
+from babylon_tasks.scoring.judge.rubric import Rubric
+from babylon_tasks.scoring.judge.scale import on_one_scale
 from babylon_tasks.scoring.scorer import Group
-from babylon_tasks.traces import Outcome
+from babylon_tasks.work.aio import all_done
 
 _SPLITS = 2  # of a question without a usable answer: into halves, and those once more
 
@@ -25,7 +25,7 @@ class Ruler:
     """Scores by `judge`; one question where all fit its context, else groups with anchors."""
 
     name = "ruler"
-    sees_plays = True
+    sees_runs = True
 
     def __init__(self, judge: Judge, judge_model: str) -> None:
         self._judge = judge

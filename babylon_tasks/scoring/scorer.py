@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from babylon_tasks.judge.rubric import Rubric
-from babylon_tasks.markets import Market
-from babylon_tasks.plays import Play
-from babylon_tasks.scoring.score import Score
-from babylon_tasks.traces import Outcome
+from babylon_tasks.records.actions import AgentRun
+from babylon_tasks.records.markets import Market
+from babylon_tasks.records.scores import Score
+from babylon_tasks.records.traces import Outcome
+from babylon_tasks.scoring.judge.rubric import Rubric
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Group:
 
     window_id: str
     outcomes: Sequence[Outcome]
-    plays: Mapping[str, Play]
+    runs: Mapping[str, AgentRun]
     markets: Sequence[Market]
 
 
@@ -31,7 +31,7 @@ class Scorer(Protocol):
     """One way to score a group; a file each."""
 
     name: str  # the column `scorer` of rl.scores
-    sees_plays: bool  # whether a group needs `plays` and `markets`
+    sees_runs: bool  # whether a group needs `plays` and `markets`
     rubric: Rubric | None  # what its judge is told; None without a judge
 
     async def score(self, group: Group) -> list[Score]:

@@ -39,7 +39,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostAttempt:
     """A window whose worker died; `state` is what became of it."""
 
     window_id: str
@@ -84,12 +84,12 @@ def end(
     )
 
 
-def reap_scores(connection: Connection, model_name: str, max_attempts: int) -> list[Loss]:
+def reap_scores(connection: Connection, model_name: str, max_attempts: int) -> list[LostAttempt]:
     """End the scoring attempts whose lease is gone, and count them."""
     return _reap(connection, "reap_scores", model_name, max_attempts)
 
 
-def reap_steps(connection: Connection, model_name: str, max_attempts: int) -> list[Loss]:
+def reap_steps(connection: Connection, model_name: str, max_attempts: int) -> list[LostAttempt]:
     """End every open attempt at a step, and count it; only the holder of the model may."""
     return _reap(connection, "reap_steps", model_name, max_attempts)
 
@@ -102,8 +102,10 @@ def read(connection: Connection, model_name: str, window_id: str) -> list[Attemp
         ).fetchall()
 
 
-def _reap(connection: Connection, query: str, model_name: str, max_attempts: int) -> list[Loss]:
-    with connection.cursor(row_factory=class_row(Loss)) as cursor:
+def _reap(
+    connection: Connection, query: str, model_name: str, max_attempts: int
+) -> list[LostAttempt]:
+    with connection.cursor(row_factory=class_row(LostAttempt)) as cursor:
         return cursor.execute(
             _SQL[query], {"model_name": model_name, "max_attempts": max_attempts}
         ).fetchall()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from psycopg.rows import class_row
 
+from babylon_tasks.records.steps import JobNote
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.queries import load
-from babylon_tasks.training import JobNote
 
 _SQL = load("jobs")
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from babylon_tasks.records.steps import Call, Logprobs
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.queries import load
-from babylon_tasks.training import Call, Logprobs
 
 _SQL = load("logprobs")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psycopg.rows import class_row
 
-from babylon_tasks.markets import Market
+from babylon_tasks.records.markets import Market
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.queries import load
 

@@ -8,11 +8,11 @@ from decimal import ROUND_DOWN, Decimal
 
 from psycopg.rows import class_row
 
-from babylon_tasks.scoring.score import Score
+from babylon_tasks.records.scores import Score
+from babylon_tasks.records.traces import Unusable
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.judgments import Cost
 from babylon_tasks.store.queries import load
-from babylon_tasks.traces import Unusable
 
 _SQL = load("scores")
 

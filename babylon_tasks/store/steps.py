@@ -13,14 +13,14 @@ import msgspec
 from psycopg.rows import class_row
 
 from babylon_tasks.errors import CheckpointRemoved, StaleClaim, UserError
-from babylon_tasks.models import Head, choose_version
-from babylon_tasks.store import attempts, jobs, logprobs, requests
+from babylon_tasks.records.steps import StepResult
+from babylon_tasks.records.versions import Head, choose_version
+from babylon_tasks.records.windows import Window
+from babylon_tasks.store import attempts, jobs, logprobs, training_batches
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.queries import load
-from babylon_tasks.training import StepResult
-from babylon_tasks.windows import Window
 
 _SQL = load("steps")
 
@@ -309,8 +309,8 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
     if batch_id is None:
         batch_id = f"{new.model_name}-step-{step}-{new.token}"
         window_id = new.windows[0].window_id if len(new.windows) == 1 else None
-        requests.insert(connection, batch_id, window_id, new.base_model, version)
-    requests.complete(
+        training_batches.insert(connection, batch_id, window_id, new.base_model, version)
+    training_batches.complete(
         connection,
         batch_id,
         version=version,

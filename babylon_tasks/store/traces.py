@@ -9,10 +9,10 @@ from typing import Any
 import asyncpg
 
 from babylon_tasks.errors import Final, Retryable
+from babylon_tasks.records.traces import RawTrace
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import unreachable
 from babylon_tasks.store.queries import load
-from babylon_tasks.traces import RawTrace
 
 _SQL = load("traces")
 _PREFETCH_ROWS = 4  # each may have MAX_TRACE_BYTES

@@ -8,17 +8,17 @@ from typing import Any
 
 from psycopg.rows import class_row
 
+from babylon_tasks.records.windows import State, Window, WindowListing, WindowReport
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.queries import load
-from babylon_tasks.windows import State, Window, WindowListing, WindowReport
 
 _SQL = load("windows")
 
 
 @dataclass(frozen=True, slots=True)
-class Doorbells:
+class DueWork:
     """What is due and held by nobody: windows to score, a step to train, a step to publish."""
 
     due: list[str]
@@ -352,9 +352,9 @@ def rescore(connection: Connection, model_name: str, window: Window) -> None:
     )
 
 
-def sweep(connection: Connection, model_name: str, limit: int) -> Doorbells:
+def sweep(connection: Connection, model_name: str, limit: int) -> DueWork:
     """What is due and held by nobody, at most `limit` windows."""
-    with connection.cursor(row_factory=class_row(Doorbells)) as cursor:
+    with connection.cursor(row_factory=class_row(DueWork)) as cursor:
         row = cursor.execute(_SQL["sweep"], {"model_name": model_name, "limit": limit}).fetchone()
     assert row is not None
     return row

@@ -13,18 +13,18 @@ import pytest
 import redis
 
 from babylon_tasks.settings import Settings
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.rows import query
 
 
 class Deployment:
     """One database, one Redis, and the environment in which roles run on them."""
 
-    def __init__(self, worker: Worker, redis_url: str, folder: Path) -> None:
-        self.worker = worker
+    def __init__(self, context: Context, redis_url: str, folder: Path) -> None:
+        self.context = context
         self.redis_url = redis_url
         self.folder = folder
-        settings = worker.settings
+        settings = context.settings
         self.env = {
             "DATABASE_URL": settings.postgres(),
             "REDIS_URL": redis_url,
@@ -112,7 +112,7 @@ class Deployment:
                 "SELECT *, expires_at - now() AS left FROM rl.leases ORDER BY resource",
                 "SELECT * FROM rl.attempts ORDER BY started_at DESC LIMIT 20",
             )
-            for row in query(self.worker, text)
+            for row in query(self.context, text)
         ]
         return "\n".join(
             ", ".join(f"{name}: {value}" for name, value in row.items()) for row in rows
@@ -133,12 +133,12 @@ class Deployment:
 
 
 @pytest.fixture
-def deployment(worker: Worker, redis_url: str, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(context: Context, redis_url: str, tmp_path: Path) -> Iterator[Deployment]:
     """An empty database and an empty Redis, and nothing running yet."""
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
     folder = tmp_path / "run"
     folder.mkdir()
-    made = Deployment(worker, redis_url, folder)
+    made = Deployment(context, redis_url, folder)
     yield made
     made.stop()

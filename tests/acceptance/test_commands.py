@@ -19,8 +19,8 @@ NOBODY = "postgresql://user:s3cret@127.0.0.1:1/babylon"
 
 
 def test_list_as_json(deployment: Deployment) -> None:
-    add_window(deployment.worker, hours_ago(2))
-    add_window(deployment.worker, hours_ago(3), agents=1)
+    add_window(deployment.context, hours_ago(2))
+    add_window(deployment.context, hours_ago(3), agents=1)
     done = deployment.run("babylon", "windows", "list", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -35,8 +35,8 @@ def test_list_as_json(deployment: Deployment) -> None:
 
 
 def test_mode_list(deployment: Deployment) -> None:
-    add_window(deployment.worker, hours_ago(2))
-    add_window(deployment.worker, hours_ago(3), agents=1)
+    add_window(deployment.context, hours_ago(2))
+    add_window(deployment.context, hours_ago(3), agents=1)
     done = deployment.run(*MODULE, env={"MODE": "list", "TRAIN_RL_LOCAL": ""})
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"Ready windows (1):\n  {hours_ago(2)}: 3 agents\n"
@@ -45,8 +45,8 @@ def test_mode_list(deployment: Deployment) -> None:
 def test_mode_single_trains_the_newest_window_and_asks_it(
     deployment: Deployment, tiny_model: Path
 ) -> None:
-    add_window(deployment.worker, hours_ago(2))
-    add_window(deployment.worker, hours_ago(3))
+    add_window(deployment.context, hours_ago(2))
+    add_window(deployment.context, hours_ago(3))
     env = {"MODE": "single", "TRAINER": "torch", "BASE_MODEL": str(tiny_model)}
     # No Redis and no worker is needed.
     done = deployment.run(*MODULE, env={**env, "REDIS_URL": ""})
@@ -54,9 +54,9 @@ def test_mode_single_trains_the_newest_window_and_asks_it(
     assert f"Training on: {hours_ago(2)}" in done.stdout
     assert "Model: babylon-agent-v1.0.0 (step 1)" in done.stdout
     assert done.stdout.strip().splitlines()[-1].startswith("Response: ")
-    assert states(deployment.worker) == {hours_ago(2): "trained"}
-    assert one(deployment.worker, "SELECT status FROM trained_models")["status"] == "ready"
-    step = one(deployment.worker, "SELECT * FROM rl.steps")
+    assert states(deployment.context) == {hours_ago(2): "trained"}
+    assert one(deployment.context, "SELECT status FROM trained_models")["status"] == "ready"
+    step = one(deployment.context, "SELECT * FROM rl.steps")
     assert step["trainable_tokens"] > 0
     files = {p.name for p in Path(step["checkpoint"]).iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} <= files
@@ -64,55 +64,55 @@ def test_mode_single_trains_the_newest_window_and_asks_it(
 
 def test_mode_single_answers_a_request(deployment: Deployment) -> None:
     window = hours_ago(4)
-    add_window(deployment.worker, window)
-    add_request(deployment.worker, "batch-1", window, "v4.0.0")
+    add_window(deployment.context, window)
+    add_request(deployment.context, "batch-1", window, "v4.0.0")
     env = {"MODE": "single", "WINDOW_ID": window, "BATCH_ID": "batch-1", "MODEL_VERSION": "v4.0.0"}
     done = deployment.run(*MODULE, env=env)
     # The model "none" cannot be served, which is said after the training is safe.
     assert "Model: babylon-agent-v4.0.0 (step 1)" in done.stdout
-    batch = one(deployment.worker, "SELECT * FROM training_batches")
+    batch = one(deployment.context, "SELECT * FROM training_batches")
     assert (batch["status"], batch["modelVersion"]) == ("completed", "v4.0.0")
-    model = one(deployment.worker, "SELECT * FROM trained_models")
+    model = one(deployment.context, "SELECT * FROM trained_models")
     assert (model["status"], model["trainingBatch"]) == ("ready", "batch-1")
 
 
 def test_mode_single_leaves_a_request_for_the_running_hour_waiting(deployment: Deployment) -> None:
     """What the app's own trigger spawns."""
-    add_window(deployment.worker, hours_ago(0))
-    add_request(deployment.worker, "batch-2", hours_ago(0), "v1.0.0")
+    add_window(deployment.context, hours_ago(0))
+    add_request(deployment.context, "batch-2", hours_ago(0), "v1.0.0")
     env = {"MODE": "single", "WINDOW_ID": hours_ago(0), "BATCH_ID": "batch-2"}
     done = deployment.run(*MODULE, env=env)
     assert done.returncode == 0, done.stderr
     assert f"Request batch-2 waits for window {hours_ago(0)}" in done.stdout
-    assert one(deployment.worker, "SELECT status FROM training_batches")["status"] == "pending"
+    assert one(deployment.context, "SELECT status FROM training_batches")["status"] == "pending"
 
 
 def test_mode_single_beside_running_workers(deployment: Deployment) -> None:
     window = hours_ago(2)
-    add_window(deployment.worker, window)
+    add_window(deployment.context, window)
     deployment.start("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-c", "1")
     deployment.run("babylon", "windows", "enqueue")
     done = deployment.run(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
     assert "(step 1)" in done.stdout
-    assert one(deployment.worker, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
+    assert one(deployment.context, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
 
 
 def test_mode_continuous_until_it_is_stopped(deployment: Deployment) -> None:
     windows = [hours_ago(h) for h in (2, 3)]
-    add_window(deployment.worker, windows[0])
+    add_window(deployment.context, windows[0])
     process = deployment.start(*MODULE, env={"MODE": "continuous"})
-    deployment.wait(lambda: states(deployment.worker) == {windows[0]: "trained"})
-    add_window(deployment.worker, windows[1])
-    deployment.wait(lambda: states(deployment.worker) == dict.fromkeys(windows, "trained"))
+    deployment.wait(lambda: states(deployment.context) == {windows[0]: "trained"})
+    add_window(deployment.context, windows[1])
+    deployment.wait(lambda: states(deployment.context) == dict.fromkeys(windows, "trained"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=15) == 0
-    assert query(deployment.worker, "SELECT * FROM rl.leases") == []
+    assert query(deployment.context, "SELECT * FROM rl.leases") == []
 
 
 def test_mode_continuous_outlives_a_lease_that_another_took(deployment: Deployment) -> None:
     """It used to end with the first lost lease."""
     window = hours_ago(2)
-    add_window(deployment.worker, window)
+    add_window(deployment.context, window)
     once = deployment.folder / "once"
     stale = Injection(
         "babylon_tasks.store.steps.commit",
@@ -121,15 +121,15 @@ def test_mode_continuous_outlives_a_lease_that_another_took(deployment: Deployme
         once=once,
     )
     deployment.start(*MODULE, env={"MODE": "continuous", **injecting(stale)})
-    deployment.wait(lambda: states(deployment.worker) == {window: "trained"})
+    deployment.wait(lambda: states(deployment.context) == {window: "trained"})
     assert once.exists()
-    told = query(deployment.worker, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
+    told = query(deployment.context, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
     assert [t["outcome"] for t in told] == ["given_back", "done"]
 
 
 def test_a_failed_window_tells_its_story_and_is_tried_again(deployment: Deployment) -> None:
     window = hours_ago(2)
-    add_window(deployment.worker, window)
+    add_window(deployment.context, window)
     refusal = Injection(
         "workers.trainer.noop.NoopTrainer.step",
         "raise",
@@ -161,19 +161,19 @@ def test_a_failed_window_tells_its_story_and_is_tried_again(deployment: Deployme
 
 
 def test_a_mode_single_that_is_stopped_gives_its_window_back(deployment: Deployment) -> None:
-    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.context, hours_ago(2))
     slow = Injection("workers.trainer.noop.NoopTrainer.step", "sleep", seconds=60)
     process = deployment.start(*MODULE, env={"MODE": "single", **injecting(slow)})
     under_way = "SELECT FROM rl.attempts WHERE stage = 'train' AND ended_at IS NULL"
-    deployment.wait(lambda: bool(query(deployment.worker, under_way)))
+    deployment.wait(lambda: bool(query(deployment.context, under_way)))
     process.terminate()
     assert process.wait(timeout=15) == 130
-    assert query(deployment.worker, "SELECT * FROM rl.leases") == []
-    assert query(deployment.worker, under_way) == []
+    assert query(deployment.context, "SELECT * FROM rl.leases") == []
+    assert query(deployment.context, under_way) == []
 
 
 def test_windows_are_due_also_where_nobody_can_be_woken(deployment: Deployment) -> None:
-    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.context, hours_ago(2))
     away = {"REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}
     done = deployment.run("babylon", "windows", "enqueue", "--json", env=away)
     assert done.returncode == 0
@@ -185,11 +185,11 @@ def test_windows_are_due_also_where_nobody_can_be_woken(deployment: Deployment) 
 def test_up_until_idle_on_servers_of_ones_own(deployment: Deployment) -> None:
     windows = [hours_ago(h) for h in range(2, 6)]
     for window in windows:
-        add_window(deployment.worker, window)
+        add_window(deployment.context, window)
     done = deployment.run("babylon", "up", "--until-idle")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert states(deployment.worker) == dict.fromkeys(windows, "trained")
-    assert one(deployment.worker, "SELECT step = published_step AS ok FROM rl.heads")["ok"]
+    assert states(deployment.context) == dict.fromkeys(windows, "trained")
+    assert one(deployment.context, "SELECT step = published_step AS ok FROM rl.heads")["ok"]
 
 
 def test_up_is_ended_by_sigterm_with_all_its_processes(deployment: Deployment) -> None:
@@ -231,7 +231,7 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
 
 
 def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_model: Path) -> None:
-    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.context, hours_ago(2))
     env = {"BASE_MODEL": str(tiny_model), "TRAINER": "torch"}
     well = deployment.run("babylon", "doctor", "--json", env=env)
     assert well.returncode == 0, well.stdout
@@ -279,7 +279,7 @@ def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_mod
 def test_mistakes_end_with_one_line_and_code_2(
     deployment: Deployment, command: tuple[str, ...], env: dict[str, str], says: str
 ) -> None:
-    add_trajectory(deployment.worker, hours_ago(2), "alone")
+    add_trajectory(deployment.context, hours_ago(2), "alone")
     done = deployment.run(*command, env=env)
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
@@ -298,7 +298,7 @@ def test_missing_migrations_are_named(deployment: Deployment, fresh_database: st
 
 
 def test_a_window_without_signal_is_a_clear_end_of_single(deployment: Deployment) -> None:
-    add_window(deployment.worker, hours_ago(2), spread=0.0)
+    add_window(deployment.context, hours_ago(2), spread=0.0)
     done = deployment.run(*MODULE, env={"MODE": "single"})
     assert done.returncode == 2
     assert "skipped: no signal" in done.stderr

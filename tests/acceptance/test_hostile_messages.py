@@ -22,14 +22,14 @@ def good(name: str) -> str:
 
 def test_a_worker_outlives_them_all(deployment: Deployment, tmp_path: Path) -> None:
     trap = tmp_path / "unpickled"
-    worker = deployment.start(*CPU)
+    context = deployment.start(*CPU)
     with redis.Redis.from_url(deployment.redis_url) as client:
 
         def answered(names: set[str]) -> None:
             def done() -> set[str]:
                 return {n for n in names if client.exists(f"celery-task-meta-{n}")}
 
-            deployment.wait(lambda: done() == names or worker.poll() is not None)
+            deployment.wait(lambda: done() == names or context.poll() is not None)
             missed = sorted(names - done())
             assert not missed, f"it ended before {missed}\n{deployment.logs()[-3000:]}"
 
@@ -50,9 +50,9 @@ def test_a_worker_outlives_them_all(deployment: Deployment, tmp_path: Path) -> N
         client.lpush("cpu", good("last"))
         answered({"last"})
         window = hours_ago(2)
-        add_window(deployment.worker, window)
+        add_window(deployment.context, window)
         client.lpush("cpu", json.dumps(message("babylon.produce")))
-        deployment.wait(lambda: states(deployment.worker) == {window: "scored"})
+        deployment.wait(lambda: states(deployment.context) == {window: "scored"})
         # An unacknowledged one would come back when the worker ends, and end its successor too.
         deployment.wait(lambda: client.hlen("unacked") == 0)
     assert not trap.exists()

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from babylon_tasks.export import ADAPTER_FILES
-from babylon_tasks.worker import Worker
+from babylon_tasks.checkpoints.export import ADAPTER_FILES
+from babylon_tasks.work.context import Context
 from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
 from tests.rows import add_window, commit_steps, hours_ago, one, query
-from workers.trainer_client import TrainerProcess
+from workers.gpu.client import TrainerProcess
 
 
 def commit_with_retention(deployment: Deployment, count: int) -> None:
     """Steps without weights, of which no more stay than must."""
-    settings = deployment.worker.settings.model_copy(update={"keep_checkpoints": 1})
+    settings = deployment.context.settings.model_copy(update={"keep_checkpoints": 1})
     trainer = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
     try:
-        commit_steps(Worker(deployment.worker.database, settings, "test:2"), trainer, count)
+        commit_steps(Context(deployment.context.database, settings, "test:2"), trainer, count)
     finally:
         trainer.close()
 
@@ -37,7 +37,7 @@ def listed(deployment: Deployment) -> list[dict[str, Any]]:
 
 def folders(deployment: Deployment) -> list[int]:
     """Steps that have a folder."""
-    store = Path(deployment.worker.settings.checkpoint_store)
+    store = Path(deployment.context.settings.checkpoint_store)
     return sorted(int(folder.name.split("-")[0]) for folder in store.glob("*/*"))
 
 
@@ -45,7 +45,7 @@ def test_list(deployment: Deployment) -> None:
     assert listed(deployment) == []
     assert "no step of babylon-agent" in deployment.run("babylon", "models", "list").stdout
     commit_with_retention(deployment, 5)
-    query(deployment.worker, "UPDATE rl.heads SET published_step = 4 RETURNING 1")
+    query(deployment.context, "UPDATE rl.heads SET published_step = 4 RETURNING 1")
     found = listed(deployment)
     assert [(each["step"], each["version"], each["state"]) for each in found] == [
         (5, "v1.0.4", "head"),
@@ -71,7 +71,7 @@ def test_export_of_a_trained_model(deployment: Deployment, tmp_path: Path) -> No
 
     tiny_model = tmp_path / "tiny"
     make_tiny_model(tiny_model)
-    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.context, hours_ago(2))
     env = {"TRAINER": "torch", "LEARNING_RATE": "0.01", "WARMUP_STEPS": "0"}
     done = deployment.run("babylon", "train", env={**env, "BASE_MODEL": str(tiny_model)})
     assert done.returncode == 0, done.stderr
@@ -110,7 +110,7 @@ def refuse(
 def test_an_export_that_cannot_be_leaves_nothing(deployment: Deployment, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     commit_with_retention(deployment, 1)
-    checkpoint = Path(one(deployment.worker, "SELECT checkpoint FROM rl.steps")["checkpoint"])
+    checkpoint = Path(one(deployment.context, "SELECT checkpoint FROM rl.steps")["checkpoint"])
     for file in ADAPTER_FILES:
         (checkpoint / file).write_text("{}")
     hidden = deployment.folder / "hidden"
@@ -125,7 +125,7 @@ def test_an_export_that_cannot_be_leaves_nothing(deployment: Deployment, tmp_pat
     refuse(deployment, ["1", new, "--merged"], "--merged needs the package peft", without_peft)
     refuse(deployment, ["1", str(taken)], "is not an empty folder")
     refuse(deployment, ["v9.9.9", new], "has no version or step 'v9.9.9'")
-    query(deployment.worker, "UPDATE rl.heads SET base_model = '/no/such/model' RETURNING 1")
+    query(deployment.context, "UPDATE rl.heads SET base_model = '/no/such/model' RETURNING 1")
     refuse(deployment, ["1", new, "--merged"], "/no/such/model cannot be loaded")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -153,7 +153,7 @@ def test_mode_single_for_a_window_whose_step_was_removed(deployment: Deployment)
     ("call", "at", "left"),
     [
         ("babylon_tasks.store.steps.give_up", "after", [2, 3, 4]),
-        ("babylon_tasks.checkpoints.remove_unfinished", "before", [3, 4]),
+        ("babylon_tasks.checkpoints.files.remove_unfinished", "before", [3, 4]),
         ("fsspec.implementations.local.LocalFileSystem.rm", "after", [3, 4]),
     ],
 )
@@ -162,7 +162,7 @@ def test_killed_while_it_removes(
 ) -> None:
     """Before the note, between note and removal, and in the middle of a removal."""
     commit_with_retention(deployment, 4)
-    add_window(deployment.worker, hours_ago(20))
+    add_window(deployment.context, hours_ago(20))
     kill = Injection(call, "kill", at=at)
     harm = injecting(kill, python_path=os.environ.get("PYTHONPATH", ""))
     done = deployment.run("babylon", "train", env={"KEEP_CHECKPOINTS": "1", **harm})
@@ -173,11 +173,11 @@ def test_killed_while_it_removes(
     deployment.wait(lambda: _trained(deployment, hours_ago(20)))
     with_files = [each["step"] for each in listed(deployment) if each["removed_at"] is None]
     assert sorted(with_files) == folders(deployment) == [3, 4, 5]
-    assert query(deployment.worker, "SELECT * FROM rl.unfinished_checkpoints") == []
+    assert query(deployment.context, "SELECT * FROM rl.unfinished_checkpoints") == []
 
 
 def _trained(deployment: Deployment, window_id: str) -> bool:
     """Once the dead one's lease has run out."""
     deployment.run("babylon", "train", env={"KEEP_CHECKPOINTS": "1"})
-    row = one(deployment.worker, "SELECT state FROM rl.windows WHERE window_id = %s", window_id)
+    row = one(deployment.context, "SELECT state FROM rl.windows WHERE window_id = %s", window_id)
     return bool(row["state"] == "trained")

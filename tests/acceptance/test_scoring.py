@@ -31,15 +31,15 @@ def judged(judge: JudgeServer) -> dict[str, str]:
 
 
 def test_one_window_by_two_scorers(deployment: Deployment, judge: JudgeServer) -> None:
-    worker, window = deployment.worker, hours_ago(2)
-    add_window(worker, window)
-    pipeline.produce(worker)
-    pipeline.score(worker)
+    context, window = deployment.context, hours_ago(2)
+    add_window(context, window)
+    pipeline.produce(context)
+    pipeline.score(context)
     deployment.start("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", env=judged(judge))
     done = deployment.run("babylon", "windows", "enqueue", window, "--scoring", "ruler")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{window} is due\n"
-    deployment.wait(lambda: one(worker, "SELECT scorer FROM rl.windows")["scorer"] == "ruler")
+    deployment.wait(lambda: one(context, "SELECT scorer FROM rl.windows")["scorer"] == "ruler")
     show = ("babylon", "windows", "show", window, "--scores")
     told = json.loads(deployment.run(*show, "--json").stdout)
     assert (told["state"], told["scoring"], told["scorer"]) == ("scored", "ruler", "ruler")
@@ -58,11 +58,11 @@ def test_one_window_by_two_scorers(deployment: Deployment, judge: JudgeServer) -
 
 
 def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
-    worker, window = deployment.worker, hours_ago(2)
-    add_window(worker, window)
-    add_trajectory(worker, window, "agent-9", stepsJson=steps(1, count=1))
-    add_trajectory(worker, window, "agent-8", stepsJson="[{")
-    add_trajectory(worker, window, "agent-7", isEvaluation=True)
+    context, window = deployment.context, hours_ago(2)
+    add_window(context, window)
+    add_trajectory(context, window, "agent-9", stepsJson=steps(1, count=1))
+    add_trajectory(context, window, "agent-8", stepsJson="[{")
+    add_trajectory(context, window, "agent-7", isEvaluation=True)
     done = deployment.run("babylon", "train", "--max-per-window", "2", env={"MIN_ACTIONS": "2"})
     assert done.returncode == 0, done.stderr
     assert "step 1 (v1.0.0): 1 windows, 2 trajectories" in done.stdout
@@ -89,9 +89,9 @@ def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
 
 
 def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -> None:
-    add_window(deployment.worker, hours_ago(2), agents=3)
-    add_window(deployment.worker, hours_ago(4), agents=2)
-    add_window(deployment.worker, hours_ago(9), agents=3)
+    add_window(deployment.context, hours_ago(2), agents=3)
+    add_window(deployment.context, hours_ago(4), agents=2)
+    add_window(deployment.context, hours_ago(9), agents=3)
     options = ["--min-agents", "3", "--lookback-hours", "6", "--model", "none", "--dropout", "0.0"]
     done = deployment.run("babylon", "train", *options, "--json", env={"REDIS_URL": ""})
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -
         "published": ["v1.0.0"],
         "left": {},
     }
-    assert states(deployment.worker) == {hours_ago(2): "trained"}
+    assert states(deployment.context) == {hours_ago(2): "trained"}
     for wrong, why in [
         (["--dropout", "0.9"], "DROPOUT: Input should be less than or equal to 0.5\n"),
         (
@@ -109,7 +109,7 @@ def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -
         ),
         (["--model", "other"], "model babylon-agent was started from none, BASE_MODEL is other"),
     ]:
-        add_window(deployment.worker, hours_ago(3))
+        add_window(deployment.context, hours_ago(3))
         done = deployment.run("babylon", "train", *wrong)
         assert done.returncode == 2
         assert why in done.stderr
@@ -118,7 +118,7 @@ def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -
 
 def test_a_judge_is_checked(deployment: Deployment, judge: JudgeServer) -> None:
     window = hours_ago(2)
-    add_window(deployment.worker, window, agents=6)
+    add_window(deployment.context, window, agents=6)
     judge.position_bias = 0.1
     judge.score_of = lambda text: 0.5 if "$0" not in text else 0.4
     done = deployment.run("babylon", "judge", "check", "--json", env=judged(judge))
@@ -131,8 +131,8 @@ def test_a_judge_is_checked(deployment: Deployment, judge: JudgeServer) -> None:
     assert told["usd"] > 0
     assert len(judge.requests) == 2
     # Nothing else was written than what it cost.
-    assert states(deployment.worker) == {}
-    assert len(query(deployment.worker, "SELECT * FROM rl.judgments")) == 2
+    assert states(deployment.context) == {}
+    assert len(query(deployment.context, "SELECT * FROM rl.judgments")) == 2
 
 
 def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deployment) -> None:
@@ -151,9 +151,9 @@ def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deplo
 def test_brackets_in_what_others_wrote_break_no_table(
     deployment: Deployment, judge: JudgeServer
 ) -> None:
-    worker, window = deployment.worker, hours_ago(2)
+    context, window = deployment.context, hours_ago(2)
     for n, agent in enumerate(("[/b]", "agent [bold]", "c")):
-        add_trajectory(worker, window, agent, stepsJson=steps(100 * n))
+        add_trajectory(context, window, agent, stepsJson=steps(100 * n))
     judge.default = replace(content_filter, error={"message": "bad [/INST] [bold] thing"})
     env = {**judged(judge), "SCORING": "ruler", "RETRY_SECONDS": "60"}
     done = deployment.run("babylon", "train", env=env)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from babylon_tasks.embedded import free_port
+from babylon_tasks.local.servers import free_port
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, query, states
 
@@ -65,8 +65,8 @@ def test_no_secret_shows(deployment: Deployment, guarded_url: str) -> None:
         "LOG_LEVEL": "DEBUG",
     }
     good, bad = hours_ago(2), hours_ago(3)
-    add_window(deployment.worker, good)
-    add_window(deployment.worker, bad)
+    add_window(deployment.context, good)
+    add_window(deployment.context, bad)
     port = free_port()
     deployment.start(*FLOWER, f"--port={port}")
     deployment.start(*CPU)
@@ -74,7 +74,7 @@ def test_no_secret_shows(deployment: Deployment, guarded_url: str) -> None:
     deployment.start(*BEAT)
     unreachable = _start_what_cannot_work(deployment, guarded_url)
     said = "".join(_run_commands(deployment, unreachable))
-    deployment.wait(lambda: states(deployment.worker) == {good: "trained", bad: "trained"})
+    deployment.wait(lambda: states(deployment.context) == {good: "trained", bad: "trained"})
     pages = _pages(port, SECRETS["flower"])
     shown = {
         "commands": said,
@@ -126,7 +126,7 @@ def _run_commands(deployment: Deployment, changes: list[dict[str, str]]) -> Iter
 
 def _rows(deployment: Deployment) -> str:
     tables = query(
-        deployment.worker,
+        deployment.context,
         """SELECT schemaname || '.' || tablename AS name FROM pg_tables
             WHERE schemaname = 'rl' OR tablename IN ('training_batches', 'trained_models')""",
     )
@@ -134,7 +134,7 @@ def _rows(deployment: Deployment) -> str:
     return "\n".join(
         str(row)
         for table in tables
-        for row in query(deployment.worker, f"SELECT t::text FROM {table['name']} t")
+        for row in query(deployment.context, f"SELECT t::text FROM {table['name']} t")
     )
 
 

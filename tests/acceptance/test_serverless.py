@@ -46,8 +46,8 @@ def on_wandb(deployment: Deployment, server: WandbServer) -> Deployment:
 
 def test_from_listing_to_an_answer(on_wandb: Deployment, server: WandbServer) -> None:
     window = hours_ago(2)
-    add_window(on_wandb.worker, window, recorded=True)
-    add_window(on_wandb.worker, hours_ago(3), agents=1, recorded=True)
+    add_window(on_wandb.context, window, recorded=True)
+    add_window(on_wandb.context, hours_ago(3), agents=1, recorded=True)
     listed = on_wandb.run(*MODULE, env={"MODE": "list"})
     assert listed.stdout == f"Ready windows (1):\n  {window}: 3 agents\n"
     done = on_wandb.run(*MODULE, env={"MODE": "single", "LOG_LEVEL": "DEBUG"})
@@ -58,10 +58,10 @@ def test_from_listing_to_an_answer(on_wandb: Deployment, server: WandbServer) ->
         "Response: Wait for a dip.",
     ]
     assert KEY not in done.stderr
-    model = one(on_wandb.worker, "SELECT * FROM trained_models")
+    model = one(on_wandb.context, "SELECT * FROM trained_models")
     assert (model["status"], model["storagePath"]) == ("ready", NAME)
     assert model["baseModel"] == "OpenPipe/Qwen3-14B-Instruct"
-    step = one(on_wandb.worker, "SELECT * FROM rl.steps")
+    step = one(on_wandb.context, "SELECT * FROM rl.steps")
     assert (step["trainer"], step["metrics"]["inference_name"]) == ("serverless", NAME)
     assert [p.name for p in Path(step["checkpoint"]).glob("*.json")] != []
     assert server.posts == 1
@@ -80,7 +80,7 @@ def test_from_listing_to_an_answer(on_wandb: Deployment, server: WandbServer) ->
 def test_what_w_and_b_would_not_train_ends_with_one_line(
     on_wandb: Deployment, server: WandbServer, env: dict[str, str], recorded: bool, says: str
 ) -> None:
-    add_window(on_wandb.worker, hours_ago(2), recorded=recorded)
+    add_window(on_wandb.context, hours_ago(2), recorded=recorded)
     done = on_wandb.run(*MODULE, env={"MODE": "single", "LOG_LEVEL": "ERROR", **env})
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr.strip().splitlines()[-1]
@@ -89,25 +89,25 @@ def test_what_w_and_b_would_not_train_ends_with_one_line(
 
 
 def test_w_and_b_away_ends_with_one_line_and_blames_nobody(on_wandb: Deployment) -> None:
-    add_window(on_wandb.worker, hours_ago(2), recorded=True)
+    add_window(on_wandb.context, hours_ago(2), recorded=True)
     env = {"MODE": "single", "SERVERLESS_URL": "http://127.0.0.1:1/v1"}
     done = on_wandb.run(*MODULE, env=env)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "W&B does not answer" in done.stderr.strip().splitlines()[-1]
-    row = one(on_wandb.worker, "SELECT * FROM rl.windows")
+    row = one(on_wandb.context, "SELECT * FROM rl.windows")
     assert (row["state"], row["attempts"]) == ("scored", 0)
 
 
 def test_mode_continuous_outlives_a_window_without_logprobs(
     on_wandb: Deployment, server: WandbServer
 ) -> None:
-    worker, (old, new) = on_wandb.worker, (hours_ago(3), hours_ago(2))
-    add_window(worker, old)
+    context, (old, new) = on_wandb.context, (hours_ago(3), hours_ago(2))
+    add_window(context, old)
     on_wandb.start(*MODULE, env={"MODE": "continuous", "RETRY_SECONDS": "600"})
     refused = "SELECT FROM rl.windows WHERE last_error IS NOT NULL"
-    on_wandb.wait(lambda: bool(query(worker, refused)))
-    add_window(worker, new, recorded=True)
-    on_wandb.wait(lambda: states(worker) == {old: "scored", new: "trained"})
+    on_wandb.wait(lambda: bool(query(context, refused)))
+    add_window(context, new, recorded=True)
+    on_wandb.wait(lambda: states(context) == {old: "scored", new: "trained"})
 
 
 def test_babylon_train_goes_on_beyond_windows_without_logprobs(
@@ -115,8 +115,8 @@ def test_babylon_train_goes_on_beyond_windows_without_logprobs(
 ) -> None:
     """More of them than one claim scores, and then one that can be trained."""
     for hours in range(3, 3 + SCORE_BATCH):
-        add_window(on_wandb.worker, hours_ago(hours), agents=2)
-    add_window(on_wandb.worker, hours_ago(2), recorded=True)
+        add_window(on_wandb.context, hours_ago(hours), agents=2)
+    add_window(on_wandb.context, hours_ago(2), recorded=True)
     done = on_wandb.run("babylon", "train", "--json", env={"RETRY_SECONDS": "600"})
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
@@ -127,7 +127,7 @@ def test_babylon_train_goes_on_beyond_windows_without_logprobs(
 def test_babylon_train_says_why_nothing_was_trained(
     on_wandb: Deployment, server: WandbServer
 ) -> None:
-    add_window(on_wandb.worker, hours_ago(2))
+    add_window(on_wandb.context, hours_ago(2))
     done = on_wandb.run("babylon", "train", env={"RETRY_SECONDS": "600"})
     assert done.returncode == 2
     assert "LOGPROBS_URL" in done.stderr.strip().splitlines()[-1]
@@ -158,11 +158,11 @@ def test_killed_around_the_post_one_job_and_one_step(
     on_wandb: Deployment, server: WandbServer, injection: Injection, jobs_before: int
 ) -> None:
     window = hours_ago(2)
-    add_window(on_wandb.worker, window, recorded=True)
+    add_window(on_wandb.context, window, recorded=True)
     if not jobs_before:
         on_wandb.env["SERVERLESS_LOST_SECONDS"] = "3"
     assert killed(on_wandb, injection).wait(timeout=80) == -signal.SIGKILL
-    (job,) = query(on_wandb.worker, "SELECT * FROM rl.jobs")
+    (job,) = query(on_wandb.context, "SELECT * FROM rl.jobs")
     assert job["ended_at"] is None
     assert server.posts == jobs_before
     _finished_by_another(on_wandb, server, window)
@@ -171,13 +171,13 @@ def test_killed_around_the_post_one_job_and_one_step(
 def test_killed_in_the_post_one_job_and_one_step(on_wandb: Deployment, server: WandbServer) -> None:
     """W&B has taken the job, and its answer is on its way."""
     window = hours_ago(2)
-    add_window(on_wandb.worker, window, recorded=True)
+    add_window(on_wandb.context, window, recorded=True)
     server.script = [wandb.hang_after]
     process = killed(on_wandb)
     on_wandb.wait(lambda: server.posts == 1)
     process.kill()
     process.wait()
-    (job,) = query(on_wandb.worker, "SELECT * FROM rl.jobs")
+    (job,) = query(on_wandb.context, "SELECT * FROM rl.jobs")
     assert (job["state"], job["job_id"]) == ("intent", None)
     _finished_by_another(on_wandb, server, window)
 
@@ -186,14 +186,14 @@ def test_a_trainer_process_that_is_killed_costs_no_second_job(
     on_wandb: Deployment, server: WandbServer
 ) -> None:
     window = hours_ago(2)
-    add_window(on_wandb.worker, window, recorded=True)
+    add_window(on_wandb.context, window, recorded=True)
     once = on_wandb.folder / "once"
-    harm = Injection("workers.trainer.wandb_client.WandbClient.events", "kill", once=once)
+    harm = Injection("workers.trainer.wandb.client.WandbClient.events", "kill", once=once)
     done = killed(on_wandb, harm)
     assert done.wait(timeout=80) == 0, on_wandb.logs()
     assert once.exists()
     assert server.posts == 1
-    assert states(on_wandb.worker) == {window: "trained"}
+    assert states(on_wandb.context) == {window: "trained"}
 
 
 def _finished_by_another(deployment: Deployment, server: WandbServer, window: str) -> None:
@@ -201,8 +201,8 @@ def _finished_by_another(deployment: Deployment, server: WandbServer, window: st
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Response: Wait for a dip." in done.stdout
     assert server.posts == 1
-    assert states(deployment.worker) == {window: "trained"}
-    step = one(deployment.worker, "SELECT * FROM rl.steps")
+    assert states(deployment.context) == {window: "trained"}
+    step = one(deployment.context, "SELECT * FROM rl.steps")
     assert step["metrics"]["remote_step"] == 1
     remote = (Path(step["checkpoint"]) / "remote.json").read_text()
     assert json.loads(remote)["inference_name"] == NAME
@@ -211,24 +211,24 @@ def _finished_by_another(deployment: Deployment, server: WandbServer, window: st
 def test_celery_workers_train_on_w_and_b(on_wandb: Deployment, server: WandbServer) -> None:
     """The worker is killed with the job running; the next one goes on with it."""
     on_wandb.env["REDIS_URL"] = on_wandb.redis_url
-    add_window(on_wandb.worker, hours_ago(2), recorded=True)
+    add_window(on_wandb.context, hours_ago(2), recorded=True)
     server.may_end.clear()
     celery = ("celery", "-A", "babylon_tasks")
     on_wandb.start(*celery, "beat")
     on_wandb.start(*celery, "worker", "-Q", "cpu", "-c", "1", "-n", "cpu@%h")
     first = on_wandb.start(*celery, "worker", "-Q", "gpu", "-n", "gpu1@%h")
     posted = "SELECT FROM rl.jobs WHERE job_id IS NOT NULL"
-    on_wandb.wait(lambda: bool(query(on_wandb.worker, posted)), 80)
+    on_wandb.wait(lambda: bool(query(on_wandb.context, posted)), 80)
     for pid in [*_children(first.pid), first.pid]:
         os.kill(pid, signal.SIGKILL)
     on_wandb.start(*celery, "worker", "-Q", "gpu", "-n", "gpu2@%h")
     lost = "SELECT FROM rl.attempts WHERE outcome = 'lost'"
-    on_wandb.wait(lambda: bool(query(on_wandb.worker, lost)), 80)
+    on_wandb.wait(lambda: bool(query(on_wandb.context, lost)), 80)
     server.may_end.set()
     ready = "SELECT FROM trained_models WHERE status = 'ready'"
-    on_wandb.wait(lambda: bool(query(on_wandb.worker, ready)), 80)
+    on_wandb.wait(lambda: bool(query(on_wandb.context, ready)), 80)
     assert server.posts == 1
-    assert one(on_wandb.worker, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
+    assert one(on_wandb.context, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
     assert KEY not in on_wandb.logs()
 
 

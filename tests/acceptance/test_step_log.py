@@ -20,16 +20,16 @@ from tests.rows import query, scored_windows
 from tests.unit.tiny import make_tiny_model
 from tests.wandb_file import OfflineRun, offline_runs
 from tests.wandb_runs import serving
-from workers import step_log
-from workers.trainer_client import TrainerProcess
+from workers.gpu.client import TrainerProcess
+from workers.watch import step_log
 
 WORKER = ("celery", "-A", "babylon_tasks", "worker")
-LOG = ("-m", "workers.step_log")
+LOG = ("-m", "workers.watch.step_log")
 
 
 def train(deployment: Deployment, trainer: TrainerProcess, *hours: int) -> None:
-    scored_windows(deployment.worker, *hours)
-    assert pipeline.train(deployment.worker, trainer)
+    scored_windows(deployment.context, *hours)
+    assert pipeline.train(deployment.context, trainer)
 
 
 def log_steps(deployment: Deployment, **env: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def log_steps(deployment: Deployment, **env: str) -> subprocess.CompletedProcess
 
 
 def not_logged(deployment: Deployment) -> list[int]:
-    rows = query(deployment.worker, "SELECT step FROM rl.steps WHERE logged_at IS NULL ORDER BY 1")
+    rows = query(deployment.context, "SELECT step FROM rl.steps WHERE logged_at IS NULL ORDER BY 1")
     return [row["step"] for row in rows]
 
 
@@ -62,8 +62,8 @@ def test_one_run_a_model_that_goes_on_after_a_restart(
         assert (run.run_id, run.name, run.project) == (
             "babylon-agent-steps", "babylon-agent", "babylon-rl",
         )  # fmt: skip
-        assert run.config["base_model"] == deployment.worker.settings.base_model
-    row = query(deployment.worker, "SELECT * FROM rl.steps WHERE step = 3")[0]
+        assert run.config["base_model"] == deployment.context.settings.base_model
+    row = query(deployment.context, "SELECT * FROM rl.steps WHERE step = 3")[0]
     told = second.history[3]
     assert told["data/windows"] == 1
     assert told["data/trajectories"] == told["data/scored"] == row["trajectories"]
@@ -82,7 +82,7 @@ def test_online_the_run_is_resumed_and_no_step_comes_twice(
         train(deployment, trainer, 2)
         train(deployment, trainer, 3)
         assert log_steps(deployment, **env).returncode == 0
-        query(deployment.worker, "UPDATE rl.steps SET logged_at = NULL WHERE step = 2 RETURNING 1")
+        query(deployment.context, "UPDATE rl.steps SET logged_at = NULL WHERE step = 2 RETURNING 1")
         train(deployment, trainer, 4)
         done = log_steps(deployment, **env)
     assert (done.returncode, "W&B has step 2" in done.stderr) == (0, True), done.stderr
@@ -130,17 +130,17 @@ def test_ctrl_c_ends_it_without_a_word(deployment: Deployment, trainer: TrainerP
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130, deployment.logs()
     assert "Traceback" not in deployment.logs()
-    assert query(deployment.worker, "SELECT * FROM rl.leases") == []
+    assert query(deployment.context, "SELECT * FROM rl.leases") == []
 
 
 def test_two_at_once_log_a_step_once(deployment: Deployment, trainer: TrainerProcess) -> None:
     train(deployment, trainer, 2)
-    with deployment.worker.database.transaction() as tx:
+    with deployment.context.database.transaction() as tx:
         lease = leases.acquire(tx, "wandb/babylon-agent", "another", 60)
     assert lease
     assert log_steps(deployment).returncode == 0
     assert offline_runs(deployment.folder) == []
-    with deployment.worker.database.transaction() as tx:
+    with deployment.context.database.transaction() as tx:
         leases.release(tx, [lease])
     assert log_steps(deployment).returncode == 0
     assert list(logged(deployment.folder)) == [1]
@@ -156,7 +156,7 @@ def test_a_killed_process_leaves_its_steps_to_the_next(
     process.wait()
     if not_logged(deployment):  # else it was faster than the kill
         query(
-            deployment.worker,
+            deployment.context,
             "DELETE FROM rl.leases WHERE resource = 'wandb/babylon-agent' RETURNING 1",
         )
     assert log_steps(deployment).returncode == 0
@@ -175,7 +175,7 @@ def test_a_process_that_cannot_start_ends_nothing(
 
 def test_a_gpu_worker_logs_its_steps(deployment: Deployment) -> None:
     """With the real trainer, whose loss, KL and rewards arrive; ART opens no run of its own."""
-    scored_windows(deployment.worker, 2)
+    scored_windows(deployment.context, 2)
     model = make_tiny_model(deployment.folder)
     env = {"TRAINER": "torch", "BASE_MODEL": model, "WANDB_DIR": str(deployment.folder)}
     for queue in ("cpu", "gpu"):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from babylon_tasks.embedded import free_port
+from babylon_tasks.local.servers import free_port
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, query, states
 
@@ -22,19 +22,19 @@ FLOWER = ("celery", "-A", "babylon_tasks", "flower")
 
 
 def all_trained(deployment: Deployment, *windows: str) -> bool:
-    return states(deployment.worker) == dict.fromkeys(windows, "trained")
+    return states(deployment.context) == dict.fromkeys(windows, "trained")
 
 
 def published(deployment: Deployment) -> bool:
-    heads = query(deployment.worker, "SELECT * FROM rl.heads WHERE step = published_step")
+    heads = query(deployment.context, "SELECT * FROM rl.heads WHERE step = published_step")
     return bool(heads) and heads[0]["step"] > 0
 
 
 def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) -> None:
     windows = [hours_ago(h) for h in range(2, 12)]
     for window in windows:
-        add_window(deployment.worker, window)
-    add_window(deployment.worker, hours_ago(20), spread=0.0)
+        add_window(deployment.context, window)
+    add_window(deployment.context, hours_ago(20), spread=0.0)
     port = free_port()
     deployment.start(*CPU)
     deployment.start(*GPU)
@@ -44,16 +44,16 @@ def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) ->
     deployment.start(*BEAT)
     deployment.wait(
         lambda: (
-            all(states(deployment.worker).get(w) == "trained" for w in windows)
+            all(states(deployment.context).get(w) == "trained" for w in windows)
             and published(deployment)
         )
     )
-    assert states(deployment.worker)[hours_ago(20)] == "skipped"
-    steps = query(deployment.worker, "SELECT step, window_ids FROM rl.steps ORDER BY step")
+    assert states(deployment.context)[hours_ago(20)] == "skipped"
+    steps = query(deployment.context, "SELECT step, window_ids FROM rl.steps ORDER BY step")
     assert [s["step"] for s in steps] == list(range(1, len(steps) + 1))
     trained = [w for s in steps for w in s["window_ids"]]
     assert sorted(trained) == sorted(windows)
-    models = query(deployment.worker, "SELECT status FROM trained_models")
+    models = query(deployment.context, "SELECT status FROM trained_models")
     assert {m["status"] for m in models} == {"ready"}
     deployment.wait(lambda: _flower_shows(port, "score", windows[0]))
     status = json.loads(deployment.run("babylon", "status", "--json").stdout)
@@ -119,7 +119,7 @@ def _pool_size(deployment: Deployment) -> int:
 def test_any_scheduler_can_enqueue(deployment: Deployment, enqueue: tuple[str, ...]) -> None:
     """Without beat: one call from outside sets the whole chain off."""
     window = hours_ago(2)
-    add_window(deployment.worker, window)
+    add_window(deployment.context, window)
     deployment.start(*CPU)
     deployment.start(*GPU)
     root = str(Path(__file__).parents[2])
@@ -130,17 +130,17 @@ def test_any_scheduler_can_enqueue(deployment: Deployment, enqueue: tuple[str, .
 
 
 def test_a_worker_that_may_not_train_says_so_and_does_not(deployment: Deployment) -> None:
-    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.context, hours_ago(2))
     deployment.start(*GPU, env={"TRAIN_RL_LOCAL": ""})
     deployment.start(*CPU)
     deployment.run("babylon", "windows", "enqueue")
     deployment.wait(lambda: "training is off: set TRAIN_RL_LOCAL=true" in deployment.logs())
-    assert states(deployment.worker) == {hours_ago(2): "scored"}
+    assert states(deployment.context) == {hours_ago(2): "scored"}
 
 
 def test_a_machine_that_cannot_train_leaves_the_messages_to_others(deployment: Deployment) -> None:
     """Without beat: the one message that it took comes to the machine that can."""
-    add_window(deployment.worker, hours_ago(2))
+    add_window(deployment.context, hours_ago(2))
     unfit = {"CHECKPOINT_STORE": "/dev/null/none", "RETRY_SECONDS": "30"}
     resting = deployment.start(*GPU, "-n", "nodisk@%h", env=unfit)
     deployment.start(*CPU)
@@ -180,7 +180,7 @@ def test_every_role_ends_with_0_on_sigterm(deployment: Deployment) -> None:
     roles = [deployment.start(*role) for role in (CPU, GPU, BEAT, flower, serve)]
     deployment.wait(lambda: _answers(f"http://127.0.0.1:{ports[0]}/healthcheck"))
     deployment.wait(lambda: _answers(f"http://127.0.0.1:{ports[1]}/healthz"))
-    deployment.wait(lambda: len(query(deployment.worker, "SELECT * FROM rl.canaries")) == 2)
+    deployment.wait(lambda: len(query(deployment.context, "SELECT * FROM rl.canaries")) == 2)
     for process in roles:
         process.terminate()
     assert [process.wait(timeout=15) for process in roles] == [0, 0, 0, 0, 0]

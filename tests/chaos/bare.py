@@ -70,7 +70,7 @@ def run_bare(world: World, tasks: int, seconds: float, seed: int) -> BareReport:
 
     Two workers of one process each; every kill hits one of them, whole, and it starts again.
     """
-    with world.worker.database.transaction() as tx:
+    with world.context.database.transaction() as tx:
         tx.execute("CREATE TABLE bare_runs (task_id integer NOT NULL)")
     for name in _WORKERS:
         world.fleet.start(
@@ -91,7 +91,7 @@ def run_bare(world: World, tasks: int, seconds: float, seed: int) -> BareReport:
             time.sleep(_TICK_SECONDS)
     drained = _drain(world)
     counts = one(
-        world.worker,
+        world.context,
         """SELECT count(*) FILTER (WHERE runs IS NULL)::int AS never,
                   count(*) FILTER (WHERE runs > 1)::int AS twice
              FROM generate_series(0, %s) AS task_id

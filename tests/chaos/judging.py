@@ -35,7 +35,7 @@ def add_windows(world: World, count: int) -> Wanted:
     """Windows that the judge can tell apart; before anybody looks for windows."""
     return {
         window: add_judged_window(
-            world.worker, window, [round(0.25 * agent + n / 1000, 3) for agent in (1, 2, 3)]
+            world.context, window, [round(0.25 * agent + n / 1000, 3) for agent in (1, 2, 3)]
         )
         for n, window in enumerate(world.next_windows(count))
     }
@@ -55,7 +55,7 @@ def questions(judge: JudgeServer, wanted: Wanted) -> Counter[str]:
 def who_judges(world: World, names: Sequence[str]) -> str | None:
     """The worker that holds the judge."""
     held = query(
-        world.worker,
+        world.context,
         "SELECT holder FROM rl.leases WHERE resource = %s AND expires_at > clock_timestamp()",
         _resource(world),
     )
@@ -66,14 +66,14 @@ def who_judges(world: World, names: Sequence[str]) -> str | None:
 @contextmanager
 def nobody_judges(world: World, processes: Mapping[str, int]) -> Iterator[None]:
     """Keeps the judge from the workers started meanwhile until so many processes of each live."""
-    with world.worker.database.transaction() as tx:
-        lease = leases.acquire(tx, _resource(world), world.worker.holder, 600)
+    with world.context.database.transaction() as tx:
+        lease = leases.acquire(tx, _resource(world), world.context.holder, 600)
     assert lease is not None
     yield
     world.wait(
         lambda: all(len(world.fleet.children(name)) >= n for name, n in processes.items()), 60
     )
-    with world.worker.database.transaction() as tx:
+    with world.context.database.transaction() as tx:
         leases.release(tx, [lease])
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.chaos.fleet import Kill
 from tests.rows import query
 
@@ -24,14 +24,14 @@ SELECT lost.holder, lost.started_at, next.started_at AS next_at
 """
 
 
-def recoveries(worker: Worker, kills: Sequence[Kill]) -> list[float]:
+def recoveries(context: Context, kills: Sequence[Kill]) -> list[float]:
     """Seconds from each kill that lost an attempt to the window's next attempt, by another.
 
     The kill is the one of the holder's own process, else (a server's death, which may cost a lease
     too) the first that hit no process of ours while the attempt was under way.
     """
     found = []
-    for row in query(worker, _LOST):
+    for row in query(context, _LOST):
         at = _killed_at(row["holder"], row["started_at"], row["next_at"], kills)
         if at is not None:
             found.append((row["next_at"] - at).total_seconds())

@@ -47,7 +47,7 @@ def struck_at(file: Path) -> datetime:
 def next_attempt(world: World, stage: str, since: datetime) -> float:
     """Seconds from then to the next attempt at the stage."""
     row = one(
-        world.worker,
+        world.context,
         "SELECT min(started_at) AS at FROM rl.attempts WHERE stage = %s AND started_at > %s",
         stage,
         since,
@@ -58,7 +58,7 @@ def next_attempt(world: World, stage: str, since: datetime) -> float:
 def lost_and_found(world: World, since: datetime) -> list[float]:
     """Seconds until each window whose attempt was lost was attempted again."""
     rows = query(
-        world.worker,
+        world.context,
         """SELECT (SELECT min(n.started_at) FROM rl.attempts n
                     WHERE n.window_id = a.window_id AND n.stage = a.stage
                       AND n.token > a.token) AS at
@@ -70,7 +70,7 @@ def lost_and_found(world: World, since: datetime) -> list[float]:
 def attempts(world: World, stage: str, outcome: str | None) -> int:
     """How many attempts at the stage ended so; None: are under way."""
     row = one(
-        world.worker,
+        world.context,
         """SELECT count(*) AS n FROM rl.attempts
             WHERE stage = %s AND outcome IS NOT DISTINCT FROM %s""",
         stage,
@@ -108,11 +108,11 @@ def slow_step(seconds: float) -> Injection:
         (4, "scorer killed after the claim", "cpu1",
          "babylon_tasks.pipeline.score_claimed", "before", "score"),
         pytest.param(4, "trainer's worker killed after the claim", "gpu1",
-                     "workers.trainer_client.TrainerProcess.step", "before", "train", marks=slow),
+                     "workers.gpu.client.TrainerProcess.step", "before", "train", marks=slow),
         pytest.param(5, "scorer killed between its scores and the commit", "cpu1",
                      "babylon_tasks.store.windows.mark_scored", "after", "score", marks=slow),
         (20, "killed with a half-written checkpoint", "gpu1",
-         "babylon_tasks.checkpoints._copy", "after", "train"),
+         "babylon_tasks.checkpoints.files._copy", "after", "train"),
     ],
 )  # fmt: skip
 def test_killed_at(
@@ -129,8 +129,8 @@ def test_killed_at(
     if number in (4, 20):
         assert attempts(world, stage, "lost") > 0
     if number == 20:
-        assert query(world.worker, "SELECT * FROM rl.unfinished_checkpoints") == []
-        kept = {row["checkpoint"] for row in query(world.worker, "SELECT * FROM rl.steps")}
+        assert query(world.context, "SELECT * FROM rl.unfinished_checkpoints") == []
+        kept = {row["checkpoint"] for row in query(world.context, "SELECT * FROM rl.steps")}
         folders = Path(world.settings.checkpoint_store).glob("*/*")
         assert {str(folder) for folder in folders} == kept
     since = struck_at(file)
@@ -163,14 +163,14 @@ def test_killed_with_a_judges_answers(
         world.wait(world.settled)
         asked = judging.questions(judge, wanted)
     since = struck_at(file)
-    bought = query(world.worker, "SELECT * FROM rl.judgments ORDER BY asked_at")
+    bought = query(world.context, "SELECT * FROM rl.judgments ORDER BY asked_at")
     kept = {row["window_id"] for row in bought if row["asked_at"] <= since}
     assert kept
     assert len(bought) == len(wanted)
     assert {window: asked[window] for window in kept} == dict.fromkeys(kept, 1)
     assert max(asked.values()) <= 2
     assert list(asked.values()).count(2) >= answers.count(judge_server.hang())
-    assert stored(world.worker) == {
+    assert stored(world.context) == {
         id_: s for scores in wanted.values() for id_, s in scores.items()
     }
     found = lost_and_found(world, since)
@@ -184,10 +184,10 @@ def test_killed_after_the_commit(trial: Trial, world: World) -> None:
     scored, trained = world.folder / "scored", world.folder / "trained"
     windows = world.add_windows(3)
     world.start("cpu1", inject=[
-        Injection("babylon_tasks.keeper.Keeper.finished", "kill_parent", once=scored)
+        Injection("babylon_tasks.work.leases.LeaseKeeper.finished", "kill_parent", once=scored)
     ])  # fmt: skip
     world.start("gpu1", inject=[
-        Injection("babylon_tasks.step._commit", "kill_parent", at="after", once=trained)
+        Injection("babylon_tasks.training.step._commit", "kill_parent", at="after", once=trained)
     ])  # fmt: skip
     world.start("beat")
     world.wait(scored.exists)
@@ -195,12 +195,12 @@ def test_killed_after_the_commit(trial: Trial, world: World) -> None:
     world.wait(trained.exists)
     world.start("gpu2")
     world.wait(world.settled)
-    before = query(world.worker, "SELECT * FROM rl.windows ORDER BY window_id")
+    before = query(world.context, "SELECT * FROM rl.windows ORDER BY window_id")
     send(world, "babylon.score", windows, times=5)
     send(world, "babylon.train", "babylon-agent", queue="gpu", times=5)
     send(world, "babylon.produce")
     world.wait(lambda: not waiting(world))
-    assert query(world.worker, "SELECT * FROM rl.windows ORDER BY window_id") == before
+    assert query(world.context, "SELECT * FROM rl.windows ORDER BY window_id") == before
     trial(6, "killed after the commit")
 
 
@@ -241,13 +241,13 @@ def test_a_window_that_kills_the_trainer_fails_alone(trial: Trial, world: World)
     poison = windows[2]
     world.expected[poison] = "failed"
     start(world, "cpu1", "beat")
-    world.wait(lambda: set(states(world.worker).values()) == {"scored"})
+    world.wait(lambda: set(states(world.context).values()) == {"scored"})
     world.start(
         "gpu1",
         inject=[Injection("msgspec.json.decode", "kill", text=poison, within="workers.trainer")],
     )
     world.wait(world.settled)
-    row = one(world.worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    row = one(world.context, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert row["attempts"] == 3
     assert "SIGKILL" in row["last_error"]
     trial(7, "trainer killed in a step")
@@ -263,7 +263,7 @@ def test_sigterm_in_a_step(trial: Trial, world: World) -> None:
     world.start("gpu2")
     assert world.fleet.terminate("gpu1") == 0
     ended = one(
-        world.worker, "SELECT max(ended_at) AS at FROM rl.attempts WHERE outcome = 'given_back'"
+        world.context, "SELECT max(ended_at) AS at FROM rl.attempts WHERE outcome = 'given_back'"
     )
     world.wait(world.settled)
     trial(8, "SIGTERM in a step", [next_attempt(world, "train", ended["at"])])
@@ -327,11 +327,11 @@ def test_redis_frozen(trial: Trial, world: World) -> None:
     """Not one log line tells; the canary does."""
     world.add_windows(2)
     start(world, "cpu1", "gpu1", "beat")
-    world.wait(lambda: len(query(world.worker, "SELECT * FROM rl.canaries")) == 2)
+    world.wait(lambda: len(query(world.context, "SELECT * FROM rl.canaries")) == 2)
     world.servers.redis.freeze()
     world.add_windows(2)
     time.sleep(90)
-    ages = query(world.worker, "SELECT extract(epoch FROM now() - ran_at) AS age FROM rl.canaries")
+    ages = query(world.context, "SELECT extract(epoch FROM now() - ran_at) AS age FROM rl.canaries")
     assert len(ages) == 2
     assert min(row["age"] for row in ages) > 60
     told = babylon(world, "doctor", "--json")
@@ -361,11 +361,11 @@ def test_the_same_message_ten_times(trial: Trial, world: World) -> None:
     windows = world.add_windows(3)
     start(world, "cpu1", "cpu2", "gpu1", "gpu2")
     send(world, "babylon.enqueue", windows)
-    world.wait(lambda: len(states(world.worker)) == 3)
+    world.wait(lambda: len(states(world.context)) == 3)
     send(world, "babylon.score", windows, times=10)
-    world.wait(lambda: set(states(world.worker).values()) <= {"scored", "trained"})
+    world.wait(lambda: set(states(world.context).values()) <= {"scored", "trained"})
     send(world, "babylon.train", "babylon-agent", queue="gpu", times=10)
-    world.wait(lambda: set(states(world.worker).values()) == {"trained"})
+    world.wait(lambda: set(states(world.context).values()) == {"trained"})
     send(world, "babylon.publish", times=10)
     world.wait(world.settled)
     assert attempts(world, "score", "done") == 3
@@ -416,7 +416,7 @@ def test_a_gpu_node_away_past_its_lease(trial: Trial, world: World, how: str) ->
         alone.restore()
     world.wait(lambda: "LeaseLost" in world.fleet.logs() or "ran out" in world.fleet.logs())
     world.wait(lambda: not world.fleet.trainers("gpu1"))
-    steps_made = query(world.worker, "SELECT checkpoint FROM rl.steps")
+    steps_made = query(world.context, "SELECT checkpoint FROM rl.steps")
     folders = {str(f) for f in Path(world.settings.checkpoint_store).glob("*/*")}
     assert folders == {row["checkpoint"] for row in steps_made}
     trial(14, "GPU node away past its lease", [next_attempt(world, "train", since)])
@@ -457,7 +457,7 @@ def test_the_judges_worker_away_past_its_lease(trial: Trial, world: World, how: 
         world.wait(lambda: "ran out or went" in log.read_text() or "by somebody" in log.read_text())
         assert judging.questions(judge, wanted) == dict.fromkeys(wanted, 2)
     assert everything_scored(world) == before
-    assert stored(world.worker) == {
+    assert stored(world.context) == {
         id_: s for scores in wanted.values() for id_, s in scores.items()
     }
     assert attempts(world, "score", "lost") == attempts(world, "score", "done") == len(wanted)
@@ -468,9 +468,9 @@ def test_the_judges_worker_away_past_its_lease(trial: Trial, world: World, how: 
 
 def everything_scored(world: World) -> list[dict[str, Any]]:
     return [
-        *query(world.worker, "SELECT * FROM rl.scores ORDER BY trajectory_id, scorer"),
-        *query(world.worker, "SELECT * FROM rl.windows ORDER BY window_id"),
-        *query(world.worker, "SELECT * FROM reward_judgments ORDER BY 1"),
+        *query(world.context, "SELECT * FROM rl.scores ORDER BY trajectory_id, scorer"),
+        *query(world.context, "SELECT * FROM rl.windows ORDER BY window_id"),
+        *query(world.context, "SELECT * FROM reward_judgments ORDER BY 1"),
     ]
 
 
@@ -494,31 +494,33 @@ def test_poison(trial: Trial, world: World, harm: Any) -> None:
     windows = world.add_windows(5)
     poison = windows[1]
     world.expected[poison] = "failed"
-    add_trajectory(world.worker, windows[0], "agent-bad", stepsJson='[{"llmCalls": [')
-    add_trajectory(world.worker, poison, "agent-poison", stepsJson=steps(0, response="POISON"))
-    world.start("cpu1", inject=[Injection("babylon_tasks.score.decode", harm, text="POISON")])
+    add_trajectory(world.context, windows[0], "agent-bad", stepsJson='[{"llmCalls": [')
+    add_trajectory(world.context, poison, "agent-poison", stepsJson=steps(0, response="POISON"))
+    world.start(
+        "cpu1", inject=[Injection("babylon_tasks.scoring.stage.decode", harm, text="POISON")]
+    )
     start(world, "gpu1", "beat")
     world.wait(world.settled, 60)
-    row = one(world.worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    row = one(world.context, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert row["attempts"] == 3
     assert row["last_error"]
-    assert one(world.worker, "SELECT reason FROM rl.quarantine")["reason"] == "bad_json"
+    assert one(world.context, "SELECT reason FROM rl.quarantine")["reason"] == "bad_json"
     trial(16, "poison rows")
 
 
 @slow
 def test_a_trace_of_100_mb(trial: Trial, world: World) -> None:
     windows = world.add_windows(2)
-    huge = add_trajectory(world.worker, windows[0], "agent-huge", stepsJson="[]")
+    huge = add_trajectory(world.context, windows[0], "agent-huge", stepsJson="[]")
     query(
-        world.worker,
+        world.context,
         """UPDATE trajectories SET "stepsJson" = repeat('x', 100000000)
             WHERE "trajectoryId" = %s RETURNING 1""",
         huge,
     )
     start(world, "cpu1", "gpu1", "beat")
     world.wait(world.settled)
-    assert one(world.worker, "SELECT reason FROM rl.quarantine")["reason"] == "too_large"
+    assert one(world.context, "SELECT reason FROM rl.quarantine")["reason"] == "too_large"
     peaks = [peak_megabytes(pid) for pid in world.fleet.children("cpu1")]
     assert max(peaks) < 200
     trial(17, "a trace of 100 MB")
@@ -538,7 +540,7 @@ def test_three_beats(trial: Trial, world: World) -> None:
     windows = world.add_windows(3)
     start(world, "cpu2", "gpu1")
     world.wait(world.settled)
-    assert len(query(world.worker, "SELECT * FROM rl.windows")) == len(windows)
+    assert len(query(world.context, "SELECT * FROM rl.windows")) == len(windows)
     assert attempts(world, "score", "done") == len(windows)
     trial(18, "three beats")
 
@@ -548,7 +550,7 @@ def test_disk_full_at_the_checkpoint(trial: Trial, world: World) -> None:
     world.add_windows(2)
     start(world, "cpu1", "beat")
     full = Injection(
-        "babylon_tasks.checkpoints._copy",
+        "babylon_tasks.checkpoints.files._copy",
         "raise",
         error="builtins.OSError",
         arguments=(28, "No space left on device"),
@@ -558,7 +560,7 @@ def test_disk_full_at_the_checkpoint(trial: Trial, world: World) -> None:
     world.wait(world.settled)
     assert "No space left on device" in world.fleet.logs()
     assert attempts(world, "train", "given_back") > 0
-    assert query(world.worker, "SELECT * FROM rl.windows WHERE attempts > 0") == []
+    assert query(world.context, "SELECT * FROM rl.windows WHERE attempts > 0") == []
     trial(19, "disk full at the checkpoint")
 
 
@@ -570,7 +572,7 @@ def test_a_node_that_cannot_read_the_store(trial: Trial, world: World) -> None:
     world.wait(world.settled)
     assert world.fleet.terminate("gpu1") == 0
     unreadable = Injection(
-        "babylon_tasks.checkpoints.open_local",
+        "babylon_tasks.checkpoints.files.open_local",
         "raise",
         error="babylon_tasks.errors.CheckpointUnreadable",
         arguments=("cannot read the checkpoint",),
@@ -606,11 +608,11 @@ def test_windows_wait_for_the_judge(
         bad_seconds = time.monotonic() - judge.requests[0].at_seconds
         rounds = 1 + int(bad_seconds / round_seconds)
         assert max(judging.questions(judge, wanted).values()) <= tries * rounds
-        assert stored(world.worker) == {}
+        assert stored(world.context) == {}
         judge.default = judge_server.good
         since = datetime.now(UTC)
         world.wait(world.settled, 60)
-    assert stored(world.worker) == {
+    assert stored(world.context) == {
         id_: s for scores in wanted.values() for id_, s in scores.items()
     }
     trial(21, title, [last_scored(world, since)])
@@ -637,12 +639,12 @@ def test_the_heuristic_scores_while_the_judge_is_away(
         world.wait(world.settled)
         seconds = last_scored(world, since)
         assert max(judging.questions(judge, wanted).values()) <= tries
-        assert stored(world.worker) == {}
-        assert len(stored(world.worker, "heuristic")) == 12
+        assert stored(world.context) == {}
+        assert len(stored(world.context, "heuristic")) == 12
         judge.default = judge_server.good
         world.add_windows(1)
         world.wait(world.settled)
-        assert len(stored(world.worker)) == 3
+        assert len(stored(world.context)) == 3
     trial(21, title, [seconds])
 
 
@@ -655,11 +657,11 @@ def test_a_judge_that_answers_nonsense_for_long(trial: Trial, world: World) -> N
         start_two_processes(world, judge)
         world.wait(world.settled, 60)
         assert set(judging.questions(judge, wanted).values()) == {9}
-        for row in query(world.worker, "SELECT * FROM rl.windows"):
+        for row in query(world.context, "SELECT * FROM rl.windows"):
             assert row["attempts"] == 3
             assert row["last_error"].startswith("JudgeFault: no usable answer from openai/judge")
         judge.default = judge_server.good
-        world.expected |= dict.fromkeys(pipeline.retry(world.worker, None), "trained")
+        world.expected |= dict.fromkeys(pipeline.retry(world.context, None), "trained")
         world.wait(world.settled)
     trial(21, "judge answers nonsense for long: its windows fail, and are retried by hand")
 
@@ -676,12 +678,12 @@ def nothing_starves(world: World, seconds: float = 10) -> None:
     """While the judge is away, a window that needs none is scored, and the canary answers."""
     bound = 2 * world.settings.sweep_seconds + 2
     (window,) = world.add_windows(1)
-    pipeline.enqueue(world.worker, window, scoring="heuristic")
-    world.wait(lambda: states(world.worker)[window] in ("scored", "trained"), bound)
+    pipeline.enqueue(world.context, window, scoring="heuristic")
+    world.wait(lambda: states(world.context)[window] in ("scored", "trained"), bound)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         row = one(
-            world.worker,
+            world.context,
             """SELECT extract(epoch FROM clock_timestamp() - ran_at) AS age FROM rl.canaries
                 WHERE queue = 'cpu'""",
         )
@@ -690,7 +692,7 @@ def nothing_starves(world: World, seconds: float = 10) -> None:
 
 
 def last_scored(world: World, since: datetime) -> float:
-    row = one(world.worker, "SELECT max(scored_at) AS at FROM rl.windows")
+    row = one(world.context, "SELECT max(scored_at) AS at FROM rl.windows")
     return float((row["at"] - since).total_seconds())
 
 

@@ -109,7 +109,7 @@ def test_postgres_comes_back_on_the_same_port_with_what_was_committed(
             held.execute("SELECT 1")
     servers.postgres.start()
     assert servers.postgres.port == port
-    assert one(world.worker, "SELECT count(*) AS n FROM trajectories")["n"] == 3
+    assert one(world.context, "SELECT count(*) AS n FROM trajectories")["n"] == 3
 
 
 def test_postgres_asks_for_the_password(servers: Servers) -> None:
@@ -150,11 +150,15 @@ def python(code: str, *injections: Injection) -> subprocess.CompletedProcess[str
     )
 
 
-CALL = "from babylon_tasks.windows import parse_window_id as f; print(f('2025-01-15T10:00'))"
+CALL = (
+    "from babylon_tasks.records.windows import parse_window_id as f; print(f('2025-01-15T10:00'))"
+)
 
 
 def test_an_injection_kills_once(tmp_path: Path) -> None:
-    harm = Injection("babylon_tasks.windows.parse_window_id", "kill", once=tmp_path / "once")
+    harm = Injection(
+        "babylon_tasks.records.windows.parse_window_id", "kill", once=tmp_path / "once"
+    )
     first, second = python(CALL, harm), python(CALL, harm)
     assert first.returncode == -signal.SIGKILL
     assert "injected: kill before" in first.stderr
@@ -164,11 +168,16 @@ def test_an_injection_kills_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "ends"),
     [
-        (Injection("babylon_tasks.windows.parse_window_id", "exit", "after"), 1),
-        (Injection("babylon_tasks.windows.parse_window_id", "exit", text="01-15"), 1),
-        (Injection("babylon_tasks.windows.parse_window_id", "exit", text="02-16"), 0),
-        (Injection("babylon_tasks.windows.parse_window_id", "exit", within="worker -Q cpu"), 0),
-        (Injection("babylon_tasks.windows.parse_window_id", "sleep", seconds=0.01), 0),
+        (Injection("babylon_tasks.records.windows.parse_window_id", "exit", "after"), 1),
+        (Injection("babylon_tasks.records.windows.parse_window_id", "exit", text="01-15"), 1),
+        (Injection("babylon_tasks.records.windows.parse_window_id", "exit", text="02-16"), 0),
+        (
+            Injection(
+                "babylon_tasks.records.windows.parse_window_id", "exit", within="worker -Q cpu"
+            ),
+            0,
+        ),
+        (Injection("babylon_tasks.records.windows.parse_window_id", "sleep", seconds=0.01), 0),
     ],
 )
 def test_an_injection_is_done_where_it_is_asked_for(harm: Injection, ends: int) -> None:
@@ -177,18 +186,18 @@ def test_an_injection_is_done_where_it_is_asked_for(harm: Injection, ends: int) 
 
 def test_an_injection_reaches_methods_coroutines_and_builtins() -> None:
     full = {"error": "builtins.OSError", "arguments": (28, "No space left on device")}
-    method = Injection("babylon_tasks.keeper.Keeper.beat", "raise", **full)  # type: ignore[arg-type]
-    done = python("from babylon_tasks.keeper import Keeper as K; K.beat(None)", method)
+    method = Injection("babylon_tasks.work.leases.LeaseKeeper.beat", "raise", **full)  # type: ignore[arg-type]
+    done = python("from babylon_tasks.work.leases import LeaseKeeper as K; K.beat(None)", method)
     assert "[Errno 28] No space left on device" in done.stderr
     coroutine = Injection("babylon_tasks.pipeline.score_claimed", "exit")
-    call = "import asyncio, babylon_tasks.pipeline as p; asyncio.run(p._score_claimed(0, 0, {}))"
+    call = "import asyncio, babylon_tasks.pipeline as p; asyncio.run(p.score_claimed(0, 0, {}))"
     assert python(call, coroutine).returncode == 1
     assert python("import os; os.fsync(0)", Injection("os.fsync", "exit")).returncode == 1
 
 
 def test_a_mistyped_injection_is_refused() -> None:
     with pytest.raises(AttributeError):
-        Injection("babylon_tasks.windows.parse_widow_id", "kill")
+        Injection("babylon_tasks.records.windows.parse_widow_id", "kill")
 
 
 def test_a_role_is_killed_whole_and_started_again(tmp_path: Path) -> None:
@@ -229,14 +238,14 @@ def test_roles_train_windows_and_one_that_is_cut_off_does_not(world: World) -> N
     world.wait(world.settled)
     verdict = world.invariants()
     assert (verdict.lost, verdict.twice) == ([], [])
-    named = query(world.worker, "SELECT unnest(window_ids) AS w FROM rl.steps")
+    named = query(world.context, "SELECT unnest(window_ids) AS w FROM rl.steps")
     assert sorted(row["w"] for row in named) == sorted(windows)
     assert world.fleet.terminate("beat") == 0
 
 
 def test_a_verdict_sees_what_is_wrong(world: World) -> None:
     (window,) = world.add_windows(1)
-    with world.worker.database.transaction() as tx:
+    with world.context.database.transaction() as tx:
         for step, token in ((1, 7), (3, 6)):
             tx.execute(
                 """INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories,
@@ -255,7 +264,7 @@ def test_a_verdict_sees_what_is_wrong(world: World) -> None:
             [window],
         )
     soon = world.settings.model_copy(update={"lease_seconds": 0.1, "sweep_seconds": 0.1})
-    verdict = judge(replace(world.worker, settings=soon), world.expected)
+    verdict = judge(replace(world.context, settings=soon), world.expected)
     assert (verdict.lost, verdict.twice) == ([window], [window])
     assert verdict.broken == [
         "rl.steps is not dense: [1, 3]",
@@ -267,7 +276,7 @@ def test_a_verdict_sees_what_is_wrong(world: World) -> None:
 
 
 def test_recovery_is_from_the_kill_of_the_holder_to_the_next_attempt(world: World) -> None:
-    with world.worker.database.transaction() as tx:
+    with world.context.database.transaction() as tx:
         for token, holder, after, outcome in (
             (1, "host:10", 0, "lost"),
             (2, "host:11", 9, "lost"),
@@ -280,7 +289,7 @@ def test_recovery_is_from_the_kill_of_the_holder_to_the_next_attempt(world: Worl
                            + make_interval(secs => %s), now(), %s)""",
                 [token, holder, after, outcome],
             )
-    start = one(world.worker, "SELECT min(started_at) AS at FROM rl.attempts")["at"]
+    start = one(world.context, "SELECT min(started_at) AS at FROM rl.attempts")["at"]
     kills = [
         Kill(start + timedelta(seconds=second), what, pids)
         for second, what, pids in (

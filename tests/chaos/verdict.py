@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from babylon_tasks import checkpoints
+from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.rows import query, states
 
 
@@ -22,30 +22,30 @@ class Verdict:
     broken: list[str] = field(default_factory=list)
 
 
-def judge(worker: Worker, expected: Mapping[str, str]) -> Verdict:
+def judge(context: Context, expected: Mapping[str, str]) -> Verdict:
     """Compare with the state that each window should have ended in.
 
     Leases and attempts of the dead are given the time that the pipeline promises to need.
     """
-    found = states(worker)
+    found = states(context)
     return Verdict(
         lost=[window for window, state in expected.items() if found.get(window) != state],
-        twice=_in_two_steps(worker),
-        broken=[*_broken_steps(worker), *_broken_head(worker), *_left_open(worker)],
+        twice=_in_two_steps(context),
+        broken=[*_broken_steps(context), *_broken_head(context), *_left_open(context)],
     )
 
 
-def _in_two_steps(worker: Worker) -> list[str]:
+def _in_two_steps(context: Context) -> list[str]:
     rows = query(
-        worker,
+        context,
         """SELECT window_id FROM rl.steps CROSS JOIN unnest(window_ids) AS window_id
             GROUP BY model_name, window_id HAVING count(*) > 1 ORDER BY window_id""",
     )
     return [row["window_id"] for row in rows]
 
 
-def _broken_steps(worker: Worker) -> Iterator[str]:
-    rows = query(worker, "SELECT step, token FROM rl.steps ORDER BY step")
+def _broken_steps(context: Context) -> Iterator[str]:
+    rows = query(context, "SELECT step, token FROM rl.steps ORDER BY step")
     steps = [row["step"] for row in rows]
     if steps != list(range(1, len(steps) + 1)):
         yield f"rl.steps is not dense: {steps}"
@@ -53,7 +53,7 @@ def _broken_steps(worker: Worker) -> Iterator[str]:
         if earlier["token"] >= later["token"]:
             yield f"the token of step {later['step']} is not above its predecessor's"
     orphans = query(
-        worker,
+        context,
         """SELECT window_id, trained_step FROM rl.windows w
             WHERE state = 'trained' AND NOT EXISTS (
                   SELECT FROM rl.steps s WHERE s.model_name = w.model_name
@@ -63,9 +63,9 @@ def _broken_steps(worker: Worker) -> Iterator[str]:
         yield f"step {row['trained_step']} does not name {row['window_id']}, which says so"
 
 
-def _broken_head(worker: Worker) -> Iterator[str]:
+def _broken_head(context: Context) -> Iterator[str]:
     heads = query(
-        worker,
+        context,
         """SELECT h.step, coalesce((SELECT max(s.step) FROM rl.steps s
                                      WHERE s.model_name = h.model_name), 0) AS newest,
                   (SELECT s.checkpoint FROM rl.steps s
@@ -77,23 +77,23 @@ def _broken_head(worker: Worker) -> Iterator[str]:
             yield f"the head is step {head['step']}, the newest step is {head['newest']}"
         if head["checkpoint"] is not None:
             try:
-                checkpoints.open_local(head["checkpoint"])
+                checkpoint_files.open_local(head["checkpoint"])
             except CheckpointUnreadable as error:
                 yield f"the head's checkpoint cannot be loaded: {error}"
 
 
-def _left_open(worker: Worker) -> list[str]:
+def _left_open(context: Context) -> list[str]:
     """What is still held or under way when nothing can be: asked until recovery must be over."""
-    settings = worker.settings
+    settings = context.settings
     deadline = time.monotonic() + 2 * settings.lease_seconds + 2 * settings.sweep_seconds
-    while (left := _open_now(worker)) and time.monotonic() < deadline:
+    while (left := _open_now(context)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return left
 
 
-def _open_now(worker: Worker) -> list[str]:
-    held = query(worker, "SELECT * FROM rl.leases WHERE expires_at > clock_timestamp()")
-    under_way = query(worker, "SELECT * FROM rl.attempts WHERE ended_at IS NULL")
+def _open_now(context: Context) -> list[str]:
+    held = query(context, "SELECT * FROM rl.leases WHERE expires_at > clock_timestamp()")
+    under_way = query(context, "SELECT * FROM rl.attempts WHERE ended_at IS NULL")
     return [
         *(f"{row['holder']} still holds {row['resource']}" for row in held),
         *(

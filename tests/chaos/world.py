@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 
 from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
-from babylon_tasks.windows import window_id_at
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests import rows
 from tests.chaos.fleet import Fleet, Kill
 from tests.chaos.injection import Injection, injecting
@@ -51,8 +51,8 @@ def command(name: str) -> tuple[str, ...]:
     celery = ("celery", "-A", "babylon_tasks")
     if role in ("beat", "flower"):
         return (*celery, role)
-    worker = (*celery, "worker", "-Q", role, "-n", f"{name}@%h")
-    return (*worker, "-c", "1") if role == "cpu" else worker
+    context = (*celery, "worker", "-Q", role, "-n", f"{name}@%h")
+    return (*context, "-c", "1") if role == "cpu" else context
 
 
 class World(AbstractContextManager["World"]):
@@ -72,7 +72,7 @@ class World(AbstractContextManager["World"]):
         self.settings = Settings(
             **{**ours, "database_url": self._database_url, "redis_url": servers.redis.url}  # type: ignore[arg-type]
         )
-        self.worker = Worker(Database(self.settings.postgres()), self.settings, "chaos:0")
+        self.context = Context(Database(self.settings.postgres()), self.settings, "chaos:0")
         self._all_links: list[Links] = []
         self.links = self.own_links()
         self.fleet = Fleet(folder, self._environment(settings))
@@ -90,7 +90,7 @@ class World(AbstractContextManager["World"]):
         for links in self._all_links:
             links.close()
         self.servers.repair()
-        self.worker.database.close()
+        self.context.database.close()
         self.servers.drop_database(self._database_url)
 
     def own_links(self) -> Links:
@@ -126,7 +126,7 @@ class World(AbstractContextManager["World"]):
         They are expected to be trained; change `expected` where another end is right.
         """
         windows = self.next_windows(count, first_hours_ago)
-        with self.worker.database.transaction() as tx:
+        with self.context.database.transaction() as tx:
             tx.execute(
                 """INSERT INTO "User" (id, username, "updatedAt")
                    SELECT agent, agent, now() FROM unnest(%s::text[]) AS agent
@@ -171,14 +171,14 @@ class World(AbstractContextManager["World"]):
 
     def settled(self) -> bool:
         """Every window that was added has ended, and the head is published."""
-        found = rows.states(self.worker)
+        found = rows.states(self.context)
         if not all(found.get(window) in _TERMINAL for window in self.expected):
             return False
-        return not rows.query(self.worker, "SELECT FROM rl.heads WHERE step <> published_step")
+        return not rows.query(self.context, "SELECT FROM rl.heads WHERE step <> published_step")
 
     def verdict(self) -> Verdict:
         """What was lost, what was done twice, and every other invariant that does not hold."""
-        return judge(self.worker, self.expected)
+        return judge(self.context, self.expected)
 
     def invariants(self) -> Verdict:
         """The same, where nothing else may be broken."""
@@ -188,12 +188,12 @@ class World(AbstractContextManager["World"]):
 
     def recoveries(self, kills: Sequence[Kill] | None = None) -> list[float]:
         """Seconds from each kill that lost an attempt to the window's next attempt."""
-        return recoveries(self.worker, self.fleet.kills if kills is None else kills)
+        return recoveries(self.context, self.fleet.kills if kills is None else kills)
 
     def attempts(self) -> dict[str, int]:
         """How many attempts ended how."""
         found = rows.query(
-            self.worker,
+            self.context,
             """SELECT coalesce(outcome, 'open') AS outcome, count(*)::int AS n
                  FROM rl.attempts GROUP BY 1 ORDER BY 1""",
         )

@@ -20,16 +20,16 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from babylon_tasks.errors import Final, Retryable
-from babylon_tasks.training import Progress, Sample
+from babylon_tasks.records.steps import Progress, Sample
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
-from workers.trainer.batches import StepTensors
-from workers.trainer.gradients import accumulate_within_memory
-from workers.trainer.language_model import LanguageModel
+from workers.gpu.client import TrainerProcess
+from workers.gpu.visible import visible_gpus
 from workers.trainer.samples import trajectory_groups
-from workers.trainer.tokenized import tokenize_groups
-from workers.trainer.torch_trainer import TorchTrainer
-from workers.trainer_client import TrainerProcess
-from workers.visible_gpus import visible_gpus
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.gradients import accumulate_within_memory
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.tokenized import tokenize_groups
+from workers.trainer.torch.trainer import TorchTrainer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),

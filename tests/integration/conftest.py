@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from babylon_tasks import loop
-from babylon_tasks.judge import judge as asking
-from babylon_tasks.judge import ruler_call
-from babylon_tasks.keeper import Keeper
+from babylon_tasks.scoring.judge import client as asking
+from babylon_tasks.scoring.judge import ruler_call
 from babylon_tasks.settings import Settings
-from babylon_tasks.worker import Worker
+from babylon_tasks.work import aio
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.leases import LeaseKeeper
 from tests.judge_server import JudgeServer
 
 
@@ -31,21 +31,21 @@ def litellm_is_warm() -> None:
         pytest.skip("ART is not installed")
     with JudgeServer() as server:
         settings = Settings(judge_model="openai/judge", judge_base_url=server.url)
-        loop.run(ruler_call.ask_ruler(["a", "b"], "", "", settings, None, 500))
+        aio.run(ruler_call.ask_ruler(["a", "b"], "", "", settings, None, 500))
 
 
 @pytest.fixture
 def make_judged(
-    make_worker: Callable[..., Worker],
+    make_context: Callable[..., Context],
     server: JudgeServer,
     litellm_is_warm: None,
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Worker]:
+) -> Callable[..., Context]:
     """Workers that score by RULER, ask `server`, and wait little before they ask again."""
     monkeypatch.setattr(asking, "_FIRST_WAIT_SECONDS", 0.01)
 
-    def make(**changes: Any) -> Worker:
-        return make_worker(
+    def make(**changes: Any) -> Context:
+        return make_context(
             **{
                 "scoring": "ruler",
                 "judge_model": "openai/judge",
@@ -67,10 +67,10 @@ class Died(BaseException):
 @pytest.fixture
 def dying(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Died` leaves leases, attempts, jobs and files as they are."""
-    leave = Keeper.__exit__
+    leave = LeaseKeeper.__exit__
 
     def forget(keeper: Any, exc_type: Any, exc: Any, traceback: Any) -> None:
         if exc_type is not Died:
             leave(keeper, exc_type, exc, traceback)
 
-    monkeypatch.setattr("babylon_tasks.keeper.Keeper.__exit__", forget)
+    monkeypatch.setattr("babylon_tasks.work.leases.LeaseKeeper.__exit__", forget)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from babylon_tasks import checkpoints, pipeline
+from babylon_tasks import pipeline
+from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.rows import add_window, commit_steps, hours_ago, query, states
-from workers.trainer_client import TrainerProcess
+from workers.gpu.client import TrainerProcess
 
 try:
     import s3fs
@@ -102,13 +103,13 @@ def source(tmp_path: Path) -> Path:
 def test_another_machine_opens_what_one_has_saved(
     bucket: Bucket, source: Path, tmp_path: Path
 ) -> None:
-    url = checkpoints.folder_of(bucket.store, "babylon-agent", 3, 17)
+    url = checkpoint_files.folder_of(bucket.store, "babylon-agent", 3, 17)
     beats: list[None] = []
-    checkpoints.save(source, url, NONCE, lambda: beats.append(None))
+    checkpoint_files.save(source, url, NONCE, lambda: beats.append(None))
     assert len(beats) >= 3  # one a part: a slow bucket must not cost the lease
     opened = subprocess.run(
-        [sys.executable, "-c", "import sys; from babylon_tasks import checkpoints; "
-         "print(checkpoints.open_local(sys.argv[1]))", url],
+        [sys.executable, "-c", "import sys; from babylon_tasks.checkpoints import files; "
+         "print(files.open_local(sys.argv[1]))", url],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
@@ -119,51 +120,51 @@ def test_another_machine_opens_what_one_has_saved(
 
 
 def test_what_was_fetched_is_not_fetched_again(bucket: Bucket, source: Path) -> None:
-    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
-    checkpoints.save(source, url, NONCE)
-    folder = checkpoints.open_local(url)
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
+    folder = checkpoint_files.open_local(url)
     bucket.client.rm(f"{url}/adapter_model.safetensors")
-    assert checkpoints.open_local(url) == folder
+    assert checkpoint_files.open_local(url) == folder
     (folder / "adapter_model.safetensors").write_bytes(WEIGHTS[:100])
     with pytest.raises(CheckpointUnreadable):
-        checkpoints.open_local(url)
+        checkpoint_files.open_local(url)
 
 
 def test_no_manifest_is_unreadable(bucket: Bucket, source: Path) -> None:
-    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
-    checkpoints.save(source, url, NONCE)
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
     bucket.client.rm(f"{url}/manifest.json")
     with pytest.raises(CheckpointUnreadable, match=r"manifest\.json"):
-        checkpoints.open_local(url)
+        checkpoint_files.open_local(url)
 
 
 def test_a_file_cut_short_is_unreadable(bucket: Bucket, source: Path) -> None:
-    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
-    checkpoints.save(source, url, NONCE)
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
     bucket.client.pipe_file(f"{url}/adapter_model.safetensors", WEIGHTS[:-1])
     with pytest.raises(CheckpointUnreadable, match=r"adapter_model\.safetensors was cut short"):
-        checkpoints.open_local(url)
+        checkpoint_files.open_local(url)
 
 
 def test_a_folder_is_never_written_twice(bucket: Bucket, source: Path) -> None:
-    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
-    checkpoints.save(source, url, NONCE)
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
     (source / "adapter_config.json").write_text("others")
     with pytest.raises(UserError, match="exists"):
-        checkpoints.save(source, url, NONCE)
+        checkpoint_files.save(source, url, NONCE)
     assert bucket.client.cat_file(f"{url}/adapter_config.json") == b"{}"
 
 
 def test_removing_removes_all_of_it_and_nothing_else(bucket: Bucket, source: Path) -> None:
-    kept, gone = (checkpoints.folder_of(bucket.store, "m", step, 1) for step in (1, 11))
+    kept, gone = (checkpoint_files.folder_of(bucket.store, "m", step, 1) for step in (1, 11))
     for url in (kept, gone):
-        checkpoints.save(source, url, NONCE)
+        checkpoint_files.save(source, url, NONCE)
     before = bucket.keys()
-    checkpoints.remove(gone)
-    checkpoints.remove(gone)
+    checkpoint_files.remove(gone)
+    checkpoint_files.remove(gone)
     assert bucket.keys() == [key for key in before if "/11-1/" not in key]
     assert len(bucket.keys()) == len(before) / 2
-    assert checkpoints.open_local(kept).is_dir()
+    assert checkpoint_files.open_local(kept).is_dir()
 
 
 def test_a_copy_that_loses_its_lease_leaves_nothing(bucket: Bucket, source: Path) -> None:
@@ -171,19 +172,21 @@ def test_a_copy_that_loses_its_lease_leaves_nothing(bucket: Bucket, source: Path
         raise LeaseLost("gone")
 
     with pytest.raises(LeaseLost):
-        checkpoints.save(source, checkpoints.folder_of(bucket.store, "m", 1, 1), NONCE, lost)
+        checkpoint_files.save(
+            source, checkpoint_files.folder_of(bucket.store, "m", 1, 1), NONCE, lost
+        )
     assert bucket.keys() == []
 
 
 def test_only_the_own_unfinished_folder_is_removed(bucket: Bucket, source: Path) -> None:
-    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
-    checkpoints.save(source, url, "theirs")
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, "theirs")
     before = bucket.keys()
-    assert checkpoints.remove_unfinished(url, "ours")
+    assert checkpoint_files.remove_unfinished(url, "ours")
     assert bucket.keys() == before
-    assert checkpoints.remove_unfinished(url, "theirs")
+    assert checkpoint_files.remove_unfinished(url, "theirs")
     assert bucket.keys() == []
-    assert checkpoints.remove_unfinished(url, "theirs")
+    assert checkpoint_files.remove_unfinished(url, "theirs")
 
 
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +216,7 @@ def test_a_bucket_that_cannot_be_read_is_said_in_one_line_within_seconds(
     fault(monkeypatch)
     started = time.monotonic()
     with pytest.raises(CheckpointUnreadable, match="AWS_ENDPOINT_URL") as caught:
-        checkpoints.open_local(checkpoints.folder_of(bucket.store, "m", 1, 1))
+        checkpoint_files.open_local(checkpoint_files.folder_of(bucket.store, "m", 1, 1))
     assert time.monotonic() - started < 10
     assert "\n" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
@@ -224,17 +227,17 @@ def test_a_bucket_that_cannot_be_written_is_said_in_one_line(
     bucket: Bucket, new_process: None, monkeypatch: pytest.MonkeyPatch, source: Path, fault: Fault
 ) -> None:
     fault(monkeypatch)
-    url = checkpoints.folder_of(bucket.store, "m", 1, 1)
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL") as caught:
-        checkpoints.save(source, url, NONCE)
+        checkpoint_files.save(source, url, NONCE)
     assert "\n" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
-    checkpoints.remove(url)  # is called on the way out of another error, so it raises none
+    checkpoint_files.remove(url)  # is called on the way out of another error, so it raises none
 
 
 def test_a_missing_bucket_is_said_and_not_made(bucket: Bucket, source: Path) -> None:
     with pytest.raises(UserError, match="bucket does not exist"):
-        checkpoints.save(source, "s3://wieghts/prod/m/1-1", NONCE)
+        checkpoint_files.save(source, "s3://wieghts/prod/m/1-1", NONCE)
     assert not bucket.client.exists("wieghts")
 
 
@@ -244,7 +247,7 @@ def test_the_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(UserError, match=r"babylon-tasks\[s3\]"):
-        checkpoints.save(source, f"{bucket.store}/m/1-1", NONCE)
+        checkpoint_files.save(source, f"{bucket.store}/m/1-1", NONCE)
 
 
 @pytest.fixture
@@ -262,52 +265,52 @@ def make_trainer() -> Iterator[Callable[[str], TrainerProcess]]:
 
 def test_two_machines_train_one_model(
     bucket: Bucket,
-    make_worker: Callable[..., Worker],
+    make_context: Callable[..., Context],
     make_trainer: Callable[[str], TrainerProcess],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     for number, hours in enumerate((3, 2), start=1):
         on_machine(monkeypatch, tmp_path / f"machine-{number}")
-        worker = make_worker(checkpoint_store=bucket.store)
-        add_window(worker, hours_ago(hours))
-        pipeline.produce(worker)
-        pipeline.score(worker)
-        pipeline.train(worker, make_trainer(f"cpu-{number}"))
-    assert states(worker) == dict.fromkeys((hours_ago(3), hours_ago(2)), "trained")
-    first, second = query(worker, "SELECT step, token, checkpoint FROM rl.steps ORDER BY step")
+        context = make_context(checkpoint_store=bucket.store)
+        add_window(context, hours_ago(hours))
+        pipeline.produce(context)
+        pipeline.score(context)
+        pipeline.train(context, make_trainer(f"cpu-{number}"))
+    assert states(context) == dict.fromkeys((hours_ago(3), hours_ago(2)), "trained")
+    first, second = query(context, "SELECT step, token, checkpoint FROM rl.steps ORDER BY step")
     for row in (first, second):
         assert row["checkpoint"] == f"{bucket.store}/babylon-agent/{row['step']}-{row['token']}"
     key = first["checkpoint"].removeprefix("s3://")
     (fetched,) = tmp_path.glob("*/babylon-tasks-*/checkpoints/s3/*/*/*/*")
     assert fetched.is_relative_to(tmp_path / "machine-2")
     assert str(fetched).endswith(key)
-    assert checkpoints.open_local(second["checkpoint"]).is_dir()
+    assert checkpoint_files.open_local(second["checkpoint"]).is_dir()
 
 
 def test_old_steps_go_from_the_bucket(
     bucket: Bucket,
-    make_worker: Callable[..., Worker],
+    make_context: Callable[..., Context],
     make_trainer: Callable[[str], TrainerProcess],
 ) -> None:
-    worker = make_worker(checkpoint_store=bucket.store, keep_checkpoints=1)
-    commit_steps(worker, make_trainer("cpu-0"), 4)
-    kept = query(worker, "SELECT checkpoint FROM rl.steps WHERE removed_at IS NULL ORDER BY step")
+    context = make_context(checkpoint_store=bucket.store, keep_checkpoints=1)
+    commit_steps(context, make_trainer("cpu-0"), 4)
+    kept = query(context, "SELECT checkpoint FROM rl.steps WHERE removed_at IS NULL ORDER BY step")
     assert {f"s3://{key.rpartition('/')[0]}" for key in bucket.client.find(BUCKET)} == {
         row["checkpoint"] for row in kept
     }
-    assert [checkpoints.open_local(row["checkpoint"]).is_dir() for row in kept] == [True] * 3
+    assert [checkpoint_files.open_local(row["checkpoint"]).is_dir() for row in kept] == [True] * 3
 
 
 def test_an_adapter_is_exported_from_the_bucket(
-    bucket: Bucket, make_worker: Callable[..., Worker], source: Path, tmp_path: Path
+    bucket: Bucket, make_context: Callable[..., Context], source: Path, tmp_path: Path
 ) -> None:
-    worker = make_worker(checkpoint_store=bucket.store)
-    url = checkpoints.folder_of(bucket.store, "babylon-agent", 1, 1)
-    checkpoints.save(source, url, NONCE)
-    query(worker, "INSERT INTO rl.heads VALUES ('babylon-agent', 1, 1, 'none') RETURNING 1")
+    context = make_context(checkpoint_store=bucket.store)
+    url = checkpoint_files.folder_of(bucket.store, "babylon-agent", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
+    query(context, "INSERT INTO rl.heads VALUES ('babylon-agent', 1, 1, 'none') RETURNING 1")
     query(
-        worker,
+        context,
         "INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories,"
         " trainable_tokens, checkpoint, version, started_at) VALUES"
         " ('babylon-agent', 1, 1, 'torch', '{}', 3, 9, %s, 'v1.0.0', now()) RETURNING 1",
@@ -318,7 +321,7 @@ def test_an_adapter_is_exported_from_the_bucket(
         babylon = str(Path(sys.executable).with_name("babylon"))
         return subprocess.run(
             [babylon, "models", "export", "v1.0.0", str(target)],
-            env={**os.environ, "DATABASE_URL": worker.settings.postgres(),
+            env={**os.environ, "DATABASE_URL": context.settings.postgres(),
                  "TMPDIR": str(tmp_path)},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -337,15 +340,15 @@ def test_an_adapter_is_exported_from_the_bucket(
 def test_a_bucket_that_is_away_leaves_the_window_to_others(
     bucket: Bucket,
     new_process: None,
-    make_worker: Callable[..., Worker],
+    make_context: Callable[..., Context],
     make_trainer: Callable[[str], TrainerProcess],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    worker = make_worker(checkpoint_store=bucket.store)
-    add_window(worker, hours_ago(2))
-    pipeline.produce(worker)
-    pipeline.score(worker)
+    context = make_context(checkpoint_store=bucket.store)
+    add_window(context, hours_ago(2))
+    pipeline.produce(context)
+    pipeline.score(context)
     no_server(monkeypatch)
     with pytest.raises(UserError, match="cannot write the checkpoint s3://"):
-        pipeline.train(worker, make_trainer("cpu-0"))
-    assert states(worker) == {hours_ago(2): "scored"}
+        pipeline.train(context, make_trainer("cpu-0"))
+    assert states(context) == {hours_ago(2): "scored"}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from babylon_tasks import pipeline
-from babylon_tasks.training import Progress, StepRequest, StepResult, Trainer
-from babylon_tasks.worker import Worker
+from babylon_tasks.records.steps import Progress, StepRequest, StepResult, Trainer
+from babylon_tasks.work.context import Context
 from tests.rows import hours_ago, query, scored_windows
-from workers.trainer_client import OnBeat, TrainerProcess
+from workers.gpu.client import OnBeat, TrainerProcess
 
 GPUS = ["GPU-1", "GPU-2"]
 
@@ -42,7 +42,7 @@ class Watched(Trainer):
 
 
 def test_models_share_a_node_and_none_has_two_steps_at_once(
-    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -52,7 +52,7 @@ def test_models_share_a_node_and_none_has_two_steps_at_once(
     processes = []
     for model, primary in (("one", True), ("two", False)):
         workers = [
-            make_worker(model_name=model, primary=primary, max_step_tokens=1) for _ in range(3)
+            make_context(model_name=model, primary=primary, max_step_tokens=1) for _ in range(3)
         ]
         if primary:
             scored_windows(workers[0], *hours)
@@ -60,15 +60,15 @@ def test_models_share_a_node_and_none_has_two_steps_at_once(
             pipeline.produce(workers[0])
             pipeline.score(workers[0])
         processes += [
-            (worker, Watched(GPUS[n % 2 :] + GPUS[: n % 2], log, used))
-            for n, worker in enumerate(workers)
+            (context, Watched(GPUS[n % 2 :] + GPUS[: n % 2], log, used))
+            for n, context in enumerate(workers)
         ]
 
-    def work(process: tuple[Worker, Watched]) -> None:
-        worker, trainer = process
+    def work(process: tuple[Context, Watched]) -> None:
+        context, trainer = process
         windows = "SELECT count(*) FROM rl.windows WHERE model_name = %s AND state <> 'trained'"
-        while query(worker, windows, worker.settings.model_name)[0]["count"]:
-            pipeline.train(worker, trainer)
+        while query(context, windows, context.settings.model_name)[0]["count"]:
+            pipeline.train(context, trainer)
             time.sleep(0.01)
         trainer.close()
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from babylon_tasks import pipeline
-from babylon_tasks.judge import exhibit
-from babylon_tasks.worker import Worker
+from babylon_tasks.scoring.judge import prompt as judge_prompt
+from babylon_tasks.work.context import Context
 from tests import judge_server as judge
 from tests.judge_server import Behaviour, JudgeServer, Received
 from tests.judged import (
@@ -27,7 +27,7 @@ from tests.judged import (
 )
 from tests.rows import add_request, add_trajectory, hours_ago, one, query, states
 
-MakeWorker = Callable[..., Worker]
+MakeContext = Callable[..., Context]
 
 # litellm's own; ruler_call silences it, pytest undoes that.
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
@@ -43,25 +43,25 @@ huge = Behaviour("huge", scores=(lambda scores: [s | {"score": 10**400} for s in
     ids=lambda b: b.name,
 )
 def test_each_trajectory_gets_its_own_score(
-    make_judged: MakeWorker, server: JudgeServer, behaviour: Behaviour
+    make_judged: MakeContext, server: JudgeServer, behaviour: Behaviour
 ) -> None:
-    worker = make_judged()
+    context = make_judged()
     window = hours_ago(2)
-    wanted = add_judged_window(worker, window, FOUR)
-    pipeline.produce(worker)
+    wanted = add_judged_window(context, window, FOUR)
+    pipeline.produce(context)
     server.default = behaviour
-    assert pipeline.score(worker) == [window]
-    assert stored(worker) == wanted
+    assert pipeline.score(context) == [window]
+    assert stored(context) == wanted
     assert len(server.requests) == 1
-    for row in query(worker, "SELECT * FROM rl.scores"):
+    for row in query(context, "SELECT * FROM rl.scores"):
         assert row["raw_score"] == row["score"]
         assert row["judge_model"] == "openai/judge"
         assert row["reasoning"].startswith("ruler: The trajectory at position")
-    assert one(worker, "SELECT state, scorer FROM rl.windows") == {
+    assert one(context, "SELECT state, scorer FROM rl.windows") == {
         "state": "scored",
         "scorer": "ruler",
     }
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
 # --- bad answers ---
@@ -86,20 +86,20 @@ def test_each_trajectory_gets_its_own_score(
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_bad_answer_is_refused_and_asked_for_again(
-    make_judged: MakeWorker, server: JudgeServer, behaviour: Behaviour, fault: str
+    make_judged: MakeContext, server: JudgeServer, behaviour: Behaviour, fault: str
 ) -> None:
-    worker = make_judged()
+    context = make_judged()
     window = hours_ago(2)
-    wanted = add_judged_window(worker, window, FOUR)
-    pipeline.produce(worker)
+    wanted = add_judged_window(context, window, FOUR)
+    pipeline.produce(context)
     server.then(behaviour)
-    assert pipeline.score(worker) == [window]
-    assert stored(worker) == wanted
+    assert pipeline.score(context) == [window]
+    assert stored(context) == wanted
     first, again = server.requests
     assert "answer was refused" not in prompt(first)
     assert f"Your last answer was refused: {fault}" in prompt(again)
     assert again.trajectories == first.trajectories
-    refused, kept = query(worker, "SELECT * FROM rl.judgments ORDER BY asked_at")
+    refused, kept = query(context, "SELECT * FROM rl.judgments ORDER BY asked_at")
     assert fault in refused["fault"]
     assert (refused["scores"], refused["explanations"]) == (None, None)
     assert refused["question"] == kept["question"]
@@ -107,16 +107,18 @@ def test_a_bad_answer_is_refused_and_asked_for_again(
     for row in (refused, kept):
         paid = row["prompt_tokens"] * 1e-6 + row["completion_tokens"] * 1e-5
         assert float(row["usd"]) == pytest.approx(paid)
-    assert_costs_add_up(worker, window)
+    assert_costs_add_up(context, window)
 
 
-def test_each_retry_names_the_last_fault_only(make_judged: MakeWorker, server: JudgeServer) -> None:
-    worker = make_judged()
-    wanted = add_judged_window(worker, hours_ago(2), FOUR)
-    pipeline.produce(worker)
+def test_each_retry_names_the_last_fault_only(
+    make_judged: MakeContext, server: JudgeServer
+) -> None:
+    context = make_judged()
+    wanted = add_judged_window(context, hours_ago(2), FOUR)
+    pipeline.produce(context)
     server.then(judge.too_few, judge.refusal)
-    pipeline.score(worker)
-    assert stored(worker) == wanted
+    pipeline.score(context)
+    assert stored(context) == wanted
     told = [prompt(request).count("Your last answer was refused") for request in server.requests]
     assert told == [0, 1, 1]
     assert "missing" not in prompt(server.requests[2])
@@ -128,81 +130,81 @@ def test_each_retry_names_the_last_fault_only(make_judged: MakeWorker, server: J
     ids=["bad", "cut off", "too long"],
 )
 def test_an_answer_that_stays_bad_is_asked_for_in_smaller_groups(
-    make_judged: MakeWorker, server: JudgeServer, behaviour: Behaviour, times: int, paid: int
+    make_judged: MakeContext, server: JudgeServer, behaviour: Behaviour, times: int, paid: int
 ) -> None:
     """What was cut off, or too long, would be so again: it is not asked again as it was."""
-    worker = make_judged()
+    context = make_judged()
     window = hours_ago(2)
-    wanted = add_judged_window(worker, window, EIGHT)
-    pipeline.produce(worker)
+    wanted = add_judged_window(context, window, EIGHT)
+    pipeline.produce(context)
     server.then(*[behaviour] * times)
-    assert pipeline.score(worker) == [window]
+    assert pipeline.score(context) == [window]
     whole, halves = server.requests[:times], server.requests[times:]
     assert [marks(request) for request in whole] == [set(EIGHT)] * times
     one_half, other = map(marks, halves)
     assert len(one_half) == len(other) == 5
     assert one_half | other == set(EIGHT)  # so two are in both
-    judgments = query(worker, "SELECT * FROM rl.judgments WHERE fault IS NOT NULL")
+    judgments = query(context, "SELECT * FROM rl.judgments WHERE fault IS NOT NULL")
     assert len(judgments) == paid
-    found = stored(worker)
+    found = stored(context)
     for half in (one_half, other):  # two scales made one: the order within each stays
         members = sorted((each for each in wanted if wanted[each] in half), key=wanted.__getitem__)
         assert members == sorted(members, key=found.__getitem__)
-    rows = query(worker, "SELECT trajectory_id, raw_score, components FROM rl.scores")
+    rows = query(context, "SELECT trajectory_id, raw_score, components FROM rl.scores")
     assert {row["trajectory_id"]: row["raw_score"] for row in rows} == pytest.approx(wanted)
     assert sorted(row["components"]["groups"] for row in rows) == [1] * 6 + [2] * 2
-    assert_costs_add_up(worker, window)
+    assert_costs_add_up(context, window)
 
 
 def test_no_good_answer_at_all_counts_attempts_until_the_window_fails(
-    make_judged: MakeWorker, server: JudgeServer
+    make_judged: MakeContext, server: JudgeServer
 ) -> None:
-    worker = make_judged(max_attempts=2, retry_seconds=30.0)
+    context = make_judged(max_attempts=2, retry_seconds=30.0)
     window = hours_ago(2)
-    add_judged_window(worker, window, FOUR)
-    add_request(worker, "batch-1", window, "v1.0.0")
-    pipeline.produce(worker)
+    add_judged_window(context, window, FOUR)
+    add_request(context, "batch-1", window, "v1.0.0")
+    pipeline.produce(context)
     server.default = judge.too_few
-    assert pipeline.score(worker) == []
+    assert pipeline.score(context) == []
     # Four together, then twice three of them; three cannot be halved.
     assert sorted(len(marks(request)) for request in server.requests) == [3] * 6 + [4] * 3
-    row = window_row(worker, window)
+    row = window_row(context, window)
     assert (row["state"], row["attempts"]) == ("due", 1)
     assert row["last_error"].startswith("JudgeFault: no usable answer from openai/judge: ")
     assert "scores are missing for ids 3" in row["last_error"]
     assert 25 < row["waits"] <= 30
-    assert pipeline.score(worker) == []
+    assert pipeline.score(context) == []
     assert len(server.requests) == 9  # it waits
-    let_try_again(worker)
-    assert pipeline.score(worker) == []
-    row = window_row(worker, window)
+    let_try_again(context)
+    assert pipeline.score(context) == []
+    row = window_row(context, window)
     assert (row["state"], row["attempts"]) == ("failed", 2)
     assert "scores are missing for ids 3" in row["last_error"]
-    ends = query(worker, "SELECT outcome, error FROM rl.attempts")
+    ends = query(context, "SELECT outcome, error FROM rl.attempts")
     assert [end["outcome"] for end in ends] == ["error", "error"]
-    request = one(worker, "SELECT status, error FROM training_batches")
+    request = one(context, "SELECT status, error FROM training_batches")
     assert request["status"] == "failed"
     assert "scores are missing" in request["error"]
-    assert stored(worker) == {}
+    assert stored(context) == {}
 
 
 def test_no_good_answer_at_all_falls_back_as_set(
-    make_judged: MakeWorker, server: JudgeServer
+    make_judged: MakeContext, server: JudgeServer
 ) -> None:
-    worker = make_judged(judge_fallback="heuristic")
+    context = make_judged(judge_fallback="heuristic")
     window = hours_ago(2)
-    add_judged_window(worker, window, FOUR)
-    pipeline.produce(worker)
+    add_judged_window(context, window, FOUR)
+    pipeline.produce(context)
     server.default = judge.refusal
-    assert pipeline.score(worker) == [window]
-    assert window_row(worker, window)["scorer"] == "heuristic"
-    assert stored(worker) == {}
-    by_money = query(worker, "SELECT * FROM rl.scores ORDER BY trajectory_id")
+    assert pipeline.score(context) == [window]
+    assert window_row(context, window)["scorer"] == "heuristic"
+    assert stored(context) == {}
+    by_money = query(context, "SELECT * FROM rl.scores ORDER BY trajectory_id")
     # P&L 0, -50, -100, -150, 3 steps: 0.25 + 0.15 + 0.03, 0.2375 + 0 + 0.03, …
     assert [row["score"] for row in by_money] == pytest.approx([0.43, 0.2675, 0.255, 0.2425])
     assert [row["judge_model"] for row in by_money] == [None] * 4
-    assert query(worker, "SELECT * FROM reward_judgments") == []
-    assert_costs_add_up(worker, window)  # the refused answers were paid for all the same
+    assert query(context, "SELECT * FROM reward_judgments") == []
+    assert_costs_add_up(context, window)  # the refused answers were paid for all the same
 
 
 class OneIsPoison(JudgeServer):
@@ -213,43 +215,43 @@ class OneIsPoison(JudgeServer):
 
 
 def test_answers_on_their_way_are_kept_when_another_group_fails(
-    make_judged: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    make_judged: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exhibit, "MOST_TOGETHER", 4)
+    monkeypatch.setattr(judge_prompt, "MOST_TOGETHER", 4)
     with OneIsPoison() as server:
-        worker = make_judged(judge_base_url=server.url)
-        add_judged_window(worker, hours_ago(2), EIGHT)
-        pipeline.produce(worker)
-        assert pipeline.score(worker) == []
+        context = make_judged(judge_base_url=server.url)
+        add_judged_window(context, hours_ago(2), EIGHT)
+        pipeline.produce(context)
+        assert pipeline.score(context) == []
         good = [marks(r) for r in server.requests if 0.1 not in marks(r)]
-        kept = query(worker, "SELECT * FROM rl.judgments WHERE fault IS NULL")
+        kept = query(context, "SELECT * FROM rl.judgments WHERE fault IS NULL")
         assert len(kept) == len(good) == 3  # two groups, and the half without the poison
-        pipeline.score(worker)
+        pipeline.score(context)
         assert [marks(r) for r in server.requests if 0.1 not in marks(r)] == good
 
 
 # --- what is not worth a question ---
 
 
-def test_too_few_agents_cost_nothing(make_judged: MakeWorker, server: JudgeServer) -> None:
-    worker = make_judged(min_agents_per_window=3)
+def test_too_few_agents_cost_nothing(make_judged: MakeContext, server: JudgeServer) -> None:
+    context = make_judged(min_agents_per_window=3)
     window = hours_ago(2)
-    add_judged_window(worker, window, [0.1, 0.9])
-    add_trajectory(worker, window, "broken", stepsJson="[{")
-    pipeline.produce(worker)
-    assert pipeline.score(worker) == [window]
-    row = window_row(worker, window)
+    add_judged_window(context, window, [0.1, 0.9])
+    add_trajectory(context, window, "broken", stepsJson="[{")
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
+    row = window_row(context, window)
     assert (row["state"], row["reason"]) == ("skipped", "2 agents with usable traces, needs 3")
     assert server.requests == []
 
 
-def test_all_alike_cost_nothing(make_judged: MakeWorker, server: JudgeServer) -> None:
-    worker = make_judged()
+def test_all_alike_cost_nothing(make_judged: MakeContext, server: JudgeServer) -> None:
+    context = make_judged()
     window = hours_ago(2)
     for n in range(3):
-        add_trajectory(worker, window, f"agent-{n}", stepsJson=play(5.0))
-    pipeline.produce(worker)
-    assert pipeline.score(worker) == [window]
-    assert states(worker) == {window: "skipped"}
-    assert "no signal" in window_row(worker, window)["reason"]
+        add_trajectory(context, window, f"agent-{n}", stepsJson=play(5.0))
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
+    assert states(context) == {window: "skipped"}
+    assert "no signal" in window_row(context, window)["reason"]
     assert server.requests == []

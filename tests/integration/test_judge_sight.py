@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from babylon_tasks import pipeline
-from babylon_tasks.training import Progress, StepRequest, StepResult, Trainer
-from babylon_tasks.worker import Worker
+from babylon_tasks.records.steps import Progress, StepRequest, StepResult, Trainer
+from babylon_tasks.work.context import Context
 from tests.judge_server import JudgeServer, Received
 from tests.judged import add_outcome, assert_costs_add_up, play, prompt, stored
 from tests.rows import add_trajectory, hours_ago, one, query, states
 
-MakeWorker = Callable[..., Worker]
+MakeContext = Callable[..., Context]
 
 # litellm's own; ruler_call silences it, pytest undoes that.
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
@@ -37,10 +37,10 @@ class Tokenizing(Trainer):
     def step(self, request: StepRequest, on_beat: Callable[[Progress | None], None]) -> StepResult:
         from transformers import AutoTokenizer
 
-        from workers.trainer.chat_format import ChatFormat
         from workers.trainer.noop import NoopTrainer
         from workers.trainer.samples import read_samples, trajectory_groups
-        from workers.trainer.tokenized import tokenize_groups
+        from workers.trainer.torch.chat_format import ChatFormat
+        from workers.trainer.torch.tokenized import tokenize_groups
 
         self.samples = Path(request.samples_path).read_text()
         tokenizer = AutoTokenizer.from_pretrained(self.base_model)
@@ -60,16 +60,16 @@ class Tokenizing(Trainer):
 
 
 def test_outcomes_are_shown_to_the_judge_and_never_reach_the_trainer(
-    make_judged: MakeWorker, server: JudgeServer, tmp_path: Path
+    make_judged: MakeContext, server: JudgeServer, tmp_path: Path
 ) -> None:
     """Words that appear nowhere else are planted wherever a row tells the future."""
     pytest.importorskip("torch")
     from tests.unit.tiny import make_tiny_model
 
-    worker = make_judged()
+    context = make_judged()
     window = hours_ago(2)
     add_outcome(
-        worker,
+        context,
         window,
         predictionMarketId="m1",
         question="Will the zebrafish win?",
@@ -77,7 +77,7 @@ def test_outcomes_are_shown_to_the_judge_and_never_reach_the_trainer(
         newsEvents=json.dumps(["axolotl"]),
     )
     add_outcome(
-        worker,
+        context,
         window,
         stockTicker="NUMBAT",
         startPrice=123.25,
@@ -85,7 +85,7 @@ def test_outcomes_are_shown_to_the_judge_and_never_reach_the_trainer(
         changePercent=701.42,
         sentiment="okapi",
     )
-    add_outcome(worker, hours_ago(3), stockTicker="OTHERHOUR", changePercent=1.0)
+    add_outcome(context, hours_ago(3), stockTicker="OTHERHOUR", changePercent=1.0)
     told = ["zebrafish", "QUOKKA", "NUMBAT", "123.25", "987.75", "701.42"]
     secrets = ["axolotl", "okapi", "pangolin", "tardigrade", "capybara", "OTHERHOUR"]
     for n, score in enumerate([0.1, 0.9, 0.4, 0.6]):
@@ -95,22 +95,22 @@ def test_outcomes_are_shown_to_the_judge_and_never_reach_the_trainer(
             step["action"]["result"] = {"shares": 3, "note": "pangolin"}
             step["action"]["correctness"] = {"predictionCorrect": True, "why": "tardigrade"}
         add_trajectory(
-            worker,
+            context,
             window,
             f"agent-{n}",
             stepsJson=json.dumps(run),
             metadataJson=json.dumps({"gameKnowledge": {"trueOutcome": "capybara"}}),
         )
-    pipeline.produce(worker)
-    assert pipeline.score(worker) == [window]
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
     (request,) = server.requests
     for marker in told:
         assert marker in prompt(request)
     for marker in secrets:
         assert marker not in json.dumps(request.body)
     trainer = Tokenizing(make_tiny_model(tmp_path / "model"))
-    assert pipeline.train(worker, trainer)
-    assert states(worker) == {window: "trained"}
+    assert pipeline.train(context, trainer)
+    assert states(context) == {window: "trained"}
     assert len(trainer.decoded) == 12  # of four agents, three calls each
     assert all("wombat" in text for text in trainer.decoded)  # so what is there is found
     for marker in told + secrets:
@@ -158,7 +158,7 @@ def long_run(rng: random.Random) -> list[dict[str, Any]]:
     return run
 
 
-def add_large_window(worker: Worker, window: str) -> dict[str, list[dict[str, Any]]]:
+def add_large_window(context: Context, window: str) -> dict[str, list[dict[str, Any]]]:
     """64 agents of mixed skill, whose scores go half by the money and half by what else they did.
 
     Trajectory id → steps; the first step's action carries the score in a parameter.
@@ -170,7 +170,7 @@ def add_large_window(worker: Worker, window: str) -> dict[str, list[dict[str, An
     found = {}
     for n, run in enumerate(runs):
         run[0]["action"]["parameters"]["note"] = f"JUDGE-SCORE={skill[n]:.4f}"
-        trajectory_id = add_trajectory(worker, window, f"agent-{n:02}", stepsJson=json.dumps(run))
+        trajectory_id = add_trajectory(context, window, f"agent-{n:02}", stepsJson=json.dumps(run))
         found[trajectory_id] = run
     return found
 
@@ -220,16 +220,16 @@ def rank_correlation(one_way: list[float], other: list[float]) -> float:
     return 1 - 6 * apart / (n * (n * n - 1))
 
 
-def test_a_large_window_is_judged_within_a_small_context(make_judged: MakeWorker) -> None:
+def test_a_large_window_is_judged_within_a_small_context(make_judged: MakeContext) -> None:
     with JudgeServer(max_context_tokens=CONTEXT_TOKENS) as server:
-        worker = make_judged(judge_base_url=server.url, judge_context_tokens=CONTEXT_TOKENS)
+        context = make_judged(judge_base_url=server.url, judge_context_tokens=CONTEXT_TOKENS)
         window = hours_ago(2)
-        runs = add_large_window(worker, window)
+        runs = add_large_window(context, window)
         for n in range(1, 10):
             question = f"market m{n} up?"
-            add_outcome(worker, window, predictionMarketId=f"m{n}", question=question)
-        pipeline.produce(worker)
-        assert pipeline.score(worker) == [window]
+            add_outcome(context, window, predictionMarketId=f"m{n}", question=question)
+        pipeline.produce(context)
+        assert pipeline.score(context) == [window]
         assert {request.behaviour for request in server.requests} == {"good"}
         wanted = {each: run[0]["action"]["parameters"]["note"][12:] for each, run in runs.items()}
         texts = [shown(request) for request in server.requests]
@@ -246,10 +246,10 @@ def test_a_large_window_is_judged_within_a_small_context(make_judged: MakeWorker
             for trajectory_id, note in wanted.items():
                 if note in told:
                     assert_tells_all(told[note], runs[trajectory_id], names)
-        found = stored(worker)
+        found = stored(context)
         assert found.keys() == wanted.keys()
         written = [float(wanted[each]) for each in found]
         assert rank_correlation(list(found.values()), written) > 0.95
-        assert one(worker, "SELECT count(*) AS n FROM rl.judgments")["n"] == len(texts)
-        assert query(worker, "SELECT * FROM rl.judgments WHERE fault IS NOT NULL") == []
-        assert_costs_add_up(worker, window)
+        assert one(context, "SELECT count(*) AS n FROM rl.judgments")["n"] == len(texts)
+        assert query(context, "SELECT * FROM rl.judgments WHERE fault IS NOT NULL") == []
+        assert_costs_add_up(context, window)

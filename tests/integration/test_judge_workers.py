@@ -13,10 +13,10 @@ import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import LeaseLost
-from babylon_tasks.judge import exhibit, ruler_call
+from babylon_tasks.scoring.judge import prompt, ruler_call
 from babylon_tasks.store import judgments
 from babylon_tasks.store import scores as score_rows
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.judge_server import Behaviour, JudgeServer, Received
 from tests.judged import (
     THREE,
@@ -30,7 +30,7 @@ from tests.judged import (
 )
 from tests.rows import hours_ago, query, states
 
-MakeWorker = Callable[..., Worker]
+MakeContext = Callable[..., Context]
 
 # litellm's own; ruler_call silences it, pytest undoes that.
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
@@ -54,9 +54,9 @@ class Together(JudgeServer):
         return super().answer_for(request)
 
 
-def die_as_killed(worker: Worker) -> None:
+def die_as_killed(context: Context) -> None:
     """What a kill -9 leaves: leases that run out, and attempts without an end."""
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         tx.execute("UPDATE rl.leases SET expires_at = now() - interval '1 second'")
 
 
@@ -68,15 +68,15 @@ def two_together() -> Iterator[Together]:
 
 @pytest.mark.parametrize("death", [SystemExit, KeyboardInterrupt, LeaseLost])
 def test_an_answer_is_not_bought_again_after_a_death_before_the_commit(
-    make_judged: MakeWorker,
+    make_judged: MakeContext,
     two_together: Together,
     monkeypatch: pytest.MonkeyPatch,
     death: type[BaseException],
 ) -> None:
     """LeaseLost gives nothing back, as kill -9 does not."""
     server = two_together
-    worker, other = make_judged(judge_base_url=server.url), make_judged(judge_base_url=server.url)
-    windows = judged_windows(worker, 2)
+    context, other = make_judged(judge_base_url=server.url), make_judged(judge_base_url=server.url)
+    windows = judged_windows(context, 2)
 
     died = []
     write = score_rows.write
@@ -90,13 +90,13 @@ def test_an_answer_is_not_bought_again_after_a_death_before_the_commit(
     with monkeypatch.context() as patch:
         patch.setattr(score_rows, "write", dies)
         with pytest.raises(death):
-            pipeline.score(worker)
+            pipeline.score(context)
     if death is LeaseLost:
-        assert len(query(worker, "SELECT * FROM rl.leases")) == 3
-        die_as_killed(worker)
+        assert len(query(context, "SELECT * FROM rl.leases")) == 3
+        die_as_killed(context)
     assert len(server.requests) == 2
     server.meeting.abort()
-    kept = query(worker, "SELECT * FROM rl.judgments")
+    kept = query(context, "SELECT * FROM rl.judgments")
     assert kept
     assert states(other) == dict.fromkeys(windows, "due")
     done: list[str] = []
@@ -110,12 +110,12 @@ def test_an_answer_is_not_bought_again_after_a_death_before_the_commit(
 
 
 def test_the_questions_of_a_window_that_were_answered_before_a_death_are_not_asked_again(
-    make_judged: MakeWorker, server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+    make_judged: MakeContext, server: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exhibit, "MOST_TOGETHER", 4)
-    worker = make_judged(judge_concurrency=1)
-    wanted = add_judged_window(worker, window := hours_ago(2), EIGHT)
-    pipeline.produce(worker)
+    monkeypatch.setattr(prompt, "MOST_TOGETHER", 4)
+    context = make_judged(judge_concurrency=1)
+    wanted = add_judged_window(context, window := hours_ago(2), EIGHT)
+    pipeline.produce(context)
     ask = ruler_call.ask_ruler
 
     async def dies(*args: Any) -> Any:
@@ -126,41 +126,41 @@ def test_the_questions_of_a_window_that_were_answered_before_a_death_are_not_ask
     with monkeypatch.context() as patch:
         patch.setattr(ruler_call, "ask_ruler", dies)
         with pytest.raises(SystemExit):
-            pipeline.score(worker)
+            pipeline.score(context)
     before = [marks(request) for request in server.requests]
     assert len(before) == 2
-    assert stored(worker) == {}
-    assert pipeline.score(worker) == [window]
+    assert stored(context) == {}
+    assert pipeline.score(context) == [window]
     (last,) = [marks(request) for request in server.requests[2:]]
     assert last not in before
     assert set.union(last, *before) == set(EIGHT)
-    assert stored(worker).keys() == wanted.keys()
-    assert_costs_add_up(worker, window)
+    assert stored(context).keys() == wanted.keys()
+    assert_costs_add_up(context, window)
 
 
 def test_a_rewritten_trace_is_another_question(
-    make_judged: MakeWorker, server: JudgeServer
+    make_judged: MakeContext, server: JudgeServer
 ) -> None:
-    worker = make_judged()
+    context = make_judged()
     window = hours_ago(2)
-    (first, *_) = add_judged_window(worker, window, THREE)
-    pipeline.produce(worker)
-    pipeline.score(worker)
+    (first, *_) = add_judged_window(context, window, THREE)
+    pipeline.produce(context)
+    pipeline.score(context)
     again = "UPDATE rl.windows SET state = 'due' RETURNING 1"
-    query(worker, again)
-    assert pipeline.score(worker) == [window]
+    query(context, again)
+    assert pipeline.score(context) == [window]
     assert len(server.requests) == 1
     query(
-        worker,
+        context,
         'UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = %s RETURNING 1',
         play(0.0, 0.7),
         first,
     )
-    query(worker, again)
-    assert pipeline.score(worker) == [window]
+    query(context, again)
+    assert pipeline.score(context) == [window]
     assert len(server.requests) == 2
-    assert stored(worker)[first] == 0.7
-    assert_costs_add_up(worker, window)
+    assert stored(context)[first] == 0.7
+    assert_costs_add_up(context, window)
 
 
 # --- many at once ---
@@ -168,13 +168,13 @@ def test_a_rewritten_trace_is_another_question(
 
 @pytest.mark.parametrize(("concurrency", "windows"), [(16, 16), (3, 9), (1, 2)])
 def test_questions_of_several_windows_are_asked_at_once_within_the_limit(
-    make_judged: MakeWorker, concurrency: int, windows: int
+    make_judged: MakeContext, concurrency: int, windows: int
 ) -> None:
     with Together(concurrency) as server:
         server.delay_seconds = 0.3  # time enough for one too many
-        worker = make_judged(judge_base_url=server.url, judge_concurrency=concurrency)
-        due = judged_windows(worker, windows)
-        assert sorted(pipeline.score(worker)) == due
+        context = make_judged(judge_base_url=server.url, judge_concurrency=concurrency)
+        due = judged_windows(context, windows)
+        assert sorted(pipeline.score(context)) == due
         assert len(server.requests) == windows
         assert server.most_at_once == concurrency
         assert not server.meeting.broken
@@ -205,12 +205,12 @@ def elsewhere() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_one_worker_judges_and_the_others_do_what_needs_no_judge(
-    make_judged: MakeWorker, elsewhere: ThreadPoolExecutor
+    make_judged: MakeContext, elsewhere: ThreadPoolExecutor
 ) -> None:
     with Gate() as server:
-        worker, other = make_judged(judge_base_url=server.url), make_judged()
-        windows = judged_windows(worker, 2)
-        judging = elsewhere.submit(pipeline.score, worker)
+        context, other = make_judged(judge_base_url=server.url), make_judged()
+        windows = judged_windows(context, 2)
+        judging = elsewhere.submit(pipeline.score, context)
         wait_for_requests(server, 2)
         add_judged_window(other, cheap := hours_ago(5), THREE)
         add_judged_window(other, dear := hours_ago(6), THREE)
@@ -225,13 +225,13 @@ def test_one_worker_judges_and_the_others_do_what_needs_no_judge(
         assert len(server.requests) == 2
         server.opened.set()
         assert sorted(judging.result()) == windows
-        assert pipeline.score(replace(other, settings=worker.settings)) == [dear]
+        assert pipeline.score(replace(other, settings=context.settings)) == [dear]
         assert server.most_at_once == 2
         assert query(other, "SELECT * FROM rl.leases") == []
 
 
 def test_a_lost_lease_ends_the_judging_and_another_worker_buys_nothing_twice(
-    make_judged: MakeWorker, elsewhere: ThreadPoolExecutor
+    make_judged: MakeContext, elsewhere: ThreadPoolExecutor
 ) -> None:
     """Both windows' leases live; that of the judge itself went."""
     with Gate() as server:
@@ -263,9 +263,9 @@ def test_a_lost_lease_ends_the_judging_and_another_worker_buys_nothing_twice(
 
 
 def test_answers_before_the_lease_was_lost_are_not_bought_again(
-    make_judged: MakeWorker, elsewhere: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    make_judged: MakeContext, elsewhere: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exhibit, "MOST_TOGETHER", 4)
+    monkeypatch.setattr(prompt, "MOST_TOGETHER", 4)
     with Gate() as server:
         here = {"judge_base_url": server.url, "judge_concurrency": 1}
         slow = make_judged(heartbeat_seconds=0.05, **here)

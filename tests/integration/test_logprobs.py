@@ -19,26 +19,26 @@ import torch
 from pydantic import SecretStr
 
 from babylon_tasks import pipeline
-from babylon_tasks.embedded import free_port
 from babylon_tasks.errors import NotRecorded, ServerUnavailable
-from babylon_tasks.logprobs import attach
-from babylon_tasks.logprobs import server as asking
-from babylon_tasks.remote import OFFERED
+from babylon_tasks.local.servers import free_port
+from babylon_tasks.records.steps import Call, Logprobs, Sample
+from babylon_tasks.scoring.logprobs import attach
+from babylon_tasks.scoring.logprobs import server as asking
 from babylon_tasks.store import logprobs as rows
-from babylon_tasks.training import Call, Logprobs, Sample
-from babylon_tasks.worker import Worker
+from babylon_tasks.training.wandb_jobs import OFFERED
+from babylon_tasks.work.context import Context
 from tests import logprobs_server as vllm
 from tests.logprobs_server import Fault, LogprobsServer
 from tests.rows import add_trajectory, hours_ago, one, query, states, steps
 from tests.unit.tiny import make_tiny_model
 from tests.wandb_server import KEY as WANDB_KEY
 from tests.wandb_server import WandbServer
-from workers.trainer.language_model import LanguageModel
 from workers.trainer.samples import read_samples
-from workers.trainer.serverless import ServerlessTrainer
-from workers.trainer.torch_trainer import TorchTrainer
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.trainer import TorchTrainer
+from workers.trainer.wandb.trainer import ServerlessTrainer
 
-MakeWorker = Callable[..., Worker]
+MakeContext = Callable[..., Context]
 
 KEY = "sk-logprobs-0123456789abcdef"
 
@@ -64,13 +64,13 @@ def vllm_server(base_model: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lo
 
 @pytest.fixture
 def make_asking(
-    make_worker: MakeWorker, vllm_server: LogprobsServer, base_model: str
-) -> Callable[..., Worker]:
+    make_context: MakeContext, vllm_server: LogprobsServer, base_model: str
+) -> Callable[..., Context]:
     """Workers that ask that server, of `base` where no version is recorded."""
 
-    def make(**changes: Any) -> Worker:
+    def make(**changes: Any) -> Context:
         asked = {"logprobs_url": vllm_server.url, "logprobs_model": "base"}
-        return make_worker(**{**asked, "base_model": base_model, **changes})
+        return make_context(**{**asked, "base_model": base_model, **changes})
 
     return make
 
@@ -83,15 +83,15 @@ def calls(agent: int, count: int = 2, **more: Any) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def add_window(worker: Worker, window: str, agents: int = 3, **more: Any) -> list[str]:
+def add_window(context: Context, window: str, agents: int = 3, **more: Any) -> list[str]:
     """A window of agents with two calls each, ready to be scored; the trajectory ids."""
     ids = []
     for agent in range(agents):
         (run,) = json.loads(steps(300.0 * agent - 200, 1))
         run["llmCalls"] = calls(agent, **more)
         text = json.dumps([run])
-        ids.append(add_trajectory(worker, window, f"agent-{agent}", stepsJson=text))
-    pipeline.produce(worker)
+        ids.append(add_trajectory(context, window, f"agent-{agent}", stepsJson=text))
+    pipeline.produce(context)
     return ids
 
 
@@ -108,10 +108,10 @@ def trainer() -> Watched:
     return Watched("cpu-0")
 
 
-def score_again(worker: Worker, window: str) -> None:
-    with worker.database.transaction() as tx:
+def score_again(context: Context, window: str) -> None:
+    with context.database.transaction() as tx:
         tx.execute("UPDATE rl.windows SET state = 'due' WHERE window_id = %s", [window])
-    assert pipeline.score(worker) == [window]
+    assert pipeline.score(context) == [window]
 
 
 def own_logprobs(model: LanguageModel, call: Call) -> Logprobs:
@@ -128,17 +128,17 @@ def own_logprobs(model: LanguageModel, call: Call) -> Logprobs:
 
 
 def test_attached_values_are_those_of_the_version_that_answered(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, trainer: Watched, base_model: str
+    make_asking: MakeContext, vllm_server: LogprobsServer, trainer: Watched, base_model: str
 ) -> None:
     """Step 1 trains on what the base model is said to have answered, step 2 on what step 1 is.
 
     Each trains what it asks about, so its ratios are 1.
     """
-    worker = make_asking(learning_rate=0.01, warmup_steps=0)
+    context = make_asking(learning_rate=0.01, warmup_steps=0)
     first, second = hours_ago(5), hours_ago(3)
-    add_window(worker, first)
-    assert pipeline.score(worker) == [first]
-    report = pipeline.train(worker, trainer)
+    add_window(context, first)
+    assert pipeline.score(context) == [first]
+    report = pipeline.train(context, trainer)
     assert report is not None
     metrics = report.result.metrics
     assert (metrics["logprobs_share"], metrics["logprobs_misfit"]) == (1, 0)
@@ -156,26 +156,26 @@ def test_attached_values_are_those_of_the_version_that_answered(
 
     vllm_server.models["babylon-agent@1"] = report.checkpoint
     vllm_server.asked.clear()
-    add_window(worker, second, modelVersion=report.version)
-    assert pipeline.score(worker) == [second]
+    add_window(context, second, modelVersion=report.version)
+    assert pipeline.score(context) == [second]
     assert {name for name, _ in vllm_server.asked} == {"babylon-agent@1"}
-    again = pipeline.train(worker, trainer)
+    again = pipeline.train(context, trainer)
     assert again is not None
     assert again.result.metrics["ratio_mean"] == pytest.approx(1, abs=1e-4)
     assert again.result.metrics["kl_recorded"] == pytest.approx(0, abs=1e-4)
-    stored = one(worker, "SELECT metrics FROM rl.steps WHERE step = 2")["metrics"]
+    stored = one(context, "SELECT metrics FROM rl.steps WHERE step = 2")["metrics"]
     assert stored["staleness_known"] == 6
     assert (stored["staleness_mean"], stored["staleness_max"]) == (0, 0)
 
 
 def test_a_base_models_values_show_how_far_the_head_has_gone(
-    make_asking: MakeWorker, trainer: Watched
+    make_asking: MakeContext, trainer: Watched
 ) -> None:
-    worker = make_asking(learning_rate=0.01, warmup_steps=0)
+    context = make_asking(learning_rate=0.01, warmup_steps=0)
     for hours in (5, 3):
-        add_window(worker, hours_ago(hours))
-        pipeline.score(worker)
-        report = pipeline.train(worker, trainer)
+        add_window(context, hours_ago(hours))
+        pipeline.score(context)
+        report = pipeline.train(context, trainer)
     assert report is not None
     assert report.result.metrics["logprobs_share"] == 1
     assert abs(report.result.metrics["ratio_mean"] - 1) > 1e-3
@@ -183,15 +183,15 @@ def test_a_base_models_values_show_how_far_the_head_has_gone(
 
 
 def test_recorded_ones_win_and_nobody_is_asked_about_them(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, trainer: Watched
+    make_asking: MakeContext, vllm_server: LogprobsServer, trainer: Watched
 ) -> None:
-    worker = make_asking()
+    context = make_asking()
     window = hours_ago(3)
     content = [{"token": f"token_id:{n}", "logprob": -0.5} for n in range(3)]
-    add_window(worker, window, logprobs={"content": content})
-    pipeline.score(worker)
+    add_window(context, window, logprobs={"content": content})
+    pipeline.score(context)
     assert vllm_server.asked == []
-    report = pipeline.train(worker, trainer)
+    report = pipeline.train(context, trainer)
     assert report is not None
     sent = [call.logprobs for sample in trainer.samples for call in sample.calls]
     assert sent == [Logprobs((0, 1, 2), (-0.5,) * 3)] * 6
@@ -200,14 +200,14 @@ def test_recorded_ones_win_and_nobody_is_asked_about_them(
 
 
 def test_whom_to_ask_follows_from_the_version(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, trainer: Watched
+    make_asking: MakeContext, vllm_server: LogprobsServer, trainer: Watched
 ) -> None:
     """A version of this model is asked about by its step; others only where a model is named."""
-    worker = make_asking(logprobs_model=None)
-    add_window(worker, hours_ago(5), modelVersion="v9.9.9")
-    pipeline.score(worker)
+    context = make_asking(logprobs_model=None)
+    add_window(context, hours_ago(5), modelVersion="v9.9.9")
+    pipeline.score(context)
     assert vllm_server.asked == []
-    report = pipeline.train(worker, trainer)
+    report = pipeline.train(context, trainer)
     assert report is not None
     vllm_server.models["babylon-agent@1"] = report.checkpoint
     window = hours_ago(3)
@@ -215,11 +215,11 @@ def test_whom_to_ask_follows_from_the_version(
     for agent, version in enumerate(versions):
         (run,) = json.loads(steps(300.0 * agent, 1))
         run["llmCalls"] = calls(agent, 1, modelVersion=version)
-        add_trajectory(worker, window, f"agent-{agent}", stepsJson=json.dumps([run]))
-    pipeline.produce(worker)
-    pipeline.score(worker)
+        add_trajectory(context, window, f"agent-{agent}", stepsJson=json.dumps([run]))
+    pipeline.produce(context)
+    pipeline.score(context)
     assert [name for name, _ in vllm_server.asked] == ["babylon-agent@1"] * 2
-    again = pipeline.train(worker, trainer)
+    again = pipeline.train(context, trainer)
     assert again is not None
     sent = [bool(call.logprobs) for sample in trainer.samples for call in sample.calls]
     assert sent == [True, True, False, False]
@@ -227,30 +227,30 @@ def test_whom_to_ask_follows_from_the_version(
     assert [metrics[f"staleness_{n}"] for n in ("known", "mean", "max")] == [2, 0, 0]
 
 
-def test_nothing_is_asked_twice(make_asking: MakeWorker, vllm_server: LogprobsServer) -> None:
-    worker = make_asking()
+def test_nothing_is_asked_twice(make_asking: MakeContext, vllm_server: LogprobsServer) -> None:
+    context = make_asking()
     window = hours_ago(3)
-    add_window(worker, window)
+    add_window(context, window)
     vllm_server.then(vllm.good, vllm.good, vllm.refused)
-    pipeline.score(worker)
+    pipeline.score(context)
     assert len(vllm_server.asked) == 6
-    assert len(query(worker, "SELECT * FROM rl.logprobs")) == 5
+    assert len(query(context, "SELECT * FROM rl.logprobs")) == 5
     vllm_server.asked.clear()
-    score_again(worker, window)
+    score_again(context, window)
     assert len(vllm_server.asked) == 1
     vllm_server.asked.clear()
-    score_again(worker, window)
+    score_again(context, window)
     assert vllm_server.asked == []
-    assert len(query(worker, "SELECT * FROM rl.logprobs")) == 6
+    assert len(query(context, "SELECT * FROM rl.logprobs")) == 6
 
 
 def test_what_was_answered_before_a_crash_is_kept(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, monkeypatch: pytest.MonkeyPatch
+    make_asking: MakeContext, vllm_server: LogprobsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attach, "_TOGETHER", 2)
-    worker = make_asking()
+    context = make_asking()
     window = hours_ago(3)
-    add_window(worker, window)
+    add_window(context, window)
     add, times = rows.add, []
 
     def crash(*arguments: Any) -> None:
@@ -262,24 +262,24 @@ def test_what_was_answered_before_a_crash_is_kept(
     with monkeypatch.context() as patched:
         patched.setattr(rows, "add", crash)
         with pytest.raises(ServerUnavailable):
-            pipeline.score(worker)
-    assert states(worker) == {window: "due"}
-    assert len(query(worker, "SELECT * FROM rl.logprobs")) == 4
+            pipeline.score(context)
+    assert states(context) == {window: "due"}
+    assert len(query(context, "SELECT * FROM rl.logprobs")) == 4
     vllm_server.asked.clear()
-    assert pipeline.score(worker) == [window]
+    assert pipeline.score(context) == [window]
     assert len(vllm_server.asked) == 2
 
 
 def test_another_model_to_ask_takes_the_place_of_the_first(
-    make_asking: MakeWorker, vllm_server: LogprobsServer
+    make_asking: MakeContext, vllm_server: LogprobsServer
 ) -> None:
     vllm_server.models["other"] = None
     window = hours_ago(3)
     add_window(make_asking(), window)
     pipeline.score(make_asking())
-    worker = make_asking(logprobs_model="other")
-    score_again(worker, window)
-    assert {r["asked_of"] for r in query(worker, "SELECT * FROM rl.logprobs")} == {"other"}
+    context = make_asking(logprobs_model="other")
+    score_again(context, window)
+    assert {r["asked_of"] for r in query(context, "SELECT * FROM rl.logprobs")} == {"other"}
     assert len(vllm_server.asked) == 12
 
 
@@ -292,7 +292,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_whatever_the_server_does_the_window_goes_on(
-    make_asking: MakeWorker,
+    make_asking: MakeContext,
     vllm_server: LogprobsServer,
     trainer: Watched,
     fault: Fault,
@@ -301,19 +301,19 @@ def test_whatever_the_server_does_the_window_goes_on(
 ) -> None:
     if fault is vllm.hang:
         monkeypatch.setattr(asking, "ANSWER_SECONDS", 0.3)
-    worker = make_asking()
+    context = make_asking()
     window = hours_ago(3)
-    add_window(worker, window, agents=6)
+    add_window(context, window, agents=6)
     vllm_server.default = fault
-    assert pipeline.score(worker) == [window]
-    row = one(worker, "SELECT state, funnel, attempts FROM rl.windows")
+    assert pipeline.score(context) == [window]
+    row = one(context, "SELECT state, funnel, attempts FROM rl.windows")
     assert (row["state"], row["attempts"]) == ("scored", 0)
     assert row["funnel"]["unattached"] == 12
-    assert query(worker, "SELECT * FROM rl.logprobs") == []
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert query(context, "SELECT * FROM rl.logprobs") == []
+    assert query(context, "SELECT * FROM rl.leases") == []
     (line,) = [r.getMessage() for r in caplog.records if r.name == attach.__name__]
     assert "12 of 12 calls without log-probabilities: " in line
-    assert pipeline.train(worker, trainer)
+    assert pipeline.train(context, trainer)
     assert not any(call.logprobs for sample in trainer.samples for call in sample.calls)
 
 
@@ -321,30 +321,30 @@ def test_whatever_the_server_does_the_window_goes_on(
     "fault", [vllm.server_error, vllm.not_json, vllm.hang], ids=lambda fault: fault.__name__
 )
 def test_it_is_asked_again(
-    make_asking: MakeWorker,
+    make_asking: MakeContext,
     vllm_server: LogprobsServer,
     fault: Fault,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if fault is vllm.hang:
         monkeypatch.setattr(asking, "ANSWER_SECONDS", 1.0)
-    worker = make_asking()
-    add_window(worker, hours_ago(3))
+    context = make_asking()
+    add_window(context, hours_ago(3))
     vllm_server.then(fault, vllm.good, fault)
-    pipeline.score(worker)
-    assert len(query(worker, "SELECT * FROM rl.logprobs")) == 6
+    pipeline.score(context)
+    assert len(query(context, "SELECT * FROM rl.logprobs")) == 6
     assert len(vllm_server.asked) == 8
 
 
 def test_a_server_that_is_away_is_not_asked_for_every_call(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, caplog: pytest.LogCaptureFixture
+    make_asking: MakeContext, vllm_server: LogprobsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = f"http://127.0.0.1:{free_port()}/v1"
-    worker = make_asking(logprobs_url=away)
+    context = make_asking(logprobs_url=away)
     windows = [hours_ago(hours) for hours in (5, 4, 3)]
     for window in windows:
-        add_window(worker, window, agents=20)
-    assert pipeline.score(worker) == windows
+        add_window(context, window, agents=20)
+    assert pipeline.score(context) == windows
     lines = [r.getMessage() for r in caplog.records if r.name == attach.__name__]
     assert len(lines) == 3
     assert all("ConnectError" in line and "40 of 40" in line for line in lines)
@@ -358,150 +358,150 @@ def test_a_server_that_is_away_is_not_asked_for_every_call(
 
 
 def test_a_model_that_the_server_has_not_is_asked_for_once_or_so(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, caplog: pytest.LogCaptureFixture
+    make_asking: MakeContext, vllm_server: LogprobsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = make_asking(logprobs_model="absent")
-    add_window(worker, hours_ago(3), agents=20)
-    pipeline.score(worker)
+    context = make_asking(logprobs_model="absent")
+    add_window(context, hours_ago(3), agents=20)
+    pipeline.score(context)
     assert "The model `absent` does not exist" in caplog.text
     assert vllm_server.tokenized == 0
-    assert states(worker) == {hours_ago(3): "scored"}
+    assert states(context) == {hours_ago(3): "scored"}
 
 
 def test_its_key_is_given_and_does_not_show(
-    make_worker: MakeWorker, base_model: str, caplog: pytest.LogCaptureFixture
+    make_context: MakeContext, base_model: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     from pydantic import SecretStr
 
     with LogprobsServer(base_model, key=KEY) as vllm_server:
         vllm_server.models["base"] = None
         for key, found in ((SecretStr(KEY), 6), (None, 6), (SecretStr("wrong\nkey"), 6)):
-            worker = make_worker(
+            context = make_context(
                 logprobs_url=vllm_server.url, logprobs_model="base", logprobs_api_key=key
             )
-            window = hours_ago(9 - len(states(worker)))
-            add_window(worker, window)
-            assert pipeline.score(worker) == [window]
-            assert len(query(worker, "SELECT * FROM rl.logprobs")) == found
+            window = hours_ago(9 - len(states(context)))
+            add_window(context, window)
+            assert pipeline.score(context) == [window]
+            assert len(query(context, "SELECT * FROM rl.logprobs")) == found
     assert "says 401" in caplog.text
     assert KEY not in caplog.text
     assert "wrong" not in caplog.text
 
 
 def test_leases_live_while_the_server_takes_its_time(
-    make_asking: MakeWorker, vllm_server: LogprobsServer
+    make_asking: MakeContext, vllm_server: LogprobsServer
 ) -> None:
-    worker = make_asking(lease_seconds=1.0, heartbeat_seconds=0.3)
+    context = make_asking(lease_seconds=1.0, heartbeat_seconds=0.3)
     window = hours_ago(3)
-    add_window(worker, window)
+    add_window(context, window)
     vllm_server.delay_seconds = 2.5
-    assert pipeline.score(worker) == [window]
-    assert len(query(worker, "SELECT * FROM rl.logprobs")) == 6
+    assert pipeline.score(context) == [window]
+    assert len(query(context, "SELECT * FROM rl.logprobs")) == 6
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_a_window_is_not_asked_about_for_ever(
-    make_asking: MakeWorker,
+    make_asking: MakeContext,
     vllm_server: LogprobsServer,
     seconds: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither before the time is over nor, where it ends in the middle of a question, after."""
     monkeypatch.setattr(attach, "_WINDOW_SECONDS", seconds)
-    worker = make_asking()
+    context = make_asking()
     vllm_server.delay_seconds = 20.0
-    add_window(worker, hours_ago(3))
-    assert pipeline.score(worker) == [hours_ago(3)]
+    add_window(context, hours_ago(3))
+    assert pipeline.score(context) == [hours_ago(3)]
     assert vllm_server.asked == []
-    assert one(worker, "SELECT funnel FROM rl.windows")["funnel"]["unattached"] == 6
+    assert one(context, "SELECT funnel FROM rl.windows")["funnel"]["unattached"] == 6
 
 
 def test_windows_that_a_slow_server_keeps_waiting_are_left_to_the_next_claim(
-    make_asking: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    make_asking: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task that takes too long is killed, and its other windows would be suspected."""
-    worker = make_asking()
+    context = make_asking()
     first, second = hours_ago(3), hours_ago(2)
     for window in (first, second):
-        add_window(worker, window)
+        add_window(context, window)
     monkeypatch.setattr(attach, "_BEGIN_SECONDS", 0.0)
-    assert pipeline.score(worker) == [first]
-    row = one(worker, "SELECT state, attempts FROM rl.windows WHERE window_id = %s", second)
+    assert pipeline.score(context) == [first]
+    row = one(context, "SELECT state, attempts FROM rl.windows WHERE window_id = %s", second)
     assert row == {"state": "due", "attempts": 0}
-    assert pipeline.score(worker) == [second]
-    assert query(worker, "SELECT FROM rl.attempts WHERE ended_at IS NULL") == []
+    assert pipeline.score(context) == [second]
+    assert query(context, "SELECT FROM rl.attempts WHERE ended_at IS NULL") == []
 
 
 def test_a_claim_that_a_judge_kept_for_long_goes_on_without(
-    make_asking: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    make_asking: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = make_asking()
+    context = make_asking()
     window = hours_ago(2)
-    add_window(worker, window)
+    add_window(context, window)
     monkeypatch.setattr(attach, "_CLAIM_SECONDS", 0.0)
-    assert pipeline.score(worker) == [window]
-    assert one(worker, "SELECT funnel FROM rl.windows")["funnel"]["unattached"] == 6
+    assert pipeline.score(context) == [window]
+    assert one(context, "SELECT funnel FROM rl.windows")["funnel"]["unattached"] == 6
 
 
 def test_texts_that_do_not_fit_memory_at_once_are_read_again(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, monkeypatch: pytest.MonkeyPatch
+    make_asking: MakeContext, vllm_server: LogprobsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attach, "_HELD_BYTES", 50)
-    worker = make_asking()
-    add_window(worker, hours_ago(3), agents=5)
-    pipeline.score(worker)
-    assert len(vllm_server.asked) == len(query(worker, "SELECT * FROM rl.logprobs")) == 10
+    context = make_asking()
+    add_window(context, hours_ago(3), agents=5)
+    pipeline.score(context)
+    assert len(vllm_server.asked) == len(query(context, "SELECT * FROM rl.logprobs")) == 10
 
 
 def test_they_are_gone_with_the_commit_and_others_stay(
-    make_asking: MakeWorker, trainer: Watched
+    make_asking: MakeContext, trainer: Watched
 ) -> None:
-    worker = make_asking()
+    context = make_asking()
     first, second = hours_ago(5), hours_ago(3)
     for window in (first, second):
-        add_window(worker, window)
-    pipeline.score(worker)
-    assert pipeline.train(worker, trainer, only=[first])
-    left = query(worker, "SELECT DISTINCT window_id FROM rl.logprobs")
+        add_window(context, window)
+    pipeline.score(context)
+    assert pipeline.train(context, trainer, only=[first])
+    left = query(context, "SELECT DISTINCT window_id FROM rl.logprobs")
     assert left == [{"window_id": second}]
 
 
 def test_a_rewritten_answer_is_not_trained_with_the_old_ones(
-    make_asking: MakeWorker, vllm_server: LogprobsServer, trainer: Watched
+    make_asking: MakeContext, vllm_server: LogprobsServer, trainer: Watched
 ) -> None:
-    worker = make_asking()
+    context = make_asking()
     window = hours_ago(3)
-    add_window(worker, window)
-    pipeline.score(worker)
-    with worker.database.transaction() as tx:
+    add_window(context, window)
+    pipeline.score(context)
+    with context.database.transaction() as tx:
         tx.execute(
             """UPDATE trajectories SET "stepsJson" = replace("stepsJson", 'BUY 7', 'SELL 7')"""
         )
-    assert pipeline.train(worker, trainer) is None
-    assert states(worker) == {window: "due"}
+    assert pipeline.train(context, trainer) is None
+    assert states(context) == {window: "due"}
     vllm_server.asked.clear()
-    pipeline.score(worker)
+    pipeline.score(context)
     assert len(vllm_server.asked) == 1
-    report = pipeline.train(worker, trainer)
+    report = pipeline.train(context, trainer)
     assert report is not None
     assert report.result.metrics["logprobs_share"] == 1
 
 
 def test_a_window_without_signal_is_not_asked_about(
-    make_asking: MakeWorker, vllm_server: LogprobsServer
+    make_asking: MakeContext, vllm_server: LogprobsServer
 ) -> None:
-    worker = make_asking()
+    context = make_asking()
     window = hours_ago(3)
     for agent in range(3):
-        add_trajectory(worker, window, f"agent-{agent}", stepsJson=steps(100.0))
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    assert states(worker) == {window: "skipped"}
+        add_trajectory(context, window, f"agent-{agent}", stepsJson=steps(100.0))
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert states(context) == {window: "skipped"}
     assert vllm_server.asked == []
 
 
 def test_what_w_and_b_cannot_train_without_them_is_asked_about_again(
-    make_asking: MakeWorker, vllm_server: LogprobsServer
+    make_asking: MakeContext, vllm_server: LogprobsServer
 ) -> None:
     """The server was away while the window was scored, and so was never asked."""
     with WandbServer() as wandb:
@@ -530,11 +530,11 @@ def test_what_w_and_b_cannot_train_without_them_is_asked_about_again(
 
 
 def test_a_judged_window_has_them_too(
-    make_judged: MakeWorker, vllm_server: LogprobsServer, base_model: str
+    make_judged: MakeContext, vllm_server: LogprobsServer, base_model: str
 ) -> None:
-    worker = make_judged(logprobs_url=vllm_server.url, logprobs_model="base")
+    context = make_judged(logprobs_url=vllm_server.url, logprobs_model="base")
     windows = [hours_ago(hours) for hours in (5, 4, 3)]
     for window in windows:
-        add_window(worker, window)
-    assert sorted(pipeline.score(worker)) == windows
-    assert len(query(worker, "SELECT * FROM rl.logprobs")) == 18
+        add_window(context, window)
+    assert sorted(pipeline.score(context)) == windows
+    assert len(query(context, "SELECT * FROM rl.logprobs")) == 18

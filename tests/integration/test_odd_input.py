@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from babylon_tasks import pipeline
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.odd import ODD_TOKENS, mutated_traces, valid_trace
 from tests.rows import add_trajectory, add_window, hours_ago, one, query, states, steps
-from workers.trainer_client import TrainerProcess
+from workers.gpu.client import TrainerProcess
 
 # A window of its own for each example, since the database lives as long as the test.
 _hours = itertools.count(2)
@@ -32,12 +32,12 @@ def trainer() -> Iterator[TrainerProcess]:
     process.close()
 
 
-def train_and_account(worker: Worker, trainer: TrainerProcess, window: str) -> dict[str, str]:
+def train_and_account(context: Context, trainer: TrainerProcess, window: str) -> dict[str, str]:
     """Score and train; every trajectory must have a score or a reason. Id → reason."""
-    pipeline.produce(worker)
-    assert pipeline.score(worker) == [window]
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
     rows = query(
-        worker,
+        context,
         """SELECT "trajectoryId" AS id, s.score, q.reason, q.detail
              FROM trajectories t
              LEFT JOIN rl.scores s ON s.trajectory_id = "trajectoryId"
@@ -48,19 +48,19 @@ def train_and_account(worker: Worker, trainer: TrainerProcess, window: str) -> d
     for row in rows:
         assert (row["score"] is None) != (row["reason"] is None), row
         assert row["score"] is not None or (row["detail"] and row["detail"].isprintable())
-    pipeline.train(worker, trainer)
-    assert states(worker)[window] == "trained"
+    pipeline.train(context, trainer)
+    assert states(context)[window] == "trained"
     return {row["id"]: row["reason"] for row in rows if row["reason"]}
 
 
-def test_fixed_odd_texts(worker: Worker, trainer: TrainerProcess) -> None:
+def test_fixed_odd_texts(context: Context, trainer: TrainerProcess) -> None:
     window = hours_ago(next(_hours))
-    add_window(worker, window)
+    add_window(context, window)
     texts = [json.dumps(valid_trace()).replace('"BUY"', token, 1) for token in ODD_TOKENS]
     texts += ["", "null", "\ufeff[]", "[" * 1_000_000, steps("NaN"), steps(1e300)]
     for number, text in enumerate(texts):
-        add_trajectory(worker, window, f"odd-{number}", stepsJson=text)
-    reasons = train_and_account(worker, trainer, window)
+        add_trajectory(context, window, f"odd-{number}", stepsJson=text)
+    reasons = train_and_account(context, trainer, window)
     assert set(reasons.values()) == {"bad_json", "wrong_shape", "no_steps", "bad_pnl"}
 
 
@@ -72,18 +72,18 @@ def test_fixed_odd_texts(worker: Worker, trainer: TrainerProcess) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(texts=st.lists(mutated_traces(), min_size=1, max_size=30))
-def test_any_texts(worker: Worker, trainer: TrainerProcess, texts: list[str]) -> None:
+def test_any_texts(context: Context, trainer: TrainerProcess, texts: list[str]) -> None:
     window = hours_ago(next(_hours))
-    add_window(worker, window)
+    add_window(context, window)
     for number, text in enumerate(texts):
         stored = text.replace("\x00", "").encode("utf-8", "replace").decode()  # Postgres's text
-        add_trajectory(worker, window, f"odd-{number}", stepsJson=stored)
-    train_and_account(worker, trainer, window)
+        add_trajectory(context, window, f"odd-{number}", stepsJson=stored)
+    train_and_account(context, trainer, window)
 
 
-def test_odd_values_in_other_columns(worker: Worker, trainer: TrainerProcess) -> None:
+def test_odd_values_in_other_columns(context: Context, trainer: TrainerProcess) -> None:
     window = hours_ago(next(_hours))
-    add_window(worker, window)
+    add_window(context, window)
     rng = random.Random(1)
     # As long as an index of one column can hold, and too long for one of three.
     long_id = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(2680))
@@ -102,41 +102,41 @@ def test_odd_values_in_other_columns(worker: Worker, trainer: TrainerProcess) ->
         ("scenario", {"scenarioId": "%_\\" * 33}),
     ]
     for agent, columns in odd:
-        add_trajectory(worker, window, agent, **{"stepsJson": steps(50), **columns})
-    assert train_and_account(worker, trainer, window) == {long_id: "bad_id"}
-    assert one(worker, "SELECT trajectories FROM rl.steps")["trajectories"] == 3 + len(odd) - 1
+        add_trajectory(context, window, agent, **{"stepsJson": steps(50), **columns})
+    assert train_and_account(context, trainer, window) == {long_id: "bad_id"}
+    assert one(context, "SELECT trajectories FROM rl.steps")["trajectories"] == 3 + len(odd) - 1
 
 
 _SCORE_TWO_WINDOWS = """
 import resource, sys
 from babylon_tasks import pipeline
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
 
 settings = Settings(database_url=sys.argv[1])
-worker = Worker(Database(settings.postgres()), settings, "test:1")
+context = Context(Database(settings.postgres()), settings, "test:1")
 for window in sys.argv[2:]:
-    assert pipeline.score(worker, [window]) == [window]
+    assert pipeline.score(context, [window]) == [window]
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def test_a_hundred_megabytes_are_set_aside_unread(worker: Worker) -> None:
+def test_a_hundred_megabytes_are_set_aside_unread(context: Context) -> None:
     """By the size that Postgres tells; memory is that of a process that never met the row."""
     before, after = hours_ago(3), hours_ago(2)
-    add_window(worker, before)
-    add_window(worker, after)
-    huge = add_trajectory(worker, after, "huge")
+    add_window(context, before)
+    add_window(context, after)
+    huge = add_trajectory(context, after, "huge")
     query(
-        worker,
+        context,
         """UPDATE trajectories SET "stepsJson" = '[{"a":"' || repeat('x', 100000000) || '"}]'
             WHERE "trajectoryId" = %s RETURNING 1""",
         huge,
     )
-    pipeline.produce(worker)
+    pipeline.produce(context)
     done = subprocess.run(
-        [sys.executable, "-c", _SCORE_TWO_WINDOWS, worker.settings.postgres(), before, after],
+        [sys.executable, "-c", _SCORE_TWO_WINDOWS, context.settings.postgres(), before, after],
         capture_output=True,
         text=True,
         timeout=20,
@@ -145,7 +145,7 @@ def test_a_hundred_megabytes_are_set_aside_unread(worker: Worker) -> None:
     assert done.returncode == 0, done.stderr
     first, second = map(int, done.stdout.split())
     assert (second - first) / 1024 < 20  # MB
-    found = one(worker, "SELECT * FROM rl.quarantine")
+    found = one(context, "SELECT * FROM rl.quarantine")
     assert (found["trajectory_id"], found["reason"]) == (huge, "too_large")
     assert found["detail"] == "stepsJson has 100000010 bytes, above MAX_TRACE_BYTES"
-    assert states(worker)[after] == "scored"
+    assert states(context)[after] == "scored"

@@ -10,56 +10,56 @@ import pytest
 from babylon_tasks import pipeline
 from babylon_tasks.errors import UserError
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
 
-def test_complete_windows_with_enough_agents_are_due_once(worker: Worker) -> None:
-    add_window(worker, hours_ago(2))
-    add_window(worker, hours_ago(3), agents=2)
-    add_window(worker, hours_ago(4), agents=1)
-    add_window(worker, hours_ago(0))
-    add_window(worker, hours_ago(100))
-    assert pipeline.produce(worker) == [hours_ago(3), hours_ago(2)]
-    assert pipeline.produce(worker) == []
-    assert states(worker) == {hours_ago(2): "due", hours_ago(3): "due"}
+def test_complete_windows_with_enough_agents_are_due_once(context: Context) -> None:
+    add_window(context, hours_ago(2))
+    add_window(context, hours_ago(3), agents=2)
+    add_window(context, hours_ago(4), agents=1)
+    add_window(context, hours_ago(0))
+    add_window(context, hours_ago(100))
+    assert pipeline.produce(context) == [hours_ago(3), hours_ago(2)]
+    assert pipeline.produce(context) == []
+    assert states(context) == {hours_ago(2): "due", hours_ago(3): "due"}
 
 
-def test_a_window_settles_before_it_is_due(make_worker: Callable[..., Worker]) -> None:
-    slow, quick = make_worker(settle_seconds=7200), make_worker(settle_seconds=0)
+def test_a_window_settles_before_it_is_due(make_context: Callable[..., Context]) -> None:
+    slow, quick = make_context(settle_seconds=7200), make_context(settle_seconds=0)
     add_window(slow, hours_ago(1))
     assert pipeline.produce(slow) == []
     assert pipeline.produce(quick) == [hours_ago(1)]
 
 
-def test_rows_that_never_count(worker: Worker) -> None:
+def test_rows_that_never_count(context: Context) -> None:
     window = hours_ago(2)
-    add_trajectory(worker, window, "a")
-    add_trajectory(worker, window, "b", isTrainingData=False)
-    add_trajectory(worker, window, "c", isEvaluation=True)
-    add_trajectory(worker, window, "d", scenarioId="benchmark-1")
-    add_trajectory(worker, window, "e", scenarioId="market-decisions-7")
-    add_trajectory(worker, window, "a")
-    assert pipeline.produce(worker) == []
+    add_trajectory(context, window, "a")
+    add_trajectory(context, window, "b", isTrainingData=False)
+    add_trajectory(context, window, "c", isEvaluation=True)
+    add_trajectory(context, window, "d", scenarioId="benchmark-1")
+    add_trajectory(context, window, "e", scenarioId="market-decisions-7")
+    add_trajectory(context, window, "a")
+    assert pipeline.produce(context) == []
 
 
-def test_older_rows_carry_the_window_in_scenario_id(worker: Worker) -> None:
+def test_older_rows_carry_the_window_in_scenario_id(context: Context) -> None:
     window = hours_ago(2)
-    add_trajectory(worker, None, "a", scenarioId=window)
-    add_trajectory(worker, None, "b", scenarioId=f"{window}-btc")
+    add_trajectory(context, None, "a", scenarioId=window)
+    add_trajectory(context, None, "b", scenarioId=f"{window}-btc")
     # A run over the hour's edge: windowId alone decides, or it would count twice.
-    add_trajectory(worker, hours_ago(3), "c", scenarioId=window)
-    add_trajectory(worker, "not-a-window", "d", scenarioId=window)
-    add_trajectory(worker, None, "e", scenarioId=None)
-    assert pipeline.produce(worker) == [window]
-    assert one(worker, "SELECT agents, trajectories FROM rl.windows") == {
+    add_trajectory(context, hours_ago(3), "c", scenarioId=window)
+    add_trajectory(context, "not-a-window", "d", scenarioId=window)
+    add_trajectory(context, None, "e", scenarioId=None)
+    assert pipeline.produce(context) == [window]
+    assert one(context, "SELECT agents, trajectories FROM rl.windows") == {
         "agents": 2,
         "trajectories": 2,
     }
 
 
-def test_many_producers_make_one_row(make_worker: Callable[..., Worker]) -> None:
-    workers = [make_worker() for _ in range(4)]
+def test_many_producers_make_one_row(make_context: Callable[..., Context]) -> None:
+    workers = [make_context() for _ in range(4)]
     for hours in range(2, 22):
         add_window(workers[0], hours_ago(hours), agents=2)
     with ThreadPoolExecutor(4) as pool:
@@ -67,43 +67,43 @@ def test_many_producers_make_one_row(make_worker: Callable[..., Worker]) -> None
     assert sorted(w for each in made for w in each) == sorted(hours_ago(h) for h in range(2, 22))
 
 
-def test_late_rows_are_counted_and_not_trained(worker: Worker) -> None:
+def test_late_rows_are_counted_and_not_trained(context: Context) -> None:
     window = hours_ago(2)
-    add_window(worker, window)
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    add_trajectory(worker, window, "late")
-    assert pipeline.produce(worker) == []
-    row = one(worker, "SELECT state, agents, trajectories, late FROM rl.windows")
+    add_window(context, window)
+    pipeline.produce(context)
+    pipeline.score(context)
+    add_trajectory(context, window, "late")
+    assert pipeline.produce(context) == []
+    row = one(context, "SELECT state, agents, trajectories, late FROM rl.windows")
     assert row == {"state": "scored", "agents": 3, "trajectories": 3, "late": 1}
 
 
-def test_a_skipped_window_opens_again_when_its_agents_grow(worker: Worker) -> None:
+def test_a_skipped_window_opens_again_when_its_agents_grow(context: Context) -> None:
     window = hours_ago(2)
-    add_window(worker, window, spread=0.0)
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    assert states(worker) == {window: "skipped"}
-    add_trajectory(worker, window, "agent-0")
-    assert pipeline.produce(worker) == []
-    add_window(worker, window, agents=5)
-    assert pipeline.produce(worker) == [window]
+    add_window(context, window, spread=0.0)
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert states(context) == {window: "skipped"}
+    add_trajectory(context, window, "agent-0")
+    assert pipeline.produce(context) == []
+    add_window(context, window, agents=5)
+    assert pipeline.produce(context) == [window]
 
 
-def test_malformed_agents_do_not_open_a_skipped_window_for_ever(worker: Worker) -> None:
+def test_malformed_agents_do_not_open_a_skipped_window_for_ever(context: Context) -> None:
     window = hours_ago(2)
-    add_window(worker, window, stepsJson="rubbish")
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    assert states(worker) == {window: "skipped"}
-    assert pipeline.produce(worker) == []
+    add_window(context, window, stepsJson="rubbish")
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert states(context) == {window: "skipped"}
+    assert pipeline.produce(context) == []
 
 
-def test_enqueue_by_name(worker: Worker) -> None:
+def test_enqueue_by_name(context: Context) -> None:
     old = hours_ago(500)
-    add_window(worker, old)
-    assert pipeline.enqueue(worker, old).state == "due"
-    assert pipeline.enqueue(worker, old).state == "due"
+    add_window(context, old)
+    assert pipeline.enqueue(context, old).state == "due"
+    assert pipeline.enqueue(context, old).state == "due"
 
 
 @pytest.mark.parametrize(
@@ -115,24 +115,24 @@ def test_enqueue_by_name(worker: Worker) -> None:
         (9, "1 are evaluation"),
     ],
 )
-def test_enqueue_says_why_not(worker: Worker, hours: int, says: str) -> None:
-    add_window(worker, hours_ago(0))
-    add_window(worker, hours_ago(7), agents=1)
-    add_window(worker, hours_ago(9), agents=1)
-    add_trajectory(worker, hours_ago(9), "agent-9", isEvaluation=True)
+def test_enqueue_says_why_not(context: Context, hours: int, says: str) -> None:
+    add_window(context, hours_ago(0))
+    add_window(context, hours_ago(7), agents=1)
+    add_window(context, hours_ago(9), agents=1)
+    add_trajectory(context, hours_ago(9), "agent-9", isEvaluation=True)
     with pytest.raises(UserError, match=says):
-        pipeline.enqueue(worker, hours_ago(hours))
-    assert states(worker) == {}
+        pipeline.enqueue(context, hours_ago(hours))
+    assert states(context) == {}
 
 
-def test_listing_counts_what_has_no_row_and_reads_what_has(worker: Worker) -> None:
-    add_window(worker, hours_ago(2))
-    pipeline.produce(worker)
-    add_window(worker, hours_ago(3))
-    add_window(worker, hours_ago(4), agents=1)
-    add_window(worker, hours_ago(0), agents=2)
-    with worker.database.transaction() as tx:
-        found = window_rows.listing(tx, worker.settings)
+def test_listing_counts_what_has_no_row_and_reads_what_has(context: Context) -> None:
+    add_window(context, hours_ago(2))
+    pipeline.produce(context)
+    add_window(context, hours_ago(3))
+    add_window(context, hours_ago(4), agents=1)
+    add_window(context, hours_ago(0), agents=2)
+    with context.database.transaction() as tx:
+        found = window_rows.listing(tx, context.settings)
     assert [(w.window_id, w.agents, w.trajectories, w.state) for w in found] == [
         (hours_ago(0), 2, 2, "open"),
         (hours_ago(2), 3, 3, "due"),
@@ -141,10 +141,10 @@ def test_listing_counts_what_has_no_row_and_reads_what_has(worker: Worker) -> No
     ]
 
 
-def test_produce_and_listing_use_the_index(worker: Worker) -> None:
-    query(worker, """INSERT INTO "User" (id, "updatedAt") VALUES ('nobody', now()) RETURNING 1""")
+def test_produce_and_listing_use_the_index(context: Context) -> None:
+    query(context, """INSERT INTO "User" (id, "updatedAt") VALUES ('nobody', now()) RETURNING 1""")
     query(
-        worker,
+        context,
         """INSERT INTO trajectories (id, "trajectoryId", "agentId", "startTime", "endTime",
                "durationMs", "windowId", "stepsJson", "rewardComponentsJson", "metricsJson",
                "metadataJson", "totalReward", "episodeLength", "finalStatus", "updatedAt")
@@ -152,23 +152,23 @@ def test_produce_and_listing_use_the_index(worker: Worker) -> None:
                   1, 'completed', now()
              FROM generate_series(1, 5000) g RETURNING 1""",
     )
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         tx.execute("ANALYZE trajectories")
         for name in ("produce_windows", "list_windows", "count_window"):
             plan = tx.execute(
                 "EXPLAIN " + window_rows._SQL[name],
-                {**window_rows._due(worker.settings), "window_id": hours_ago(2)},
+                {**window_rows._due(context.settings), "window_id": hours_ago(2)},
             ).fetchall()
             text = "\n".join(row["QUERY PLAN"] for row in plan)
             assert "rl_trajectories_window_idx" in text, f"{name}:\n{text}"
             assert "Seq Scan on trajectories" not in text
 
 
-def test_an_odd_request_stops_neither_the_windows_nor_the_others(worker: Worker) -> None:
+def test_an_odd_request_stops_neither_the_windows_nor_the_others(context: Context) -> None:
     for number, window in enumerate(["9999-12-31T23:00", "x" * 5000, f" {hours_ago(2)} "]):
-        add_request(worker, f"batch-{number}", window, "v1.0.0")
-    add_window(worker, hours_ago(2))
-    assert pipeline.produce(worker) == [hours_ago(2)]
-    found = query(worker, 'SELECT status FROM training_batches ORDER BY "batchId"')
+        add_request(context, f"batch-{number}", window, "v1.0.0")
+    add_window(context, hours_ago(2))
+    assert pipeline.produce(context) == [hours_ago(2)]
+    found = query(context, 'SELECT status FROM training_batches ORDER BY "batchId"')
     assert [f["status"] for f in found] == ["failed", "failed", "pending"]
-    assert one(worker, "SELECT batch_id FROM rl.windows")["batch_id"] == "batch-2"
+    assert one(context, "SELECT batch_id FROM rl.windows")["batch_id"] == "batch-2"

@@ -11,77 +11,73 @@ from typing import Any
 import asyncpg
 import pytest
 
-from babylon_tasks import checkpoints, pipeline, score
-from babylon_tasks.errors import (
-    Final,
-    LeaseLost,
-    ServerUnavailable,
-    TrainerDied,
-    UserError,
-)
+from babylon_tasks import pipeline
+from babylon_tasks.checkpoints import files as checkpoint_files
+from babylon_tasks.errors import Final, LeaseLost, ServerUnavailable, TrainerDied, UserError
+from babylon_tasks.records.steps import StepRequest, StepResult, Trainer
+from babylon_tasks.scoring import stage
 from babylon_tasks.store import leases
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
-from babylon_tasks.training import StepRequest, StepResult, Trainer
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.integration.conftest import Died
 from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
-from workers.trainer_client import OnBeat, TrainerProcess
+from workers.gpu.client import OnBeat, TrainerProcess
 
 
 def die(*_: Any, **__: Any) -> None:
     raise Died
 
 
-def endings(worker: Worker, stage: str) -> list[str | None]:
+def endings(context: Context, stage: str) -> list[str | None]:
     """How the attempts of a stage ended, oldest first."""
     found = query(
-        worker, "SELECT outcome FROM rl.attempts WHERE stage = %s ORDER BY token, window_id", stage
+        context, "SELECT outcome FROM rl.attempts WHERE stage = %s ORDER BY token, window_id", stage
     )
     return [row["outcome"] for row in found]
 
 
 @pytest.mark.usefixtures("dying")
 def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
-    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
+    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
     windows = [hours_ago(h) for h in (4, 3, 2)]
     for window in windows:
-        add_window(worker, window)
-    pipeline.produce(worker)
-    real = score._score_window
+        add_window(context, window)
+    pipeline.produce(context)
+    real = stage._score_window
 
-    async def poisoned(worker: Worker, reader: Any, keeper: Any, window: Any, *rest: Any) -> bool:
+    async def poisoned(context: Context, reader: Any, keeper: Any, window: Any, *rest: Any) -> bool:
         if window.window_id == windows[1]:
             raise Died
-        return await real(worker, reader, keeper, window, *rest)
+        return await real(context, reader, keeper, window, *rest)
 
-    monkeypatch.setattr("babylon_tasks.score._score_window", poisoned)
+    monkeypatch.setattr("babylon_tasks.scoring.stage._score_window", poisoned)
     with pytest.raises(Died):
-        pipeline.score(worker)
-    assert states(worker) == {windows[0]: "scored", windows[1]: "due", windows[2]: "due"}
-    assert pipeline.score(worker) == []  # the lease still runs
+        pipeline.score(context)
+    assert states(context) == {windows[0]: "scored", windows[1]: "due", windows[2]: "due"}
+    assert pipeline.score(context) == []  # the lease still runs
     time.sleep(0.35)
     with pytest.raises(Died):
-        pipeline.score(worker)  # the poison alone
-    assert pipeline.score(worker) == [windows[2]]
+        pipeline.score(context)  # the poison alone
+    assert pipeline.score(context) == [windows[2]]
     time.sleep(0.35)
-    assert pipeline.score(worker) == []
-    assert states(worker)[windows[1]] == "failed"
-    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", windows[1])
+    assert pipeline.score(context) == []
+    assert states(context)[windows[1]] == "failed"
+    row = one(context, "SELECT * FROM rl.windows WHERE window_id = %s", windows[1])
     assert row["attempts"] == 2
     assert "died, or hung until its lease ran out" in row["last_error"]
-    assert query(worker, "SELECT * FROM rl.attempts WHERE ended_at IS NULL") == []
-    assert sorted(map(str, endings(worker, "score"))) == ["done", "done", "lost", "lost", "lost"]
+    assert query(context, "SELECT * FROM rl.attempts WHERE ended_at IS NULL") == []
+    assert sorted(map(str, endings(context, "score"))) == ["done", "done", "lost", "lost", "lost"]
 
 
 @pytest.mark.usefixtures("dying")
 def test_a_step_that_kills_its_worker_is_halved_until_the_poison_is_alone(
-    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
-    windows = scored_windows(worker, 2, 3, 4)
+    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
+    windows = scored_windows(context, 2, 3, 4)
     poison = windows[1]
     seen: list[list[str]] = []
     real = step_rows.commit
@@ -96,59 +92,59 @@ def test_a_step_that_kills_its_worker_is_halved_until_the_poison_is_alone(
     monkeypatch.setattr("babylon_tasks.store.steps.commit", kill)
     for _ in range(8):
         try:
-            pipeline.train(worker, trainer)
+            pipeline.train(context, trainer)
         except Died:
             time.sleep(0.35)
-    assert states(worker) == {windows[0]: "trained", poison: "failed", windows[2]: "trained"}
+    assert states(context) == {windows[0]: "trained", poison: "failed", windows[2]: "trained"}
     assert seen == [windows, windows[:2], windows[:1], [poison], windows[2:], [poison]]
     # Each dead attempt's files go with the next holder of the lease that has work.
     monkeypatch.undo()
-    scored_windows(worker, 5)
-    assert pipeline.train(worker, trainer)
-    kept = query(worker, "SELECT checkpoint FROM rl.steps")
-    folders = Path(worker.settings.checkpoint_store).resolve().glob("*/*")
+    scored_windows(context, 5)
+    assert pipeline.train(context, trainer)
+    kept = query(context, "SELECT checkpoint FROM rl.steps")
+    folders = Path(context.settings.checkpoint_store).resolve().glob("*/*")
     assert sorted(map(str, folders)) == sorted(row["checkpoint"] for row in kept)
-    assert query(worker, "SELECT * FROM rl.unfinished_checkpoints") == []
+    assert query(context, "SELECT * FROM rl.unfinished_checkpoints") == []
 
 
 @pytest.mark.usefixtures("dying")
 def test_only_the_holder_of_the_lease_removes_what_no_row_names(
-    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another database's checkpoint under the same name is not ours to remove."""
-    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1)
-    scored_windows(worker, 2)
+    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.1)
+    scored_windows(context, 2)
     with monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", die)
         with pytest.raises(Died):
-            pipeline.train(worker, trainer)
-    (orphan,) = query(worker, "SELECT * FROM rl.unfinished_checkpoints")
-    assert checkpoints.open_local(orphan["checkpoint"])
+            pipeline.train(context, trainer)
+    (orphan,) = query(context, "SELECT * FROM rl.unfinished_checkpoints")
+    assert checkpoint_files.open_local(orphan["checkpoint"])
     theirs = Path(orphan["checkpoint"]).with_name("9-9")
-    made = Path(worker.settings.checkpoint_store) / "made"
+    made = Path(context.settings.checkpoint_store) / "made"
     made.mkdir()
     (made / "weights").write_text("theirs")
-    checkpoints.save(made, str(theirs), "another nonce")
+    checkpoint_files.save(made, str(theirs), "another nonce")
     query(
-        worker,
+        context,
         "INSERT INTO rl.unfinished_checkpoints VALUES (%s, 'babylon-agent', 9, gen_random_uuid())"
         " RETURNING 1",
         str(theirs),
     )
-    assert pipeline.train(worker, trainer) is None  # the dead one's lease still runs
-    assert checkpoints.open_local(orphan["checkpoint"])
+    assert pipeline.train(context, trainer) is None  # the dead one's lease still runs
+    assert checkpoint_files.open_local(orphan["checkpoint"])
     time.sleep(0.35)
-    assert pipeline.train(worker, trainer)
+    assert pipeline.train(context, trainer)
     assert not Path(orphan["checkpoint"]).exists()
-    assert checkpoints.open_local(str(theirs))
-    assert query(worker, "SELECT * FROM rl.unfinished_checkpoints") == []
+    assert checkpoint_files.open_local(str(theirs))
+    assert query(context, "SELECT * FROM rl.unfinished_checkpoints") == []
 
 
 def test_a_stopped_worker_gives_everything_back_at_once(
-    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    context: Context, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Celery's cold shutdown is SystemExit, anywhere."""
-    windows = scored_windows(worker, 2)
+    windows = scored_windows(context, 2)
 
     def stop(*_: Any) -> None:
         raise SystemExit(0)
@@ -156,19 +152,19 @@ def test_a_stopped_worker_gives_everything_back_at_once(
     with monkeypatch.context() as patch:
         patch.setattr(TrainerProcess, "step", stop)
         with pytest.raises(SystemExit):
-            pipeline.train(worker, trainer)
-    assert query(worker, "SELECT * FROM rl.leases") == []
-    assert endings(worker, "train") == ["given_back"]
-    assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == 0
-    report = pipeline.train(worker, trainer)
+            pipeline.train(context, trainer)
+    assert query(context, "SELECT * FROM rl.leases") == []
+    assert endings(context, "train") == ["given_back"]
+    assert one(context, "SELECT attempts FROM rl.windows")["attempts"] == 0
+    report = pipeline.train(context, trainer)
     assert report
     assert report.window_ids == windows
 
 
 def test_a_signal_while_it_gives_back_does_not_keep_the_lease(
-    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    context: Context, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scored_windows(worker, 2)
+    scored_windows(context, 2)
     signals = iter([True])
     real = leases.release
 
@@ -179,17 +175,17 @@ def test_a_signal_while_it_gives_back_does_not_keep_the_lease(
 
     monkeypatch.setattr("babylon_tasks.store.leases.release", interrupted)
     with pytest.raises(SystemExit):
-        pipeline.train(worker, trainer)
-    assert query(worker, "SELECT * FROM rl.leases") == []
+        pipeline.train(context, trainer)
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
 def test_a_frozen_transaction_holds_nothing_for_long(
-    worker: Worker,
+    context: Context,
 ) -> None:
     """A machine suspended in a transaction: the server ends it, and the rows are free."""
-    add_window(worker, hours_ago(2))
-    pipeline.produce(worker)
-    frozen = Database(worker.settings.postgres(), timeout_seconds=1)
+    add_window(context, hours_ago(2))
+    pipeline.produce(context)
+    frozen = Database(context.settings.postgres(), timeout_seconds=1)
 
     def freeze() -> None:
         with frozen.transaction() as tx:
@@ -199,7 +195,7 @@ def test_a_frozen_transaction_holds_nothing_for_long(
 
     with pytest.raises(ServerUnavailable, match="lost the connection"):
         freeze()
-    other = Database(worker.settings.postgres())
+    other = Database(context.settings.postgres())
     with other.transaction() as tx:
         tx.execute("SELECT * FROM rl.windows FOR UPDATE NOWAIT")
         with pytest.raises(ServerUnavailable, match="timeout"):
@@ -209,12 +205,12 @@ def test_a_frozen_transaction_holds_nothing_for_long(
 
 
 def test_nobody_takes_over_in_the_middle_of_a_commit(
-    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine suspended in its COMMIT past its lease still owns the files that it names."""
-    worker, other = make_worker(lease_seconds=0.5, heartbeat_seconds=0.1), make_worker()
+    context, other = make_context(lease_seconds=0.5, heartbeat_seconds=0.1), make_context()
     other.database.timeout_seconds = 1
-    scored_windows(worker, 2)
+    scored_windows(context, 2)
     real = step_rows.commit
     second = TrainerProcess("noop", None, "cpu-1", 1.0, 30.0, 60.0)
 
@@ -227,19 +223,19 @@ def test_nobody_takes_over_in_the_middle_of_a_commit(
 
     with monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", suspended)
-        report = pipeline.train(worker, trainer)
+        report = pipeline.train(context, trainer)
     assert report
-    assert checkpoints.open_local(report.checkpoint)
+    assert checkpoint_files.open_local(report.checkpoint)
     assert pipeline.train(other, second) is None
     second.close()
 
 
 def test_a_lost_lease_is_counted_by_the_next_holder(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
     """A step whose trainer is silent past the lease (a hung CUDA call) costs an attempt."""
-    worker = make_worker(lease_seconds=0.3, heartbeat_seconds=0.01)
-    scored_windows(worker, 2)
+    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.01)
+    scored_windows(context, 2)
 
     class Hanging(Trainer):
         def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
@@ -250,17 +246,17 @@ def test_a_lost_lease_is_counted_by_the_next_holder(
         def close(self) -> None: ...
 
     with pytest.raises(LeaseLost):
-        pipeline.train(worker, Hanging())
-    assert pipeline.train(worker, trainer)
-    assert endings(worker, "train") == ["lost", "done"]
+        pipeline.train(context, Hanging())
+    assert pipeline.train(context, trainer)
+    assert endings(context, "train") == ["lost", "done"]
 
 
 def test_retry_by_hand_starts_anew_and_revives_the_request(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    worker = make_worker(max_attempts=1)
-    add_request(worker, "batch-1", hours_ago(2), "v1.0.0")
-    (window,) = scored_windows(worker, 2)
+    context = make_context(max_attempts=1)
+    add_request(context, "batch-1", hours_ago(2), "v1.0.0")
+    (window,) = scored_windows(context, 2)
 
     class Dying(Trainer):
         def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
@@ -268,23 +264,23 @@ def test_retry_by_hand_starts_anew_and_revives_the_request(
 
         def close(self) -> None: ...
 
-    assert pipeline.train(worker, Dying()) is None
-    assert states(worker) == {window: "failed"}
-    assert one(worker, "SELECT status FROM training_batches")["status"] == "failed"
-    assert pipeline.retry(worker, [hours_ago(5)]) == []
-    assert pipeline.retry(worker, None) == [window]
-    assert pipeline.retry(worker, None) == []
-    pipeline.score(worker)
-    assert pipeline.train(worker, trainer)
-    assert one(worker, "SELECT status FROM training_batches")["status"] == "completed"
-    assert endings(worker, "train") == ["error", "done"]
+    assert pipeline.train(context, Dying()) is None
+    assert states(context) == {window: "failed"}
+    assert one(context, "SELECT status FROM training_batches")["status"] == "failed"
+    assert pipeline.retry(context, [hours_ago(5)]) == []
+    assert pipeline.retry(context, None) == [window]
+    assert pipeline.retry(context, None) == []
+    pipeline.score(context)
+    assert pipeline.train(context, trainer)
+    assert one(context, "SELECT status FROM training_batches")["status"] == "completed"
+    assert endings(context, "train") == ["error", "done"]
 
 
 def test_a_zombie_cannot_fail_what_another_trains(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
     """Its trainer answers «out of memory» after the lease went."""
-    zombie, other = make_worker(lease_seconds=0.3, heartbeat_seconds=0.1), make_worker()
+    zombie, other = make_context(lease_seconds=0.3, heartbeat_seconds=0.1), make_context()
     (window,) = scored_windows(zombie, 2)
 
     class Late(Trainer):
@@ -303,38 +299,38 @@ def test_a_zombie_cannot_fail_what_another_trains(
 
 @pytest.mark.parametrize("error", [asyncpg.DataCorruptedError("damaged"), TimeoutError()])
 def test_a_window_that_postgres_cannot_read_does_not_hold_up_the_others(
-    make_worker: Callable[..., Worker],
+    make_context: Callable[..., Context],
     trainer: Trainer,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
     """A damaged page, or rows so large that they come too slowly."""
-    worker = make_worker(retry_seconds=100)
-    windows = scored_windows(worker, 2, 3, 4)
+    context = make_context(retry_seconds=100)
+    windows = scored_windows(context, 2, 3, 4)
     fail_reading(monkeypatch, windows[0], error)
-    assert pipeline.train(worker, trainer)
-    assert pipeline.train(worker, trainer)
-    assert pipeline.train(worker, trainer) is None
-    found = states(worker)
+    assert pipeline.train(context, trainer)
+    assert pipeline.train(context, trainer)
+    assert pipeline.train(context, trainer) is None
+    found = states(context)
     assert [found[window] for window in windows[1:]] == ["trained", "trained"]
     assert found[windows[0]] == ("failed" if "damaged" in str(error) else "scored")
     assert (
-        one(worker, "SELECT attempts FROM rl.windows WHERE window_id = %s", windows[0])["attempts"]
+        one(context, "SELECT attempts FROM rl.windows WHERE window_id = %s", windows[0])["attempts"]
         > 0
     )
 
 
 def test_scoring_goes_on_past_a_window_that_is_slow_to_read(
-    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = make_worker(retry_seconds=100)
+    context = make_context(retry_seconds=100)
     windows = [hours_ago(h) for h in (4, 3, 2)]
     for window in windows:
-        add_window(worker, window)
-    pipeline.produce(worker)
+        add_window(context, window)
+    pipeline.produce(context)
     fail_reading(monkeypatch, windows[0], TimeoutError())
-    assert pipeline.score(worker) == windows[1:]
-    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", windows[0])
+    assert pipeline.score(context) == windows[1:]
+    row = one(context, "SELECT * FROM rl.windows WHERE window_id = %s", windows[0])
     assert (row["state"], row["attempts"]) == ("due", 1)
     assert "no answer in 30 s" in row["last_error"]
 
@@ -357,10 +353,10 @@ def fail_reading(monkeypatch: pytest.MonkeyPatch, window_id: str, error: Excepti
 
 
 def test_a_commit_is_tried_again_while_the_lease_lives(
-    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    context: Context, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of hours must not be lost to a restart of Postgres, whatever became of the COMMIT."""
-    windows = scored_windows(worker, 2)
+    windows = scored_windows(context, 2)
     real, fates = step_rows.commit, iter(["lost", "carried out"])
 
     def restart(tx: Any, new: step_rows.Commit) -> str:
@@ -375,19 +371,19 @@ def test_a_commit_is_tried_again_while_the_lease_lives(
         return version
 
     monkeypatch.setattr("babylon_tasks.store.steps.commit", restart)
-    report = pipeline.train(worker, trainer)
+    report = pipeline.train(context, trainer)
     assert report
     assert (report.window_ids, report.version) == (windows, "v1.0.0")
-    assert len(query(worker, "SELECT * FROM rl.steps")) == 1
-    assert checkpoints.open_local(report.checkpoint)
+    assert len(query(context, "SELECT * FROM rl.steps")) == 1
+    assert checkpoint_files.open_local(report.checkpoint)
 
 
 def test_a_store_that_cannot_be_written_is_said_before_the_step(
-    make_worker: Callable[..., Worker], trainer: Trainer, tmp_path: Path
+    make_context: Callable[..., Context], trainer: Trainer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    worker = make_worker(checkpoint_store=str(tmp_path / "file" / "store"))
-    scored_windows(worker, 2)
+    context = make_context(checkpoint_store=str(tmp_path / "file" / "store"))
+    scored_windows(context, 2)
 
     class Untouched(Trainer):
         def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
@@ -396,5 +392,5 @@ def test_a_store_that_cannot_be_written_is_said_before_the_step(
         def close(self) -> None: ...
 
     with pytest.raises(UserError, match="CHECKPOINT_STORE"):
-        pipeline.train(worker, Untouched())
-    assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == 0
+        pipeline.train(context, Untouched())
+    assert one(context, "SELECT attempts FROM rl.windows")["attempts"] == 0

@@ -12,34 +12,34 @@ from babylon_tasks import pipeline
 from babylon_tasks.errors import LeaseLost, StaleClaim
 from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
 
 
-def test_scores_are_stored_and_the_window_moves_on(worker: Worker) -> None:
+def test_scores_are_stored_and_the_window_moves_on(context: Context) -> None:
     window = hours_ago(2)
-    ids = add_window(worker, window)
-    pipeline.produce(worker)
-    assert pipeline.score(worker) == [window]
-    assert pipeline.score(worker) == []
-    row = one(worker, "SELECT * FROM rl.windows")
+    ids = add_window(context, window)
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
+    assert pipeline.score(context) == []
+    row = one(context, "SELECT * FROM rl.windows")
     assert (row["state"], row["scorer"], row["score_rev"]) == ("scored", "heuristic", 1)
     assert (row["agents"], row["trajectories"]) == (3, 3)
     assert row["claimed_by"] == "test:1"
     assert row["text_bytes"] > 0
-    scores = query(worker, "SELECT * FROM rl.scores ORDER BY trajectory_id")
+    scores = query(context, "SELECT * FROM rl.scores ORDER BY trajectory_id")
     assert [s["trajectory_id"] for s in scores] == sorted(ids)
     # P&L -200, 100, 400, 3 steps: 0.2+0+0.03, 0.275+0.3+0.03, 0.35+0.3+0.03
     assert [s["score"] for s in scores] == pytest.approx([0.23, 0.605, 0.68], abs=1e-9)
     assert all(s["raw_score"] == s["score"] and "P&L" in s["reasoning"] for s in scores)
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
-def test_bad_traces_are_quarantined_and_the_rest_goes_on(worker: Worker) -> None:
+def test_bad_traces_are_quarantined_and_the_rest_goes_on(context: Context) -> None:
     window = hours_ago(2)
-    add_window(worker, window)
+    add_window(context, window)
     bad = {
-        add_trajectory(worker, window, "x", stepsJson=text): reason
+        add_trajectory(context, window, "x", stepsJson=text): reason
         for text, reason in [
             ("[{", "bad_json"),
             ("null", "no_steps"),
@@ -49,13 +49,13 @@ def test_bad_traces_are_quarantined_and_the_rest_goes_on(worker: Worker) -> None
             (json.dumps([{"pad": "x" * 40_000_000}]), "too_large"),
         ]
     }
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    assert states(worker) == {window: "scored"}
-    found = query(worker, "SELECT trajectory_id, reason, detail FROM rl.quarantine")
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert states(context) == {window: "scored"}
+    found = query(context, "SELECT trajectory_id, reason, detail FROM rl.quarantine")
     assert {q["trajectory_id"]: q["reason"] for q in found} == bad
     assert all(q["detail"] for q in found)
-    assert len(query(worker, "SELECT * FROM rl.scores")) == 3
+    assert len(query(context, "SELECT * FROM rl.scores")) == 3
 
 
 @pytest.mark.parametrize(
@@ -67,39 +67,39 @@ def test_bad_traces_are_quarantined_and_the_rest_goes_on(worker: Worker) -> None
     ],
 )
 def test_a_window_without_signal_is_skipped_with_the_reason(
-    worker: Worker, agents: int, columns: dict[str, object], reason: str
+    context: Context, agents: int, columns: dict[str, object], reason: str
 ) -> None:
     window = hours_ago(2)
-    add_window(worker, window, agents, **columns)  # type: ignore[arg-type]
-    add_request(worker, "batch-1", window, "v1.0.0")
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    row = one(worker, "SELECT state, reason, skipped_at FROM rl.windows")
+    add_window(context, window, agents, **columns)  # type: ignore[arg-type]
+    add_request(context, "batch-1", window, "v1.0.0")
+    pipeline.produce(context)
+    pipeline.score(context)
+    row = one(context, "SELECT state, reason, skipped_at FROM rl.windows")
     assert row["state"] == "skipped"
     assert reason in row["reason"]
     assert row["skipped_at"] is not None
-    request = one(worker, "SELECT status, error FROM training_batches")
+    request = one(context, "SELECT status, error FROM training_batches")
     assert request["status"] == "failed"
     assert reason in request["error"]
 
 
-def test_the_same_doorbell_ten_times_scores_once(make_worker: Callable[..., Worker]) -> None:
-    workers = [make_worker() for _ in range(10)]
+def test_the_same_doorbell_ten_times_scores_once(make_context: Callable[..., Context]) -> None:
+    workers = [make_context() for _ in range(10)]
     for hours in range(2, 8):
         add_window(workers[0], hours_ago(hours))
     pipeline.produce(workers[0])
     with ThreadPoolExecutor(10) as pool:
         moved = [w for each in pool.map(pipeline.score, workers) for w in each]
     assert sorted(moved) == sorted(hours_ago(h) for h in range(2, 8))
-    revisions = query(worker := workers[0], "SELECT score_rev FROM rl.windows")
+    revisions = query(context := workers[0], "SELECT score_rev FROM rl.windows")
     assert {r["score_rev"] for r in revisions} == {1}
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
 def test_a_lease_that_ran_out_cannot_write(
-    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, other = make_worker(lease_seconds=0.2, heartbeat_seconds=60), make_worker()
+    slow, other = make_context(lease_seconds=0.2, heartbeat_seconds=60), make_context()
     window = hours_ago(2)
     add_window(slow, window)
     pipeline.produce(slow)
@@ -118,8 +118,8 @@ def test_a_lease_that_ran_out_cannot_write(
     assert row == {"score_rev": 1, "claimed_by": other.holder}
 
 
-def test_a_lost_lease_ends_the_reading(make_worker: Callable[..., Worker]) -> None:
-    slow = make_worker(lease_seconds=0.001, heartbeat_seconds=0.001)
+def test_a_lost_lease_ends_the_reading(make_context: Callable[..., Context]) -> None:
+    slow = make_context(lease_seconds=0.001, heartbeat_seconds=0.001)
     add_window(slow, hours_ago(2), agents=40)
     pipeline.produce(slow)
     with pytest.raises((LeaseLost, StaleClaim)):
@@ -128,64 +128,64 @@ def test_a_lost_lease_ends_the_reading(make_worker: Callable[..., Worker]) -> No
 
 
 def test_a_window_that_keeps_failing_ends_failed(
-    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = make_worker(max_attempts=2)
+    context = make_context(max_attempts=2)
     poison, good = hours_ago(3), hours_ago(2)
-    add_window(worker, poison)
-    add_window(worker, good)
-    pipeline.produce(worker)
+    add_window(context, poison)
+    add_window(context, good)
+    pipeline.produce(context)
 
     def broken(outcomes):  # type: ignore[no-untyped-def]
-        if len(outcomes) == 3 and states(worker)[poison] != "failed":
+        if len(outcomes) == 3 and states(context)[poison] != "failed":
             monkeypatch.setattr("babylon_tasks.scoring.heuristic.heuristic", heuristic)
             raise ZeroDivisionError("odd data")
         return heuristic(outcomes)
 
     for _ in range(2):
         monkeypatch.setattr("babylon_tasks.scoring.heuristic.heuristic", broken)
-        pipeline.score(worker)
-    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+        pipeline.score(context)
+    row = one(context, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert (row["state"], row["attempts"]) == ("failed", 2)
     assert row["last_error"] == "ZeroDivisionError: odd data"
-    assert states(worker)[good] == "scored"
+    assert states(context)[good] == "scored"
 
 
-def test_memory_of_a_mended_trace(worker: Worker) -> None:
+def test_memory_of_a_mended_trace(context: Context) -> None:
     """A trace that the app mended leaves quarantine when its window is scored again."""
     window = hours_ago(2)
-    (first, *_) = add_window(worker, window, spread=0.0)
+    (first, *_) = add_window(context, window, spread=0.0)
     query(
-        worker,
+        context,
         'UPDATE trajectories SET "stepsJson" = \'[{\' WHERE "trajectoryId" = %s RETURNING 1',
         first,
     )
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    assert len(query(worker, "SELECT * FROM rl.quarantine")) == 1
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert len(query(context, "SELECT * FROM rl.quarantine")) == 1
     query(
-        worker,
+        context,
         'UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = %s RETURNING 1',
         steps(900),
         first,
     )
-    add_trajectory(worker, window, "new-agent")
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    assert query(worker, "SELECT * FROM rl.quarantine") == []
-    assert states(worker) == {window: "scored"}
+    add_trajectory(context, window, "new-agent")
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert query(context, "SELECT * FROM rl.quarantine") == []
+    assert states(context) == {window: "scored"}
 
 
 def test_parameters_that_only_libpq_knows_reach_neither_driver_in_vain(
-    make_worker: Callable[..., Worker], settings: Settings
+    make_context: Callable[..., Context], settings: Settings
 ) -> None:
     """Neon's default URL, with Prisma's parameters and an option with a space."""
     url = settings.postgres() + (
         "&channel_binding=prefer&connect_timeout=10&schema=public&pgbouncer=true"
         "&options=-c%20work_mem%3D8MB"
     )
-    worker = make_worker(database_url=url)
-    add_window(worker, hours_ago(2))
-    pipeline.produce(worker)
-    assert pipeline.score(worker) == [hours_ago(2)]
-    assert one(worker, "SHOW work_mem") == {"work_mem": "8MB"}
+    context = make_context(database_url=url)
+    add_window(context, hours_ago(2))
+    pipeline.produce(context)
+    assert pipeline.score(context) == [hours_ago(2)]
+    assert one(context, "SHOW work_mem") == {"work_mem": "8MB"}

@@ -13,17 +13,11 @@ from pydantic import SecretStr
 pytest.importorskip("art")
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import (
-    LeaseLost,
-    NotRecorded,
-    RemoteUnavailable,
-    TrainerDied,
-    UserError,
-)
-from babylon_tasks.remote import OFFERED
+from babylon_tasks.errors import LeaseLost, NotRecorded, RemoteUnavailable, TrainerDied, UserError
+from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from babylon_tasks.store import jobs
-from babylon_tasks.training import Progress, StepRequest, StepResult
-from babylon_tasks.worker import Worker
+from babylon_tasks.training.wandb_jobs import OFFERED
+from babylon_tasks.work.context import Context
 from tests.integration.conftest import Died
 from tests.rows import (
     add_trajectory,
@@ -36,9 +30,9 @@ from tests.rows import (
     steps,
 )
 from tests.wandb_server import KEY, WandbServer, wait_until
-from workers.trainer import serverless
-from workers.trainer.serverless import ServerlessTrainer
-from workers.trainer_client import TrainerProcess
+from workers.gpu.client import TrainerProcess
+from workers.trainer.wandb import trainer
+from workers.trainer.wandb.trainer import ServerlessTrainer
 
 NAME = "wandb-artifact:///team/babylon-rl/babylon-agent"
 
@@ -61,13 +55,13 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture
 def on_wandb(
-    make_worker: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Worker]:
+    make_context: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Context]:
     """Workers that train on `server`."""
-    monkeypatch.setattr(serverless, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(trainer, "POLL_SECONDS", 0.02)
 
-    def make(**changes: Any) -> Worker:
-        return make_worker(
+    def make(**changes: Any) -> Context:
+        return make_context(
             **{
                 "trainer": "serverless",
                 "base_model": OFFERED[0],
@@ -94,188 +88,188 @@ def dies_at(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     monkeypatch.setattr(jobs, "note", note)
 
 
-def forget_lease(worker: Worker) -> None:
+def forget_lease(context: Context) -> None:
     """The dead worker's lease runs out."""
-    with worker.database.transaction() as tx:
+    with context.database.transaction() as tx:
         tx.execute("UPDATE rl.leases SET expires_at = clock_timestamp()")
 
 
-def job_rows(worker: Worker) -> list[dict[str, Any]]:
-    return query(worker, "SELECT * FROM rl.jobs ORDER BY intended_at")
+def job_rows(context: Context) -> list[dict[str, Any]]:
+    return query(context, "SELECT * FROM rl.jobs ORDER BY intended_at")
 
 
 # --- a step ----------------------------------------------------------------------------------
 
 
 def test_a_step_names_what_w_and_b_serves_and_keeps_its_job(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb()
-    windows = scored_windows(worker, 2, 3, recorded=True)
-    report = pipeline.train(worker, InProcess())
+    context = on_wandb()
+    windows = scored_windows(context, 2, 3, recorded=True)
+    report = pipeline.train(context, InProcess())
     assert report
     assert report.result.cost_usd == 2.0
-    pipeline.publish(worker)
-    step = one(worker, "SELECT * FROM rl.steps")
+    pipeline.publish(context)
+    step = one(context, "SELECT * FROM rl.steps")
     assert (step["trainer"], step["window_ids"]) == ("serverless", windows)
     assert step["metrics"]["remote_step"] == 1
     remote = json.loads((Path(step["checkpoint"]) / "remote.json").read_text())
     assert remote["inference_name"] == f"{NAME}:step1"
-    model = one(worker, "SELECT * FROM trained_models")
+    model = one(context, "SELECT * FROM trained_models")
     assert (model["storagePath"], model["status"]) == (f"{NAME}:step1", "ready")
-    (job,) = job_rows(worker)
+    (job,) = job_rows(context)
     assert (job["state"], job["job_id"], job["step"]) == ("done", "job-1", 1)
     assert job["token"] == step["token"]
     assert set(job["windows"]) == set(windows)
-    scored_windows(worker, 4, recorded=True)
-    assert pipeline.train(worker, InProcess())
-    newest = one(worker, "SELECT * FROM rl.steps WHERE step = 2")
+    scored_windows(context, 4, recorded=True)
+    assert pipeline.train(context, InProcess())
+    newest = one(context, "SELECT * FROM rl.steps WHERE step = 2")
     assert newest["metrics"]["inference_name"] == f"{NAME}:step2"
 
 
 def test_a_price_of_gpus_says_nothing_about_a_step_at_w_and_b(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb(serverless_usd_per_job=None, gpu_usd_per_hour=2.0)
-    scored_windows(worker, 2, recorded=True)
-    assert pipeline.train(worker, InProcess())
-    assert one(worker, "SELECT cost_usd FROM rl.steps")["cost_usd"] is None
+    context = on_wandb(serverless_usd_per_job=None, gpu_usd_per_hour=2.0)
+    scored_windows(context, 2, recorded=True)
+    assert pipeline.train(context, InProcess())
+    assert one(context, "SELECT cost_usd FROM rl.steps")["cost_usd"] is None
 
 
 def test_the_trainer_process_has_the_key_and_waits_for_its_notes(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb()
-    scored_windows(worker, 2, recorded=True)
+    context = on_wandb()
+    scored_windows(context, 2, recorded=True)
     process = TrainerProcess("serverless", None, "cpu-0", 1.0, 60.0, 60.0, "INFO", SecretStr(KEY))
     try:
-        assert pipeline.train(worker, process)
+        assert pipeline.train(context, process)
         command = Path(f"/proc/{process.pid}/cmdline").read_text()
     finally:
         process.close()
     assert KEY not in command
     assert server.posts == 1
-    assert [job["state"] for job in job_rows(worker)] == ["done"]
+    assert [job["state"] for job in job_rows(context)] == ["done"]
 
 
 # --- refused before anything is sent -----------------------------------------------------------
 
 
 def test_a_base_model_that_w_and_b_does_not_offer_is_refused(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb(base_model="Qwen/Qwen2.5-0.5B-Instruct")
-    scored_windows(worker, 2, recorded=True)
+    context = on_wandb(base_model="Qwen/Qwen2.5-0.5B-Instruct")
+    scored_windows(context, 2, recorded=True)
     with pytest.raises(UserError, match=f"{OFFERED[0]} or {OFFERED[1]}, or TRAINER=torch"):
-        pipeline.train(worker, InProcess())
+        pipeline.train(context, InProcess())
     assert server.paths == []
 
 
 def test_traces_without_logprobs_are_refused_and_their_windows_stay(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb(max_step_tokens=1)
-    windows = scored_windows(worker, 2, 3)
+    context = on_wandb(max_step_tokens=1)
+    windows = scored_windows(context, 2, 3)
     with pytest.raises(NotRecorded, match="LOGPROBS_URL"):
-        pipeline.train(worker, InProcess())
+        pipeline.train(context, InProcess())
     assert server.paths == []
-    assert states(worker) == dict.fromkeys(windows, "scored")
-    rows = query(worker, "SELECT * FROM rl.windows")
+    assert states(context) == dict.fromkeys(windows, "scored")
+    rows = query(context, "SELECT * FROM rl.windows")
     assert [row["attempts"] for row in rows] == [0, 0]
     assert all("LOGPROBS_URL" in row["last_error"] for row in rows)
-    told = query(worker, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
+    told = query(context, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
     assert [row["outcome"] for row in told] == ["given_back", "given_back"]
 
 
 def test_a_window_without_logprobs_is_read_again_less_and_less_often(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
     """Each look at it reads all its traces, and nobody may ever mend what it lacks."""
-    worker = on_wandb(retry_seconds=30)
-    old, _ = scored_windows(worker, 3, 2)
-    with worker.database.transaction() as tx:
+    context = on_wandb(retry_seconds=30)
+    old, _ = scored_windows(context, 3, 2)
+    with context.database.transaction() as tx:
         tx.execute(
             "UPDATE rl.windows SET due_at = now() - interval '10 hours' WHERE window_id = %s", [old]
         )
     with pytest.raises(NotRecorded):
-        pipeline.train(worker, InProcess())
+        pipeline.train(context, InProcess())
     waits = query(
-        worker,
+        context,
         """SELECT round(extract(epoch FROM not_before - due_at)) AS seconds
              FROM rl.windows ORDER BY window_id""",
     )
     assert 15 * 3600 <= waits[0]["seconds"] < 16 * 3600
     assert 30 <= waits[1]["seconds"] < 3600
-    assert pipeline.train(worker, InProcess()) is None
+    assert pipeline.train(context, InProcess()) is None
 
 
 @pytest.mark.parametrize("max_step_tokens", [1, 1_000_000])
 def test_windows_without_logprobs_do_not_hold_up_the_others(
-    on_wandb: Callable[..., Worker], server: WandbServer, max_step_tokens: int
+    on_wandb: Callable[..., Context], server: WandbServer, max_step_tokens: int
 ) -> None:
-    worker = on_wandb(max_step_tokens=max_step_tokens)
-    (old,) = scored_windows(worker, 5)
-    (new,) = scored_windows(worker, 2, recorded=True)
-    report = pipeline.train(worker, InProcess())
+    context = on_wandb(max_step_tokens=max_step_tokens)
+    (old,) = scored_windows(context, 5)
+    (new,) = scored_windows(context, 2, recorded=True)
+    report = pipeline.train(context, InProcess())
     assert report
     assert report.window_ids == [new]
-    assert states(worker) == {old: "scored", new: "trained"}
+    assert states(context) == {old: "scored", new: "trained"}
 
 
 def test_calls_and_trajectories_without_logprobs_are_left_out_and_counted(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb()
+    context = on_wandb()
     window = hours_ago(2)
-    recorded = add_window(worker, window, recorded=True)
-    add_trajectory(worker, window, "another", stepsJson=steps(900))
+    recorded = add_window(context, window, recorded=True)
+    add_trajectory(context, window, "another", stepsJson=steps(900))
     both = json.loads(steps(-900, recorded=True)) + json.loads(steps(-900, response="WAIT"))
-    mixed = add_trajectory(worker, window, "mixed", stepsJson=json.dumps(both))
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    assert pipeline.train(worker, InProcess())
+    mixed = add_trajectory(context, window, "mixed", stepsJson=json.dumps(both))
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert pipeline.train(context, InProcess())
     (job,) = server.jobs
     sent = {t["metadata"]["trajectory_id"]: t for t in job.trajectories}
     assert set(sent) == {*recorded, mixed}
     assert len(sent[mixed]["additional_histories"]) == 2
-    funnel = one(worker, "SELECT funnel FROM rl.windows")["funnel"]
+    funnel = one(context, "SELECT funnel FROM rl.windows")["funnel"]
     assert (funnel["without_logprobs"], funnel["sequences"], funnel["tokens"]) == (6, 12, 36)
     assert funnel["no_advantage"] == 0
-    used = query(worker, 'SELECT FROM trajectories WHERE "usedInTraining"')
+    used = query(context, 'SELECT FROM trajectories WHERE "usedInTraining"')
     assert len(used) == 4
 
 
 def test_the_model_server_says_who_serves_what_w_and_b_trained(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
     pytest.importorskip("peft")
-    from workers.served_models import ServedModels
+    from workers.serve.versions import ServedModels
 
-    worker = on_wandb()
-    scored_windows(worker, 2, recorded=True)
-    assert pipeline.train(worker, InProcess())
-    pipeline.publish(worker)
+    context = on_wandb()
+    scored_windows(context, 2, recorded=True)
+    assert pipeline.train(context, InProcess())
+    pipeline.publish(context)
     with pytest.raises(UserError, match=f"ask {server.url}/chat/completions for {NAME}:step1"):
-        ServedModels(worker.settings).resolve("babylon-agent")
+        ServedModels(context.settings).resolve("babylon-agent")
 
 
 def test_a_lineage_does_not_change_its_kind_of_trainer(
-    on_wandb: Callable[..., Worker], make_worker: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], make_context: Callable[..., Context], server: WandbServer
 ) -> None:
-    here = make_worker(base_model=OFFERED[0])
+    here = make_context(base_model=OFFERED[0])
     noop = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
     try:
         scored_windows(here, 2)
         assert pipeline.train(here, noop)
-        worker = on_wandb()
-        scored_windows(worker, 3, recorded=True)
+        context = on_wandb()
+        scored_windows(context, 3, recorded=True)
         with pytest.raises(UserError, match="set TRAINER=noop, or MODEL_NAME to a new name"):
-            pipeline.train(worker, InProcess())
+            pipeline.train(context, InProcess())
         assert server.paths == []
         there = on_wandb(model_name="other")
         scored_windows(there, 4, recorded=True)
         assert pipeline.train(there, InProcess())
-        back = make_worker(base_model=OFFERED[0], model_name="other")
+        back = make_context(base_model=OFFERED[0], model_name="other")
         scored_windows(back, 5)
         with pytest.raises(UserError, match="set TRAINER=serverless"):
             pipeline.train(back, noop)
@@ -284,20 +278,20 @@ def test_a_lineage_does_not_change_its_kind_of_trainer(
 
 
 def test_w_and_b_away_blames_no_window(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb(max_attempts=1)
-    (window,) = scored_windows(worker, 2, recorded=True)
+    context = on_wandb(max_attempts=1)
+    (window,) = scored_windows(context, 2, recorded=True)
     server.away = {"/preview/models": 503}
     for _ in range(3):
         with pytest.raises(RemoteUnavailable):
-            pipeline.train(worker, InProcess())
-    row = one(worker, "SELECT * FROM rl.windows")
+            pipeline.train(context, InProcess())
+    row = one(context, "SELECT * FROM rl.windows")
     assert (row["state"], row["attempts"]) == ("scored", 0)
     assert "503" in row["last_error"]
     server.away = {}
-    assert pipeline.train(worker, InProcess())
-    assert states(worker) == {window: "trained"}
+    assert pipeline.train(context, InProcess())
+    assert states(context) == {window: "trained"}
 
 
 # --- somebody else goes on ---------------------------------------------------------------------
@@ -306,29 +300,29 @@ def test_w_and_b_away_blames_no_window(
 @pytest.mark.usefixtures("dying")
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_job_whose_id_is_known_is_followed_by_the_next_worker(
-    on_wandb: Callable[..., Worker],
+    on_wandb: Callable[..., Context],
     server: WandbServer,
     alone: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    worker = on_wandb(max_attempts=1)
-    windows = scored_windows(worker, *((2,) if alone else (2, 3, 4)), recorded=True)
+    context = on_wandb(max_attempts=1)
+    windows = scored_windows(context, *((2,) if alone else (2, 3, 4)), recorded=True)
     with monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", _die)
         with pytest.raises(Died):
-            pipeline.train(worker, InProcess())
-    (job,) = job_rows(worker)
+            pipeline.train(context, InProcess())
+    (job,) = job_rows(context)
     assert (job["state"], job["job_id"]) == ("posted", "job-1")
-    forget_lease(worker)
-    later = scored_windows(worker, 9, recorded=True)
+    forget_lease(context)
+    later = scored_windows(context, 9, recorded=True)
     report = pipeline.train(on_wandb(), InProcess())
     assert report
     assert report.window_ids == windows  # all of them, and none beside
     assert server.posts == 1
-    assert states(worker) == {**dict.fromkeys(windows, "trained"), later[0]: "scored"}
-    rows = query(worker, "SELECT attempts FROM rl.windows")
+    assert states(context) == {**dict.fromkeys(windows, "trained"), later[0]: "scored"}
+    rows = query(context, "SELECT attempts FROM rl.windows")
     assert {row["attempts"] for row in rows} == {0}
-    assert one(worker, "SELECT state FROM rl.jobs")["state"] == "done"
+    assert one(context, "SELECT state FROM rl.jobs")["state"] == "done"
 
 
 def _die(*_: Any, **__: Any) -> None:
@@ -336,168 +330,168 @@ def _die(*_: Any, **__: Any) -> None:
 
 
 def test_a_trainer_that_dies_again_and_again_costs_no_second_job(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = on_wandb(max_attempts=1)
-    windows = scored_windows(worker, 2, 3, recorded=True)
+    context = on_wandb(max_attempts=1)
+    windows = scored_windows(context, 2, 3, recorded=True)
 
     def die(*_: Any) -> None:
         raise TrainerDied("the trainer was ended by SIGKILL")
 
     with monkeypatch.context() as patch:
-        patch.setattr("workers.trainer.wandb_client.WandbClient.events", die)
+        patch.setattr("workers.trainer.wandb.client.WandbClient.events", die)
         for _ in range(2):
             with pytest.raises(TrainerDied):
-                pipeline.train(worker, InProcess())
-    rows = query(worker, "SELECT attempts, may_share FROM rl.windows")
+                pipeline.train(context, InProcess())
+    rows = query(context, "SELECT attempts, may_share FROM rl.windows")
     assert rows == [{"attempts": 0, "may_share": None}] * 2
-    report = pipeline.train(worker, InProcess())
+    report = pipeline.train(context, InProcess())
     assert report
     assert report.window_ids == windows
     assert server.posts == 1
-    assert query(worker, "SELECT FROM rl.attempts WHERE ended_at IS NULL") == []
+    assert query(context, "SELECT FROM rl.attempts WHERE ended_at IS NULL") == []
 
 
 def test_a_job_over_some_of_the_steps_windows_goes_on_too(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others were left out before it was posted: the trainer's death must not part its windows."""
-    worker = on_wandb()
-    windows = scored_windows(worker, 3, 4, 5, recorded=True)
-    (unrecorded,) = scored_windows(worker, 2)
-    with worker.database.transaction() as tx:  # a larger step failed before
+    context = on_wandb()
+    windows = scored_windows(context, 3, 4, 5, recorded=True)
+    (unrecorded,) = scored_windows(context, 2)
+    with context.database.transaction() as tx:  # a larger step failed before
         tx.execute("UPDATE rl.windows SET may_share = 4")
 
     def die(*_: Any) -> None:
         raise TrainerDied("the trainer was ended by SIGKILL")
 
     with monkeypatch.context() as patch:
-        patch.setattr("workers.trainer.wandb_client.WandbClient.events", die)
+        patch.setattr("workers.trainer.wandb.client.WandbClient.events", die)
         with pytest.raises(TrainerDied):
-            pipeline.train(worker, InProcess())
-    report = pipeline.train(worker, InProcess())
+            pipeline.train(context, InProcess())
+    report = pipeline.train(context, InProcess())
     assert report
     assert report.window_ids == sorted(windows)
     assert server.posts == 1
-    assert states(worker)[unrecorded] == "scored"
+    assert states(context)[unrecorded] == "scored"
 
 
 @pytest.mark.usefixtures("dying")
 def test_a_job_whose_id_was_lost_is_found_by_the_step_it_made(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = on_wandb()
-    (window,) = scored_windows(worker, 2, recorded=True)
+    context = on_wandb()
+    (window,) = scored_windows(context, 2, recorded=True)
     dies_at(monkeypatch, "posted")
     with pytest.raises(Died):
-        pipeline.train(worker, InProcess())
-    (job,) = job_rows(worker)
+        pipeline.train(context, InProcess())
+    (job,) = job_rows(context)
     assert (job["state"], job["job_id"]) == ("intent", None)
-    forget_lease(worker)
+    forget_lease(context)
     assert pipeline.train(on_wandb(), InProcess())
     assert server.posts == 1
-    assert states(worker) == {window: "trained"}
-    assert one(worker, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
+    assert states(context) == {window: "trained"}
+    assert one(context, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
 
 
 @pytest.mark.usefixtures("dying")
 def test_nothing_is_posted_without_an_intent(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = on_wandb()
-    scored_windows(worker, 2, recorded=True)
+    context = on_wandb()
+    scored_windows(context, 2, recorded=True)
     dies_at(monkeypatch, "intent")
     with pytest.raises(Died):
-        pipeline.train(worker, InProcess())
-    assert (server.posts, job_rows(worker)) == (0, [])
-    forget_lease(worker)
+        pipeline.train(context, InProcess())
+    assert (server.posts, job_rows(context)) == (0, [])
+    forget_lease(context)
     assert pipeline.train(on_wandb(), InProcess())
     assert server.posts == 1
 
 
 @pytest.mark.usefixtures("dying")
 def test_an_intent_that_was_never_posted_is_posted_after_a_while(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = on_wandb(serverless_lost_seconds=1.0)
-    (window,) = scored_windows(worker, 2, recorded=True)
+    context = on_wandb(serverless_lost_seconds=1.0)
+    (window,) = scored_windows(context, 2, recorded=True)
     with monkeypatch.context() as patch:
-        patch.setattr("workers.trainer.wandb_client.WandbClient.post_job", _die)
+        patch.setattr("workers.trainer.wandb.client.WandbClient.post_job", _die)
         with pytest.raises(Died):
-            pipeline.train(worker, InProcess())
-    forget_lease(worker)
+            pipeline.train(context, InProcess())
+    forget_lease(context)
     assert pipeline.train(on_wandb(serverless_lost_seconds=1.0), InProcess())
     assert server.posts == 1
-    assert [job["state"] for job in job_rows(worker)] == ["lost", "done"]
-    assert states(worker) == {window: "trained"}
+    assert [job["state"] for job in job_rows(context)] == ["lost", "done"]
+    assert states(context) == {window: "trained"}
 
 
 @pytest.mark.usefixtures("dying")
 def test_a_job_about_traces_that_changed_is_abandoned_and_never_beside_the_next(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = on_wandb()
-    (window,) = scored_windows(worker, 2, recorded=True)
+    context = on_wandb()
+    (window,) = scored_windows(context, 2, recorded=True)
     with monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", _die)
         with pytest.raises(Died):
-            pipeline.train(worker, InProcess())
-    pipeline.enqueue(worker, window, scoring="correctness")
-    pipeline.enqueue(worker, window, scoring="heuristic")
-    pipeline.score(worker)
-    assert one(worker, "SELECT score_rev > 1 AS again FROM rl.windows")["again"]
-    forget_lease(worker)
+            pipeline.train(context, InProcess())
+    pipeline.enqueue(context, window, scoring="correctness")
+    pipeline.enqueue(context, window, scoring="heuristic")
+    pipeline.score(context)
+    assert one(context, "SELECT score_rev > 1 AS again FROM rl.windows")["again"]
+    forget_lease(context)
     assert pipeline.train(on_wandb(), InProcess())
-    first, second = job_rows(worker)
+    first, second = job_rows(context)
     assert (first["state"], second["state"]) == ("abandoned", "done")
     assert "step 1" in first["why"]
     assert second["remote_step"] == 1
     assert second["intended_at"] >= first["ended_at"]
     assert server.posts == 2
-    assert one(worker, "SELECT metrics FROM rl.steps")["metrics"]["remote_step"] == 2
+    assert one(context, "SELECT metrics FROM rl.steps")["metrics"]["remote_step"] == 2
 
 
 @pytest.mark.usefixtures("dying")
 def test_a_window_that_kills_its_worker_is_not_excused_by_anothers_open_job(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = on_wandb()
-    (begun,) = scored_windows(worker, 5, recorded=True)
+    context = on_wandb()
+    (begun,) = scored_windows(context, 5, recorded=True)
     with monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", _die)
         with pytest.raises(Died):
-            pipeline.train(worker, InProcess())
-    forget_lease(worker)
-    with worker.database.transaction() as tx:  # its result cannot become a step any more
+            pipeline.train(context, InProcess())
+    forget_lease(context)
+    with context.database.transaction() as tx:  # its result cannot become a step any more
         tx.execute("UPDATE rl.windows SET state = 'skipped', agents = 99")
-    (deadly,) = scored_windows(worker, 2, recorded=True)
+    (deadly,) = scored_windows(context, 2, recorded=True)
     with monkeypatch.context() as patch:
-        patch.setattr("babylon_tasks.step.collect", _die)
+        patch.setattr("babylon_tasks.training.step.collect", _die)
         with pytest.raises(Died):
-            pipeline.train(worker, InProcess())
-    forget_lease(worker)
+            pipeline.train(context, InProcess())
+    forget_lease(context)
     report = pipeline.train(on_wandb(), InProcess())
     assert report
-    rows = query(worker, "SELECT window_id, attempts FROM rl.windows ORDER BY window_id")
+    rows = query(context, "SELECT window_id, attempts FROM rl.windows ORDER BY window_id")
     assert rows == [{"window_id": begun, "attempts": 0}, {"window_id": deadly, "attempts": 1}]
 
 
 def test_a_failed_job_is_tried_again_and_then_its_window_fails(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
-    worker = on_wandb(max_attempts=2)
-    (window,) = scored_windows(worker, 2, recorded=True)
+    context = on_wandb(max_attempts=2)
+    (window,) = scored_windows(context, 2, recorded=True)
     server.fail_with = ["bad node", "no space"]
-    assert pipeline.train(worker, InProcess()) is None
-    row = one(worker, "SELECT * FROM rl.windows")
+    assert pipeline.train(context, InProcess()) is None
+    row = one(context, "SELECT * FROM rl.windows")
     assert (row["state"], row["window_id"]) == ("failed", window)
     assert "job-2 failed: no space" in row["last_error"]
-    assert [job["state"] for job in job_rows(worker)] == ["failed", "failed"]
+    assert [job["state"] for job in job_rows(context)] == ["failed", "failed"]
 
 
 @pytest.mark.usefixtures("dying")
 def test_a_zombie_posts_nothing_and_notes_nothing(
-    on_wandb: Callable[..., Worker], server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease went to another before its intent was written."""
     zombie = on_wandb(heartbeat_seconds=60)
@@ -519,19 +513,19 @@ def test_a_zombie_posts_nothing_and_notes_nothing(
 
 
 def test_a_job_that_runs_is_seen_to_its_end_before_a_window_by_name(
-    on_wandb: Callable[..., Worker], server: WandbServer
+    on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
     """MODE=single asks for one window and a version: another's job gets neither."""
-    worker = on_wandb()
+    context = on_wandb()
     server.away = {"/events": 401}
-    (begun,) = scored_windows(worker, 5, recorded=True)
+    (begun,) = scored_windows(context, 5, recorded=True)
     with pytest.raises(UserError):
-        pipeline.train(worker, InProcess())
+        pipeline.train(context, InProcess())
     wait_until(lambda: server.jobs[0].ended)
     server.away = {}
-    (asked,) = scored_windows(worker, 2, recorded=True)
-    first = pipeline.train(worker, InProcess(), only=[asked], requested_version="v7.0.0")
-    second = pipeline.train(worker, InProcess(), only=[asked], requested_version="v7.0.0")
+    (asked,) = scored_windows(context, 2, recorded=True)
+    first = pipeline.train(context, InProcess(), only=[asked], requested_version="v7.0.0")
+    second = pipeline.train(context, InProcess(), only=[asked], requested_version="v7.0.0")
     assert first
     assert second
     assert (first.window_ids, second.window_ids) == ([begun], [asked])

@@ -23,12 +23,12 @@ from babylon_tasks.errors import (
     TrainerDied,
     UserError,
 )
+from babylon_tasks.records.steps import Progress, Sample, StepRequest, StepResult, Trainer
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
-from babylon_tasks.training import Progress, Sample, StepRequest, StepResult, Trainer
-from babylon_tasks.worker import Worker
+from babylon_tasks.work.context import Context
 from tests.rows import (
     add_request,
     add_trajectory,
@@ -40,7 +40,7 @@ from tests.rows import (
     states,
     steps,
 )
-from workers.trainer_client import TrainerProcess
+from workers.gpu.client import TrainerProcess
 
 OnBeat = Callable[[Progress | None], None]
 
@@ -64,31 +64,31 @@ class Scripted(Trainer):
         self.inner.close()
 
 
-def trained(worker: Worker, trainer: Trainer) -> list[str]:
+def trained(context: Context, trainer: Trainer) -> list[str]:
     """The windows of the next step."""
-    report = pipeline.train(worker, trainer)
+    report = pipeline.train(context, trainer)
     return report.window_ids if report else []
 
 
 def test_one_step_over_all_scored_windows_writes_everything_back(
-    worker: Worker, trainer: Trainer
+    context: Context, trainer: Trainer
 ) -> None:
-    windows = scored_windows(worker, 2, 3)
-    report = pipeline.train(worker, trainer)
+    windows = scored_windows(context, 2, 3)
+    report = pipeline.train(context, trainer)
     assert report
     assert (report.step, report.version, report.window_ids) == (1, "v1.0.0", windows)
-    assert states(worker) == dict.fromkeys(windows, "trained")
-    step = one(worker, "SELECT * FROM rl.steps")
+    assert states(context) == dict.fromkeys(windows, "trained")
+    step = one(context, "SELECT * FROM rl.steps")
     assert (step["trainer"], step["window_ids"], step["trajectories"]) == ("noop", windows, 6)
     assert step["started_at"] < step["committed_at"]
     assert step["checkpoint"] == report.checkpoint
     assert (Path(report.checkpoint) / "manifest.json").exists()
-    assert one(worker, "SELECT step, published_step FROM rl.heads") == {
+    assert one(context, "SELECT step, published_step FROM rl.heads") == {
         "step": 1,
         "published_step": 0,
     }
-    rows = query(worker, "SELECT * FROM trajectories")
-    batch = one(worker, "SELECT * FROM training_batches")
+    rows = query(context, "SELECT * FROM trajectories")
+    batch = one(context, "SELECT * FROM training_batches")
     assert all(r["usedInTraining"] and r["trainedInBatch"] == batch["id"] for r in rows)
     assert all(0 <= r["aiJudgeReward"] <= 1 and r["judgedAt"] for r in rows)
     assert all("heuristic" in r["aiJudgeReasoning"] for r in rows)
@@ -98,25 +98,25 @@ def test_one_step_over_all_scored_windows_writes_everything_back(
     rewards = dict(zip(ids, json.loads(batch["rewardsJson"]), strict=True))
     assert rewards == {r["trajectoryId"]: r["aiJudgeReward"] for r in rows}
     assert batch["startedAt"] <= batch["completedAt"]
-    model = one(worker, "SELECT * FROM trained_models")
+    model = one(context, "SELECT * FROM trained_models")
     assert (model["modelId"], model["version"]) == ("babylon-agent-v1.0.0", "v1.0.0")
     assert (model["status"], model["trainingBatch"]) == ("training", batch["id"])
     assert model["storagePath"] == report.checkpoint
     assert model["avgReward"] == pytest.approx(sum(rewards.values()) / 6)
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
-def test_a_step_says_where_its_time_and_money_went(make_worker: Callable[..., Worker]) -> None:
+def test_a_step_says_where_its_time_and_money_went(make_context: Callable[..., Context]) -> None:
     """With a real step; its figures add up to the time between start and commit."""
-    worker = make_worker(gpu_usd_per_hour=3.6, kl_penalty=0.0)
-    scored_windows(worker, 2)
+    context = make_context(gpu_usd_per_hour=3.6, kl_penalty=0.0)
+    scored_windows(context, 2)
     trainer = Billed(TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0))
     try:
-        report = pipeline.train(worker, trainer)
+        report = pipeline.train(context, trainer)
     finally:
         trainer.close()
     assert report
-    row = one(worker, "SELECT *, committed_at - started_at AS took FROM rl.steps")
+    row = one(context, "SELECT *, committed_at - started_at AS took FROM rl.steps")
     assert set(row["seconds"]) == {
         "claim", "read", "start", "load", "forward_backward", "optimizer", "checkpoint", "commit"
     }  # fmt: skip
@@ -150,32 +150,32 @@ class Billed(Trainer):
         self._inner.close()
 
 
-def test_publishing_is_a_step_of_its_own(worker: Worker, trainer: Trainer) -> None:
-    scored_windows(worker, 2)
-    pipeline.train(worker, trainer)
-    assert pipeline.publish(worker) == ["v1.0.0"]
-    assert pipeline.publish(worker) == []
-    assert one(worker, "SELECT status FROM trained_models")["status"] == "ready"
-    assert one(worker, "SELECT published_step FROM rl.heads")["published_step"] == 1
+def test_publishing_is_a_step_of_its_own(context: Context, trainer: Trainer) -> None:
+    scored_windows(context, 2)
+    pipeline.train(context, trainer)
+    assert pipeline.publish(context) == ["v1.0.0"]
+    assert pipeline.publish(context) == []
+    assert one(context, "SELECT status FROM trained_models")["status"] == "ready"
+    assert one(context, "SELECT published_step FROM rl.heads")["published_step"] == 1
 
 
 def test_steps_follow_one_another_from_the_last_checkpoint(
-    worker: Worker, trainer: Trainer
+    context: Context, trainer: Trainer
 ) -> None:
     parents: list[str | None] = []
     scripted = Scripted(trainer, lambda request, _: parents.append(request.parent))
     for hours in (4, 3, 2):
-        scored_windows(worker, hours)
-        pipeline.train(worker, scripted)
-    found = query(worker, "SELECT step, token, version, checkpoint FROM rl.steps ORDER BY step")
+        scored_windows(context, hours)
+        pipeline.train(context, scripted)
+    found = query(context, "SELECT step, token, version, checkpoint FROM rl.steps ORDER BY step")
     assert [f["version"] for f in found] == ["v1.0.0", "v1.0.1", "v1.0.2"]
     assert parents == [None, found[0]["checkpoint"], found[1]["checkpoint"]]
     assert [f["token"] for f in found] == sorted({f["token"] for f in found})
 
 
-def test_nothing_is_trained_twice(make_worker: Callable[..., Worker]) -> None:
+def test_nothing_is_trained_twice(make_context: Callable[..., Context]) -> None:
     """Ten GPU workers rung at once: one claim wins, and every window trains once."""
-    workers = [make_worker() for _ in range(10)]
+    workers = [make_context() for _ in range(10)]
     scored_windows(workers[0], *range(2, 8))
     trainers = [TrainerProcess("noop", None, f"cpu-{n}", 1.0, 30.0, 60.0) for n in range(10)]
     with ThreadPoolExecutor(10) as pool:
@@ -189,17 +189,17 @@ def test_nothing_is_trained_twice(make_worker: Callable[..., Worker]) -> None:
     )
 
 
-def test_tokens_cut_a_step(make_worker: Callable[..., Worker], trainer: Trainer) -> None:
-    worker = make_worker(max_step_tokens=1)
-    windows = scored_windows(worker, 2, 3)
-    assert trained(worker, trainer) == windows[:1]
-    assert trained(worker, trainer) == windows[1:]
+def test_tokens_cut_a_step(make_context: Callable[..., Context], trainer: Trainer) -> None:
+    context = make_context(max_step_tokens=1)
+    windows = scored_windows(context, 2, 3)
+    assert trained(context, trainer) == windows[:1]
+    assert trained(context, trainer) == windows[1:]
 
 
-def test_a_zombie_writes_nothing(make_worker: Callable[..., Worker], trainer: Trainer) -> None:
+def test_a_zombie_writes_nothing(make_context: Callable[..., Context], trainer: Trainer) -> None:
     """A node is cut off past its lease while it trains; another one trains the window."""
-    zombie = make_worker(lease_seconds=0.3, heartbeat_seconds=60)
-    other = make_worker(lease_seconds=30)
+    zombie = make_context(lease_seconds=0.3, heartbeat_seconds=60)
+    other = make_context(lease_seconds=30)
     windows = scored_windows(zombie, 2)
 
     def overtaken(request: StepRequest, samples: list[Sample]) -> None:
@@ -220,84 +220,84 @@ def test_a_zombie_writes_nothing(make_worker: Callable[..., Worker], trainer: Tr
 
 
 def test_a_lost_lease_ends_the_step_early(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    worker = make_worker(heartbeat_seconds=0.001)
-    scored_windows(worker, 2)
+    context = make_context(heartbeat_seconds=0.001)
+    scored_windows(context, 2)
 
     def steal(*_: Any) -> None:
-        query(worker, "UPDATE rl.leases SET token = nextval('rl.lease_tokens') RETURNING 1")
+        query(context, "UPDATE rl.leases SET token = nextval('rl.lease_tokens') RETURNING 1")
 
     with pytest.raises(LeaseLost):
-        pipeline.train(worker, Scripted(trainer, steal))
-    assert states(worker) == {hours_ago(2): "scored"}
-    assert query(worker, "SELECT * FROM rl.steps") == []
+        pipeline.train(context, Scripted(trainer, steal))
+    assert states(context) == {hours_ago(2): "scored"}
+    assert query(context, "SELECT * FROM rl.steps") == []
 
 
 def test_a_commit_is_refused_when_a_window_was_scored_again(
-    worker: Worker, trainer: Trainer
+    context: Context, trainer: Trainer
 ) -> None:
-    scored_windows(worker, 2)
+    scored_windows(context, 2)
 
     def rescore(*_: Any) -> None:
-        query(worker, "UPDATE rl.windows SET score_rev = score_rev + 1 RETURNING 1")
+        query(context, "UPDATE rl.windows SET score_rev = score_rev + 1 RETURNING 1")
 
     with pytest.raises(StaleClaim):
-        pipeline.train(worker, Scripted(trainer, rescore))
-    assert query(worker, "SELECT * FROM rl.steps") == []
-    assert one(worker, "SELECT step FROM rl.heads")["step"] == 0
-    assert query(worker, "SELECT * FROM training_batches") == []
-    assert not list(Path(worker.settings.checkpoint_store).glob("*/*"))
+        pipeline.train(context, Scripted(trainer, rescore))
+    assert query(context, "SELECT * FROM rl.steps") == []
+    assert one(context, "SELECT step FROM rl.heads")["step"] == 0
+    assert query(context, "SELECT * FROM training_batches") == []
+    assert not list(Path(context.settings.checkpoint_store).glob("*/*"))
 
 
-def test_a_rewritten_trace_is_scored_again(worker: Worker, trainer: Trainer) -> None:
+def test_a_rewritten_trace_is_scored_again(context: Context, trainer: Trainer) -> None:
     window, other = hours_ago(3), hours_ago(2)
-    (first, *_) = add_window(worker, window)
-    add_window(worker, other)
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    query(worker, 'UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = %s RETURNING 1',
+    (first, *_) = add_window(context, window)
+    add_window(context, other)
+    pipeline.produce(context)
+    pipeline.score(context)
+    query(context, 'UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = %s RETURNING 1',
           steps(-200, response="SELL"), first)  # fmt: skip
-    assert trained(worker, trainer) == [other]
-    assert states(worker) == {window: "due", other: "trained"}
-    pipeline.score(worker)
-    assert trained(worker, trainer) == [window]
-    assert one(worker, "SELECT score_rev FROM rl.windows WHERE window_id = %s", window) == {
+    assert trained(context, trainer) == [other]
+    assert states(context) == {window: "due", other: "trained"}
+    pipeline.score(context)
+    assert trained(context, trainer) == [window]
+    assert one(context, "SELECT score_rev FROM rl.windows WHERE window_id = %s", window) == {
         "score_rev": 2
     }
 
 
-def test_traces_that_are_gone_or_late_do_not_train(worker: Worker, trainer: Trainer) -> None:
+def test_traces_that_are_gone_or_late_do_not_train(context: Context, trainer: Trainer) -> None:
     window = hours_ago(2)
-    (gone, *kept) = add_window(worker, window, agents=4)
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    add_trajectory(worker, window, "late")
-    query(worker, 'DELETE FROM trajectories WHERE "trajectoryId" = %s RETURNING 1', gone)
+    (gone, *kept) = add_window(context, window, agents=4)
+    pipeline.produce(context)
+    pipeline.score(context)
+    add_trajectory(context, window, "late")
+    query(context, 'DELETE FROM trajectories WHERE "trajectoryId" = %s RETURNING 1', gone)
     trained: list[str] = []
     scripted = Scripted(
         trainer, lambda _, samples: trained.extend(s.trajectory_id for s in samples)
     )
-    pipeline.train(worker, scripted)
+    pipeline.train(context, scripted)
     assert sorted(trained) == sorted(kept)
 
 
-def test_a_window_left_with_too_few_traces_is_skipped(worker: Worker, trainer: Trainer) -> None:
+def test_a_window_left_with_too_few_traces_is_skipped(context: Context, trainer: Trainer) -> None:
     window = hours_ago(2)
-    (*gone, _) = add_window(worker, window)
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    query(worker, 'DELETE FROM trajectories WHERE "trajectoryId" = ANY (%s) RETURNING 1', gone)
-    assert pipeline.train(worker, trainer) is None
-    row = one(worker, "SELECT state, reason FROM rl.windows")
+    (*gone, _) = add_window(context, window)
+    pipeline.produce(context)
+    pipeline.score(context)
+    query(context, 'DELETE FROM trajectories WHERE "trajectoryId" = ANY (%s) RETURNING 1', gone)
+    assert pipeline.train(context, trainer) is None
+    row = one(context, "SELECT state, reason FROM rl.windows")
     assert row == {"state": "skipped", "reason": "1 trainable trajectories, a comparison needs 2"}
 
 
 def test_a_failing_step_is_halved_until_the_poison_is_alone(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    worker = make_worker(max_attempts=2)
-    windows = scored_windows(worker, 2, 3, 4, 5)
+    context = make_context(max_attempts=2)
+    windows = scored_windows(context, 2, 3, 4, 5)
     poison = windows[2]
 
     def die(_: StepRequest, samples: list[Sample]) -> None:
@@ -305,153 +305,155 @@ def test_a_failing_step_is_halved_until_the_poison_is_alone(
             raise TrainerDied("the trainer was ended by SIGKILL")
 
     scripted = Scripted(trainer, die)
-    assert trained(worker, scripted) == windows[:2]
+    assert trained(context, scripted) == windows[:2]
     assert scripted.seen == [windows, windows, windows[:2]]
-    assert trained(worker, scripted) == windows[3:]
-    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    assert trained(context, scripted) == windows[3:]
+    row = one(context, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert (row["state"], row["attempts"]) == ("scored", 1)
-    assert trained(worker, scripted) == []
-    row = one(worker, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
+    assert trained(context, scripted) == []
+    row = one(context, "SELECT * FROM rl.windows WHERE window_id = %s", poison)
     assert (row["state"], row["attempts"]) == ("failed", 2)
     assert row["last_error"] == "TrainerDied: the trainer was ended by SIGKILL"
     assert row["failed_at"] is not None
 
 
-def test_a_dead_trainer_is_tried_again_at_once(worker: Worker, trainer: Trainer) -> None:
-    windows = scored_windows(worker, 2, 3)
+def test_a_dead_trainer_is_tried_again_at_once(context: Context, trainer: Trainer) -> None:
+    windows = scored_windows(context, 2, 3)
     deaths = iter([True])
 
     def die_once(*_: Any) -> None:
         if next(deaths, False):
             raise TrainerDied("the trainer was ended by SIGKILL")
 
-    assert trained(worker, Scripted(trainer, die_once)) == windows
-    told = query(worker, "SELECT outcome FROM rl.attempts WHERE stage = 'train' ORDER BY token")
+    assert trained(context, Scripted(trainer, die_once)) == windows
+    told = query(context, "SELECT outcome FROM rl.attempts WHERE stage = 'train' ORDER BY token")
     assert [t["outcome"] for t in told] == ["error", "error", "done", "done"]
-    assert one(worker, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 0
+    assert one(context, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 0
 
 
 def test_an_unexpected_fault_of_the_trainer_is_counted_as_its_death_is(
-    worker: Worker, trainer: Trainer
+    context: Context, trainer: Trainer
 ) -> None:
-    scored_windows(worker, 2)
+    scored_windows(context, 2)
 
     def fault(*_: Any) -> None:
         raise Retryable("AssertionError: odd tensor")
 
-    assert pipeline.train(worker, Scripted(trainer, fault)) is None
-    assert one(worker, "SELECT attempts FROM rl.windows")["attempts"] == 3
-    assert states(worker) == {hours_ago(2): "failed"}
+    assert pipeline.train(context, Scripted(trainer, fault)) is None
+    assert one(context, "SELECT attempts FROM rl.windows")["attempts"] == 3
+    assert states(context) == {hours_ago(2): "failed"}
 
 
 def test_a_version_taken_behind_our_back_leaves_no_trace_and_waits(
-    make_worker: Callable[..., Worker], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = make_worker(retry_seconds=100)
-    scored_windows(worker, 3)
-    pipeline.train(worker, trainer)
-    scored_windows(worker, 2)
+    context = make_context(retry_seconds=100)
+    scored_windows(context, 3)
+    pipeline.train(context, trainer)
+    scored_windows(context, 2)
     monkeypatch.setattr("babylon_tasks.store.steps.choose_version", lambda *_: "v1.0.0")
-    assert pipeline.train(worker, trainer) is None
-    assert one(worker, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 2
-    assert len(list(Path(worker.settings.checkpoint_store).glob("*/*"))) == 1
-    assert pipeline.train(worker, trainer) is None
-    assert states(worker)[hours_ago(2)] == "scored"
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert pipeline.train(context, trainer) is None
+    assert one(context, "SELECT max(attempts) AS n FROM rl.windows")["n"] == 2
+    assert len(list(Path(context.settings.checkpoint_store).glob("*/*"))) == 1
+    assert pipeline.train(context, trainer) is None
+    assert states(context)[hours_ago(2)] == "scored"
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
-def test_our_tables_may_be_made_anew_beside_old_batches(worker: Worker, trainer: Trainer) -> None:
-    scored_windows(worker, 3)
-    pipeline.train(worker, trainer)
-    with worker.database.transaction() as tx:
+def test_our_tables_may_be_made_anew_beside_old_batches(context: Context, trainer: Trainer) -> None:
+    scored_windows(context, 3)
+    pipeline.train(context, trainer)
+    with context.database.transaction() as tx:
         tx.execute("DROP SCHEMA rl CASCADE")
-    migrate(worker.settings.postgres())
-    scored_windows(worker, 2)
-    report = pipeline.train(worker, trainer)
+    migrate(context.settings.postgres())
+    scored_windows(context, 2)
+    report = pipeline.train(context, trainer)
     assert report
     assert report.version == "v1.0.1"
 
 
-def test_final_errors_end_a_window_at_once(worker: Worker, trainer: Trainer) -> None:
-    scored_windows(worker, 2)
+def test_final_errors_end_a_window_at_once(context: Context, trainer: Trainer) -> None:
+    scored_windows(context, 2)
 
     def refuse(*_: Any) -> None:
         raise Final("CUDA out of memory with one sequence")
 
-    assert pipeline.train(worker, Scripted(trainer, refuse)) is None
-    assert states(worker) == {hours_ago(2): "failed"}
+    assert pipeline.train(context, Scripted(trainer, refuse)) is None
+    assert states(context) == {hours_ago(2): "failed"}
 
 
 def test_attempts_wait_longer_each_time(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    worker = make_worker(retry_seconds=100, max_attempts=9)
-    scored_windows(worker, 2)
+    context = make_context(retry_seconds=100, max_attempts=9)
+    scored_windows(context, 2)
 
     def die(*_: Any) -> None:
         raise TrainerDied("gone")
 
     waits = []
     for _ in range(3):
-        pipeline.train(worker, Scripted(trainer, die))
-        row = one(worker, "SELECT not_before - now() AS wait FROM rl.windows")
+        pipeline.train(context, Scripted(trainer, die))
+        row = one(context, "SELECT not_before - now() AS wait FROM rl.windows")
         waits.append(round(row["wait"].total_seconds(), -2))
-        assert pipeline.train(worker, Scripted(trainer, die)) is None
-        query(worker, "UPDATE rl.windows SET not_before = now() RETURNING 1")
+        assert pipeline.train(context, Scripted(trainer, die)) is None
+        query(context, "UPDATE rl.windows SET not_before = now() RETURNING 1")
     assert waits == [200, 400, 800]
 
 
-def test_a_machine_that_cannot_train_gives_the_claim_back(worker: Worker, trainer: Trainer) -> None:
-    scored_windows(worker, 2)
+def test_a_machine_that_cannot_train_gives_the_claim_back(
+    context: Context, trainer: Trainer
+) -> None:
+    scored_windows(context, 2)
 
     def missing(*_: Any) -> None:
         raise UserError("ART is not installed: pip install 'babylon-tasks[train]'")
 
     with pytest.raises(UserError, match="not installed"):
-        pipeline.train(worker, Scripted(trainer, missing))
-    row = one(worker, "SELECT state, attempts, last_error FROM rl.windows")
+        pipeline.train(context, Scripted(trainer, missing))
+    row = one(context, "SELECT state, attempts, last_error FROM rl.windows")
     assert row["state"] == "scored"
     assert row["attempts"] == 0
     assert "not installed" in row["last_error"]
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
-def test_an_unreadable_head_gives_the_claim_back(worker: Worker, trainer: Trainer) -> None:
-    scored_windows(worker, 3)
-    pipeline.train(worker, trainer)
-    shutil.rmtree(worker.settings.checkpoint_store)
-    scored_windows(worker, 2)
+def test_an_unreadable_head_gives_the_claim_back(context: Context, trainer: Trainer) -> None:
+    scored_windows(context, 3)
+    pipeline.train(context, trainer)
+    shutil.rmtree(context.settings.checkpoint_store)
+    scored_windows(context, 2)
     with pytest.raises(CheckpointUnreadable, match="CHECKPOINT_STORE"):
-        pipeline.train(worker, trainer)
-    assert states(worker)[hours_ago(2)] == "scored"
+        pipeline.train(context, trainer)
+    assert states(context)[hours_ago(2)] == "scored"
 
 
 def test_another_base_model_is_refused(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    worker, other = make_worker(), make_worker(base_model="something/else")
-    scored_windows(worker, 3)
-    pipeline.train(worker, trainer)
-    scored_windows(worker, 2)
+    context, other = make_context(), make_context(base_model="something/else")
+    scored_windows(context, 3)
+    pipeline.train(context, trainer)
+    scored_windows(context, 2)
     with pytest.raises(UserError, match="MODEL_NAME"):
         pipeline.train(other, trainer)
-    assert query(worker, "SELECT * FROM rl.leases") == []
+    assert query(context, "SELECT * FROM rl.leases") == []
 
 
 def test_nothing_trains_without_permission(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    worker = make_worker(train_rl_local=False)
-    scored_windows(worker, 2)
+    context = make_context(train_rl_local=False)
+    scored_windows(context, 2)
     with pytest.raises(UserError, match="TRAIN_RL_LOCAL=true"):
-        pipeline.train(worker, trainer)
+        pipeline.train(context, trainer)
 
 
 def test_a_commit_whose_answer_was_lost_is_looked_up(
-    worker: Worker, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+    context: Context, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection goes down after COMMIT was carried out: the row with our token decides."""
-    scored_windows(worker, 2)
+    scored_windows(context, 2)
     real = step_rows.commit
 
     def then_cut(tx: Any, new: Any) -> str:
@@ -462,7 +464,7 @@ def test_a_commit_whose_answer_was_lost_is_looked_up(
         with ThreadPoolExecutor(1) as elsewhere:
 
             def cut() -> None:
-                with psycopg.connect(worker.settings.postgres(), autocommit=True) as killer:
+                with psycopg.connect(context.settings.postgres(), autocommit=True) as killer:
                     killer.execute("SELECT pg_terminate_backend(%s)", [pid])
 
             elsewhere.submit(cut).result()
@@ -470,16 +472,16 @@ def test_a_commit_whose_answer_was_lost_is_looked_up(
         return version
 
     monkeypatch.setattr("babylon_tasks.store.steps.commit", then_cut)
-    report = pipeline.train(worker, trainer)
+    report = pipeline.train(context, trainer)
     assert report
     assert report.version == "v1.0.0"
     assert (Path(report.checkpoint) / "manifest.json").exists()
 
 
 def test_two_models_on_one_database_do_not_meet(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    first, second = make_worker(), make_worker(model_name="other-agent")
+    first, second = make_context(), make_context(model_name="other-agent")
     window = hours_ago(2)
     add_window(first, window)
     for each in (first, second):
@@ -493,51 +495,53 @@ def test_two_models_on_one_database_do_not_meet(
 
 
 def test_a_model_beside_the_primary_leaves_the_apps_tables_alone(
-    make_worker: Callable[..., Worker], trainer: Trainer
+    make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
-    worker = make_worker(primary=False, model_name="experiment")
-    add_request(worker, "batch-1", hours_ago(9), "v1.0.0")
+    context = make_context(primary=False, model_name="experiment")
+    add_request(context, "batch-1", hours_ago(9), "v1.0.0")
     for hours in (3, 2):
-        scored_windows(worker, hours)
-        pipeline.train(worker, trainer)
-    assert pipeline.publish(worker) == ["v1.0.0", "v1.0.1"]
-    assert one(worker, "SELECT status FROM training_batches")["status"] == "pending"
-    assert query(worker, "SELECT * FROM trained_models") == []
-    assert query(worker, 'SELECT * FROM trajectories WHERE "usedInTraining"') == []
+        scored_windows(context, hours)
+        pipeline.train(context, trainer)
+    assert pipeline.publish(context) == ["v1.0.0", "v1.0.1"]
+    assert one(context, "SELECT status FROM training_batches")["status"] == "pending"
+    assert query(context, "SELECT * FROM trained_models") == []
+    assert query(context, 'SELECT * FROM trajectories WHERE "usedInTraining"') == []
 
 
-def test_requests_are_attached_trained_alone_and_answered(worker: Worker, trainer: Trainer) -> None:
+def test_requests_are_attached_trained_alone_and_answered(
+    context: Context, trainer: Trainer
+) -> None:
     asked, plain = hours_ago(2), hours_ago(3)
-    add_request(worker, "batch-7", asked, "v3.1.4")
-    add_window(worker, plain)
-    assert pipeline.produce(worker) == [
+    add_request(context, "batch-7", asked, "v3.1.4")
+    add_window(context, plain)
+    assert pipeline.produce(context) == [
         plain,
     ]
-    add_window(worker, asked)
-    query(worker, "UPDATE training_batches SET status = 'pending', error = NULL RETURNING 1")
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    report = pipeline.train(worker, trainer)
+    add_window(context, asked)
+    query(context, "UPDATE training_batches SET status = 'pending', error = NULL RETURNING 1")
+    pipeline.produce(context)
+    pipeline.score(context)
+    report = pipeline.train(context, trainer)
     assert report
     assert (report.window_ids, report.version) == ([asked], "v3.1.4")
-    row = one(worker, """SELECT * FROM training_batches WHERE "batchId" = 'batch-7'""")
+    row = one(context, """SELECT * FROM training_batches WHERE "batchId" = 'batch-7'""")
     assert (row["status"], row["modelVersion"]) == ("completed", "v3.1.4")
     assert row["trainingLoss"] is not None
-    model = one(worker, "SELECT * FROM trained_models")
+    model = one(context, "SELECT * FROM trained_models")
     assert (model["trainingBatch"], model["modelId"]) == ("batch-7", "babylon-agent-v3.1.4")
     used = one(
-        worker,
+        context,
         """SELECT count(*) AS n FROM trajectories
                           WHERE "trainedInBatch" = 'batch-7' AND "usedInTraining" """,
     )
     assert used["n"] == 3
 
 
-def test_a_request_waits_for_the_unfinished_hour(worker: Worker) -> None:
-    add_request(worker, "batch-8", hours_ago(0), "v1.0.0")
-    add_window(worker, hours_ago(0))
-    assert pipeline.produce(worker) == []
-    assert one(worker, "SELECT status FROM training_batches")["status"] == "pending"
+def test_a_request_waits_for_the_unfinished_hour(context: Context) -> None:
+    add_request(context, "batch-8", hours_ago(0), "v1.0.0")
+    add_window(context, hours_ago(0))
+    assert pipeline.produce(context) == []
+    assert one(context, "SELECT status FROM training_batches")["status"] == "pending"
 
 
 @pytest.mark.parametrize(
@@ -549,52 +553,52 @@ def test_a_request_waits_for_the_unfinished_hour(worker: Worker) -> None:
     ],
 )
 def test_a_request_that_cannot_be_met_fails_with_the_reason(
-    worker: Worker, window: str | None, says: str
+    context: Context, window: str | None, says: str
 ) -> None:
-    add_request(worker, "batch-9", window, "v1.0.0")
-    pipeline.produce(worker)
-    row = one(worker, "SELECT status, error FROM training_batches")
+    add_request(context, "batch-9", window, "v1.0.0")
+    pipeline.produce(context)
+    row = one(context, "SELECT status, error FROM training_batches")
     assert row["status"] == "failed"
     assert says in row["error"]
 
 
-def test_a_request_for_a_trained_window_is_done_at_once(worker: Worker, trainer: Trainer) -> None:
-    (window,) = scored_windows(worker, 2)
-    pipeline.train(worker, trainer)
-    add_request(worker, "batch-10", window, "v1.0.1")
-    pipeline.produce(worker)
-    row = one(worker, """SELECT * FROM training_batches WHERE "batchId" = 'batch-10'""")
+def test_a_request_for_a_trained_window_is_done_at_once(context: Context, trainer: Trainer) -> None:
+    (window,) = scored_windows(context, 2)
+    pipeline.train(context, trainer)
+    add_request(context, "batch-10", window, "v1.0.1")
+    pipeline.produce(context)
+    row = one(context, """SELECT * FROM training_batches WHERE "batchId" = 'batch-10'""")
     assert (row["status"], row["modelVersion"]) == ("completed", "v1.0.0")
 
 
 def test_a_taken_version_is_replaced_by_the_next_and_written_back(
-    worker: Worker, trainer: Trainer
+    context: Context, trainer: Trainer
 ) -> None:
-    scored_windows(worker, 3)
-    pipeline.train(worker, trainer)
+    scored_windows(context, 3)
+    pipeline.train(context, trainer)
     window = hours_ago(2)
-    add_window(worker, window)
-    add_request(worker, "batch-11", window, "v1.0.0")
-    pipeline.produce(worker)
-    pipeline.score(worker)
-    pipeline.train(worker, trainer)
-    row = one(worker, """SELECT * FROM training_batches WHERE "batchId" = 'batch-11'""")
+    add_window(context, window)
+    add_request(context, "batch-11", window, "v1.0.0")
+    pipeline.produce(context)
+    pipeline.score(context)
+    pipeline.train(context, trainer)
+    row = one(context, """SELECT * FROM training_batches WHERE "batchId" = 'batch-11'""")
     assert row["modelVersion"] == "v1.0.1"
 
 
-def test_the_sweep_finds_what_is_due_and_unheld(worker: Worker, trainer: Trainer) -> None:
-    add_window(worker, hours_ago(2))
-    pipeline.produce(worker)
-    bells = pipeline.sweep(worker, 10)
+def test_the_sweep_finds_what_is_due_and_unheld(context: Context, trainer: Trainer) -> None:
+    add_window(context, hours_ago(2))
+    pipeline.produce(context)
+    bells = pipeline.sweep(context, 10)
     assert (bells.due, bells.train, bells.publish) == ([hours_ago(2)], False, False)
-    pipeline.score(worker)
-    bells = pipeline.sweep(worker, 10)
+    pipeline.score(context)
+    bells = pipeline.sweep(context, 10)
     assert (bells.due, bells.train, bells.publish) == ([], True, False)
-    pipeline.train(worker, trainer)
-    bells = pipeline.sweep(worker, 10)
+    pipeline.train(context, trainer)
+    bells = pipeline.sweep(context, 10)
     assert (bells.due, bells.train, bells.publish) == ([], False, True)
-    pipeline.publish(worker)
-    bells = pipeline.sweep(worker, 10)
+    pipeline.publish(context)
+    bells = pipeline.sweep(context, 10)
     assert (bells.due, bells.train, bells.publish) == ([], False, False)
 
 
@@ -606,11 +610,11 @@ def test_the_whole_chain_on_a_database_that_prisma_made(
         connection.execute(prisma.read_bytes())
     migrate(fresh_database)
     mine = Settings.model_validate({**settings.model_dump(), "database_url": fresh_database})
-    worker = Worker(Database(fresh_database), mine, "test:1")
-    windows = scored_windows(worker, 2, 3)
-    report = pipeline.train(worker, trainer)
+    context = Context(Database(fresh_database), mine, "test:1")
+    windows = scored_windows(context, 2, 3)
+    report = pipeline.train(context, trainer)
     assert report
     assert report.window_ids == windows
-    assert pipeline.publish(worker) == ["v1.0.0"]
-    assert one(worker, "SELECT status FROM trained_models")["status"] == "ready"
-    worker.database.close()
+    assert pipeline.publish(context) == ["v1.0.0"]
+    assert one(context, "SELECT status FROM trained_models")["status"] == "ready"
+    context.database.close()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from babylon_tasks.judge.agreement import spearman
-from babylon_tasks.judge.check import check
-from babylon_tasks.judge.judge import Judged
-from babylon_tasks.plays import Move, Play
+from babylon_tasks.records.actions import AgentRun, RunStep
+from babylon_tasks.records.traces import Outcome
+from babylon_tasks.scoring.judge.agreement import spearman
+from babylon_tasks.scoring.judge.check import check
+from babylon_tasks.scoring.judge.client import Judged
 from babylon_tasks.scoring.scorer import Group
-from babylon_tasks.traces import Outcome
 
 
 def test_spearman_by_hand() -> None:
@@ -30,7 +30,7 @@ def group(size: int) -> Group:
         "2025-01-15T10:00",
         [Outcome(name, name, 100.0 * n, 1, 0, 1, {}, 1, "h") for n, name in enumerate(names)],
         {
-            name: Play(name, name, (Move(0, "BUY", {"n": n}, True, None, None, None, ""),))
+            name: AgentRun(name, name, (RunStep(0, "BUY", {"n": n}, True, None, None, None, ""),))
             for n, name in enumerate(names)
         },
         [],

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.judge.answer import Answer, Entry, fault_of, find_entries
+from babylon_tasks.scoring.judge.answer import Answer, Entry, fault_of, find_entries
 from tests.odd import ODD_TOKENS, json_values
 
 

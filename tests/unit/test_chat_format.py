@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from babylon_tasks.errors import UserError
 from tests.unit.tiny import CHAT_TEMPLATE, make_tiny_model
-from workers.trainer.chat_format import ChatFormat
+from workers.trainer.torch.chat_format import ChatFormat
 
 RAISES = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"

@@ -19,27 +19,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from babylon_tasks.demo.simulate import simulate
-from babylon_tasks.judge.condense import LEGEND, bare_tokens, condense, plain, short_id
-from babylon_tasks.judge.tokens import estimate_tokens
-from babylon_tasks.plays import Move, Play, decode_play
-from babylon_tasks.traces import RawTrace
+from babylon_tasks.records.actions import AgentRun, RunStep, decode_run
+from babylon_tasks.records.traces import RawTrace
+from babylon_tasks.scoring.judge.condense import LEGEND, bare_tokens, condense, plain, short_id
+from babylon_tasks.scoring.judge.tokens import estimate_tokens
+from babylon_tasks.simulation.simulate import simulate
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 WIDE = 1_000_000  # tokens: room for everything
 
 
-def move(action: str = "HOLD", pnl: float | None = 0.0, said: str = "", **parameters: Any) -> Move:
-    return Move(0, action, parameters, True, None, pnl, None, said)
+def move(
+    action: str = "HOLD", pnl: float | None = 0.0, said: str = "", **parameters: Any
+) -> RunStep:
+    return RunStep(0, action, parameters, True, None, pnl, None, said)
 
 
-def buy(pnl: float | None = 0.0, said: str = "", market: str = "m1", amount: int = 50) -> Move:
+def buy(pnl: float | None = 0.0, said: str = "", market: str = "m1", amount: int = 50) -> RunStep:
     return move("BUY", pnl, said, marketId=market, side="YES", amount=amount)
 
 
-def play(*moves: Move) -> Play:
-    return Play("t", "a", tuple(replace(m, index=n) for n, m in enumerate(moves)))
+def play(*moves: RunStep) -> AgentRun:
+    return AgentRun("t", "a", tuple(replace(m, index=n) for n, m in enumerate(moves)))
 
 
 def told(*pnl: float | None) -> list[str]:
@@ -233,7 +235,7 @@ texts = st.text(st.characters(), max_size=30) | st.sampled_from(FORGERIES)
 scalars = texts | st.integers() | st.booleans() | st.floats() | st.integers(-(10**400), 10**400)
 keys = st.sampled_from(["marketId", "ticker", "side", "amount", "content"]) | texts
 moves = st.builds(
-    Move,
+    RunStep,
     index=st.just(0),
     action=st.sampled_from(["BUY", "SELL", "HOLD", ""]) | texts,
     parameters=st.dictionaries(keys, scalars, max_size=6),
@@ -247,7 +249,7 @@ moves = st.builds(
 
 @quick
 @given(st.lists(moves, min_size=1, max_size=30), st.integers(0, 900))
-def test_no_play_exceeds_its_budget(made: list[Move], budget: int) -> None:
+def test_no_play_exceeds_its_budget(made: list[RunStep], budget: int) -> None:
     text = condense(play(*made), budget)
     assert estimate_tokens(text) <= budget
     assert not re.search(r"<[\s/|]*[A-Za-z!?]", text)
@@ -256,7 +258,7 @@ def test_no_play_exceeds_its_budget(made: list[Move], budget: int) -> None:
 @quick
 @given(st.lists(moves, min_size=1, max_size=30), st.data())
 def test_every_action_is_kept_where_the_bare_ones_fit(
-    made: list[Move], data: st.DataObject
+    made: list[RunStep], data: st.DataObject
 ) -> None:
     bare = condense(play(*(replace(m, said="") for m in made)), WIDE)
     text = condense(play(*made), estimate_tokens(bare) + data.draw(st.integers(0, 500)))
@@ -268,13 +270,13 @@ def test_every_action_is_kept_where_the_bare_ones_fit(
 
 
 @functools.cache
-def long_plays() -> list[Play]:
+def long_plays() -> list[AgentRun]:
     """64 agents with 60 steps each: the simulator's short runs, one after the other."""
-    found: list[Play] = []
-    moves: dict[str, list[Move]] = {}
+    found: list[AgentRun] = []
+    moves: dict[str, list[RunStep]] = {}
     for window in simulate(16, 64, 7, datetime(2025, 11, 20, 12), odd=False):
         for row in window.trajectories:
-            run = decode_play(RawTrace(row.trajectory_id, row.agent_id, 0, row.steps_json))
+            run = decode_run(RawTrace(row.trajectory_id, row.agent_id, 0, row.steps_json))
             mine = moves.setdefault(row.agent_id, [])
             before = (mine[-1].pnl or 0) if mine else 0
             mine += [replace(m, pnl=round(before + (m.pnl or 0), 2)) for m in run.moves]
@@ -285,7 +287,7 @@ def long_plays() -> list[Play]:
     return found
 
 
-def wordless(run: Play) -> Play:
+def wordless(run: AgentRun) -> AgentRun:
     return replace(run, moves=tuple(replace(m, said="") for m in run.moves))
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from babylon_tasks.markets import Market
-from babylon_tasks.plays import Move, Play, decode_play
+from babylon_tasks.records.actions import AgentRun, RunStep, decode_run
+from babylon_tasks.records.markets import Market
+from babylon_tasks.records.traces import RawTrace, Unusable, decode
 from babylon_tasks.scoring.correctness import WEIGHTS, Correctness, rate
 from babylon_tasks.scoring.scorer import Group
-from babylon_tasks.traces import RawTrace, Unusable, decode
 from tests.odd import json_values, mutated_traces
 
 quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,22 +31,22 @@ def stock(change: float | None, start: float | None = None, end: float | None = 
 
 def bet(
     side: str, market: str = "m1", action: str = "BUY_SHARES", success: bool = True, pnl: float = 0
-) -> Move:
-    return Move(
+) -> RunStep:
+    return RunStep(
         0, action, {"marketId": market, "side": side}, success, None, pnl, 1000.0, "because"
     )
 
 
-def wait(pnl: float | None, success: bool = True) -> Move:
-    return Move(0, "HOLD", {}, success, None, pnl, 1000.0, "")
+def wait(pnl: float | None, success: bool = True) -> RunStep:
+    return RunStep(0, "HOLD", {}, success, None, pnl, 1000.0, "")
 
 
-def rated(*moves: Move, markets: list[Market] | None = None) -> dict[str, float]:
+def rated(*moves: RunStep, markets: list[Market] | None = None) -> dict[str, float]:
     known = {m.ticker or m.id or "": m for m in (markets or [prediction("YES")])}
-    return rate(Play("t", "a", moves), known)
+    return rate(AgentRun("t", "a", moves), known)
 
 
-def correctness(*moves: Move, markets: list[Market] | None = None) -> float:
+def correctness(*moves: RunStep, markets: list[Market] | None = None) -> float:
     return rated(*moves, markets=markets)["correctness"]
 
 
@@ -113,7 +113,7 @@ def test_only_decided_bets_that_were_made_count() -> None:
 
 def test_without_trades_or_markets_correctness_is_one_half() -> None:
     assert correctness(wait(0.0)) == 0.5
-    assert rate(Play("t", "a", (bet("YES"),)), {})["correctness"] == 0.5
+    assert rate(AgentRun("t", "a", (bet("YES"),)), {})["correctness"] == 0.5
 
 
 def test_risk_adjusted_return_by_hand() -> None:
@@ -150,20 +150,20 @@ def test_a_steadier_gain_is_never_worth_less() -> None:
 
 def test_success_is_the_share_of_actions_that_worked() -> None:
     assert rated(wait(0), wait(0), wait(0, success=False), wait(0))["success"] == 0.75
-    assert rated(Move(0, "", {}, True, None, 0.0, 0.0, ""))["success"] == 1.0  # none recorded
+    assert rated(RunStep(0, "", {}, True, None, 0.0, 0.0, ""))["success"] == 1.0  # none recorded
 
 
-def group(*plays: Play, markets: list[Market]) -> Group:
+def group(*runs: AgentRun, markets: list[Market]) -> Group:
     outcomes = [
         decode(RawTrace(play.trajectory_id, play.agent_id, 0, '[{"llmCalls": []}]')).outcome
-        for play in plays
+        for play in runs
     ]
-    return Group("2026-03-01T10:00", outcomes, {p.trajectory_id: p for p in plays}, markets)
+    return Group("2026-03-01T10:00", outcomes, {p.trajectory_id: p for p in runs}, markets)
 
 
 def test_the_score_by_hand() -> None:
-    good = Play("t1", "a", (bet("YES", pnl=0), bet("NO", pnl=10), wait(20), wait(30)))
-    poor = Play("t2", "a", (bet("LONG", "ORBX", "OPEN", pnl=0), wait(0, success=False)))
+    good = AgentRun("t1", "a", (bet("YES", pnl=0), bet("NO", pnl=10), wait(20), wait(30)))
+    poor = AgentRun("t2", "a", (bet("LONG", "ORBX", "OPEN", pnl=0), wait(0, success=False)))
     markets = [prediction("YES"), stock(-3.0)]
     first, second = asyncio.run(Correctness().score(group(good, poor, markets=markets)))
     # t1: 0.5 · 1/2 + 0.3 · 1 (steady) + 0.2 · 1 = 0.75
@@ -221,7 +221,7 @@ def odd_traces(draw: st.DrawFn) -> str:
 @given(odd_traces() | mutated_traces(), st.lists(odd_markets, max_size=4))
 def test_whatever_was_played_the_components_are_shares(text: str, markets: list[Market]) -> None:
     try:
-        play = decode_play(RawTrace("t1", "a", len(text), text))
+        play = decode_run(RawTrace("t1", "a", len(text), text))
     except Unusable:
         return
     (score,) = asyncio.run(Correctness().score(group(play, markets=markets)))

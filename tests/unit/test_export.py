@@ -23,11 +23,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from babylon_tasks import export
+from babylon_tasks.checkpoints import export
 from babylon_tasks.errors import UserError
 from tests.unit.tiny import make_request, make_tiny_model, two_sided
-from workers.merge import merge_adapter
-from workers.trainer.torch_trainer import TorchTrainer
+from workers.trainer.torch.merge import merge_adapter
+from workers.trainer.torch.trainer import TorchTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:cov")
 
@@ -216,14 +216,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     """A file-size limit: the write itself fails, as on a full disk."""
     target = tmp_path / "folder"
     program = (
-        "import sys; from pathlib import Path; from babylon_tasks import export\n"
+        "import sys; from pathlib import Path; from babylon_tasks.checkpoints import export\n"
         "base, checkpoint, target, how = sys.argv[1:]\n"
         "try:\n"
         "    with export.new_folder(Path(target)) as draft:\n"
         "        if how == 'adapter':\n"
         "            export.copy_adapter(Path(checkpoint), draft)\n"
         "        else:\n"
-        "            from workers.merge import merge_adapter\n"
+        "            from workers.trainer.torch.merge import merge_adapter\n"
         "            merge_adapter(base, Path(checkpoint), draft)\n"
         "except export.UserError as error:\n"
         "    print(error)\n"

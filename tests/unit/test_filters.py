@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.demo.simulate import simulate
-from babylon_tasks.filters import STAGES, keep, no_signal
+from babylon_tasks.records.traces import Outcome, RawTrace, decode
+from babylon_tasks.scoring.filters import STAGES, keep, no_signal
 from babylon_tasks.settings import Settings
-from babylon_tasks.traces import Outcome, RawTrace, decode
+from babylon_tasks.simulation.simulate import simulate
 
 WINDOW = "2026-03-01T10:00"
 

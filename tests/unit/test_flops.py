@@ -16,8 +16,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from workers.trainer.flops import Shape, step_flops
-from workers.trainer.matrix_rate import matrix_rate
+from workers.trainer.torch.flops import Shape, step_flops
+from workers.trainer.torch.matrix_rate import matrix_rate
 
 TINY = {
     "hidden_size": 8,

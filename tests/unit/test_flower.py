@@ -24,7 +24,7 @@ def test_names_and_windows_are_readable(
 ) -> None:
     import flower.options  # noqa: F401 - declares what the configuration reads
 
-    from workers.flowerconfig import format_task
+    from workers.watch.flowerconfig import format_task
 
     task = format_task(SimpleNamespace(name=name, args=args))
     assert (task.name, task.args) == shown
@@ -43,7 +43,7 @@ def test_it_is_open_on_loopback_only(changes: str, address: str) -> None:
 import flower.options
 from tornado.options import options
 {changes}
-import workers.flowerconfig as config
+import workers.watch.flowerconfig as config
 print(getattr(config, "address", "not set"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

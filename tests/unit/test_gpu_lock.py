@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from babylon_tasks.training import Call, Hyperparameters, Progress, Sample, StepRequest
+from babylon_tasks.records.steps import Call, Hyperparameters, Progress, Sample, StepRequest
+from workers.gpu import lock as gpu_lock
+from workers.gpu import wire
+from workers.gpu.client import TrainerProcess
+from workers.gpu.lock import hold_gpu, waiting
 from workers.trainer import __main__ as trainer_main
-from workers.trainer import gpu_lock, wire
-from workers.trainer.gpu_lock import hold_gpu, waiting
-from workers.trainer_client import TrainerProcess
 
 Make = Callable[..., TrainerProcess]
 Start = Callable[[], subprocess.Popen[bytes]]
@@ -49,7 +50,7 @@ def start_holder() -> Iterator[Start]:
     """Starts processes that hold or wait for GPU-1 and never give it back."""
     started: list[subprocess.Popen[bytes]] = []
     program = (
-        "import time\nfrom workers.trainer.gpu_lock import hold_gpu\n"
+        "import time\nfrom workers.gpu.lock import hold_gpu\n"
         "held = hold_gpu(['GPU-1'], lambda: print('waits', flush=True))\n"
         "print('holds', flush=True)\ntime.sleep(600)\n"
     )

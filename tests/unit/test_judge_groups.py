@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.judge.groups import halves, plan
+from babylon_tasks.scoring.judge.groups import halves, plan
 
 
 def agents(count: int) -> list[str]:

@@ -20,13 +20,13 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from babylon_tasks.errors import UserError
 from tests.unit.tiny import make_tiny_model, two_sided
-from workers.trainer import gradients
-from workers.trainer.batches import StepTensors
-from workers.trainer.gradients import accumulate_within_memory
-from workers.trainer.language_model import LanguageModel
-from workers.trainer.lean_layers import use_lean_lora, use_lean_norms
 from workers.trainer.samples import trajectory_groups
-from workers.trainer.tokenized import tokenize_groups
+from workers.trainer.torch import gradients
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.gradients import accumulate_within_memory
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.lean_layers import use_lean_lora, use_lean_norms
+from workers.trainer.torch.tokenized import tokenize_groups
 
 # ART correlates the recorded logprobs, of which there are none.
 pytestmark = pytest.mark.filterwarnings("ignore:cov")

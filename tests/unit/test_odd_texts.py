@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from babylon_tasks.errors import CheckpointUnreadable, Final, UserError
-from babylon_tasks.training import Sample
+from babylon_tasks.records.steps import Sample
 from tests.unit.tiny import make_request, make_tiny_model, sample
-from workers.trainer import wire
-from workers.trainer.batches import StepTensors, micro_batches
-from workers.trainer.chat_format import ChatFormat
+from workers.gpu import wire
 from workers.trainer.samples import read_samples, trajectory_groups
-from workers.trainer.tokenized import TokenizedGroups, tokenize_groups
+from workers.trainer.torch.batches import StepTensors, micro_batches
+from workers.trainer.torch.chat_format import ChatFormat
+from workers.trainer.torch.tokenized import TokenizedGroups, tokenize_groups
 
 LIMIT = 256
 BUDGET = 700

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babylon_tasks.models import Head
-from babylon_tasks.retention import may_go, previous
+from babylon_tasks.checkpoints.retention import may_go, previous
+from babylon_tasks.records.versions import Head
 
 TEN = range(1, 11)
 

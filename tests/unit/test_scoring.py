@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from babylon_tasks.filters import no_signal
+from babylon_tasks.records.traces import Outcome
+from babylon_tasks.scoring.filters import no_signal
 from babylon_tasks.scoring.heuristic import heuristic
-from babylon_tasks.traces import Outcome
 
 
 def outcome(trajectory: str, agent: str, pnl: float, steps: int) -> Outcome:

@@ -15,9 +15,9 @@ pytest.importorskip("art")
 
 import torch
 
-from workers.trainer.batches import StepTensors
-from workers.trainer.sequences import Sequences
-from workers.trainer.tokenized import advantages
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.sequences import Sequences
+from workers.trainer.torch.tokenized import advantages
 
 
 def two_sequences() -> Sequences:

@@ -23,14 +23,14 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 from transformers import AutoModelForCausalLM
 
-from babylon_tasks import chat
 from babylon_tasks.errors import CheckpointUnreadable, ServerUnavailable, UserError
+from babylon_tasks.local import ask as chat
 from babylon_tasks.settings import Settings, load_settings
 from tests.unit.tiny import make_tiny_model
-from workers.api_key import require_key
-from workers.serve import main, make_app
-from workers.serve_engine import ADAPTERS_KEPT, Engine, ServedModel
-from workers.served_models import ServedModels
+from workers.serve.api_key import require_key
+from workers.serve.app import main, make_app
+from workers.serve.engine import ADAPTERS_KEPT, Engine, ServedModel
+from workers.serve.versions import ServedModels
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-24-letters-ü-ok"
@@ -238,7 +238,7 @@ def test_a_name_that_no_step_can_have_is_unknown(name: str) -> None:
 
 def test_the_port_is_printed_before_the_first_request() -> None:
     program = (
-        "from workers.serve import listen, make_app\n"
+        "from workers.serve.app import listen, make_app\n"
         "listen(make_app(lambda name: None, list), '127.0.0.1', 0)\n"
     )
     process = subprocess.Popen(

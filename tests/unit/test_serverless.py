@@ -36,9 +36,7 @@ from babylon_tasks.errors import (
     Retryable,
     UserError,
 )
-from babylon_tasks.remote import OFFERED
-from babylon_tasks.settings import Settings
-from babylon_tasks.training import (
+from babylon_tasks.records.steps import (
     Call,
     Hyperparameters,
     JobNote,
@@ -50,10 +48,12 @@ from babylon_tasks.training import (
     StepRequest,
     StepResult,
 )
+from babylon_tasks.settings import Settings
+from babylon_tasks.training.wandb_jobs import OFFERED
 from tests import wandb_server as wandb
 from tests.wandb_server import KEY, Behaviour, WandbServer
-from workers.trainer import serverless, wandb_client
-from workers.trainer.serverless import ServerlessTrainer
+from workers.trainer.wandb import client, trainer
+from workers.trainer.wandb.trainer import ServerlessTrainer
 
 NAME = "wandb-artifact:///team/babylon-rl/agent:step1"
 
@@ -66,9 +66,9 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serverless, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(serverless, "MAX_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(serverless, "UNKNOWN_SECONDS", 0.3)
+    monkeypatch.setattr(trainer, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(trainer, "MAX_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(trainer, "UNKNOWN_SECONDS", 0.3)
 
 
 class Attempt:
@@ -188,7 +188,7 @@ def test_progress_is_relayed(attempt: Attempt, server: WandbServer) -> None:
 def test_signs_of_life_come_while_a_job_waits(
     attempt: Attempt, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_client, "LIFE_SECONDS", 0.01)
+    monkeypatch.setattr(client, "LIFE_SECONDS", 0.01)
     server.may_end.clear()
     threading.Timer(1.0, server.may_end.set).start()
     attempt.step()

@@ -11,8 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import TypeAdapter
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.remote import require_usable
 from babylon_tasks.settings import Settings, changed, load_settings
+from babylon_tasks.training.wandb_jobs import require_usable
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,14 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from babylon_tasks.demo import simulate
-from babylon_tasks.demo.simulate import MALFORMED, NEVER_COUNTS, ODD, TrajectoryRow, WindowRows
+from babylon_tasks.simulation import simulate
+from babylon_tasks.simulation.simulate import (
+    MALFORMED,
+    NEVER_COUNTS,
+    ODD,
+    TrajectoryRow,
+    WindowRows,
+)
 
 NOW = datetime(2026, 3, 1, 15, 20, 7)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from babylon_tasks.demo import simulate
-from babylon_tasks.demo.tiny_model import make_tiny_model
+from babylon_tasks.simulation import simulate
+from babylon_tasks.simulation.tiny_model import make_tiny_model
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")

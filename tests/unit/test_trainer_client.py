@@ -16,10 +16,10 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("art")
 from babylon_tasks.errors import CheckpointUnreadable, Final, Retryable, TrainerDied, UserError
-from babylon_tasks.training import Progress
+from babylon_tasks.records.steps import Progress
 from tests.unit.tiny import make_request, make_tiny_model, two_sided
-from workers.trainer.gpu_lock import hold_gpu, lock_path
-from workers.trainer_client import TrainerProcess
+from workers.gpu.client import TrainerProcess
+from workers.gpu.lock import hold_gpu, lock_path
 
 Make = Callable[..., TrainerProcess]
 

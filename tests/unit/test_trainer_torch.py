@@ -31,17 +31,17 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
 
 from babylon_tasks.errors import CheckpointUnreadable, Final, TrainerDied, UserError
-from babylon_tasks.training import Call, Logprobs, Progress, Sample, StepRequest, StepResult
+from babylon_tasks.records.steps import Call, Logprobs, Progress, Sample, StepRequest, StepResult
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
-from workers.trainer import gradients
-from workers.trainer.batches import StepTensors, micro_batches
-from workers.trainer.chat_format import ChatFormat
-from workers.trainer.gradients import accumulate_within_memory
-from workers.trainer.language_model import LanguageModel
+from workers.gpu.client import TrainerProcess
 from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
-from workers.trainer.tokenized import tokenize_groups
-from workers.trainer.torch_trainer import TorchTrainer
-from workers.trainer_client import TrainerProcess
+from workers.trainer.torch import gradients
+from workers.trainer.torch.batches import StepTensors, micro_batches
+from workers.trainer.torch.chat_format import ChatFormat
+from workers.trainer.torch.gradients import accumulate_within_memory
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.tokenized import tokenize_groups
+from workers.trainer.torch.trainer import TorchTrainer
 
 # ART correlates the recorded logprobs, of which there are none.
 pytestmark = pytest.mark.filterwarnings("ignore:cov")
@@ -376,7 +376,7 @@ def test_micro_batches_do_not_change_the_gradients(
 def test_a_cpu_takes_no_more_at_once_than_its_cache_holds(
     base_model: str, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.trainer.language_model.CPU_TOKENS", 200)
+    monkeypatch.setattr("workers.trainer.torch.language_model.CPU_TOKENS", 200)
     model, step = moved_model(base_model), tensors_of(chat, random_samples(5))
     _, totals = gradients_of(model, step, 0.0, 16_384)
     assert totals.micro_batches == len(micro_batches(step.lengths, 200))
@@ -521,7 +521,7 @@ def test_logits_in_several_chunks_give_the_same_gradients(
 ) -> None:
     model, step = moved_model(base_model), tensors_of(chat, random_samples(9))
     whole, _ = gradients_of(model, step, 0.1, 4096)
-    monkeypatch.setattr("workers.trainer.language_model.LOGIT_ROWS", 7)
+    monkeypatch.setattr("workers.trainer.torch.language_model.LOGIT_ROWS", 7)
     chunks, _ = gradients_of(model, step, 0.1, 4096)
     assert_same_gradients(chunks, whole, 1e-5)
 
@@ -785,7 +785,7 @@ def test_a_gpu_slot_without_cuda_is_refused() -> None:
 def test_the_service_satisfies_arts_protocol() -> None:
     from art.local.service import ModelService
 
-    from workers.trainer.service import TorchService
+    from workers.trainer.torch.service import TorchService
 
     assert issubclass(TorchService, ModelService)
     service = TorchService.__new__(TorchService)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import gpu, visible_gpus
+from workers.gpu import slots, visible
 
 A = "GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f"
 B = "GPU-8f3f0d0a-9d0c-4f8e-8a59-6b1f0a4c1d22"
@@ -40,7 +40,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    visible_gpus.installed_gpus.cache_clear()
+    visible.installed_gpus.cache_clear()
 
     def write(output: str, code: int = 0, seconds: float = 0) -> None:
         (tmp_path / "output").write_text(output)
@@ -52,7 +52,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         script.chmod(0o755)
 
     yield write
-    visible_gpus.installed_gpus.cache_clear()
+    visible.installed_gpus.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_it_is_read_as_cuda_reads_it(
     install(PLAIN)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert visible_gpus.visible_gpus() == shown
-    assert gpu.slots() == max(1, len(shown))
+    assert visible.visible_gpus() == shown
+    assert slots.slots() == max(1, len(shown))
 
 
 @pytest.mark.parametrize(
@@ -104,25 +104,25 @@ def test_each_mig_instance_is_a_slot(
     install(MIG)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert visible_gpus.visible_gpus() == shown
+    assert visible.visible_gpus() == shown
 
 
 @pytest.mark.parametrize("named", ["2,GPU-1111,-1,3", "2,GPU-1111,x"])
 def test_without_nvidia_smi_names_are_taken_as_they_are(
     install: Install, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    assert visible_gpus.visible_gpus() == []
+    assert visible.visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert visible_gpus.visible_gpus() == ["2", "GPU-1111"]
+    assert visible.visible_gpus() == ["2", "GPU-1111"]
 
 
 def test_a_failing_nvidia_smi_is_told_once(
     install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(NO_DRIVER, code=9)
-    assert visible_gpus.visible_gpus() == []
+    assert visible.visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert visible_gpus.visible_gpus() == ["1"]
+    assert visible.visible_gpus() == ["1"]
     assert caplog.text.count("nvidia-smi -L ends with 9: NVIDIA-SMI has failed") == 1
 
 
@@ -130,8 +130,8 @@ def test_a_hanging_nvidia_smi_is_left_alone(
     install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(PLAIN, seconds=30)
-    monkeypatch.setattr(visible_gpus, "_SMI_SECONDS", 0.2)
-    assert visible_gpus.visible_gpus() == []
+    monkeypatch.setattr(visible, "_SMI_SECONDS", 0.2)
+    assert visible.visible_gpus() == []
     assert "nvidia-smi does not answer" in caplog.text
 
 
@@ -140,10 +140,10 @@ def test_what_hides_gpus_is_told(
 ) -> None:
     install(PLAIN)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-ffff")
-    visible_gpus.visible_gpus()
+    visible.visible_gpus()
     assert "'GPU-ffff' names no GPU" in caplog.text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,1")
-    visible_gpus.visible_gpus()
+    visible.visible_gpus()
     assert "names a GPU twice" in caplog.text
 
 
@@ -152,12 +152,16 @@ def test_two_names_of_one_gpu_meet_at_one_lock(
 ) -> None:
     install(PLAIN)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    by_number = gpu.make_trainer(0)
+    by_number = slots.make_trainer(0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f6")
-    by_uuid = gpu.make_trainer(0)
+    by_uuid = slots.make_trainer(0)
     assert by_number._gpus == by_uuid._gpus == (C,)
 
 
 def test_a_pool_process_takes_its_own_gpu_first(install: Install) -> None:
     install(PLAIN)
-    assert [gpu.make_trainer(slot)._gpus for slot in range(3)] == [(A, B, C), (B, C, A), (C, A, B)]
+    assert [slots.make_trainer(slot)._gpus for slot in range(3)] == [
+        (A, B, C),
+        (B, C, A),
+        (C, A, B),
+    ]

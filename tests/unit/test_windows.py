@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.windows import (
+from babylon_tasks.records.windows import (
     State,
     Window,
     due_at,

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from babylon_tasks.training import Call, Hyperparameters, Sample, StepRequest
+from babylon_tasks.records.steps import Call, Hyperparameters, Sample, StepRequest
 
 torch.set_num_threads(1)  # a tiny model gains nothing from more
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from babylon_tasks.errors import BabylonError, Retryable, UserError
-from babylon_tasks.training import Progress, StepRequest, StepResult
-from workers.trainer import wire
+from babylon_tasks.records.steps import Progress, StepRequest, StepResult
+from workers.gpu import wire
 
 log = logging.getLogger("workers.trainer")
 
@@ -90,7 +90,7 @@ def _hold_gpu(answers: _Answers) -> tuple[str, object]:
     gpus = [gpu for gpu in os.environ.get("BABYLON_GPUS", "").split(",") if gpu]
     if not gpus:
         return "cpu", None  # processes share a CPU well enough
-    from workers.trainer.gpu_lock import hold_gpu
+    from workers.gpu.lock import hold_gpu
 
     gpu, lock = hold_gpu(gpus, lambda: answers.progress(Progress(phase="load")))
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it starts
@@ -102,7 +102,7 @@ def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps
     _prepare_environment(request.base_model)
     answers.progress(Progress(phase="load"))
     try:
-        from workers.trainer.torch_trainer import TorchTrainer
+        from workers.trainer.torch.trainer import TorchTrainer
     except ModuleNotFoundError:
         raise
     except (ImportError, OSError) as error:
@@ -119,7 +119,7 @@ def _serverless_trainer(request: StepRequest) -> _Steps:
     _prepare_environment(request.base_model)  # takes the key away
     # Where it is installed, ART imports it, and torch with it: seconds and memory for nothing.
     sys.modules["transformers"] = None  # type: ignore[assignment]
-    from workers.trainer.serverless import ServerlessTrainer
+    from workers.trainer.wandb.trainer import ServerlessTrainer
 
     os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
     for name in _TALKATIVE:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from babylon_tasks.errors import CheckpointUnreadable
-from babylon_tasks.training import Progress, StepRequest, StepResult, WindowShare
+from babylon_tasks.records.steps import Progress, StepRequest, StepResult, WindowShare
 
 
 class NoopTrainer:

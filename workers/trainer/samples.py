@@ -13,7 +13,7 @@ import msgspec
 from art.trajectories import History
 
 from babylon_tasks.errors import Final
-from babylon_tasks.training import Call, Logprobs, Sample
+from babylon_tasks.records.steps import Call, Logprobs, Sample
 
 _decoder = msgspec.json.Decoder(Sample)
 

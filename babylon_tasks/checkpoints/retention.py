@@ -1,0 +1,34 @@
+"""Which steps' files may go: a decision over numbers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from babylon_tasks.records.versions import Head
+
+
+def previous(there: Collection[int], published_step: int) -> int | None:
+    """The step that a rollback would serve: the newest before the served one that has files."""
+    return max((step for step in there if step < published_step), default=None)
+
+
+def may_go(there: Collection[int], head: Head, keep_last: int, keep_every: int | None) -> list[int]:
+    """The steps, oldest first, whose files nothing asks for.
+
+    What stays: the head, the served step, its predecessor, all that is newer than the served
+    step, the last `keep_last` steps and every `keep_every`th.
+
+    Args:
+        there: All steps that have files.
+        keep_last: At least 1.
+        keep_every: None keeps none for its number.
+    """
+    before = previous(there, head.published_step)
+    return [
+        step
+        for step in sorted(there)
+        if step < head.published_step
+        and step != before
+        and step <= head.step - keep_last
+        and (keep_every is None or step % keep_every != 0)
+    ]

@@ -1,0 +1,87 @@
+"""Asks a served model one question, over the OpenAI-compatible endpoint that the app would use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import httpx
+from pydantic import SecretStr
+
+from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.local.servers import end_with_parent
+from babylon_tasks.settings import load_settings
+
+QUESTION = (
+    {"role": "system", "content": "You are a trading agent."},
+    {"role": "user", "content": "Balance: $10000, P&L: $0. Should I buy BTC or wait?"},
+)
+
+
+@contextmanager
+def serving(env: Mapping[str, str]) -> Iterator[str]:
+    """A server of our own on a free port of loopback; yields its base URL.
+
+    Raises:
+        ServerUnavailable: It did not start; its own message is on standard error.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workers.serve", "--host", "127.0.0.1", "--port", "0"],
+        env={**os.environ, "TQDM_DISABLE": "1", **env},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=end_with_parent,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("listening on "):
+                yield line.removeprefix("listening on ").strip()
+                return
+        raise ServerUnavailable(f"the model server ended with code {process.wait()}")
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def ask(base_url: str, model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:
+    """The model's answer to the messages; our own server is asked with our own SERVE_API_KEY.
+
+    Raises:
+        ServerUnavailable: The server refused or did not answer.
+    """
+    return _complete(f"{base_url}/v1", load_settings().serve_api_key, model, messages)
+
+
+def ask_wandb(model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:
+    """The answer of a model that W&B trained, by its inference name, from W&B's own endpoint.
+
+    Raises:
+        UserError: WANDB_API_KEY is not set.
+        ServerUnavailable: W&B refused or did not answer.
+    """
+    settings = load_settings()
+    if settings.wandb_api_key is None:
+        raise UserError(f"{model} is served by W&B: set WANDB_API_KEY to ask it")
+    return _complete(settings.serverless_url, settings.wandb_api_key, model, messages)
+
+
+def _complete(
+    url: str, key: SecretStr | None, model: str, messages: tuple[dict[str, str], ...]
+) -> str:
+    try:
+        response = httpx.post(
+            f"{url.rstrip('/')}/chat/completions",
+            headers={b"Authorization": b"Bearer " + key.get_secret_value().encode()} if key else {},
+            json={"model": model, "messages": list(messages), "max_tokens": 50},
+            timeout=300,
+        )
+        response.raise_for_status()
+        return str(response.json()["choices"][0]["message"]["content"])
+    except httpx.HTTPError as error:
+        raise ServerUnavailable(f"the model server did not answer: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServerUnavailable(f"the model server's answer cannot be read: {error}") from error

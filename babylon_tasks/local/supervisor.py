@@ -1,0 +1,120 @@
+"""All roles as child processes of one supervisor: `babylon up` and `babylon demo`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.local.servers import Check, end_with_parent
+
+log = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 30.0  # a worker takes 20 to drop what it cannot finish
+_USER_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A process to keep running; `arguments` follow the Python interpreter."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+def roles(flower_port: int) -> list[Role]:
+    """Beat, a CPU worker, a GPU worker and Flower: the literal commands of the README."""
+    celery = ("-m", "celery", "-A", "babylon_tasks")
+    return [
+        Role("beat", (*celery, "beat")),
+        Role("cpu", (*celery, "worker", "-Q", "cpu", "-n", "cpu@%h")),
+        Role("gpu", (*celery, "worker", "-Q", "gpu", "-n", "gpu@%h")),
+        Role("flower", (*celery, "flower", f"--port={flower_port}")),
+    ]
+
+
+class Stack(AbstractContextManager["Stack"]):
+    """Starts the roles, restarts those that end, stops them all at the end.
+
+    Each role logs to `{folder}/{name}.log`. `checks` are of the servers that the roles need.
+    """
+
+    def __init__(
+        self,
+        wanted: Sequence[Role],
+        folder: Path,
+        env: Mapping[str, str],
+        checks: Sequence[Check] = (),
+    ) -> None:
+        self._roles = list(wanted)
+        self._folder = folder
+        self._env = {**os.environ, **env}
+        self._checks = checks
+        self._running: dict[Role, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Stack:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for role in self._roles:
+            self._start(role, mode="wb")
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for process in self._running.values():
+            process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for role, process in self._running.items():
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("%s does not stop, killing it", role.name)
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self._running.clear()
+
+    def keep_running(self) -> None:
+        """Start again what ended; call this every second or so.
+
+        Raises:
+            UserError: A role refused to start; the message is its own.
+            ServerUnavailable: A server of ours ended, which no role can mend.
+        """
+        for check in self._checks:
+            check()
+        for role, process in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            if code == _USER_ERROR:
+                raise UserError(f"{role.name}: {self._last_line(role)}")
+            log.warning("%s ended with code %d, starting it again", role.name, code)
+            self._start(role, mode="ab")
+
+    def _start(self, role: Role, mode: str) -> None:
+        with (self._folder / f"{role.name}.log").open(mode) as file:
+            self._running[role] = subprocess.Popen(  # noqa: S603
+                [sys.executable, *role.arguments],
+                env=self._env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+
+    def _last_line(self, role: Role) -> str:
+        lines = (self._folder / f"{role.name}.log").read_text(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "no output")

@@ -1,0 +1,279 @@
+"""Plays: what an agent did in a run, step by step, for a judge who compares runs.
+
+A judge may see what tells the future, and training may not. So this decoding stands apart from
+`traces`, which feeds training, and nothing on the way to the trainer imports it. Of the future
+only P&L is read: `action.result` and `action.correctness` stay undecoded here too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from babylon_tasks.records.traces import RawTrace, Unusable, clean
+from babylon_tasks.text import one_line
+
+Scalar = str | int | float | bool
+
+_MAX_DOLLARS = 1e15
+# A play stays in memory beside all others of its window; a judge reads far less than this.
+_MAX_SAID = 1_000  # characters
+_MAX_RESPONSE = 20_000  # characters searched for a reason
+_MAX_NAME = 100  # characters of an action type or a parameter's name
+_MAX_TEXT = 200  # characters of a parameter or an error
+_MAX_PARAMETERS = 20
+
+# Where the app's actions name what they trade, and which way.
+MARKET_KEYS = ("marketId", "ticker", "market", "symbol")
+SIDE_KEYS = ("side", "direction", "outcome")
+_FAILED = frozenset({"", "0", "false", "no", "failed", "failure", "error"})
+# Agents answer in JSON, fenced, nested or cut short; the reason in it is the part worth reading.
+_REASON = re.compile(
+    r'"(?:reasoning|reason|rationale|thoughts?|explanation)"\s*:\s*"((?:[^"\\]|\\.)+)"', re.DOTALL
+)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class RunStep:
+    """One step of a run.
+
+    `index` counts the steps from 0; `action` is "" where the app recorded none; `pnl` and
+    `balance` are the game's dollars as the agent saw them **before** it acted (so the app records
+    them), None where unknown; `said` is what best tells why it acted, "" where nothing does.
+    """
+
+    index: int
+    action: str
+    parameters: dict[str, Scalar]
+    success: bool
+    error: str | None
+    pnl: float | None
+    balance: float | None
+    said: str
+
+    @property
+    def market(self) -> str | None:
+        """The market's id or the ticker that the action names."""
+        return _first_text(self.parameters, MARKET_KEYS)
+
+    @property
+    def side(self) -> str | None:
+        """YES or NO of a prediction, long or short of a perpetual."""
+        return _first_text(self.parameters, SIDE_KEYS)
+
+    @property
+    def is_trade(self) -> bool:
+        """Whether it names a market and a side; it may have failed."""
+        return self.market is not None and self.side is not None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRun:
+    """An agent's run."""
+
+    trajectory_id: str
+    agent_id: str
+    moves: tuple[RunStep, ...]
+
+
+class _Call(msgspec.Struct, gc=False):
+    response: str | None = None
+    reasoning: msgspec.Raw = msgspec.Raw(b"null")
+    purpose: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Step(msgspec.Struct, gc=False):
+    # Raw: an odd part is then unknown by itself, and does not take the step with it.
+    environmentState: msgspec.Raw = msgspec.Raw(b"{}")  # noqa: N815 - the app's names
+    llmCalls: list[_Call] | None = None  # noqa: N815
+    action: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _State(msgspec.Struct, gc=False):
+    agentPnL: msgspec.Raw = msgspec.Raw(b"null")  # noqa: N815
+    agentBalance: msgspec.Raw = msgspec.Raw(b"null")  # noqa: N815
+
+
+class _Action(msgspec.Struct, gc=False):
+    actionType: msgspec.Raw = msgspec.Raw(b"null")  # noqa: N815
+    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    success: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    reasoning: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_steps_decoder = msgspec.json.Decoder(list[_Step])
+_state_decoder = msgspec.json.Decoder(_State)
+_action_decoder = msgspec.json.Decoder(_Action)
+_any_decoder = msgspec.json.Decoder(object)
+
+
+def decode_run(raw: RawTrace) -> AgentRun:
+    """Decode a row that `traces.decode` accepted; a step's odd parts become unknown.
+
+    Raises:
+        Unusable: `stepsJson` as a whole cannot be decoded, or is empty.
+    """
+    if raw.steps is None:
+        raise Unusable("too_large", f"stepsJson has {raw.bytes} bytes, above MAX_TRACE_BYTES")
+    steps = _decode_steps(raw.steps)
+    if not steps:
+        raise Unusable("no_steps", "stepsJson is empty")
+    return AgentRun(raw.trajectory_id, raw.agent_id, tuple(map(_move, range(len(steps)), steps)))
+
+
+def pnl_path(play: AgentRun) -> list[float]:
+    """P&L in dollars before each step, without the steps where it is unknown."""
+    return [move.pnl for move in play.moves if move.pnl is not None]
+
+
+def trades(play: AgentRun) -> list[RunStep]:
+    """The moves that name a market and a side, failed ones too."""
+    return [move for move in play.moves if move.is_trade]
+
+
+def failed_share(play: AgentRun) -> float:
+    """The share (0 to 1) of the recorded actions that failed; 0 where none was recorded."""
+    acted = [move for move in play.moves if move.action]
+    return sum(not move.success for move in acted) / len(acted) if acted else 0.0
+
+
+def _decode_steps(text: str) -> list[_Step]:
+    if text == "null":
+        return []
+    try:
+        return _decode(_steps_decoder, text)
+    except msgspec.ValidationError as error:
+        raise Unusable("wrong_shape", str(error)) from None
+    except RecursionError:
+        raise Unusable("bad_json", "stepsJson is nested too deeply") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise Unusable("bad_json", str(error)) from None
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], text: str | msgspec.Raw) -> _T:
+    """Typed decoding, and once more without the lone surrogates that strict decoders refuse."""
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeError):
+        loose = json.loads(text if isinstance(text, str) else bytes(text))
+        return decoder.decode(clean(json.dumps(loose, ensure_ascii=False)))
+
+
+def _part(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw) -> _T | None:
+    """A part of a step; None where it is odd."""
+    try:
+        return _decode(decoder, raw)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def _move(index: int, step: _Step) -> RunStep:
+    state = _part(_state_decoder, step.environmentState) or _State()
+    action = _part(_action_decoder, step.action) or _Action()
+    error = _error(_part(_any_decoder, action.error))
+    return RunStep(
+        index=index,
+        action=one_line(_text(_part(_any_decoder, action.actionType)), _MAX_NAME),
+        parameters=_parameters(_part(_any_decoder, action.parameters)),
+        success=_success(_part(_any_decoder, action.success), error),
+        error=error,
+        pnl=_dollars(_part(_any_decoder, state.agentPnL)),
+        balance=_dollars(_part(_any_decoder, state.agentBalance)),
+        said=_said(_text(_part(_any_decoder, action.reasoning)), step.llmCalls or ())[:_MAX_SAID],
+    )
+
+
+def _text(value: object) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _parameters(value: object) -> dict[str, Scalar]:
+    """The first scalars of an object; nothing of anything else."""
+    found: dict[str, Scalar] = {}
+    for key, each in value.items() if isinstance(value, dict) else ():
+        if len(found) == _MAX_PARAMETERS:
+            break
+        if isinstance(each, str):
+            found[str(key)[:_MAX_NAME]] = each[:_MAX_TEXT]
+        elif isinstance(each, bool | int | float):
+            found[str(key)[:_MAX_NAME]] = each
+    return found
+
+
+def _error(value: object) -> str | None:
+    """The message of an error that is text, or an object with a message."""
+    text = _text(value.get("message") if isinstance(value, dict) else value)
+    return one_line(text, _MAX_TEXT) or None
+
+
+def _success(value: object, error: str | None) -> bool:
+    """As recorded; where nothing readable is, an action without an error has succeeded."""
+    if isinstance(value, bool | int | float):
+        return bool(value)
+    if isinstance(value, str):
+        return value.strip().lower() not in _FAILED
+    return error is None
+
+
+def _dollars(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        dollars = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return dollars if abs(dollars) <= _MAX_DOLLARS else None  # None for NaN too
+
+
+def _said(reasoning: str, calls: Sequence[_Call]) -> str:
+    """The action's reasoning, else a call's, else the answer; the call that acted goes first."""
+    if reasoning:
+        return reasoning
+    # From the last call back, and those that acted before those that only thought.
+    acted: list[_Call] = []
+    others: list[_Call] = []
+    for call in reversed(calls):
+        purpose = _part(_any_decoder, call.purpose)
+        (acted if purpose == "action" else others).append(call)
+    ordered = [*acted, *others]
+    for call in ordered:
+        if thought := _text(_part(_any_decoder, call.reasoning)):
+            return thought
+    for call in ordered:
+        if answer := clean(call.response or "").strip():
+            return _reason_in(answer[:_MAX_RESPONSE])
+    return ""
+
+
+def _reason_in(answer: str) -> str:
+    """The reason that an answer in JSON gives; the whole answer where there is none."""
+    for found in _REASON.finditer(answer):
+        try:
+            reason = json.loads(f'"{found[1]}"', strict=False)
+        except ValueError:
+            continue
+        if isinstance(reason, str) and reason.strip():
+            return clean(reason).strip()
+    return answer
+
+
+def _first_text(parameters: dict[str, Scalar], keys: Iterable[str]) -> str | None:
+    """The first of the keys that holds text or a number, as text."""
+    for key in keys:
+        value = parameters.get(key)
+        if (
+            value is not None
+            and not isinstance(value, bool)
+            and (text := str(value)[:_MAX_TEXT].strip())
+        ):
+            return text
+    return None

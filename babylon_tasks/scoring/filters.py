@@ -1,0 +1,93 @@
+"""Which trajectories deserve training, and the count of those that do not.
+
+`isTrainingData`, `isEvaluation` and excluded scenarios are decided in SQL, unreadable traces by
+`traces.decode`, and calls that teach nothing there as well. What is here looks at whole
+trajectories, before anybody is asked for a score, so that no judge is paid for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from babylon_tasks.records.traces import Outcome
+from babylon_tasks.settings import Settings
+
+# From rows to trained tokens: stage → what is left out on the way to the next. The keys of
+# `rl.windows.funnel`; those of the last stage are known once the window was trained.
+STAGES: dict[str, tuple[str, ...]] = {
+    "trajectories": (
+        "unreadable", "few_actions", "failed_actions", "duplicate", "dropout", "over_maximum",
+    ),
+    "scored": ("gone", "without_calls"),
+    "calls": (
+        "empty", "repeated", "truncated", "stale", "without_logprobs", "too_long", "no_advantage",
+    ),
+    "sequences": (),
+    "tokens": (),
+}  # fmt: skip
+
+
+def keep(
+    outcomes: Iterable[Outcome], settings: Settings, window_id: str
+) -> tuple[list[Outcome], Counter[str]]:
+    """The trajectories that deserve a score, and how many do not by the reason.
+
+    What is drawn (DROPOUT, MAX_PER_WINDOW) depends on the ids alone, so that a window scored again
+    keeps the same ones.
+    """
+    kept: list[Outcome] = []
+    left_out: Counter[str] = Counter()
+    seen: set[tuple[str, str]] = set()
+    for outcome in outcomes:
+        content = (outcome.agent_id, outcome.content_hash)
+        if outcome.steps < settings.min_actions:
+            left_out["few_actions"] += 1
+        elif outcome.failed / outcome.steps > settings.max_failed_share:
+            left_out["failed_actions"] += 1
+        elif outcome.calls and content in seen:
+            left_out["duplicate"] += 1  # the same run, recorded twice
+        else:
+            seen.add(content)
+            if settings.dropout and _draw(window_id, outcome.trajectory_id) < settings.dropout:
+                left_out["dropout"] += 1
+            else:
+                kept.append(outcome)
+    most = settings.max_per_window
+    if most is not None and len(kept) > most:
+        chosen = _choose(kept, most, window_id)
+        left_out["over_maximum"] += len(kept) - most
+        kept = [o for o in kept if o.trajectory_id in chosen]
+    return kept, left_out
+
+
+def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:
+    """Why a group teaches nothing, or None where it does.
+
+    Dividing by a tiny standard deviation turns rounding noise into full-strength advantages,
+    so the spread (largest less smallest reward) must reach a tolerance first.
+    """
+    if len(rewards) < 2:
+        return f"{len(rewards)} trainable trajectories, a comparison needs 2"
+    spread = max(rewards) - min(rewards)
+    if spread <= 0 or spread < min_spread:
+        return f"no signal: rewards spread {spread:.4f}, below MIN_REWARD_SPREAD={min_spread:g}"
+    return None
+
+
+def _choose(outcomes: Sequence[Outcome], most: int, window_id: str) -> set[str]:
+    """Trajectory ids drawn by lot, the agents taking turns: as many agents as possible stay."""
+    drawn = sorted(outcomes, key=lambda o: _draw(window_id, "maximum", o.trajectory_id))
+    turns: Counter[str] = Counter()
+    places: list[tuple[int, int, str]] = []  # whose turn, by lot, trajectory id
+    for outcome in drawn:
+        places.append((turns[outcome.agent_id], len(places), outcome.trajectory_id))
+        turns[outcome.agent_id] += 1
+    return {trajectory_id for _, _, trajectory_id in sorted(places)[:most]}
+
+
+def _draw(*parts: str) -> float:
+    """A number in [0, 1) that the parts decide."""
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

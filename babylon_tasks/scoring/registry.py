@@ -1,0 +1,42 @@
+"""From a scorer's name to the scorer."""
+
+from __future__ import annotations
+
+from babylon_tasks.errors import JudgeUnavailable, UserError
+from babylon_tasks.records.scores import Score
+from babylon_tasks.scoring.blend import Blend
+from babylon_tasks.scoring.correctness import Correctness
+from babylon_tasks.scoring.heuristic import Heuristic
+from babylon_tasks.scoring.judge.client import Judge
+from babylon_tasks.scoring.judge.rubric import Rubric
+from babylon_tasks.scoring.ruler import Ruler
+from babylon_tasks.scoring.scorer import Group, Scorer
+from babylon_tasks.work.context import Context
+
+WITHOUT_JUDGE: dict[str, Scorer] = {scorer.name: scorer for scorer in (Heuristic(), Correctness())}
+WITH_JUDGE = ("ruler", "blend")
+SCORERS = (*WITHOUT_JUDGE, *WITH_JUDGE)
+
+
+class _NoJudge:
+    """For a judge that cannot be asked as it is set: windows say why, and wait or fall back."""
+
+    sees_runs = False
+    rubric: Rubric | None = None
+
+    def __init__(self, name: str, why: str) -> None:
+        self.name = name
+        self._why = why
+
+    async def score(self, group: Group) -> list[Score]:
+        raise JudgeUnavailable(self._why)
+
+
+def judged_scorers(context: Context) -> dict[str, Scorer]:
+    """Those that ask a judge, for one task."""
+    settings = context.settings
+    try:
+        ruler = Ruler(Judge(context), settings.judge_model)
+    except UserError as error:
+        return {name: _NoJudge(name, str(error)) for name in WITH_JUDGE}
+    return {"ruler": ruler, "blend": Blend(ruler, settings.ruler_weight)}

@@ -1,0 +1,59 @@
+"""Rows that are malformed, that are strange but valid, or that must never count."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from babylon_tasks.simulation.records import Malformed, NeverCounts, Odd, TrajectoryRow
+from babylon_tasks.simulation.values import Json, dump
+
+_TEXTS: dict[Odd, str] = {
+    "unicode": "Zürich \N{ROCKET} naïve 東京 \u202eabc",
+    "lone_surrogate": "cut in the middle \ud83d",
+    "nul_escape": "before\x00after",
+}
+
+
+def make_odd(steps: list[Json], odd: Sequence[Odd]) -> None:
+    """Change the steps; the oddities that are not in the steps are left to others."""
+    for what in odd:
+        if what == "string_numbers":
+            for step in steps:
+                state = step["environmentState"]
+                step["environmentState"] = {key: str(value) for key, value in state.items()}
+        elif what == "missing_state":
+            steps[0]["environmentState"] = {}
+            steps[1]["environmentState"].pop("agentPnL", None)
+        elif what == "many_calls":
+            steps[0]["llmCalls"] *= 3
+        elif what == "no_calls":
+            steps[1]["llmCalls"] = []
+        elif what in _TEXTS:
+            steps[0]["llmCalls"][0]["userPrompt"] += f"\nNews: {_TEXTS[what]}"
+            steps[0]["providerAccesses"][0]["data"]["headline"] = _TEXTS[what]
+
+
+def malformed(row: TrajectoryRow, what: Malformed) -> TrajectoryRow:
+    """The row with a `stepsJson` that nothing can be learned from."""
+    steps = json.loads(row.steps_json)
+    if what == "step_not_object":
+        steps[1] = "HOLD"
+    if what == "pnl_is_text":
+        steps[-1]["environmentState"]["agentPnL"] = "abc"
+    texts: dict[Malformed, str] = {
+        "truncated": row.steps_json[: len(row.steps_json) * 2 // 3],
+        "null": "null",
+        "empty": "[]",
+    }
+    return dataclasses.replace(row, steps_json=texts.get(what, dump(steps)))
+
+
+def never_counting(row: TrajectoryRow, what: NeverCounts) -> TrajectoryRow:
+    """The row with the mark that keeps it from every scoring."""
+    if what == "benchmark":
+        return dataclasses.replace(row, scenario_id=f"benchmark-{row.scenario_id}")
+    if what == "evaluation":
+        return dataclasses.replace(row, is_evaluation=True)
+    return dataclasses.replace(row, is_training_data=False)

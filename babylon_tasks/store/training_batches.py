@@ -1,0 +1,109 @@
+"""Reads and writes `training_batches`: the app's requests, and a row for each step of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from psycopg.rows import class_row
+
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.queries import load
+
+_SQL = load("training_batches")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request of the app to train one window; `window_id` is what the app wrote, unchecked."""
+
+    batch_id: str
+    window_id: str | None
+    version: str
+    status: str = "pending"
+    error: str | None = None
+
+
+def pending(connection: Connection) -> list[Request]:
+    """Requests that nothing has ended yet, oldest first."""
+    with connection.cursor(row_factory=class_row(Request)) as cursor:
+        return cursor.execute(_SQL["pending_requests"]).fetchall()
+
+
+def read(connection: Connection, batch_id: str) -> Request | None:
+    """One request by its batch id."""
+    with connection.cursor(row_factory=class_row(Request)) as cursor:
+        return cursor.execute(_SQL["read_request"], {"batch_id": batch_id}).fetchone()
+
+
+def attach(connection: Connection, model_name: str, window_id: str, batch_id: str) -> bool:
+    """Let a window that is not yet trained answer this request; False where it cannot."""
+    updated = connection.execute(
+        _SQL["attach_request"],
+        {"model_name": model_name, "window_id": window_id, "batch_id": batch_id},
+    ).rowcount
+    return updated == 1
+
+
+def start(connection: Connection, batch_id: str) -> None:
+    """Say that training has begun."""
+    connection.execute(_SQL["start_request"], {"batch_id": batch_id})
+
+
+def insert(
+    connection: Connection, batch_id: str, window_id: str | None, base_model: str, version: str
+) -> None:
+    """A batch of our own."""
+    connection.execute(
+        _SQL["insert_batch"],
+        {
+            "batch_id": batch_id,
+            "window_id": window_id,
+            "base_model": base_model,
+            "version": version,
+        },
+    )
+
+
+def complete(
+    connection: Connection,
+    batch_id: str,
+    *,
+    version: str,
+    base_model: str,
+    rewards: dict[str, float],
+    loss: float | None,
+    seconds: float,
+) -> None:
+    """End a batch with its step; `rewards` by trajectory id, `seconds` of wall time."""
+    connection.execute(
+        _SQL["complete_request"],
+        {
+            "batch_id": batch_id,
+            "version": version,
+            "base_model": base_model,
+            "trajectory_ids": json.dumps(list(rewards)),
+            "rewards": json.dumps(list(rewards.values())),
+            "loss": loss,
+            "seconds": seconds,
+        },
+    )
+
+
+def complete_known(connection: Connection, model_name: str, window_id: str, batch_id: str) -> bool:
+    """End a request whose window was trained before; False where it was not."""
+    updated = connection.execute(
+        _SQL["complete_known"],
+        {"model_name": model_name, "window_id": window_id, "batch_id": batch_id},
+    ).rowcount
+    return updated == 1
+
+
+def fail(connection: Connection, batch_id: str, error: str) -> None:
+    """End a request with the reason."""
+    connection.execute(_SQL["fail_request"], {"batch_id": batch_id, "error": error})
+
+
+def reopen(connection: Connection, batch_id: str) -> None:
+    """Take back that a request failed."""
+    connection.execute(_SQL["reopen_request"], {"batch_id": batch_id})

@@ -1,0 +1,107 @@
+"""Keeps leases alive while work makes progress."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable
+from babylon_tasks.settings import Settings
+from babylon_tasks.store import attempts, leases
+from babylon_tasks.store.attempts import Ending
+from babylon_tasks.store.database import Connection, Database
+from babylon_tasks.store.leases import Lease
+from babylon_tasks.text import one_line
+
+log = logging.getLogger(__name__)
+
+
+class LeaseKeeper:
+    """Renews a set of leases, at most once a heartbeat, when `beat` is called.
+
+    There is no thread behind it: whoever stops calling, because the work hangs, loses the leases
+    as a dead process would. Leaving its `with` block gives back what is still held, and the
+    attempts under it; a lost lease is left to whoever takes it over, as a death is.
+    """
+
+    def __init__(self, database: Database, settings: Settings, held: list[Lease]) -> None:
+        self._database = database
+        self._settings = settings
+        self.held = held
+        self._renewed_at = time.monotonic()
+
+    def beat(self) -> None:
+        """Renew if a heartbeat has passed since the last time.
+
+        Raises:
+            LeaseLost: A lease went, or Postgres has been away for as long as a lease lives.
+        """
+        age = time.monotonic() - self._renewed_at
+        if age < self._settings.heartbeat_seconds or not self.held:
+            return
+        try:
+            with self._database.transaction() as tx:
+                leases.renew(tx, self.held, self._settings.lease_seconds)
+        except ServerUnavailable as error:
+            if age > self._settings.lease_seconds:
+                raise LeaseLost(f"could not renew the lease: {error}") from error
+            return
+        self._renewed_at = time.monotonic()
+
+    def renew_token(self, begin: Callable[[Connection, int], None]) -> Lease:
+        """A fresh token for the one lease held; `begin` notes what is done under it.
+
+        Raises:
+            LeaseLost: It ran out or has another holder.
+        """
+        (lease,) = self.held
+        with self._database.transaction() as tx:
+            lease = leases.next_token(tx, lease, self._settings.lease_seconds)
+            begin(tx, lease.token)
+        self.held = [lease]
+        self._renewed_at = time.monotonic()
+        return lease
+
+    def finished(self, lease: Lease) -> None:
+        """One of the leases was given back, in the transaction that used it up."""
+        self.held = [held for held in self.held if held != lease]
+
+    def __enter__(self) -> LeaseKeeper:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(exc, LeaseLost):
+            return
+        try:
+            self._give_back(_why(exc))
+        except BaseException:
+            # A signal to stop may come in the very middle of this: once.
+            self._give_back(_why(exc))
+            raise
+
+    def _give_back(self, why: str | None) -> None:
+        if not self.held:
+            return
+        tokens = [lease.token for lease in self.held]
+        try:
+            with self._database.transaction() as tx:
+                attempts.end(tx, self._settings.model_name, tokens, Ending.GIVEN_BACK, why)
+                leases.release(tx, self.held)
+        except ServerUnavailable as error:
+            log.warning("the leases run out by themselves: %s", error)
+        self.held = []
+
+
+def _why(exc: BaseException | None) -> str | None:
+    if exc is None or isinstance(exc, BabylonError):
+        return one_line(str(exc), 2000) if exc else None
+    if isinstance(exc, Exception):
+        return one_line(f"{type(exc).__name__}: {exc}", 2000)
+    return "the worker was stopped"

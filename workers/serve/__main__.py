@@ -1,0 +1,6 @@
+"""`python -m workers.serve`."""
+
+from workers.serve.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The engine of the small server: one base model in memory, a few adapters, greedy generation."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jinja2
+import msgspec
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.text import first_line
+from workers.trainer.torch.chat_format import ChatFormat
+
+ADAPTERS_KEPT = 4
+MAX_NEW_TOKENS = 256
+
+
+class ServedModel(NamedTuple):
+    """What a name stands for; `adapter` is a local folder, or None for the bare base model."""
+
+    base_model: str
+    step: int
+    adapter: Path | None
+
+
+class Message(msgspec.Struct):
+    """One message of the conversation."""
+
+    role: Literal["system", "user", "assistant", "developer"]
+    content: str
+
+
+class ChatRequest(msgspec.Struct):
+    """What this server knows of OpenAI's request; other fields are ignored."""
+
+    model: str
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    stream: bool | None = None
+
+
+class Completion(NamedTuple):
+    """A generated answer."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+class BadRequest(BabylonError):
+    """The request cannot be answered as it is; the message says why."""
+
+
+class Engine:
+    """One base model in memory and the newest few adapters on it; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._base_model = ""
+        self._network: Any = None
+        self._adapters: OrderedDict[Path, str] = OrderedDict()  # folder: peft's name, oldest first
+        self._loads = 0
+
+    def complete(self, served: ServedModel, request: ChatRequest) -> Completion:
+        """Generate one answer; greedy unless a temperature is given.
+
+        Raises:
+            BadRequest: The conversation does not fit the model, or its template refuses it.
+            UserError: The model's files cannot be read.
+        """
+        with self._lock, torch.inference_mode():
+            self._load_base(served.base_model)
+            self._chose(served.adapter)
+            prompt = self._prompt(request)
+            limit = getattr(self._network.config, "max_position_embeddings", 1 << 30)
+            if len(prompt) >= limit:
+                raise BadRequest(f"the prompt has {len(prompt)} tokens, the model takes {limit}")
+            wanted = request.max_completion_tokens or request.max_tokens or MAX_NEW_TOKENS
+            return self._generate(prompt, min(wanted, limit - len(prompt)), request)
+
+    def _prompt(self, request: ChatRequest) -> list[int]:
+        messages = [
+            {"role": m.role, "content": m.content.encode("utf-8", "replace").decode()}
+            for m in request.messages
+        ]
+        try:
+            return self._chat.encode([self._chat.prompt(messages)])[0]
+        except jinja2.TemplateError as error:
+            raise BadRequest(f"the model's chat template refuses the messages: {error}") from error
+
+    def _generate(self, prompt: list[int], max_new: int, request: ChatRequest) -> Completion:
+        temperature = request.temperature or 0.0
+        if request.seed is not None:
+            torch.manual_seed(request.seed)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+        tokens = torch.tensor([prompt], device=self._device)
+        output = self._network.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new,
+                eos_token_id=sorted(self._stops),
+                pad_token_id=min(self._stops, default=0),
+                **sampling,
+            ),
+        )
+        answer = output[0, len(prompt) :].tolist()
+        stopped = bool(answer) and answer[-1] in self._stops
+        text = self._tokenizer.decode(answer, skip_special_tokens=True)
+        return Completion(text, len(prompt), len(answer), "stop" if stopped else "length")
+
+    def _load_base(self, base_model: str) -> None:
+        if self._base_model == base_model:
+            return
+        self._network, self._base_model = None, ""
+        self._adapters.clear()
+        local = Path(base_model).is_dir()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local)
+            network = AutoModelForCausalLM.from_pretrained(
+                base_model,
+                dtype=torch.bfloat16 if self._device.type == "cuda" else torch.float32,
+                local_files_only=local,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = first_line(error)
+            raise UserError(f"BASE_MODEL={base_model} cannot be loaded: {reason}") from error
+        self._tokenizer = tokenizer
+        self._chat = ChatFormat(tokenizer, base_model)
+        configured = network.generation_config.eos_token_id
+        ends = configured if isinstance(configured, list) else [configured]
+        ends += [tokenizer.eos_token_id, *self._chat.end_ids[-1:]]
+        self._stops = {end for end in ends if end is not None}
+        # A model's own defaults (top_k, repetition penalty) would hide what training did.
+        network.generation_config = GenerationConfig()
+        self._network = network.to(self._device).eval()
+        self._base_model = base_model
+
+    def _chose(self, adapter: Path | None) -> None:
+        """Make the adapter, or none, the active one."""
+        if adapter is None:
+            if isinstance(self._network, PeftModel):
+                self._network.base_model.disable_adapter_layers()
+            return
+        if adapter not in self._adapters:
+            self._load_adapter(adapter)
+        self._adapters.move_to_end(adapter)
+        self._network.base_model.enable_adapter_layers()
+        self._network.set_adapter(self._adapters[adapter])
+        while len(self._adapters) > ADAPTERS_KEPT:
+            _, oldest = self._adapters.popitem(last=False)
+            self._network.delete_adapter(oldest)
+
+    def _load_adapter(self, adapter: Path) -> None:
+        self._loads += 1
+        name = f"adapter{self._loads}"
+        try:
+            if isinstance(self._network, PeftModel):
+                self._network.load_adapter(str(adapter), adapter_name=name)
+            else:
+                self._network = PeftModel.from_pretrained(
+                    self._network, str(adapter), adapter_name=name
+                ).eval()
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = first_line(error)
+            raise UserError(f"cannot read the checkpoint {adapter}: {reason}") from error
+        self._adapters[adapter] = name

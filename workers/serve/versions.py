@@ -1,0 +1,63 @@
+"""Which checkpoints a server may answer with: the names follow the rows."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+from babylon_tasks.checkpoints import files as checkpoint_files
+from babylon_tasks.errors import UserError
+from babylon_tasks.settings import Settings
+from babylon_tasks.store import steps
+from babylon_tasks.store.database import Database
+from workers.serve.engine import ServedModel
+
+
+class ServedModels:
+    """Resolves `{MODEL_NAME}` to the published step and `{MODEL_NAME}@{step}` to that one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._name = settings.model_name
+        self._base_model = settings.base_model
+        self._wandb_url = settings.serverless_url.rstrip("/")
+        self._database = Database(settings.postgres())
+        self._lock = threading.Lock()  # requests come on threads, the connection is one
+
+    def resolve(self, name: str) -> ServedModel | None:
+        """The checkpoint behind a name, or None where there is none.
+
+        Raises:
+            CheckpointRemoved: There was such a step, its files were given up.
+            CheckpointUnreadable: The row is there, its files cannot be read from here.
+            UserError: W&B has the weights; the message says whom to ask.
+            ServerUnavailable: Postgres does not answer.
+        """
+        with self._lock, self._database.transaction() as tx:
+            head = steps.read_head(tx, self._name)
+            published = head.published_step if head else 0
+            number = self._step_of(name, published)
+            step = steps.read(tx, self._name, number) if number else None
+        if number is None or (number and step is None):
+            return None
+        if step and step.inference_name:
+            raise UserError(
+                f"{name} is served by W&B: ask {self._wandb_url}/chat/completions for "
+                f"{step.inference_name}, with WANDB_API_KEY"
+            )
+        base_model = head.base_model if head else self._base_model
+        folder = checkpoint_files.open_local(step.files()) if step else None
+        return ServedModel(base_model, number, folder)
+
+    def names(self) -> list[str]:
+        """The stable name, and the published step's own."""
+        with self._lock, self._database.transaction() as tx:
+            head = steps.read_head(tx, self._name)
+        return [self._name, f"{self._name}@{head.published_step if head else 0}"]
+
+    def _step_of(self, name: str, published: int) -> int | None:
+        if name == self._name:
+            return published
+        prefix, _, number = name.rpartition("@")
+        # Nine digits: what a column of steps can hold.
+        known = prefix == self._name and re.fullmatch(r"[0-9]{1,9}", number)
+        return int(number) if known else None

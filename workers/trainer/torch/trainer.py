@@ -1,0 +1,156 @@
+"""A step with torch: ART's `LocalBackend` around a model that stays in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import art
+import torch
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.records.steps import Progress, Sample, StepRequest, StepResult
+from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
+from workers.trainer.torch.backend import TorchBackend
+from workers.trainer.torch.flops import Shape, step_flops
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.matrix_rate import matrix_rate
+from workers.trainer.torch.sequences import Sequences
+from workers.trainer.torch.service import TorchService
+
+
+class TorchTrainer:
+    """Runs steps on one device; the base model is loaded once for as long as it is the same.
+
+    Args:
+        slot: The GPU's UUID, which alone CUDA_VISIBLE_DEVICES names; or `cpu`, or `cpu-N`.
+
+    Raises:
+        UserError: The slot is a GPU and torch sees none.
+    """
+
+    def __init__(self, slot: str) -> None:
+        self._device = torch.device("cpu" if slot.startswith("cpu") else "cuda")
+        if self._device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                f"torch {torch.__version__} sees no GPU, but this worker was given {slot}: "
+                "install torch for your CUDA version (pytorch.org/get-started)"
+            )
+        self._model: LanguageModel | None = None
+
+    def step(self, request: StepRequest, on_progress: Callable[[Progress], None]) -> StepResult:
+        """Run one step; see `babylon_tasks.records.steps.Trainer` for what it raises.
+
+        Everything it needs is loaded from the request: the same request gives the same weights,
+        whatever ran before it in this process.
+        """
+        started = time.monotonic()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        on_progress(Progress("load"))
+        model = self._load_model(request.base_model)
+        samples = read_samples(request.samples_path)
+        loaded = time.monotonic()
+        service = TorchService(model, request, on_progress)
+        scratch = Path(request.scratch_dir) / "art"
+        recorded = recorded_logprobs(samples)
+        backend = TorchBackend(str(scratch), model, service, request, recorded, on_progress)
+        try:
+            trained = asyncio.run(_train(backend, request, samples))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        seconds = time.monotonic() - started
+        phases = dict(service.seconds_by_phase)
+        phases["load"] += loaded - started
+        phases["tokenize"] = backend.tokenize_seconds
+        metrics = {**trained, **_reward_metrics(samples)}
+        tokenized = backend.tokenized
+        metrics["logprobs_misfit"] = float(tokenized.misfits)
+        sequences = tokenized.sequences
+        return StepResult(
+            loss=trained["loss"],
+            sequences=len(sequences),
+            dropped_sequences=tokenized.dropped.total(),
+            trainable_tokens=sequences.trainable_tokens,
+            context_tokens=sequences.context_tokens,
+            optimizer_steps=1,
+            device=self._device_name(),
+            gpu_seconds=seconds if self._device.type == "cuda" else 0.0,
+            seconds_by_phase=phases,
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+            windows=tokenized.windows,
+            peak_memory_bytes=self._peak_memory_bytes(),
+            mfu=self._mfu(model, request, sequences, phases),
+        )
+
+    def _load_model(self, base_model: str) -> LanguageModel:
+        if self._model is None or self._model.base_model != base_model:
+            self._model = None  # free the old one first
+            self._model = LanguageModel(base_model, self._device)
+        return self._model
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
+
+    def _peak_memory_bytes(self) -> int:
+        """Of the GPU, in this step; without one of this process, since it started."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _mfu(
+        self,
+        model: LanguageModel,
+        request: StepRequest,
+        sequences: Sequences,
+        phases: dict[str, float],
+    ) -> float | None:
+        shape, rate = Shape.of(model.adapted), matrix_rate(self._device.type)
+        seconds = phases["forward_backward"] + phases["optimizer"]
+        if shape is None or rate is None or seconds <= 0:
+            return None
+        kl = request.hyperparameters.kl_penalty > 0
+        return step_flops(shape, sequences.lengths, sequences.trainable_tokens, kl) / seconds / rate
+
+
+async def _train(
+    backend: TorchBackend, request: StepRequest, samples: list[Sample]
+) -> dict[str, Any]:
+    """One step through ART; what it returns are the service's metrics and ART's own."""
+    wanted = request.hyperparameters
+    model = art.TrainableModel(
+        name=request.model_name, project="babylon", base_model=request.base_model
+    )
+    await backend.register(model)
+    result = await backend.train(
+        model,
+        trajectory_groups(samples),
+        learning_rate=wanted.learning_rate,
+        kl_penalty_coef=wanted.kl_penalty,
+        advantage_balance=1 - wanted.negative_scale,
+        allow_training_without_logprobs=True,
+        save_checkpoint=False,  # ours is written into output_dir; ART's step is never read
+    )
+    return {name: float(result.metrics[name]) for name in OUR_METRICS if name in result.metrics}
+
+
+OUR_METRICS = (
+    "loss", "entropy", "grad_norm", "kl", "learning_rate", "micro_batches",
+    "logprobs_share", "ratio_mean", "ratio_clipped", "kl_recorded", "probs_corr",
+)  # fmt: skip
+
+
+def _reward_metrics(samples: list[Sample]) -> dict[str, float]:
+    rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std(correction=0)),
+        "groups": float(len({sample.window_id for sample in samples})),
+        "trajectories": float(len(samples)),
+    }

@@ -1,0 +1,73 @@
+"""Recorded calls as W&B takes them: an OpenAI `Choice` with the log-probabilities of its tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import art
+from openai.types.chat import ChatCompletionMessage, ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
+
+from babylon_tasks.records.steps import Call, Sample, WindowShare
+from workers.trainer.samples import trajectory
+
+_BYTES_A_TOKEN = 4  # of a prompt, whose tokens are not recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What is sent of a step: a group a window, and what it amounts to."""
+
+    groups: list[Any]
+    shares: dict[str, WindowShare]
+
+
+def recorded_groups(samples: Sequence[Sample], max_sequence_tokens: int) -> Recorded:
+    """One `art.TrajectoryGroup` per window; a window's samples stand together.
+
+    Calls without log-probabilities are not in it, nor those longer than `max_sequence_tokens`: the
+    response's tokens are counted, the prompt's estimated.
+    """
+    groups: list[Any] = []
+    shares: dict[str, WindowShare] = {}
+    for window_id, window in itertools.groupby(samples, key=lambda sample: sample.window_id):
+        trajectories = []
+        sequences = dropped = tokens = 0
+        for sample in window:
+            recorded = [call for call in sample.calls if call.logprobs is not None]
+            calls = [call for call in recorded if _tokens(call) <= max_sequence_tokens]
+            sequences += len(calls)
+            dropped += len(recorded) - len(calls)
+            tokens += sum(len(call.logprobs.token_ids) for call in calls if call.logprobs)
+            if calls:
+                histories = [[*call.prompt(), _choice(call)] for call in calls]
+                trajectories.append(trajectory(sample, histories))
+        shares[window_id] = WindowShare(sequences, dropped, tokens)
+        if trajectories:
+            groups.append(art.TrajectoryGroup(trajectories))
+    return Recorded(groups, shares)
+
+
+def _tokens(call: Call) -> int:
+    prompt = len(call.system.encode()) + len(call.user.encode())
+    return prompt // _BYTES_A_TOKEN + (len(call.logprobs.token_ids) if call.logprobs else 0)
+
+
+def _choice(call: Call) -> Choice:
+    assert call.logprobs is not None
+    told = zip(call.logprobs.token_ids, call.logprobs.values, strict=True)
+    return Choice(
+        index=0,
+        finish_reason="stop",
+        message=ChatCompletionMessage(role="assistant", content=call.response),
+        # Text that the tokenizer does not know would be read as the end of turn, silently.
+        logprobs=ChoiceLogprobs(
+            content=[
+                ChatCompletionTokenLogprob(token=f"token_id:{id_}", logprob=value, top_logprobs=[])
+                for id_, value in told
+            ]
+        ),
+    )

@@ -1,0 +1,43 @@
+"""Flower's settings; `celery -A babylon_tasks flower` reads this file.
+
+Flower shows arguments and can revoke tasks, so it is open only on loopback: it binds there unless
+FLOWER_BASIC_AUTH (or another of its authentications) is set, and refuses any other address. Its
+`/metrics` needs no login, and says how the pipeline stands besides Flower's own figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from prometheus_client import REGISTRY
+from tornado.options import options
+
+from babylon_tasks.settings import load_settings
+from workers.watch.metrics import PipelineCollector
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+if not (options.basic_auth or options.auth):
+    if not options.address:
+        address = "127.0.0.1"
+    elif options.address not in _LOOPBACK:
+        sys.stderr.write(
+            f"Flower on {options.address} needs authentication: "
+            "set FLOWER_BASIC_AUTH=user:password\n"
+        )
+        raise SystemExit(2)
+
+_settings = load_settings()
+if _settings.database_url:
+    REGISTRY.register(PipelineCollector(_settings))
+
+purge_offline_workers = 3600
+tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
+
+
+def format_task(task: Any) -> Any:
+    """Short names, and the windows instead of nested lists."""
+    task.name = (task.name or "").removeprefix("babylon.")
+    task.args = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
+    return task

@@ -1,0 +1,203 @@
+"""Logs committed steps to W&B: `python -m workers.watch.step_log`, and a thread to run it.
+
+What is logged is read from Postgres, so a step is logged once it is committed, whoever trained it;
+what could not be logged is logged after the next one. One run a model name, a step of it a step of
+the model. W&B may hang or be away: it has a process of its own, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from babylon_tasks.errors import BabylonError, Retryable, UserError
+from babylon_tasks.logs import configure_logging
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store import leases, steps
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.steps import StepToLog
+from babylon_tasks.text import one_line
+
+log = logging.getLogger("workers.watch.step_log")
+
+_MOST_SECONDS = 100  # of one run of the process, and those it has left then
+_LAST_SECONDS = 10
+_LEASE_SECONDS = 120.0  # longer than that; a process that was killed is followed after it
+_INIT_SECONDS = 30  # for W&B to answer at all
+_AT_ONCE = 1000  # steps a run of wandb
+_FOLDER = ".babylon"  # wandb makes `wandb` in it; WANDB_DIR names another
+
+_NAMES = {
+    "loss": "train/loss",
+    "kl": "train/kl",
+    "entropy": "train/entropy",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "reward_mean": "reward/mean",
+    "reward_std": "reward/std",
+    "sequences": "data/sequences",
+    "dropped_sequences": "data/dropped_sequences",
+    "context_tokens": "data/context_tokens",
+    "staleness_mean": "staleness/mean",
+    "staleness_max": "staleness/max",
+    "staleness_known": "staleness/known",
+    "logprobs_share": "recorded/logprobs_share",
+    "ratio_mean": "recorded/ratio_mean",
+    "ratio_clipped": "recorded/ratio_clipped",
+    "kl_recorded": "recorded/kl",
+}
+
+
+class StepLogger:
+    """Runs the process after steps, one at a time, and waits for none of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._committed = threading.Event()
+        self._thread = threading.Thread(target=self._log_all, daemon=True)
+
+    def step_committed(self) -> None:
+        """Returns at once; a step that is committed meanwhile is logged by one more run."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._committed.set()
+
+    def _log_all(self) -> None:
+        while self._committed.wait():
+            self._committed.clear()
+            log_steps(self._settings)
+
+
+def log_steps(settings: Settings) -> None:
+    """Log what is not logged yet, in a process of its own; its errors are lines of the log."""
+    if settings.wandb_mode == "disabled" or settings.trainer == "noop":
+        return
+    command = [sys.executable, "-m", "workers.watch.step_log"]
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - our own module
+    except OSError as error:  # no memory or process for it now
+        log.warning("steps are not logged to W&B: %s", error)
+
+
+def wandb_metrics(step: StepToLog) -> dict[str, float]:
+    """A step's row by the names it has on W&B; finite numbers only."""
+    found: dict[str, Any] = {
+        _NAMES[name]: value for name, value in step.metrics.items() if name in _NAMES
+    }
+    found |= {f"seconds/{phase}": seconds for phase, seconds in step.seconds.items()}
+    found |= {f"data/{name}": count for name, count in step.funnel.items()}
+    found |= {
+        "data/windows": len(step.window_ids),
+        "data/trajectories": step.trajectories,
+        "data/trainable_tokens": step.trainable_tokens,
+        "speed/tokens_per_second": step.tokens_per_second,
+        "speed/mfu": step.mfu,
+        "speed/peak_memory_gb": step.peak_memory_bytes and step.peak_memory_bytes / 1e9,
+        "cost/gpu_seconds": step.gpu_seconds,
+        "cost/usd": step.cost_usd,
+    }
+    numbers = {name: float(value) for name, value in found.items() if value is not None}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def main() -> int:
+    """Log every committed step that W&B does not have yet; 1 where that failed."""
+    configure_logging("INFO")
+    signal.signal(signal.SIGALRM, _give_up)  # wandb retries for hours where a network hangs
+    signal.alarm(_MOST_SECONDS)
+    holder = f"{socket.gethostname()}:{os.getpid()}"
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        database = Database(settings.postgres())
+        with database.transaction() as tx:
+            lease = leases.acquire(tx, f"wandb/{settings.model_name}", holder, _LEASE_SECONDS)
+        if lease is None:
+            return 0  # another process logs them
+        try:
+            _log_all(database, settings)
+        finally:
+            with database.transaction() as tx:
+                leases.release(tx, [lease])
+    except BabylonError as error:
+        log.warning("steps are not logged to W&B: %s", error)
+        return 1
+    except KeyboardInterrupt:  # meant for the command that started us
+        logging.shutdown()
+        os._exit(130)  # wandb's own end would wait for W&B
+    return 0
+
+
+def _give_up(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_LAST_SECONDS)
+    raise Retryable(f"W&B took longer than {_MOST_SECONDS} s")
+
+
+def _log_all(database: Database, settings: Settings) -> None:
+    while True:
+        with database.transaction() as tx:
+            left = steps.to_log(tx, settings.model_name, _AT_ONCE)
+        if not left:
+            return
+        _log(settings, left)
+        with database.transaction() as tx:
+            steps.logged(tx, settings.model_name, [step.step for step in left])
+
+
+def _log(settings: Settings, found: Sequence[StepToLog]) -> None:
+    """Raises Retryable where W&B does not take them, UserError where wandb is missing."""
+    for name in [name for name, value in os.environ.items() if not value]:
+        if name.startswith("WANDB_"):
+            del os.environ[name]  # to wandb itself an empty value is a wrong one
+    if settings.wandb_api_key:
+        os.environ["WANDB_API_KEY"] = settings.wandb_api_key.get_secret_value()
+    folder = Path(os.environ.setdefault("WANDB_DIR", _FOLDER))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        import wandb
+
+        with wandb.init(
+            project=settings.wandb_project,
+            entity=settings.wandb_entity,
+            # Not the bare name: ART, and W&B's own training, name theirs so.
+            id=f"{settings.model_name}-steps",
+            name=settings.model_name,
+            resume="allow",
+            mode=settings.wandb_mode or ("online" if settings.wandb_api_key else "offline"),
+            config={"model_name": settings.model_name, "base_model": settings.base_model},
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=_INIT_SECONDS,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        ) as run:
+            for step in found:
+                if step.step >= run.starting_step:
+                    run.log(wandb_metrics(step), step=step.step)
+                else:  # from a run of this before, which died before it could note that
+                    log.warning("W&B has step %d of %s already", step.step, settings.model_name)
+    except ImportError:
+        raise UserError("wandb is not installed: pip install 'babylon-tasks[train]'") from None
+    except BabylonError:
+        raise
+    except Exception as error:  # wandb's own, and those of its process and its network
+        raise Retryable(one_line(f"{type(error).__name__}: {error}")) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
