@@ -15,6 +15,7 @@ from babylon_tasks.cli import run
 from babylon_tasks.cli.common import ready_context
 from babylon_tasks.cli.windows import no_windows
 from babylon_tasks.errors import NotRecorded, Retryable, UserError
+from babylon_tasks.intake import stage as intake
 from babylon_tasks.local import ask
 from babylon_tasks.records.windows import State, Window, due_at
 from babylon_tasks.settings import Settings, load_settings
@@ -43,7 +44,7 @@ def list_ready(settings: Settings) -> int:
     """Print the windows that a step could take now."""
     context = ready_context(settings)
     with context.database.transaction() as tx:
-        found = window_rows.listing(tx, settings)
+        found = window_rows.listing(tx, settings.model_name, settings)
     ready = [w for w in found if w.can_train]
     if not ready:
         raise no_windows(context.database, settings, found)
@@ -124,17 +125,17 @@ def _choose_window(context: Context) -> Window:
         window_id = window_id or request.window_id
     if window_id is None:
         with context.database.transaction() as tx:
-            found = window_rows.listing(tx, settings)
+            found = window_rows.listing(tx, settings.model_name, settings)
         ready = [w for w in found if w.can_train]
         if not ready:
             raise no_windows(context.database, settings, found)
         window_id = ready[0].window_id
-    if settings.batch_id is not None and pipeline.must_wait(context, window_id):
+    if settings.batch_id is not None and intake.must_wait(context, window_id):
         # The app asks for the hour that is still running: its request waits for it.
         raise SystemExit(_waits(settings, window_id))
     window = pipeline.enqueue(context, window_id)
     if settings.batch_id is not None:
-        pipeline.answer_request(context, settings.batch_id, window)
+        intake.answer_request(context, settings.batch_id, window)
     return window
 
 

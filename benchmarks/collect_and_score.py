@@ -49,8 +49,8 @@ from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.simulation import simulate
 from babylon_tasks.store import traces
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
+from babylon_tasks.work.context import Context
 
 STEPS_BYTES = 60_000
 BIG_AGENTS, BIG_STEPS_BYTES = 200, 300_000
@@ -163,7 +163,7 @@ def score_one_window(window_id: str) -> None:
     for module in CPU_WORKER_MODULES:
         importlib.import_module(module)
     settings = load_settings()
-    context = pipeline.Context(Database(settings.postgres()), settings, "benchmark")
+    context = Context.of_deployment(settings, "benchmark")
     before = peak_mib()
     assert pipeline.score(context, only=[window_id]) == [window_id]
     print(json.dumps({"imports_mib": before, "peak_mib": peak_mib()}))
@@ -179,7 +179,7 @@ def peak_mib() -> float:
 def measure_memory(url: str, window_id: str) -> dict[str, float]:
     """What `score_one_window` says."""
     settings = Settings(database_url=url, lookback_hours=240)  # type: ignore[arg-type, call-arg]
-    context = pipeline.Context(Database(url), settings, "benchmark")
+    context = Context.of_deployment(settings, "benchmark")
     assert window_id in pipeline.produce(context)
     context.database.close()
     done = subprocess.run(

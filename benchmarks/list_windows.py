@@ -47,7 +47,6 @@ from babylon_tasks.local.servers import embedded_postgres
 from babylon_tasks.records.windows import WindowListing, window_id_at
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 
@@ -180,10 +179,10 @@ def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[s
     (load_seconds,) = seconds(lambda: load(url, trajectories, now))
     # Nothing settles: the running hour is counted, whatever the minute, and no other.
     settings = Settings(database_url=url, settle_seconds=0)  # type: ignore[arg-type, call-arg]
-    context = Context(Database(url), settings, "benchmark")
+    context = Context.of_deployment(settings, "benchmark")
 
     def ours() -> list[WindowListing]:
-        return window_rows.listing(tx, settings)
+        return window_rows.listing(tx, context.lineage.name, settings)
 
     with context.database.transaction() as tx:
         ours()

@@ -55,7 +55,6 @@ from babylon_tasks.scoring.registry import SCORERS
 from babylon_tasks.settings import Settings
 from babylon_tasks.simulation.simulate import TrajectoryRow, WindowRows, simulate, write
 from babylon_tasks.store import judgments, scores
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from tests.judge_server import Behaviour, JudgeServer, Received, text_of
@@ -146,7 +145,7 @@ def measure(windows: int, agents: int, noise: float, seed: int) -> dict[str, Any
             judge_model="openai/stand-in",
             judge_base_url=judge.url,
         )
-        context = Context(Database(url), settings, "benchmark")
+        context = Context.of_deployment(settings, "benchmark")
         stack.callback(context.database.close)
         for name in SCORERS:
             for window in simulated:

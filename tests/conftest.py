@@ -18,7 +18,6 @@ from pydantic import SecretStr
 from babylon_tasks.local.servers import embedded_redis
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.simulation.tiny_model import make_tiny_model
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from workers.gpu.client import TrainerProcess
@@ -142,7 +141,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def context(settings: Settings) -> Iterator[Context]:
     """A worker with these settings; `make_worker` makes others beside it."""
-    made = Context(Database(settings.postgres()), settings, "test:1")
+    made = Context.of_deployment(settings, "test:1")
     yield made
     made.database.close()
 
@@ -157,7 +156,7 @@ def make_context(settings: Settings) -> Iterator[Callable[..., Context]]:
             changes["database_url"] = SecretStr(changes["database_url"])
         # Not validated: a zombie has a heartbeat that no deployment may have.
         changed = settings.model_copy(update=changes)
-        made.append(Context(Database(changed.postgres()), changed, f"test:{len(made) + 2}"))
+        made.append(Context.of_deployment(changed, f"test:{len(made) + 2}"))
         return made[-1]
 
     yield make

@@ -17,7 +17,6 @@ from babylon_tasks.errors import BabylonError, NotRecorded, Retryable
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import canaries
-from babylon_tasks.store.database import Database
 from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context
 from workers import doorbells, queues
@@ -55,7 +54,7 @@ def context() -> Context:
     """This process's identity and connection, made at its first task (after the fork)."""
     settings = load_settings()
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    return Context(Database(settings.postgres()), settings, holder)
+    return Context.of_deployment(settings, holder)
 
 
 @shared_task(name="babylon.produce", **CPU_LIMITS)

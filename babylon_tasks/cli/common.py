@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 
 from babylon_tasks.settings import Settings
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.work.context import Context
 
@@ -39,6 +38,4 @@ def ready_context(settings: Settings) -> Context:
         UserError: It does not answer, or `babylon migrate` was not run.
     """
     require_applied(settings.postgres())
-    return Context(
-        Database(settings.postgres()), settings, holder=f"{socket.gethostname()}:{os.getpid()}"
-    )
+    return Context.of_deployment(settings, holder=f"{socket.gethostname()}:{os.getpid()}")

@@ -28,7 +28,6 @@ from babylon_tasks.simulation import simulate
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store import steps
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.signals import interrupt
@@ -75,7 +74,7 @@ def _run(windows: int, agents: int, seed: int) -> int:
             f"wrote {written.trajectories} trajectories of {written.agents} agents, "
             f"{len(written.malformed)} of them malformed",
         )
-        context = Context(Database(settings.postgres()), settings, "demo")
+        context = Context.of_deployment(settings, "demo")
         port = free_port()
         with Stack(roles(port), HOME / "logs", env, checks) as running:
             _say(started, f"beat, cpu worker, gpu worker, Flower at http://127.0.0.1:{port}")

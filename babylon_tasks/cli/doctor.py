@@ -198,7 +198,7 @@ def _windows(settings: Settings) -> str:
     database = Database(settings.postgres())
     require_applied(settings.postgres())
     with database.transaction() as tx:
-        found = window_rows.listing(tx, settings)
+        found = window_rows.listing(tx, settings.model_name, settings)
     ready = [w for w in found if w.can_train]
     if not found or (not ready and all(w.state != "trained" for w in found)):
         raise no_windows(database, settings, found)

@@ -13,7 +13,7 @@ from babylon_tasks.records.windows import parse_window_id
 from babylon_tasks.scoring.judge.check import Check
 from babylon_tasks.scoring.judge.check import check as check_judge
 from babylon_tasks.scoring.judge.client import Judge
-from babylon_tasks.scoring.stage import read_group
+from babylon_tasks.scoring.reading import read_window
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.traces import open_reader
@@ -66,7 +66,7 @@ _SIGNED = (
 
 async def _check(context: Context, window_id: str) -> Check:
     async with open_reader(context.settings) as reader:
-        read = await read_group(context, reader, window_id, sees_runs=True)
+        read = await read_window(context, reader, window_id, sees_runs=True)
     if len(read.group.outcomes) < 3:
         raise UserError(
             f"window {window_id} has {len(read.group.outcomes)} trajectories to judge, needs 3"
@@ -76,7 +76,7 @@ async def _check(context: Context, window_id: str) -> Check:
 
 def _newest(context: Context, settings: Settings) -> str:
     with context.database.transaction() as tx:
-        found = window_rows.listing(tx, settings)
+        found = window_rows.listing(tx, settings.model_name, settings)
     ended = [window.window_id for window in found if window.state in _ENDED]
     if not ended:
         raise no_windows(context.database, settings, found)

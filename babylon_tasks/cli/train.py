@@ -61,7 +61,7 @@ def train(
     pipeline.produce(context)
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, settings.model_name)
-        found = window_rows.listing(tx, settings)
+        found = window_rows.listing(tx, settings.model_name, settings)
     if not states[State.DUE] and not states[State.SCORED]:
         raise no_windows(context.database, settings, found)
     steps, published = [], []

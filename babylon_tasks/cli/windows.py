@@ -39,7 +39,7 @@ def list_windows(as_json: bool) -> None:
     started = time.perf_counter()
     with database.transaction() as tx:
         started = time.perf_counter()
-        found = window_rows.listing(tx, settings)
+        found = window_rows.listing(tx, settings.model_name, settings)
         query_seconds = time.perf_counter() - started
     if as_json:
         print_json({"query_seconds": query_seconds, "windows": [asdict(w) for w in found]})

@@ -15,7 +15,16 @@ from typing import TypeVar
 
 import msgspec
 
-from babylon_tasks.records.traces import RawTrace, Unusable, clean
+from babylon_tasks.records.recorded_steps import (
+    NULL,
+    Odd,
+    RawTrace,
+    RecordedCall,
+    RecordedStep,
+    clean,
+    decode_leniently,
+    parse_steps,
+)
 from babylon_tasks.text import one_line
 
 Scalar = str | int | float | bool
@@ -82,50 +91,36 @@ class AgentRun:
     moves: tuple[RunStep, ...]
 
 
-class _Call(msgspec.Struct, gc=False):
-    response: str | None = None
-    reasoning: msgspec.Raw = msgspec.Raw(b"null")
-    purpose: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Step(msgspec.Struct, gc=False):
-    # Raw: an odd part is then unknown by itself, and does not take the step with it.
-    environmentState: msgspec.Raw = msgspec.Raw(b"{}")  # noqa: N815 - the app's names
-    llmCalls: list[_Call] | None = None  # noqa: N815
-    action: msgspec.Raw = msgspec.Raw(b"null")
-
-
 class _State(msgspec.Struct, gc=False):
-    agentPnL: msgspec.Raw = msgspec.Raw(b"null")  # noqa: N815
-    agentBalance: msgspec.Raw = msgspec.Raw(b"null")  # noqa: N815
+    agentPnL: Odd = NULL  # noqa: N815
+    agentBalance: Odd = NULL  # noqa: N815
 
 
 class _Action(msgspec.Struct, gc=False):
-    actionType: msgspec.Raw = msgspec.Raw(b"null")  # noqa: N815
-    parameters: msgspec.Raw = msgspec.Raw(b"null")
-    success: msgspec.Raw = msgspec.Raw(b"null")
-    error: msgspec.Raw = msgspec.Raw(b"null")
-    reasoning: msgspec.Raw = msgspec.Raw(b"null")
+    actionType: Odd = NULL  # noqa: N815
+    parameters: Odd = NULL
+    success: Odd = NULL
+    error: Odd = NULL
+    reasoning: Odd = NULL
 
 
-_steps_decoder = msgspec.json.Decoder(list[_Step])
 _state_decoder = msgspec.json.Decoder(_State)
 _action_decoder = msgspec.json.Decoder(_Action)
 _any_decoder = msgspec.json.Decoder(object)
 
 
+def run_of(raw: RawTrace, steps: Sequence[RecordedStep]) -> AgentRun:
+    """Tell a run from a row's parsed steps; a step's odd parts become unknown."""
+    return AgentRun(raw.trajectory_id, raw.agent_id, tuple(map(_move, range(len(steps)), steps)))
+
+
 def decode_run(raw: RawTrace) -> AgentRun:
-    """Decode a row that `traces.decode` accepted; a step's odd parts become unknown.
+    """Decode a row.
 
     Raises:
         Unusable: `stepsJson` as a whole cannot be decoded, or is empty.
     """
-    if raw.steps is None:
-        raise Unusable("too_large", f"stepsJson has {raw.bytes} bytes, above MAX_TRACE_BYTES")
-    steps = _decode_steps(raw.steps)
-    if not steps:
-        raise Unusable("no_steps", "stepsJson is empty")
-    return AgentRun(raw.trajectory_id, raw.agent_id, tuple(map(_move, range(len(steps)), steps)))
+    return run_of(raw, parse_steps(raw))
 
 
 def pnl_path(play: AgentRun) -> list[float]:
@@ -144,39 +139,15 @@ def failed_share(play: AgentRun) -> float:
     return sum(not move.success for move in acted) / len(acted) if acted else 0.0
 
 
-def _decode_steps(text: str) -> list[_Step]:
-    if text == "null":
-        return []
-    try:
-        return _decode(_steps_decoder, text)
-    except msgspec.ValidationError as error:
-        raise Unusable("wrong_shape", str(error)) from None
-    except RecursionError:
-        raise Unusable("bad_json", "stepsJson is nested too deeply") from None
-    except (msgspec.DecodeError, ValueError) as error:
-        raise Unusable("bad_json", str(error)) from None
-
-
-def _decode(decoder: msgspec.json.Decoder[_T], text: str | msgspec.Raw) -> _T:
-    """Typed decoding, and once more without the lone surrogates that strict decoders refuse."""
-    try:
-        return decoder.decode(text)
-    except msgspec.ValidationError:
-        raise
-    except (msgspec.DecodeError, UnicodeError):
-        loose = json.loads(text if isinstance(text, str) else bytes(text))
-        return decoder.decode(clean(json.dumps(loose, ensure_ascii=False)))
-
-
 def _part(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw) -> _T | None:
     """A part of a step; None where it is odd."""
     try:
-        return _decode(decoder, raw)
+        return decode_leniently(decoder, raw)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
 
 
-def _move(index: int, step: _Step) -> RunStep:
+def _move(index: int, step: RecordedStep) -> RunStep:
     state = _part(_state_decoder, step.environmentState) or _State()
     action = _part(_action_decoder, step.action) or _Action()
     error = _error(_part(_any_decoder, action.error))
@@ -234,13 +205,13 @@ def _dollars(value: object) -> float | None:
     return dollars if abs(dollars) <= _MAX_DOLLARS else None  # None for NaN too
 
 
-def _said(reasoning: str, calls: Sequence[_Call]) -> str:
+def _said(reasoning: str, calls: Sequence[RecordedCall]) -> str:
     """The action's reasoning, else a call's, else the answer; the call that acted goes first."""
     if reasoning:
         return reasoning
     # From the last call back, and those that acted before those that only thought.
-    acted: list[_Call] = []
-    others: list[_Call] = []
+    acted: list[RecordedCall] = []
+    others: list[RecordedCall] = []
     for call in reversed(calls):
         purpose = _part(_any_decoder, call.purpose)
         (acted if purpose == "action" else others).append(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -21,3 +22,17 @@ class Score:
     reasoning: str
     content_hash: str
     judge_model: str | None = None
+
+
+def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:
+    """Why a group teaches nothing, or None where it does.
+
+    Dividing by a tiny standard deviation turns rounding noise into full-strength advantages,
+    so the spread (largest less smallest reward) must reach a tolerance first.
+    """
+    if len(rewards) < 2:
+        return f"{len(rewards)} trainable trajectories, a comparison needs 2"
+    spread = max(rewards) - min(rewards)
+    if spread <= 0 or spread < min_spread:
+        return f"no signal: rewards spread {spread:.4f}, below MIN_REWARD_SPREAD={min_spread:g}"
+    return None

@@ -62,20 +62,6 @@ def keep(
     return kept, left_out
 
 
-def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:
-    """Why a group teaches nothing, or None where it does.
-
-    Dividing by a tiny standard deviation turns rounding noise into full-strength advantages,
-    so the spread (largest less smallest reward) must reach a tolerance first.
-    """
-    if len(rewards) < 2:
-        return f"{len(rewards)} trainable trajectories, a comparison needs 2"
-    spread = max(rewards) - min(rewards)
-    if spread <= 0 or spread < min_spread:
-        return f"no signal: rewards spread {spread:.4f}, below MIN_REWARD_SPREAD={min_spread:g}"
-    return None
-
-
 def _choose(outcomes: Sequence[Outcome], most: int, window_id: str) -> set[str]:
     """Trajectory ids drawn by lot, the agents taking turns: as many agents as possible stay."""
     drawn = sorted(outcomes, key=lambda o: _draw(window_id, "maximum", o.trajectory_id))

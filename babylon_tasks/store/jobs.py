@@ -9,6 +9,7 @@ from psycopg.rows import class_row
 
 from babylon_tasks.records.steps import JobNote
 from babylon_tasks.store.database import Connection, jsonb
+from babylon_tasks.store.leases import Claim
 from babylon_tasks.store.queries import load
 
 _SQL = load("jobs")
@@ -42,26 +43,25 @@ def follow(connection: Connection, model_name: str, token: int) -> None:
     connection.execute(_SQL["follow_job"], {"model_name": model_name, "token": token})
 
 
-def note(
-    connection: Connection, model_name: str, step: int, token: int, sent: Sent, note: JobNote
-) -> None:
+def note(connection: Connection, claim: Claim, step: int, sent: Sent, note: JobNote) -> None:
     """Write down what the trainer says about its job; the caller renews the lease with it."""
+    name = claim.model_name
     if note.state == "intent":
         connection.execute(
             _SQL["intend_job"],
             {
-                "model_name": model_name,
+                "model_name": name,
                 "step": step,
-                "token": token,
+                "token": claim.lease.token,
                 "windows": jsonb(sent),
                 "remote_step": note.remote_step,
             },
         )
     elif note.state == "posted":
-        connection.execute(_SQL["post_job"], {"model_name": model_name, "job_id": note.job_id})
+        connection.execute(_SQL["post_job"], {"model_name": name, "job_id": note.job_id})
     else:
         connection.execute(
-            _SQL["end_job"], {"model_name": model_name, "state": note.state, "why": note.why}
+            _SQL["end_job"], {"model_name": name, "state": note.state, "why": note.why}
         )
 
 

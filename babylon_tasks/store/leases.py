@@ -23,6 +23,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """Whoever writes: for which model, as which holder, under which lease."""
+
+    model_name: str
+    holder: str
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
 class LiveLease:
     """A lease that somebody holds, and the seconds it has left unless it is renewed."""
 

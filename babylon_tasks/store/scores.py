@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import ROUND_DOWN, Decimal
 
 from psycopg.rows import class_row
 
+from babylon_tasks.records.recorded_steps import Unusable
 from babylon_tasks.records.scores import Score
-from babylon_tasks.records.traces import Unusable
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.judgments import Cost
 from babylon_tasks.store.queries import load
@@ -25,18 +25,21 @@ class StoredScore:
     content_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Whose scores of which window: those of one scorer, for one model."""
+
+    model_name: str
+    scorer: str
+    window_id: str
+
+
 def write(
-    connection: Connection,
-    scores: Sequence[Score],
-    *,
-    model_name: str,
-    scorer: str,
-    window_id: str,
-    cost: Cost | None = None,
+    connection: Connection, source: Source, scores: Sequence[Score], cost: Cost | None = None
 ) -> None:
     """Replace the window's scores by this scorer; each bears an equal share of the judge's cost."""
     cost = cost or Cost(None, None)
-    identity = {"model_name": model_name, "scorer": scorer, "window_id": window_id}
+    identity = asdict(source)
     trajectory_ids = [s.trajectory_id for s in scores]
     connection.execute(_SQL["forget_scores"], {**identity, "trajectory_ids": trajectory_ids})
     connection.execute(
@@ -80,35 +83,22 @@ def forget_judgments(connection: Connection, window_id: str) -> None:
     connection.execute(_SQL["forget_judgments"], {"window_id": window_id})
 
 
-def tell_app(
-    connection: Connection,
-    *,
-    model_name: str,
-    scorer: str,
-    window_id: str,
-    judge_version: str,
-    criteria: str,
-) -> None:
+def tell_app(connection: Connection, source: Source, rubric_hash: str, criteria: str) -> None:
     """Write a judged window's scores into the app's own tables, as the app's judge does.
 
     `criteria` is JSON.
     """
-    window = {"model_name": model_name, "scorer": scorer, "window_id": window_id}
+    version = f"{source.scorer}-{rubric_hash}"
     connection.execute(
         _SQL["tell_app_judgments"],
-        {**window, "judge_version": judge_version, "criteria": criteria},
+        {**asdict(source), "judge_version": version, "criteria": criteria},
     )
-    connection.execute(_SQL["tell_app_scores"], window)
+    connection.execute(_SQL["tell_app_scores"], asdict(source))
 
 
-def read(
-    connection: Connection, *, model_name: str, scorer: str, window_id: str
-) -> dict[str, StoredScore]:
-    """The window's scores by trajectory id."""
-    rows = connection.execute(
-        _SQL["read_scores"],
-        {"model_name": model_name, "scorer": scorer, "window_id": window_id},
-    ).fetchall()
+def read(connection: Connection, source: Source) -> dict[str, StoredScore]:
+    """Return the window's scores by trajectory id."""
+    rows = connection.execute(_SQL["read_scores"], asdict(source)).fetchall()
     return {row["trajectory_id"]: StoredScore(row["score"], row["content_hash"]) for row in rows}
 
 

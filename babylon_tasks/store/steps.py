@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +12,14 @@ import msgspec
 from psycopg.rows import class_row
 
 from babylon_tasks.errors import CheckpointRemoved, StaleClaim, UserError
+from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import StepResult
 from babylon_tasks.records.versions import Head, choose_version
 from babylon_tasks.records.windows import Window
-from babylon_tasks.store import attempts, jobs, logprobs, training_batches
-from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store import attempts, jobs, logprobs, training_batches, transitions
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection, jsonb
+from babylon_tasks.store.leases import Claim
 from babylon_tasks.store.queries import load
 
 _SQL = load("steps")
@@ -92,20 +92,16 @@ class StepListing:
 class Commit:
     """All that one committed step writes.
 
-    `expected_step` is the head it started from and `token` its lease's: the compare-and-set.
-    `primary` says whether the app's own tables are written. `rewards` maps the trained
-    trajectories to their scores; `funnels` counts what was left out of each window at the last
-    moment; `seconds` are the step's, by phase, but for the commit itself; `cost_usd` is None where
-    no price is known.
+    `expected_step` is the head it started from and the claim's lease has its token: the
+    compare-and-set. `rewards` maps the trained trajectories to their scores; `funnels` counts what
+    was left out of each window at the last moment; `seconds` are the step's, by phase, but for the
+    commit itself; `cost_usd` is None where no price is known.
     """
 
-    model_name: str
-    base_model: str
+    claim: Claim
+    lineage: Lineage
     expected_step: int
-    token: int
-    holder: str
     trainer: str
-    primary: bool
     windows: Sequence[Window]
     rewards: dict[str, float]
     funnels: Mapping[str, Mapping[str, int]]
@@ -153,11 +149,9 @@ def listing(connection: Connection, model_name: str) -> list[StepListing]:
         return cursor.execute(_SQL["list_steps"], {"model_name": model_name}).fetchall()
 
 
-def version_of_token(connection: Connection, model_name: str, token: int) -> str | None:
-    """The version that the attempt with this token committed, or None if it did not."""
-    row = connection.execute(
-        _SQL["step_of_token"], {"model_name": model_name, "token": token}
-    ).fetchone()
+def version_of_token(connection: Connection, claim: Claim) -> str | None:
+    """Return the version that the attempt with this token committed, or None if it did not."""
+    row = connection.execute(_SQL["step_of_token"], _identity(claim)).fetchone()
     return str(row["version"]) if row else None
 
 
@@ -170,65 +164,35 @@ def commit(connection: Connection, new: Commit) -> str:
     Raises:
         StaleClaim: The head moved, the lease went, or a window changed. Nothing is written.
     """
-    identity = {"model_name": new.model_name, "token": new.token}
+    name, step = new.lineage.name, new.expected_step + 1
+    identity = _identity(new.claim)
     moved = connection.execute(
         _SQL["advance_head"], {**identity, "expected_step": new.expected_step}
     ).rowcount
     if moved != 1:
         raise StaleClaim(
-            f"step {new.expected_step + 1} of {new.model_name} is refused: "
-            "the lease went or another step came first"
+            f"step {step} of {name} is refused: the lease went or another step came first"
         )
-    step = new.expected_step + 1
-    if not window_rows.mark_trained(
-        connection,
-        new.windows,
-        model_name=new.model_name,
-        step=step,
-        holder=new.holder,
-        funnels=new.funnels,
-    ):
+    if not transitions.mark_trained(connection, new.claim, new.windows, step, new.funnels):
         raise StaleClaim("a window of the step was scored again or ended meanwhile")
     version = _give_version(connection, new)
-    logprobs.forget(connection, new.model_name, [w.window_id for w in new.windows])
-    attempts.end(connection, new.model_name, [new.token], Ending.DONE)
-    jobs.finish(connection, new.model_name, new.token)
-    if new.primary:
+    logprobs.forget(connection, name, [w.window_id for w in new.windows])
+    attempts.end(connection, name, [new.claim.lease.token], Ending.DONE)
+    jobs.finish(connection, name, new.claim.lease.token)
+    if new.lineage.primary:
         _write_back(connection, new, step, version)
     # Nearly last, since it notes how long this transaction took.
-    connection.execute(
-        _SQL["insert_step"],
-        {
-            **identity,
-            "step": step,
-            "trainer": new.trainer,
-            "window_ids": [w.window_id for w in new.windows],
-            "trajectories": len(new.rewards),
-            "trainable_tokens": new.result.trainable_tokens,
-            "metrics": jsonb(_metrics(new.result)),
-            "gpu_seconds": new.result.gpu_seconds,
-            "cost_usd": new.cost_usd,
-            "checkpoint": new.checkpoint,
-            "version": version,
-            "total_seconds": sum(new.seconds.values()),
-            "seconds": jsonb(dict(new.seconds)),
-            "tokens_per_second": _tokens_per_second(new),
-            "mfu": new.result.mfu,
-            "peak_memory_bytes": new.result.peak_memory_bytes,
-        },
-    )
+    connection.execute(_SQL["insert_step"], {**identity, **_columns(new, step, version)})
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
     return version
 
 
-def begin_checkpoint(connection: Connection, model_name: str, checkpoint: str, token: int) -> str:
-    """Note that an attempt is about to write this folder; returns the nonce to put into it."""
-    nonce = str(uuid.uuid4())
+def begin_checkpoint(connection: Connection, claim: Claim, checkpoint: str, nonce: str) -> None:
+    """Note that an attempt is about to write this folder, and this nonce into it."""
     connection.execute(
         _SQL["begin_checkpoint"],
-        {"checkpoint": checkpoint, "model_name": model_name, "token": token, "nonce": nonce},
+        {**_identity(claim), "checkpoint": checkpoint, "nonce": nonce},
     )
-    return nonce
 
 
 def unfinished_checkpoints(connection: Connection, model_name: str, limit: int) -> dict[str, str]:
@@ -244,12 +208,10 @@ def forget_checkpoint(connection: Connection, checkpoint: str) -> None:
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": checkpoint})
 
 
-def lock_head(connection: Connection, model_name: str, token: int) -> Head | None:
-    """The head, which stays as it is until the transaction ends; None where the lease went."""
+def lock_head(connection: Connection, claim: Claim) -> Head | None:
+    """Return the head, which then stays until the transaction ends; None where the lease went."""
     with connection.cursor(row_factory=class_row(Head)) as cursor:
-        return cursor.execute(
-            _SQL["lock_head"], {"model_name": model_name, "token": token}
-        ).fetchone()
+        return cursor.execute(_SQL["lock_head"], _identity(claim)).fetchone()
 
 
 def with_files(connection: Connection, model_name: str) -> list[int]:
@@ -298,33 +260,54 @@ def steps_of_versions(connection: Connection, model_name: str) -> dict[str, int]
     return {row["version"]: row["step"] for row in rows}
 
 
+def _identity(claim: Claim) -> dict[str, str | int]:
+    return {"model_name": claim.model_name, "token": claim.lease.token}
+
+
+def _columns(new: Commit, step: int, version: str) -> dict[str, object]:
+    """The row of `rl.steps`, but for its identity."""
+    return {
+        "step": step,
+        "trainer": new.trainer,
+        "window_ids": [w.window_id for w in new.windows],
+        "trajectories": len(new.rewards),
+        "trainable_tokens": new.result.trainable_tokens,
+        "metrics": jsonb(_metrics(new.result)),
+        "gpu_seconds": new.result.gpu_seconds,
+        "cost_usd": new.cost_usd,
+        "checkpoint": new.checkpoint,
+        "version": version,
+        "total_seconds": sum(new.seconds.values()),
+        "seconds": jsonb(dict(new.seconds)),
+        "tokens_per_second": _tokens_per_second(new),
+        "mfu": new.result.mfu,
+        "peak_memory_bytes": new.result.peak_memory_bytes,
+    }
+
+
 def _give_version(connection: Connection, new: Commit) -> str:
     connection.execute(_SQL["lock_versions"])
-    rows = connection.execute(_SQL["taken_versions"], {"model_name": new.model_name}).fetchall()
+    rows = connection.execute(_SQL["taken_versions"], {"model_name": new.lineage.name}).fetchall()
     return choose_version(new.requested_version, {row["version"] for row in rows})
 
 
 def _write_back(connection: Connection, new: Commit, step: int, version: str) -> None:
+    name, base_model = new.lineage.name, new.lineage.base_model
     batch_id = new.windows[0].batch_id
     if batch_id is None:
-        batch_id = f"{new.model_name}-step-{step}-{new.token}"
+        batch_id = f"{name}-step-{step}-{new.claim.lease.token}"
         window_id = new.windows[0].window_id if len(new.windows) == 1 else None
-        training_batches.insert(connection, batch_id, window_id, new.base_model, version)
-    training_batches.complete(
-        connection,
-        batch_id,
-        version=version,
-        base_model=new.base_model,
-        rewards=new.rewards,
-        loss=new.result.loss,
-        seconds=sum(new.seconds.values()),
+        training_batches.insert(connection, batch_id, window_id, base_model, version)
+    done = training_batches.Completion(
+        version, base_model, new.rewards, new.result.loss, sum(new.seconds.values())
     )
+    training_batches.complete(connection, batch_id, done)
     connection.execute(
         _SQL["insert_model"],
         {
-            "model_id": f"{new.model_name}-{version}",
+            "model_id": f"{name}-{version}",
             "version": version,
-            "base_model": new.base_model,
+            "base_model": base_model,
             "batch_id": batch_id,
             # What a client must name to reach the weights, or the path to them.
             "checkpoint": new.result.inference_name or new.checkpoint,
@@ -333,11 +316,7 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
     )
     connection.execute(
         _SQL["mark_trajectories_used"],
-        {
-            "model_name": new.model_name,
-            "batch_id": batch_id,
-            "trajectory_ids": list(new.rewards),
-        },
+        {"model_name": name, "batch_id": batch_id, "trajectory_ids": list(new.rewards)},
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from babylon_tasks.errors import Final, Retryable
-from babylon_tasks.records.traces import RawTrace
+from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import unreachable
 from babylon_tasks.store.queries import load

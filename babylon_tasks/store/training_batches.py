@@ -65,27 +65,29 @@ def insert(
     )
 
 
-def complete(
-    connection: Connection,
-    batch_id: str,
-    *,
-    version: str,
-    base_model: str,
-    rewards: dict[str, float],
-    loss: float | None,
-    seconds: float,
-) -> None:
-    """End a batch with its step; `rewards` by trajectory id, `seconds` of wall time."""
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a batch ends with: `rewards` by trajectory id, `seconds` of wall time."""
+
+    version: str
+    base_model: str
+    rewards: dict[str, float]
+    loss: float | None
+    seconds: float
+
+
+def complete(connection: Connection, batch_id: str, done: Completion) -> None:
+    """End a batch with its step."""
     connection.execute(
         _SQL["complete_request"],
         {
             "batch_id": batch_id,
-            "version": version,
-            "base_model": base_model,
-            "trajectory_ids": json.dumps(list(rewards)),
-            "rewards": json.dumps(list(rewards.values())),
-            "loss": loss,
-            "seconds": seconds,
+            "version": done.version,
+            "base_model": done.base_model,
+            "trajectory_ids": json.dumps(list(done.rewards)),
+            "rewards": json.dumps(list(done.rewards.values())),
+            "loss": done.loss,
+            "seconds": done.seconds,
         },
     )
 

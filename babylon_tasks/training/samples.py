@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
+from babylon_tasks.records.recorded_steps import RawTrace, Unusable
+from babylon_tasks.records.scores import no_signal
 from babylon_tasks.records.steps import Call, Sample
-from babylon_tasks.records.traces import Unusable, decode
+from babylon_tasks.records.traces import Trace, decode
 from babylon_tasks.records.versions import Versions
 from babylon_tasks.records.windows import State, Window
-from babylon_tasks.scoring import filters
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, leases, logprobs, scores, training_batches
-from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store import attempts, leases, logprobs, scores, training_batches, transitions
 from babylon_tasks.store.attempts import Ending
-from babylon_tasks.store.leases import Lease
-from babylon_tasks.store.scores import StoredScore
+from babylon_tasks.store.scores import Source, StoredScore
 from babylon_tasks.store.traces import TraceReader, open_reader
+from babylon_tasks.store.transitions import WindowEnd
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
 
@@ -34,20 +35,22 @@ class StepSamples:
     many steps old their version is, those of known age.
     """
 
-    windows: list[Window]
-    rewards: dict[str, float]
-    funnels: dict[str, Counter[str]]
-    ages: Counter[int]
+    windows: list[Window] = field(default_factory=list)
+    rewards: dict[str, float] = field(default_factory=dict)
+    funnels: dict[str, Counter[str]] = field(default_factory=dict)
+    ages: Counter[int] = field(default_factory=Counter)
 
     def staleness(self) -> dict[str, float]:
-        """Metrics of the step: calls of known age, and in steps their mean and largest age."""
+        """Return metrics of the step: calls of known age, and their mean and largest age in steps.
+
+        The last two are left out where no age is known.
+        """
         known = self.ages.total()
         metrics = {"staleness_known": float(known)}
         if known:
             total = sum(age * calls for age, calls in self.ages.items())
-            metrics |= {
-                "staleness_mean": total / known, "staleness_max": float(max(self.ages))
-            }  # fmt: skip
+            metrics["staleness_mean"] = total / known
+            metrics["staleness_max"] = float(max(self.ages))
         return metrics
 
 
@@ -62,138 +65,168 @@ class Staleness:
         self._versions = versions
 
     def of(self, version: str | None) -> int | None:
-        """Steps, or None where the age is not known."""
+        """Return the age in steps, or None where it is not known."""
         step = self._versions.step_of(version)
         return None if step is None else self._head_step - step
 
     def too_many(self, steps: int | None) -> bool:
-        """Whether a call of that age is left out."""
+        """Tell whether a call of that age is left out."""
         return self._most is not None and steps is not None and steps > self._most
+
+
+@dataclass(slots=True)
+class _WindowSamples:
+    """What was written of one window; `rewritten` if a trace is not what was judged."""
+
+    rewards: dict[str, float] = field(default_factory=dict)
+    funnel: Counter[str] = field(default_factory=Counter)
+    ages: Counter[int] = field(default_factory=Counter)
+    rewritten: bool = False
 
 
 async def collect(
     context: Context,
     keeper: LeaseKeeper,
-    lease: Lease,
     windows: Sequence[Window],
     staleness: Staleness,
     path: Path,
 ) -> StepSamples:
-    """Write the samples of every window that still has signal, a trajectory at a time."""
-    settings = context.settings
-    material = StepSamples([], {}, {}, Counter())
+    """Write the samples of every window that still has signal to `path`, one JSON line each.
+
+    A window without signal ends as skipped; one with a rewritten trace is due again.
+
+    Raises:
+        LeaseLost: Another worker has taken over.
+        ServerUnavailable, Retryable, Final: As `TraceReader.read` does.
+    """
+    samples = StepSamples()
     with path.open("wb") as file:
-        async with open_reader(settings) as reader:
+        async with open_reader(context.settings) as reader:
+            collector = _Collector(context, keeper, staleness, reader, file)
             for window in windows:
-                with context.database.transaction() as tx:
-                    known = scores.read(
-                        tx,
-                        model_name=settings.model_name,
-                        scorer=window.scorer or settings.scoring,
-                        window_id=window.window_id,
-                    )
-                    asked = logprobs.asked(tx, settings.model_name, window.window_id)
-                attached = {each.trajectory_id for each in asked}
                 start = file.tell()
-                funnel: Counter[str] = Counter()
-                ages: Counter[int] = Counter()
-                own, stale = await _collect_window(
-                    context, reader, keeper, window, known, attached, staleness, funnel, ages,
-                    file.write,
-                )  # fmt: skip
-                reason = filters.no_signal(list(own.values()), settings.min_reward_spread)
-                if not stale and reason is None:
-                    material.windows.append(window)
-                    material.rewards.update(own)
-                    material.funnels[window.window_id] = funnel
-                    material.ages.update(ages)
+                written = await collector.collect(window)
+                rewards = list(written.rewards.values())
+                reason = no_signal(rewards, context.settings.min_reward_spread)
+                if not written.rewritten and reason is None:
+                    samples.windows.append(window)
+                    samples.rewards.update(written.rewards)
+                    samples.funnels[window.window_id] = written.funnel
+                    samples.ages.update(written.ages)
                     continue
                 file.truncate(start)
                 file.seek(start)
-                _set_aside(context, lease, window, funnel, None if stale else reason)
-    return material
+                if written.rewritten:
+                    _score_again(context, keeper, window)
+                elif reason:
+                    _skip(context, keeper, window, reason, written.funnel)
+    return samples
 
 
-async def _collect_window(
-    context: Context,
-    reader: TraceReader,
-    keeper: LeaseKeeper,
-    window: Window,
-    known: dict[str, StoredScore],
-    attached: Collection[str],
-    staleness: Staleness,
-    funnel: Counter[str],
-    ages: Counter[int],
-    write: Callable[[bytes], int],
-) -> tuple[dict[str, float], bool]:
-    """Rewards of the samples written, and whether a trace is not what was judged."""
-    own: dict[str, float] = {}
-    async with aclosing(reader.read(window.window_id)) as rows:
-        async for raw in rows:
-            keeper.beat()
-            score = known.pop(raw.trajectory_id, None)
-            if score is None:
-                continue  # it came late, or was set aside
-            try:
-                trace = decode(raw)
-            except Unusable:
-                return {}, True
-            if trace.outcome.content_hash != score.content_hash:
-                return {}, True
-            pairs = zip(trace.calls, map(staleness.of, trace.versions), strict=True)
-            kept = [(call, age) for call, age in pairs if not staleness.too_many(age)]
-            ages.update(age for _, age in kept if age is not None)
-            calls = [call for call, _ in kept]
-            funnel["stale"] += len(trace.calls) - len(calls)
-            if raw.trajectory_id in attached:
-                calls = _with_attached(context, raw.trajectory_id, calls)
-            if calls:
-                sample = Sample(window.window_id, raw.trajectory_id, score.score, calls)
-                write(msgspec.json.encode(sample) + b"\n")
-                own[raw.trajectory_id] = score.score
-            else:
-                funnel["without_calls"] += 1
-            funnel["sent"] += len(calls)
-    funnel["gone"] = len(known)
-    return own, False
+class _Collector:
+    """Reads windows and writes their samples, a trajectory at a time."""
 
+    def __init__(
+        self,
+        context: Context,
+        keeper: LeaseKeeper,
+        staleness: Staleness,
+        reader: TraceReader,
+        file: BinaryIO,
+    ) -> None:
+        self._context, self._keeper, self._staleness = context, keeper, staleness
+        self._reader, self._file = reader, file
+        self._attached: set[str] = set()  # trajectories that a server was asked about
 
-def _with_attached(context: Context, trajectory_id: str, calls: list[Call]) -> list[Call]:
-    """The calls with the log-probabilities that a server gave; recorded ones win."""
-    with context.database.transaction() as tx:
-        found = logprobs.read(tx, context.settings.model_name, trajectory_id)
-    return [
-        call
-        if call.logprobs
-        else msgspec.structs.replace(call, logprobs=found.get(logprobs.hash_of(call)))
-        for call in calls
-    ]
+    async def collect(self, window: Window) -> _WindowSamples:
+        scorer = window.scorer or self._context.settings.scoring
+        source = Source(self._context.lineage.name, scorer, window.window_id)
+        with self._context.database.transaction() as tx:
+            scored = scores.read(tx, source)
+            asked = logprobs.asked(tx, source.model_name, window.window_id)
+        self._attached = {each.trajectory_id for each in asked}
+        written = _WindowSamples()
+        async with aclosing(self._reader.read(window.window_id)) as rows:
+            async for raw in rows:
+                self._keeper.beat()
+                score = scored.pop(raw.trajectory_id, None)
+                if score is None:
+                    continue  # it came late, or was set aside
+                trace = _as_judged(raw, score)
+                if trace is None:
+                    written.rewritten = True
+                    return written
+                self._write(window, trace, score.score, written)
+        written.funnel["gone"] = len(scored)
+        return written
 
-
-def _set_aside(
-    context: Context, lease: Lease, window: Window, funnel: Counter[str], reason: str | None
-) -> None:
-    """Skip a window that has no signal left, or have a rewritten one (no reason) scored again."""
-    settings = context.settings
-    name, tokens, ids = settings.model_name, [lease.token], [window.window_id]
-    with context.database.transaction() as tx:
-        leases.renew(tx, [lease], settings.lease_seconds)  # a zombie has no say
-        if reason is None:
-            why = "a trace was rewritten after it was scored"
-            attempts.end(tx, name, tokens, Ending.GIVEN_BACK, why, ids)
-            window_rows.rescore(tx, name, window)
+    def _write(self, window: Window, trace: Trace, reward: float, written: _WindowSamples) -> None:
+        ages = map(self._staleness.of, trace.versions)
+        pairs = zip(trace.calls, ages, strict=True)
+        kept = [(call, age) for call, age in pairs if not self._staleness.too_many(age)]
+        calls = [call for call, _ in kept]
+        written.ages.update(age for _, age in kept if age is not None)
+        written.funnel["stale"] += len(trace.calls) - len(calls)
+        written.funnel["sent"] += len(calls)
+        trajectory_id = trace.outcome.trajectory_id
+        if not calls:
+            written.funnel["without_calls"] += 1
             return
-        attempts.end(tx, name, tokens, Ending.SKIPPED, reason, ids)
-        ended = window_rows.end(
+        if trajectory_id in self._attached:
+            calls = self._with_attached(trajectory_id, calls)
+        sample = Sample(window.window_id, trajectory_id, reward, calls)
+        self._file.write(msgspec.json.encode(sample) + b"\n")
+        written.rewards[trajectory_id] = reward
+
+    def _with_attached(self, trajectory_id: str, calls: list[Call]) -> list[Call]:
+        """The calls with the log-probabilities that a server gave; recorded ones win."""
+        with self._context.database.transaction() as tx:
+            given = logprobs.read(tx, self._context.lineage.name, trajectory_id)
+        return [
+            call
+            if call.logprobs
+            else msgspec.structs.replace(call, logprobs=given.get(logprobs.hash_of(call)))
+            for call in calls
+        ]
+
+
+def _as_judged(raw: RawTrace, score: StoredScore) -> Trace | None:
+    """The decoded trace; None where it is not the one that was judged."""
+    try:
+        trace = decode(raw)
+    except Unusable:
+        return None
+    return trace if trace.outcome.content_hash == score.content_hash else None
+
+
+def _score_again(context: Context, keeper: LeaseKeeper, window: Window) -> None:
+    """Make a window due again whose traces were rewritten."""
+    claim = keeper.claim
+    with context.database.transaction() as tx:
+        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # a zombie has no say
+        attempts.end(
             tx,
-            window,
-            model_name=settings.model_name,
-            state=State.SKIPPED,
-            holder=context.holder,
-            reason=reason,
-            funnel={name: count for name, count in funnel.items() if name != "sent"},
+            claim.model_name,
+            [claim.lease.token],
+            Ending.GIVEN_BACK,
+            "a trace was rewritten after it was scored",
+            [window.window_id],
         )
-        if ended and window.batch_id:
+        transitions.rescore(tx, claim.model_name, window)
+
+
+def _skip(
+    context: Context, keeper: LeaseKeeper, window: Window, reason: str, funnel: Counter[str]
+) -> None:
+    """End a window that has no signal left."""
+    claim, ids = keeper.claim, [window.window_id]
+    counts = {name: count for name, count in funnel.items() if name != "sent"}
+    skipped = WindowEnd(State.SKIPPED, reason=reason, funnel=counts)
+    with context.database.transaction() as tx:
+        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # a zombie has no say
+        token = claim.lease.token
+        attempts.end(tx, claim.model_name, [token], Ending.SKIPPED, reason, ids)
+        if transitions.end(tx, claim, window, skipped) and window.batch_id:
             training_batches.fail(
                 tx, window.batch_id, f"window {window.window_id} is skipped: {reason}"
             )

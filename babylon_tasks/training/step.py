@@ -1,10 +1,10 @@
-"""One attempt at a training step: read, train, save, commit; or leave no trace."""
+"""One attempt at a training step: read, load, train, save, commit; or leave no trace."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from babylon_tasks.checkpoints import files as checkpoint_files
-from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.errors import LeaseLost
 from babylon_tasks.records.steps import (
     Hyperparameters,
     Progress,
@@ -22,14 +22,14 @@ from babylon_tasks.records.steps import (
     Trainer,
     WindowShare,
 )
-from babylon_tasks.records.versions import Versions
+from babylon_tasks.records.versions import Head, Versions
 from babylon_tasks.records.windows import Window
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, jobs, steps, training_batches
-from babylon_tasks.store.database import Connection, Database
-from babylon_tasks.store.steps import Commit
-from babylon_tasks.training import wandb_jobs
-from babylon_tasks.training.samples import Staleness, collect
+from babylon_tasks.store import attempts, steps, training_batches
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.steps import Commit, Step
+from babylon_tasks.training.backend import TrainingBackend, require_same_kind
+from babylon_tasks.training.samples import Staleness, StepSamples, collect
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
@@ -37,7 +37,14 @@ from babylon_tasks.work.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
-_COMMIT_AGAIN_SECONDS = 1.0
+
+@dataclass(frozen=True, slots=True)
+class StepOrder:
+    """What is asked for: windows to train in one step, and the version that it should get."""
+
+    windows: Sequence[Window]
+    requested_version: str | None
+    on_progress: Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,196 +60,222 @@ class StepReport:
     seconds: float
 
 
-def attempt_step(
-    context: Context,
-    trainer: Trainer,
-    keeper: LeaseKeeper,
-    windows: Sequence[Window],
-    requested_version: str | None,
-    on_progress: Callable[[Progress], None],
-    phases: Stopwatch,
-) -> StepReport | None:
-    """Train the windows in one step and commit it; None where none of them had signal left.
+class StepAttempt:
+    """One attempt, under a fencing token of its own; `stopwatch` runs since the claim began.
 
-    `phases` runs since the claim began.
-
-    Raises:
-        Retryable, Final: The step failed; nothing was written.
-        StaleClaim, LeaseLost: Another worker has taken over; nothing was written.
-        UserError: This machine cannot train; nothing was written.
-        NotRecorded: W&B cannot train on any of these windows; they wait.
+    Until the gradient nothing is lost by giving up. After it everything is written again and again
+    while the lease lives (`LeaseKeeper.until_written`): a step may have taken hours.
     """
-    database, settings = context.database, context.settings
-    on_wandb = settings.trainer == "serverless"
-    if on_wandb:
-        wandb_jobs.require_usable(settings)
-    window_ids = [w.window_id for w in windows]
 
-    def open_step(tx: Connection, token: int) -> None:
-        attempts.open_step(tx, settings.model_name, context.holder, token, window_ids)
-        if on_wandb:
-            jobs.follow(tx, settings.model_name, token)
+    def __init__(
+        self,
+        context: Context,
+        backend: TrainingBackend,
+        trainer: Trainer,
+        keeper: LeaseKeeper,
+        order: StepOrder,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._context, self._settings = context, context.settings
+        self._backend, self._trainer, self._keeper = backend, trainer, keeper
+        self._order, self._stopwatch = order, stopwatch
 
-    lease = keeper.renew_token(open_step)
-    with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch_name:
-        scratch = Path(scratch_name)
-        samples_path = scratch / "samples.jsonl"
-        with database.transaction() as tx:
-            head = steps.head(tx, settings.model_name, settings.base_model)
-            parent = steps.read(tx, settings.model_name, head.step)
-            known = steps.steps_of_versions(tx, settings.model_name)
-            job = jobs.read_open(tx, settings.model_name) if on_wandb else None
-        wandb_jobs.require_same_kind(settings, parent)
-        staleness = Staleness(settings, head.step, Versions(settings.model_name, known))
-        phases.end("claim")
-        material = aio.run(collect(context, keeper, lease, windows, staleness, samples_path))
-        if not material.windows:
-            return None
-        wanted = job is not None and job.windows == wandb_jobs.sent_of(material)
-        if on_wandb:
-            material = wandb_jobs.leave_out_unrecorded(
-                context, keeper, material, samples_path, wanted
-            )
-        sent = wandb_jobs.sent_of(material)
-        phases.end("read")
-        with database.transaction() as tx:
-            if material.windows[0].batch_id:
-                training_batches.start(tx, material.windows[0].batch_id)
-        checkpoint = checkpoint_files.folder_of(
-            settings.checkpoint_store, settings.model_name, head.step + 1, lease.token
+    def run(self) -> StepReport | None:
+        """Train the windows in one step and commit it; None where none of them had signal left.
+
+        Raises:
+            Retryable, Final: The step failed; nothing was written.
+            StaleClaim, LeaseLost: Another worker has taken over; nothing was written.
+            UserError: This machine cannot train; nothing was written.
+            NotRecorded: W&B cannot train on any of these windows; they wait.
+        """
+        self._backend.require_usable()
+        self._keeper.renew_token(self._open)
+        with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch:
+            head, parent, versions = self._read_head()
+            samples = self._read(Path(scratch), head, versions)
+            if not samples.windows:
+                return None
+            checkpoint = self._reserve(head, samples)
+            request = self._load(Path(scratch), head, parent, checkpoint)
+            result = self._train(request, samples)
+            self._save(request, checkpoint)
+        return self._commit(self._commit_of(head, samples, result, checkpoint))
+
+    def _open(self, tx: Connection, token: int) -> None:
+        name, ids = self._context.lineage.name, [w.window_id for w in self._order.windows]
+        attempts.open_step(tx, name, self._context.holder, token, ids)
+        self._backend.on_attempt(tx, token)
+
+    def _read_head(self) -> tuple[Head, Step | None, Versions]:
+        lineage = self._context.lineage
+        with self._context.database.transaction() as tx:
+            head = steps.head(tx, lineage.name, lineage.base_model)
+            parent = steps.read(tx, lineage.name, head.step)
+            known = steps.steps_of_versions(tx, lineage.name)
+        require_same_kind(lineage, self._settings.trainer, parent)
+        self._stopwatch.end("claim")
+        return head, parent, Versions(lineage.name, known)
+
+    def _read(self, scratch: Path, head: Head, versions: Versions) -> StepSamples:
+        """Write the samples into the scratch folder, without what cannot be trained."""
+        path = scratch / _SAMPLES
+        staleness = Staleness(self._settings, head.step, versions)
+        samples = aio.run(
+            collect(self._context, self._keeper, self._order.windows, staleness, path)
         )
-        parent_folder = checkpoint_files.open_local(parent.files(), keeper.beat) if parent else None
+        if samples.windows:
+            samples = self._backend.prepare(self._keeper, samples, path)
+            self._stopwatch.end("read")
+        return samples
+
+    def _reserve(self, head: Head, samples: StepSamples) -> str:
+        """Say in the app's request that training has begun; return where the checkpoint will be."""
+        batch_id = samples.windows[0].batch_id
+        if batch_id:
+            with self._context.database.transaction() as tx:
+                training_batches.start(tx, batch_id)
+        return checkpoint_files.folder_of(
+            self._settings.checkpoint_store,
+            self._context.lineage.name,
+            head.step + 1,
+            self._keeper.claim.lease.token,
+        )
+
+    def _load(self, scratch: Path, head: Head, parent: Step | None, checkpoint: str) -> StepRequest:
+        """Fetch the parent's checkpoint, and say what the trainer is to do."""
+        lineage, folder = self._context.lineage, None
+        if parent is not None:
+            folder = checkpoint_files.open_local(parent.files(), self._keeper.beat)
         checkpoint_files.check_writable(checkpoint)
-        request = StepRequest(
-            model_name=settings.model_name,
-            base_model=settings.base_model,
-            parent=str(parent_folder) if parent_folder else None,
-            samples_path=str(samples_path),
+        return StepRequest(
+            model_name=lineage.name,
+            base_model=lineage.base_model,
+            parent=str(folder) if folder else None,
+            samples_path=str(scratch / _SAMPLES),
             scratch_dir=str(scratch / "trainer"),
             output_dir=str(scratch / "checkpoint"),
             seed=head.step + 1,
-            hyperparameters=_hyperparameters(settings),
-            remote=wandb_jobs.remote_of(settings, job, wanted) if on_wandb else None,
+            hyperparameters=_hyperparameters(self._settings),
+            remote=self._backend.remote(),
         )
 
+    def _train(self, request: StepRequest, samples: StepSamples) -> StepResult:
         def on_beat(progress: Progress | None) -> None:
-            keeper.beat()
+            self._keeper.beat()
             if progress is None:
                 return
             if progress.job is not None:
-                wandb_jobs.note_job(context, keeper, head.step + 1, sent, progress.job)
-            on_progress(progress)
+                self._backend.note_job(self._keeper, request.seed, progress.job)
+            self._order.on_progress(progress)
 
-        phases.end("load")
-        result = trainer.step(request, on_beat)
+        self._stopwatch.end("load")
+        result = self._trainer.step(request, on_beat)
         # The rest: the process's start and imports, and the wait for a GPU that another has.
-        phases.end_known(result.seconds_by_phase, rest="start")
-        keeper.beat()
-        metrics = result.metrics | material.staleness()
-        result = msgspec.structs.replace(result, metrics=metrics)
-        with database.transaction() as tx:
-            nonce = steps.begin_checkpoint(tx, settings.model_name, checkpoint, lease.token)
-        checkpoint_files.save(Path(request.output_dir), checkpoint, nonce, keeper.beat)
-        phases.end("checkpoint")
-    commit = Commit(
-        model_name=settings.model_name,
-        base_model=settings.base_model,
-        expected_step=head.step,
-        token=lease.token,
-        holder=context.holder,
-        trainer=settings.trainer,
-        primary=settings.primary,
-        windows=material.windows,
-        rewards=material.rewards,
-        funnels=_with_shares(material.funnels, result),
-        result=result,
-        checkpoint=checkpoint,
-        seconds=phases.seconds,
-        cost_usd=_cost_usd(settings, result),
-        requested_version=_requested_version(database, material.windows, requested_version),
-    )
-    version = _commit(database, keeper, commit)
-    log.info(
-        "step %d (%s): %d windows, %d trajectories, loss %s, %.1f s",
-        head.step + 1,
-        version,
-        len(material.windows),
-        len(material.rewards),
-        loss_text(result),
-        sum(phases.seconds.values()),
-    )
-    return StepReport(
-        step=head.step + 1,
-        version=version,
-        checkpoint=checkpoint,
-        window_ids=[w.window_id for w in material.windows],
-        trajectories=len(material.rewards),
-        result=result,
-        seconds=sum(phases.seconds.values()),
-    )
+        self._stopwatch.end_known(result.seconds_by_phase, rest="start")
+        self._keeper.beat()
+        return msgspec.structs.replace(result, metrics=result.metrics | samples.staleness())
 
+    def _save(self, request: StepRequest, checkpoint: str) -> None:
+        claim, nonce = self._keeper.claim, str(uuid.uuid4())
+        self._keeper.until_written(
+            f"announce the checkpoint of step {request.seed}",
+            lambda tx: steps.begin_checkpoint(tx, claim, checkpoint, nonce),
+        )
+        checkpoint_files.save(Path(request.output_dir), checkpoint, nonce, self._keeper.beat)
+        self._stopwatch.end("checkpoint")
 
-def _commit(database: Database, keeper: LeaseKeeper, new: Commit) -> str:
-    """Commit, again and again while the lease lives: a step may have taken hours.
+    def _commit_of(
+        self, head: Head, samples: StepSamples, result: StepResult, checkpoint: str
+    ) -> Commit:
+        return Commit(
+            claim=self._keeper.claim,
+            lineage=self._context.lineage,
+            expected_step=head.step,
+            trainer=self._settings.trainer,
+            windows=samples.windows,
+            rewards=samples.rewards,
+            funnels=_with_shares(samples.funnels, result),
+            result=result,
+            checkpoint=checkpoint,
+            seconds=self._stopwatch.seconds,
+            cost_usd=self._backend.cost_usd(result),
+            requested_version=self._requested_version(samples.windows[0].batch_id),
+        )
 
-    A connection lost in COMMIT leaves the outcome open: the row with our token decides. Where it
-    stays open, the files stay too: a COMMIT on its way may still name them, and if none does, the
-    next holder of the lease removes them. A commit that is refused removes them here.
-    """
-    unsure = False
-    while True:
+    def _requested_version(self, batch_id: str | None) -> str | None:
+        """The version asked for by hand, else by the app's request."""
+        if self._order.requested_version is not None or batch_id is None:
+            return self._order.requested_version
+        request = self._keeper.until_written(
+            f"read the request {batch_id}", lambda tx: training_batches.read(tx, batch_id)
+        )
+        return request.version if request else None
+
+    def _commit(self, new: Commit) -> StepReport:
+        """Commit; where a connection is lost in COMMIT, look the step up by its token.
+
+        Where it stays open, the files stay too: a COMMIT on its way may still name them, and if
+        none does, the next holder of the lease removes them. A refused commit removes them here.
+        """
+        step, tries = new.expected_step + 1, 0
+
+        def write(tx: Connection) -> str:
+            nonlocal tries
+            tries += 1
+            committed = steps.version_of_token(tx, new.claim) if tries > 1 else None
+            return committed or steps.commit(tx, new)
+
         try:
-            with database.transaction() as tx:
-                version = steps.version_of_token(tx, new.model_name, new.token) if unsure else None
-                return version or steps.commit(tx, new)
-        except ServerUnavailable as error:
-            unsure = True
-            log.warning("cannot commit step %d yet: %s", new.expected_step + 1, error)
-            time.sleep(_COMMIT_AGAIN_SECONDS)
-            keeper.beat()
+            version = self._keeper.until_written(f"commit step {step}", write)
+        except LeaseLost:
+            raise
         except Exception:
-            if not unsure:
+            if tries == 1:
                 checkpoint_files.remove(new.checkpoint)
             raise
+        report = StepReport(
+            step=step,
+            version=version,
+            checkpoint=new.checkpoint,
+            window_ids=[w.window_id for w in new.windows],
+            trajectories=len(new.rewards),
+            result=new.result,
+            seconds=sum(new.seconds.values()),
+        )
+        log.info(
+            "step %d (%s): %d windows, %d trajectories, loss %s, %.1f s",
+            step,
+            version,
+            len(report.window_ids),
+            report.trajectories,
+            loss_text(new.result),
+            report.seconds,
+        )
+        return report
 
 
-def _cost_usd(settings: Settings, result: StepResult) -> float | None:
-    """What the trainer said, or the price of the GPU time; W&B's GPUs have none of our prices."""
-    if result.cost_usd is not None or settings.gpu_usd_per_hour is None:
-        return result.cost_usd
-    if settings.trainer == "serverless":
-        return None
-    return result.gpu_seconds / 3600 * settings.gpu_usd_per_hour
-
-
-def _requested_version(
-    database: Database, windows: Sequence[Window], requested: str | None
-) -> str | None:
-    if requested is not None or windows[0].batch_id is None:
-        return requested
-    with database.transaction() as tx:
-        request = training_batches.read(tx, windows[0].batch_id)
-    return request.version if request else None
+_SAMPLES = "samples.jsonl"
 
 
 def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[str, dict[str, int]]:
     """The counts, and what became of the calls that the trainer was sent."""
-    told = {}
+    whole = {}
     for window_id, funnel in funnels.items():
         sent = funnel.pop("sent")
         share = result.windows.get(window_id, WindowShare(0, 0, 0))
-        told[window_id] = {
+        whole[window_id] = {
             **funnel,
             "too_long": share.dropped,
             "no_advantage": sent - share.sequences - share.dropped,
             "sequences": share.sequences,
             "tokens": share.trainable_tokens,
         }
-    return told
+    return whole
 
 
 def loss_text(result: StepResult) -> str:
-    """The loss for a line of text."""
+    """Return the loss for a line of text."""
     return "not known" if result.loss is None else f"{result.loss:.4f}"
 
 

@@ -1,4 +1,4 @@
-"""W&B as the trainer: what it takes, what it is sent, and what is remembered of its jobs.
+"""Training on W&B: what it takes, what it is sent, and what is remembered of its jobs.
 
 A job goes on when whoever posted it dies, and W&B has no key that would make a second POST
 harmless. So the intent is committed before the POST and the job's id right after it, under the
@@ -10,23 +10,21 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import msgspec
 
-from babylon_tasks.errors import NotRecorded, ServerUnavailable, UserError
-from babylon_tasks.records.steps import JobNote, OpenJob, Remote, Sample
+from babylon_tasks.errors import NotRecorded, UserError
+from babylon_tasks.records.scores import no_signal
+from babylon_tasks.records.steps import JobNote, OpenJob, Remote, Sample, StepResult
 from babylon_tasks.records.windows import State, Window
-from babylon_tasks.scoring import filters
 from babylon_tasks.settings import DAY, Settings
-from babylon_tasks.store import attempts, jobs, leases
+from babylon_tasks.store import attempts, jobs, leases, transitions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.jobs import Job, Sent
-from babylon_tasks.store.steps import Step
 from babylon_tasks.training.samples import StepSamples
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
@@ -36,7 +34,6 @@ log = logging.getLogger(__name__)
 # What W&B documents; its client sends any other name too.
 OFFERED = ("OpenPipe/Qwen3-14B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507")
 
-_NOTE_AGAIN_SECONDS = 1.0
 _NOT_RECORDED = (
     "no trace has the log-probabilities of its responses, which W&B needs: set LOGPROBS_URL to a "
     "server that can tell them (LOGPROBS_MODEL, where calls name no version), or TRAINER=torch to "
@@ -63,22 +60,132 @@ def require_usable(settings: Settings) -> None:
         )
 
 
-def require_same_kind(settings: Settings, parent: Step | None) -> None:
-    """Refuse to go on here from weights that W&B holds, or there from weights that are here.
+class WandbBackend:
+    """A `TrainingBackend` whose trainer process posts a job to W&B and waits for it."""
 
-    Raises:
-        UserError: The head was made by a trainer of the other kind.
-    """
-    if parent is None or (parent.trainer == "serverless") == (settings.trainer == "serverless"):
-        return
-    raise UserError(
-        f"step {parent.step} of {settings.model_name} was trained by {parent.trainer}, which "
-        f"{settings.trainer} cannot go on from: set TRAINER={parent.trainer}, or MODEL_NAME to a "
-        "new name"
-    )
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._name = context.lineage.name
+        self._job: Job | None = None  # the open one, as the attempt found it
+        self._job_is_wanted = False  # it is about the very windows and traces of this attempt
+        self._sent: Sent = {}
+
+    def require_usable(self) -> None:
+        """Refuse what W&B would not train; see the function of this name."""
+        require_usable(self._context.settings)
+
+    def next_windows(self, tx: Connection, but: Container[str]) -> list[Window] | None:
+        """Return the windows of a job that may be running: they come together, before all else."""
+        windows = _windows_of_open_job(tx, self._name)
+        if windows is None or any(window.window_id in but for window in windows):
+            return None
+        return windows
+
+    def on_attempt(self, tx: Connection, token: int) -> None:
+        """Follow the open job, if there is one, under this attempt's token."""
+        jobs.follow(tx, self._name, token)
+
+    def prepare(self, keeper: LeaseKeeper, samples: StepSamples, path: Path) -> StepSamples:
+        """Leave out calls without log-probabilities, and windows that teach nothing without them.
+
+        The samples in `path` are written anew. The windows left out are tried again later, since
+        what is missing is a setting's to mend; with LOGPROBS_URL they are scored again, and so
+        asked about. A job about exactly these windows was sent what it needs: none is left out.
+
+        Raises:
+            NotRecorded: No window is left.
+        """
+        with self._context.database.transaction() as tx:
+            self._job = jobs.read_open(tx, self._name)
+        self._job_is_wanted = self._job is not None and self._job.windows == _sent(samples)
+        kept, unrecorded = self._leave_out(keeper, samples, path)
+        _put_back(self._context, keeper, unrecorded)
+        if not kept.windows:
+            raise NotRecorded(_NOT_RECORDED)
+        self._sent = _sent(kept)
+        return kept
+
+    def remote(self) -> Remote:
+        """Return where W&B is, and which job is open there."""
+        settings, job = self._context.settings, self._job
+        return Remote(
+            url=settings.serverless_url,
+            entity=settings.wandb_entity,
+            project=settings.wandb_project,
+            usd_per_job=settings.serverless_usd_per_job,
+            lost_seconds=settings.serverless_lost_seconds,
+            job=OpenJob(job.remote_step, job.job_id, job.age_seconds, self._job_is_wanted)
+            if job
+            else None,
+        )
+
+    def note_job(self, keeper: LeaseKeeper, step: int, note: JobNote) -> None:
+        """Write down what the trainer says about its job, while the lease lives.
+
+        Raises:
+            LeaseLost: Another worker has taken over; nothing was written.
+        """
+        claim, sent = keeper.claim, self._sent
+        lease_seconds = self._context.settings.lease_seconds
+
+        def write(tx: Connection) -> None:
+            leases.renew(tx, [claim.lease], lease_seconds)
+            jobs.note(tx, claim, step, sent, note)
+
+        keeper.until_written(f"note the job's state {note.state!r}", write)
+        details = [f"job {note.job_id}"] if note.job_id else []
+        details += [note.why] if note.why else []
+        log.info("W&B job for step %d: %s", step, " ".join([note.state, *details]))
+
+    def still_running(self, windows: Sequence[Window]) -> list[Window]:
+        """Return those of a failed step's windows that W&B may still be training.
+
+        The step may have begun with more, which were left out before the job was posted. None
+        where the open job is about others too.
+        """
+        with self._context.database.transaction() as tx:
+            job = jobs.read_open(tx, self._name)
+        if job is None:
+            return []
+        revs = {window_id: sent["score_rev"] for window_id, sent in job.windows.items()}
+        running = [window for window in windows if revs.get(window.window_id) == window.score_rev]
+        return running if len(running) == len(revs) else []
+
+    def cost_usd(self, result: StepResult) -> float | None:
+        """Return the price of the job, where it is set; W&B's GPUs have none of our prices."""
+        return result.cost_usd
+
+    def _leave_out(
+        self, keeper: LeaseKeeper, samples: StepSamples, path: Path
+    ) -> tuple[StepSamples, list[Window]]:
+        """The samples that can be trained, and the windows that cannot."""
+        kept = StepSamples(ages=samples.ages)
+        unrecorded: list[Window] = []
+        windows = {window.window_id: window for window in samples.windows}
+        new = path.with_suffix(".recorded")
+        with path.open("rb") as lines, new.open("wb") as to:
+            decoded = (_samples.decode(line) for line in lines)
+            for window_id, group in itertools.groupby(decoded, lambda sample: sample.window_id):
+                keeper.beat()
+                everything = list(group)
+                recorded = [each for each in map(_recorded, everything) if each.calls]
+                rewards = [sample.reward for sample in recorded]
+                if no_signal(rewards, self._context.settings.min_reward_spread):
+                    if not self._job_is_wanted:
+                        unrecorded.append(windows[window_id])
+                        continue
+                    recorded = everything
+                to.writelines(msgspec.json.encode(sample) + b"\n" for sample in recorded)
+                kept.windows.append(windows[window_id])
+                kept.rewards.update({sample.trajectory_id: sample.reward for sample in recorded})
+                funnel = kept.funnels[window_id] = samples.funnels[window_id].copy()
+                calls = sum(len(sample.calls) for sample in recorded)
+                funnel["without_logprobs"], funnel["sent"] = funnel["sent"] - calls, calls
+        new.replace(path)
+        return kept, unrecorded
 
 
-def windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
+def _windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
     """The windows that the open job is about, to be claimed together and before all others.
 
     None where there is no such job, or its result cannot become a step any more: a window was
@@ -88,11 +195,11 @@ def windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
     job = jobs.read_open(tx, model_name)
     if job is None:
         return None
-    found = window_rows.read(tx, model_name, list(job.windows))
+    windows = window_rows.read(tx, model_name, list(job.windows))
     together = len(job.windows)
     scored = [
         w
-        for w in found
+        for w in windows
         if w.state == State.SCORED
         and w.score_rev == job.windows[w.window_id]["score_rev"]
         and (w.may_share is None or w.may_share >= together)
@@ -103,23 +210,7 @@ def windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
     return ready if len(ready) == together else []
 
 
-def goes_on(context: Context, windows: Sequence[Window]) -> list[Window]:
-    """Those of a failed step's windows that W&B may still be training; none where it does not.
-
-    The step may have begun with more, which were left out before the job was posted.
-    """
-    if context.settings.trainer != "serverless":
-        return []
-    with context.database.transaction() as tx:
-        job = jobs.read_open(tx, context.settings.model_name)
-    if job is None:
-        return []
-    sent = {window_id: said["score_rev"] for window_id, said in job.windows.items()}
-    found = [window for window in windows if sent.get(window.window_id) == window.score_rev]
-    return found if len(found) == len(sent) else []
-
-
-def sent_of(material: StepSamples) -> Sent:
+def _sent(samples: StepSamples) -> Sent:
     """What of each window is trained on: the same twice only if its traces are the same.
 
     A trace that was rewritten after it was scored never comes this far.
@@ -127,63 +218,10 @@ def sent_of(material: StepSamples) -> Sent:
     return {
         window.window_id: {
             "score_rev": window.score_rev,
-            "gone": material.funnels[window.window_id]["gone"],
+            "gone": samples.funnels[window.window_id]["gone"],
         }
-        for window in material.windows
+        for window in samples.windows
     }
-
-
-def remote_of(settings: Settings, job: Job | None, wanted: bool) -> Remote:
-    """Where to train, for the trainer process."""
-    return Remote(
-        url=settings.serverless_url,
-        entity=settings.wandb_entity,
-        project=settings.wandb_project,
-        usd_per_job=settings.serverless_usd_per_job,
-        lost_seconds=settings.serverless_lost_seconds,
-        job=OpenJob(job.remote_step, job.job_id, job.age_seconds, wanted) if job else None,
-    )
-
-
-def leave_out_unrecorded(
-    context: Context, keeper: LeaseKeeper, material: StepSamples, path: Path, wanted: bool
-) -> StepSamples:
-    """Leave out calls without log-probabilities, and windows that teach nothing without them.
-
-    The samples in `path` are written anew. The windows left out are tried again later, since what
-    is missing is a setting's to mend; with LOGPROBS_URL they are scored again, and so asked about.
-    A job about these windows that is `wanted` was sent what it needs: none of them is left out.
-
-    Raises:
-        NotRecorded: No window is left.
-    """
-    kept = StepSamples([], {}, {}, material.ages)
-    unrecorded: list[Window] = []
-    windows = {window.window_id: window for window in material.windows}
-    new = path.with_suffix(".recorded")
-    with path.open("rb") as lines, new.open("wb") as to:
-        samples = (_samples.decode(line) for line in lines)
-        for window_id, group in itertools.groupby(samples, lambda sample: sample.window_id):
-            keeper.beat()
-            everything = list(group)
-            recorded = [each for each in map(_recorded, everything) if each.calls]
-            rewards = [sample.reward for sample in recorded]
-            if filters.no_signal(rewards, context.settings.min_reward_spread):
-                if not wanted:
-                    unrecorded.append(windows[window_id])
-                    continue
-                recorded = everything
-            to.writelines(msgspec.json.encode(sample) + b"\n" for sample in recorded)
-            kept.windows.append(windows[window_id])
-            kept.rewards.update({sample.trajectory_id: sample.reward for sample in recorded})
-            funnel = kept.funnels[window_id] = material.funnels[window_id].copy()
-            calls = sum(len(sample.calls) for sample in recorded)
-            funnel["without_logprobs"], funnel["sent"] = funnel["sent"] - calls, calls
-    new.replace(path)
-    _put_back(context, keeper, unrecorded)
-    if not kept.windows:
-        raise NotRecorded(_NOT_RECORDED)
-    return kept
 
 
 def _recorded(sample: Sample) -> Sample:
@@ -194,49 +232,19 @@ def _recorded(sample: Sample) -> Sample:
 def _put_back(context: Context, keeper: LeaseKeeper, windows: Sequence[Window]) -> None:
     if not windows:
         return
-    settings, held = context.settings, keeper.held
+    settings, claim = context.settings, keeper.claim
+    ids = [window.window_id for window in windows]
     with context.database.transaction() as tx:
-        leases.renew(tx, held, settings.lease_seconds)  # a zombie has no say
-        attempts.end(
-            tx,
-            settings.model_name,
-            [held[0].token],
-            Ending.GIVEN_BACK,
-            _NOT_RECORDED,
-            [window.window_id for window in windows],
-        )
+        leases.renew(tx, [claim.lease], settings.lease_seconds)  # a zombie has no say
+        token = claim.lease.token
+        attempts.end(tx, claim.model_name, [token], Ending.GIVEN_BACK, _NOT_RECORDED, ids)
         for window in windows:
-            window_rows.put_back(
+            transitions.put_back(
                 tx,
+                claim,
                 window,
-                model_name=settings.model_name,
                 # The server is asked while a window is scored, and may have been away.
                 state=State.DUE if settings.logprobs_url else State.SCORED,
                 last_error=_NOT_RECORDED,
-                least_seconds=settings.retry_seconds,
-                most_seconds=DAY,
-                holder=context.holder,
+                wait_seconds=(settings.retry_seconds, DAY),
             )
-
-
-def note_job(context: Context, keeper: LeaseKeeper, step: int, sent: Sent, note: JobNote) -> None:
-    """Write down what the trainer says about its job, again and again while the lease lives.
-
-    Raises:
-        LeaseLost: Another worker has taken over; nothing was written.
-    """
-    settings, (lease,) = context.settings, keeper.held
-    while True:
-        try:
-            with context.database.transaction() as tx:
-                leases.renew(tx, [lease], settings.lease_seconds)
-                jobs.note(tx, settings.model_name, step, lease.token, sent, note)
-        except ServerUnavailable as error:
-            log.warning("cannot note the job's state %r yet: %s", note.state, error)
-            time.sleep(_NOTE_AGAIN_SECONDS)
-            keeper.beat()
-        else:
-            break
-    told = [f"job {note.job_id}"] if note.job_id else []
-    told += [note.why] if note.why else []
-    log.info("W&B job for step %d: %s", step, " ".join([note.state, *told]))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from babylon_tasks.errors import Final
 from babylon_tasks.records.windows import State, Window
-from babylon_tasks.store import attempts, leases, training_batches
-from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store import attempts, leases, training_batches, transitions
 from babylon_tasks.store.attempts import Ending, LostAttempt
 from babylon_tasks.store.database import Connection
-from babylon_tasks.store.leases import Lease
+from babylon_tasks.store.leases import Claim, Lease
+from babylon_tasks.store.transitions import WindowEnd
 from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context
 
@@ -24,8 +24,11 @@ log = logging.getLogger(__name__)
 def step_failed(
     context: Context, windows: Sequence[Window], lease: Lease, error: Exception, again: bool
 ) -> None:
-    """Note that a step failed: to be tried again at once, by halves, or later."""
-    settings = context.settings
+    """Note that a step failed: to be tried again at once, by halves, or later.
+
+    Raises:
+        LeaseLost: Another worker has taken over; nothing was written.
+    """
     if len(windows) == 1:
         count_failure(context, windows[0], lease, error, at_once=again)
         return
@@ -35,59 +38,42 @@ def step_failed(
         "trying again" if again else "halving",
         error,
     )
+    claim = context.claim(lease)
     with context.database.transaction() as tx:
-        leases.renew(tx, [lease], settings.lease_seconds)
-        attempts.end(tx, settings.model_name, [lease.token], Ending.ERROR, _message(error))
+        leases.renew(tx, [lease], context.settings.lease_seconds)
+        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, _message(error))
         if not again:
-            window_rows.split(
-                tx,
-                windows,
-                model_name=settings.model_name,
-                may_share=(len(windows) + 1) // 2,
-                last_error=_message(error),
-                holder=context.holder,
-            )
+            half = (len(windows) + 1) // 2
+            transitions.split(tx, claim, windows, may_share=half, last_error=_message(error))
 
 
 def count_failure(
     context: Context, window: Window, lease: Lease, error: Exception, at_once: bool = False
 ) -> None:
-    """Count an attempt against a window: tried again, at once or later, or ended with the error."""
-    settings = context.settings
-    tried = window.attempts + 1
-    message = _message(error)
+    """Count an attempt against a window: tried again, at once or later, or ended with the error.
+
+    Raises:
+        LeaseLost: Another worker has taken over; nothing was written.
+    """
+    settings, claim = context.settings, context.claim(lease)
+    tried, message = window.attempts + 1, _message(error)
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], settings.lease_seconds)
-        attempts.end(
-            tx,
-            settings.model_name,
-            [lease.token],
-            Ending.ERROR,
-            message,
-            window_ids=[window.window_id],
-        )
+        ids = [window.window_id]
+        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, message, ids)
         if tried < settings.max_attempts and not isinstance(error, Final):
             log.warning("window %s failed, attempt %d: %s", window.window_id, tried, message)
-            window_rows.postpone(
+            transitions.postpone(
                 tx,
+                claim,
                 window,
-                model_name=settings.model_name,
                 attempts=tried,
                 last_error=message,
                 wait_seconds=0.0 if at_once else settings.retry_seconds * 2 ** (tried - 1),
-                holder=context.holder,
             )
             return
-        ended = window_rows.end(
-            tx,
-            window,
-            model_name=settings.model_name,
-            state=State.FAILED,
-            holder=context.holder,
-            last_error=message,
-            attempts=tried,
-        )
-        if ended and window.batch_id:
+        failed = WindowEnd(State.FAILED, last_error=message, attempts=tried)
+        if transitions.end(tx, claim, window, failed) and window.batch_id:
             training_batches.fail(tx, window.batch_id, message)
     log.error("window %s failed: %s", window.window_id, message)
 
@@ -95,57 +81,69 @@ def count_failure(
 def wait(
     context: Context, window: Window, lease: Lease, error: Exception, wait_seconds: float
 ) -> None:
-    """A judge cannot be asked: no attempt counts; the window is due again in a while."""
-    settings = context.settings
+    """Let a window wait for a judge that cannot be asked; no attempt counts.
+
+    Raises:
+        LeaseLost: Another worker has taken over; nothing was written.
+    """
+    settings, claim = context.settings, context.claim(lease)
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], settings.lease_seconds)
-        attempts.end(tx, settings.model_name, [lease.token], Ending.GIVEN_BACK, _message(error))
-        _postpone(tx, context, window, error, max(settings.retry_seconds, wait_seconds))
+        attempts.end(tx, claim.model_name, [lease.token], Ending.GIVEN_BACK, _message(error))
+        _postpone(tx, claim, window, error, max(settings.retry_seconds, wait_seconds))
 
 
 def blame_nobody(
     context: Context, windows: Sequence[Window], lease: Lease, error: Exception
 ) -> None:
-    """This machine is at fault, so no window is counted against; but let it be seen."""
+    """Show why windows wait, where this machine is at fault; no attempt counts.
+
+    Raises:
+        LeaseLost: Another worker has taken over; nothing was written.
+    """
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], context.settings.lease_seconds)
         for window in windows:
-            _postpone(tx, context, window, error, 0.0)
+            _postpone(tx, context.claim(lease), window, error, 0.0)
 
 
 def job_goes_on(
     context: Context, windows: Sequence[Window], lease: Lease, error: Exception
 ) -> None:
-    """The step failed and its job at W&B did not: no window is suspected, all stay together."""
+    """Keep windows together whose step failed while their job at W&B goes on; none is suspected.
+
+    Raises:
+        LeaseLost: Another worker has taken over; nothing was written.
+    """
+    claim = context.claim(lease)
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], context.settings.lease_seconds)
-        attempts.end(tx, context.settings.model_name, [lease.token], Ending.ERROR, _message(error))
+        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, _message(error))
         for window in windows:
-            _postpone(tx, context, window, error, 0.0)
+            _postpone(tx, claim, window, error, 0.0)
     log.warning("a step failed, its job at W&B goes on: %s", error)
 
 
+def answer_for(tx: Connection, lost: Sequence[LostAttempt]) -> None:
+    """Log what became of windows whose worker died, and end the requests of those that failed."""
+    for each in lost:
+        log.warning("window %s is %s: %s", each.window_id, each.state, each.last_error)
+        if each.state == State.FAILED and each.batch_id:
+            training_batches.fail(tx, each.batch_id, each.last_error)
+
+
 def _postpone(
-    tx: Connection, context: Context, window: Window, error: Exception, wait_seconds: float
+    tx: Connection, claim: Claim, window: Window, error: Exception, wait_seconds: float
 ) -> None:
     """Note why the window waits, and count nothing."""
-    window_rows.postpone(
+    transitions.postpone(
         tx,
+        claim,
         window,
-        model_name=context.settings.model_name,
         attempts=window.attempts,
         last_error=_message(error),
         wait_seconds=wait_seconds,
-        holder=context.holder,
     )
-
-
-def answer_for(tx: Connection, losses: Sequence[LostAttempt]) -> None:
-    """Say what became of windows whose worker died, and end the requests of those that failed."""
-    for loss in losses:
-        log.warning("window %s is %s: %s", loss.window_id, loss.state, loss.last_error)
-        if loss.state == State.FAILED and loss.batch_id:
-            training_batches.fail(tx, loss.batch_id, loss.last_error)
 
 
 def _message(error: Exception) -> str:

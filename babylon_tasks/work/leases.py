@@ -6,16 +6,20 @@ import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable
-from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts, leases
 from babylon_tasks.store.attempts import Ending
-from babylon_tasks.store.database import Connection, Database
-from babylon_tasks.store.leases import Lease
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.text import one_line
+from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_AGAIN_SECONDS = 1.0
 
 
 class LeaseKeeper:
@@ -26,11 +30,17 @@ class LeaseKeeper:
     attempts under it; a lost lease is left to whoever takes it over, as a death is.
     """
 
-    def __init__(self, database: Database, settings: Settings, held: list[Lease]) -> None:
-        self._database = database
-        self._settings = settings
+    def __init__(self, context: Context, held: list[Lease]) -> None:
+        self._context = context
+        self._settings = context.settings
         self.held = held
         self._renewed_at = time.monotonic()
+
+    @property
+    def claim(self) -> Claim:
+        """The claim of whoever holds one lease and no other."""
+        (lease,) = self.held
+        return self._context.claim(lease)
 
     def beat(self) -> None:
         """Renew if a heartbeat has passed since the last time.
@@ -42,7 +52,7 @@ class LeaseKeeper:
         if age < self._settings.heartbeat_seconds or not self.held:
             return
         try:
-            with self._database.transaction() as tx:
+            with self._context.database.transaction() as tx:
                 leases.renew(tx, self.held, self._settings.lease_seconds)
         except ServerUnavailable as error:
             if age > self._settings.lease_seconds:
@@ -50,14 +60,32 @@ class LeaseKeeper:
             return
         self._renewed_at = time.monotonic()
 
+    def until_written(self, what: str, write: Callable[[Connection], T]) -> T:
+        """Run a transaction, again and again while Postgres is away and the lease lives.
+
+        A connection that is lost in COMMIT leaves open what was written, so `write` must do no harm
+        when it runs twice. `what` completes the sentence "cannot … yet" in the log.
+
+        Raises:
+            LeaseLost: Postgres has been away for as long as a lease lives.
+        """
+        while True:
+            try:
+                with self._context.database.transaction() as tx:
+                    return write(tx)
+            except ServerUnavailable as error:
+                log.warning("cannot %s yet: %s", what, error)
+                time.sleep(_AGAIN_SECONDS)
+                self.beat()
+
     def renew_token(self, begin: Callable[[Connection, int], None]) -> Lease:
-        """A fresh token for the one lease held; `begin` notes what is done under it.
+        """Take a fresh token for the one lease held; `begin` notes what is done under it.
 
         Raises:
             LeaseLost: It ran out or has another holder.
         """
         (lease,) = self.held
-        with self._database.transaction() as tx:
+        with self._context.database.transaction() as tx:
             lease = leases.next_token(tx, lease, self._settings.lease_seconds)
             begin(tx, lease.token)
         self.held = [lease]
@@ -65,7 +93,7 @@ class LeaseKeeper:
         return lease
 
     def finished(self, lease: Lease) -> None:
-        """One of the leases was given back, in the transaction that used it up."""
+        """Forget a lease that was given back in the transaction that used it up."""
         self.held = [held for held in self.held if held != lease]
 
     def __enter__(self) -> LeaseKeeper:
@@ -91,8 +119,8 @@ class LeaseKeeper:
             return
         tokens = [lease.token for lease in self.held]
         try:
-            with self._database.transaction() as tx:
-                attempts.end(tx, self._settings.model_name, tokens, Ending.GIVEN_BACK, why)
+            with self._context.database.transaction() as tx:
+                attempts.end(tx, self._context.lineage.name, tokens, Ending.GIVEN_BACK, why)
                 leases.release(tx, self.held)
         except ServerUnavailable as error:
             log.warning("the leases run out by themselves: %s", error)

@@ -16,7 +16,7 @@ class Injection:
     """Harm before or after `call`, a function or method by its full path.
 
     Args:
-        call: For example `babylon_tasks.store.windows.claim_due`.
+        call: For example `babylon_tasks.store.transitions.claim_due`.
         do: `kill` is SIGKILL to itself, `kill_parent` to the parent first; `exit` ends with code 1
             at once; `raise` raises `error(*arguments)`; `hang` never returns; `sleep` waits.
         at: An `after` that raised is none.

@@ -102,15 +102,15 @@ def slow_step(seconds: float) -> Injection:
         pytest.param(1, "producer killed after its commit, before it publishes", "cpu1",
                      "workers.doorbells.score", "before", "score", marks=slow),
         pytest.param(2, "producer killed inside its transaction", "cpu1",
-                     "babylon_tasks.store.windows.produce", "after", "score", marks=slow),
+                     "babylon_tasks.store.transitions.produce", "after", "score", marks=slow),
         pytest.param(3, "worker killed between message and claim", "cpu1",
                      "babylon_tasks.pipeline.score", "before", "score", marks=slow),
         (4, "scorer killed after the claim", "cpu1",
-         "babylon_tasks.pipeline.score_claimed", "before", "score"),
+         "babylon_tasks.scoring.stage.score_claimed", "before", "score"),
         pytest.param(4, "trainer's worker killed after the claim", "gpu1",
                      "workers.gpu.client.TrainerProcess.step", "before", "train", marks=slow),
         pytest.param(5, "scorer killed between its scores and the commit", "cpu1",
-                     "babylon_tasks.store.windows.mark_scored", "after", "score", marks=slow),
+                     "babylon_tasks.store.transitions.mark_scored", "after", "score", marks=slow),
         (20, "killed with a half-written checkpoint", "gpu1",
          "babylon_tasks.checkpoints.files._copy", "after", "train"),
     ],
@@ -153,7 +153,7 @@ def test_killed_with_a_judges_answers(
     file = world.folder / "once"
     wanted = judging.add_windows(world, 4)
     kill = Injection(
-        "babylon_tasks.store.windows.mark_scored", "kill_parent", at="after", once=file
+        "babylon_tasks.store.transitions.mark_scored", "kill_parent", at="after", once=file
     )
     with JudgeServer(script=list(answers)) as judge:
         with judging.nobody_judges(world, {"cpu1": 1, "cpu2": 1}):
@@ -187,7 +187,8 @@ def test_killed_after_the_commit(trial: Trial, world: World) -> None:
         Injection("babylon_tasks.work.leases.LeaseKeeper.finished", "kill_parent", once=scored)
     ])  # fmt: skip
     world.start("gpu1", inject=[
-        Injection("babylon_tasks.training.step._commit", "kill_parent", at="after", once=trained)
+        Injection("babylon_tasks.training.step.StepAttempt._commit", "kill_parent", at="after",
+                  once=trained)
     ])  # fmt: skip
     world.start("beat")
     world.wait(scored.exists)
@@ -376,7 +377,7 @@ def test_the_same_message_ten_times(trial: Trial, world: World) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        pytest.param("babylon_tasks.store.windows.mark_scored", marks=slow),
+        pytest.param("babylon_tasks.store.transitions.mark_scored", marks=slow),
         "babylon_tasks.store.steps.commit",
     ],
 )
@@ -497,7 +498,7 @@ def test_poison(trial: Trial, world: World, harm: Any) -> None:
     add_trajectory(world.context, windows[0], "agent-bad", stepsJson='[{"llmCalls": [')
     add_trajectory(world.context, poison, "agent-poison", stepsJson=steps(0, response="POISON"))
     world.start(
-        "cpu1", inject=[Injection("babylon_tasks.scoring.stage.decode", harm, text="POISON")]
+        "cpu1", inject=[Injection("babylon_tasks.scoring.reading.parse_steps", harm, text="POISON")]
     )
     start(world, "gpu1", "beat")
     world.wait(world.settled, 60)

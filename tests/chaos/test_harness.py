@@ -189,9 +189,9 @@ def test_an_injection_reaches_methods_coroutines_and_builtins() -> None:
     method = Injection("babylon_tasks.work.leases.LeaseKeeper.beat", "raise", **full)  # type: ignore[arg-type]
     done = python("from babylon_tasks.work.leases import LeaseKeeper as K; K.beat(None)", method)
     assert "[Errno 28] No space left on device" in done.stderr
-    coroutine = Injection("babylon_tasks.pipeline.score_claimed", "exit")
-    call = "import asyncio, babylon_tasks.pipeline as p; asyncio.run(p.score_claimed(0, 0, {}))"
-    assert python(call, coroutine).returncode == 1
+    coroutine = Injection("babylon_tasks.scoring.stage.score_claimed", "raise", **full)  # type: ignore[arg-type]
+    call = "from babylon_tasks.scoring import stage as s; asyncio.run(s.score_claimed(0, 0, {}))"
+    assert "[Errno 28]" in python(f"import asyncio; {call}", coroutine).stderr
     assert python("import os; os.fsync(0)", Injection("os.fsync", "exit")).returncode == 1
 
 

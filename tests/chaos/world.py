@@ -13,7 +13,6 @@ from types import TracebackType
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.settings import Settings
-from babylon_tasks.store.database import Database
 from babylon_tasks.work.context import Context
 from tests import rows
 from tests.chaos.fleet import Fleet, Kill
@@ -72,7 +71,7 @@ class World(AbstractContextManager["World"]):
         self.settings = Settings(
             **{**ours, "database_url": self._database_url, "redis_url": servers.redis.url}  # type: ignore[arg-type]
         )
-        self.context = Context(Database(self.settings.postgres()), self.settings, "chaos:0")
+        self.context = Context.of_deployment(self.settings, "chaos:0")
         self._all_links: list[Links] = []
         self.links = self.own_links()
         self.fleet = Fleet(folder, self._environment(settings))

@@ -13,7 +13,9 @@ from babylon_tasks.records.steps import Sample
 from babylon_tasks.scoring.filters import STAGES
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE
 from babylon_tasks.scoring.stage import score_claimed
+from babylon_tasks.store import transitions
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.windows import DueQuery
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
@@ -316,11 +318,11 @@ def test_a_window_that_is_wanted_otherwise_after_its_claim_is_left_alone(context
     window = hours_ago(2)
     add_window(context, window)
     pipeline.produce(context)
-    settings = context.settings
+    due = DueQuery(context.lineage.name, context.settings.scoring, list(WITHOUT_JUDGE), None)
     with context.database.transaction() as tx:
-        claimed = window_rows.claim_due(tx, settings, context.holder, 16, None, WITHOUT_JUDGE)
+        claimed = transitions.claim_due(tx, due, context.holder, 16, 30)
     pipeline.enqueue(context, window, scoring="ruler")
-    with LeaseKeeper(context.database, settings, list(claimed.values())) as keeper:
+    with LeaseKeeper(context, list(claimed.values())) as keeper:
         assert aio.run(score_claimed(context, keeper, claimed)) == []
     assert states(context) == {window: "due"}
     assert query(context, "SELECT * FROM rl.leases") == []

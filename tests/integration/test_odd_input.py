@@ -115,7 +115,7 @@ from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
 
 settings = Settings(database_url=sys.argv[1])
-context = Context(Database(settings.postgres()), settings, "test:1")
+context = Context.of_deployment(settings, "test:1")
 for window in sys.argv[2:]:
     assert pipeline.score(context, [window]) == [window]
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

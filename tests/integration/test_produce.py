@@ -132,7 +132,7 @@ def test_listing_counts_what_has_no_row_and_reads_what_has(context: Context) -> 
     add_window(context, hours_ago(4), agents=1)
     add_window(context, hours_ago(0), agents=2)
     with context.database.transaction() as tx:
-        found = window_rows.listing(tx, context.settings)
+        found = window_rows.listing(tx, context.lineage.name, context.settings)
     assert [(w.window_id, w.agents, w.trajectories, w.state) for w in found] == [
         (hours_ago(0), 2, 2, "open"),
         (hours_ago(2), 3, 3, "due"),
@@ -157,7 +157,10 @@ def test_produce_and_listing_use_the_index(context: Context) -> None:
         for name in ("produce_windows", "list_windows", "count_window"):
             plan = tx.execute(
                 "EXPLAIN " + window_rows._SQL[name],
-                {**window_rows._due(context.settings), "window_id": hours_ago(2)},
+                {
+                    **window_rows.due_filter(context.lineage.name, context.settings),
+                    "window_id": hours_ago(2),
+                },
             ).fetchall()
             text = "\n".join(row["QUERY PLAN"] for row in plan)
             assert "rl_trajectories_window_idx" in text, f"{name}:\n{text}"

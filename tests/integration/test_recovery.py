@@ -15,7 +15,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import Final, LeaseLost, ServerUnavailable, TrainerDied, UserError
 from babylon_tasks.records.steps import StepRequest, StepResult, Trainer
-from babylon_tasks.scoring import stage
+from babylon_tasks.scoring.run import ScoringRun
 from babylon_tasks.store import leases
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
@@ -46,14 +46,14 @@ def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
     for window in windows:
         add_window(context, window)
     pipeline.produce(context)
-    real = stage._score_window
+    real = ScoringRun._score_window
 
-    async def poisoned(context: Context, reader: Any, keeper: Any, window: Any, *rest: Any) -> bool:
+    async def poisoned(run: ScoringRun, window: Any) -> bool:
         if window.window_id == windows[1]:
             raise Died
-        return await real(context, reader, keeper, window, *rest)
+        return await real(run, window)
 
-    monkeypatch.setattr("babylon_tasks.scoring.stage._score_window", poisoned)
+    monkeypatch.setattr(ScoringRun, "_score_window", poisoned)
     with pytest.raises(Died):
         pipeline.score(context)
     assert states(context) == {windows[0]: "scored", windows[1]: "due", windows[2]: "due"}

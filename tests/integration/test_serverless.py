@@ -79,11 +79,11 @@ def dies_at(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     """The next note of this state, and no other, is the worker's death, before it is written."""
     real = jobs.note
 
-    def note(tx: Any, model: str, step: int, token: int, sent: Any, said: Any) -> None:
+    def note(tx: Any, claim: Any, step: int, sent: Any, said: Any) -> None:
         if said.state == state:
             monkeypatch.setattr(jobs, "note", real)
             raise Died
-        real(tx, model, step, token, sent, said)
+        real(tx, claim, step, sent, said)
 
     monkeypatch.setattr(jobs, "note", note)
 

@@ -26,7 +26,6 @@ from babylon_tasks.errors import (
 from babylon_tasks.records.steps import Progress, Sample, StepRequest, StepResult, Trainer
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import steps as step_rows
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from tests.rows import (
@@ -610,7 +609,7 @@ def test_the_whole_chain_on_a_database_that_prisma_made(
         connection.execute(prisma.read_bytes())
     migrate(fresh_database)
     mine = Settings.model_validate({**settings.model_dump(), "database_url": fresh_database})
-    context = Context(Database(fresh_database), mine, "test:1")
+    context = Context.of_deployment(mine, "test:1")
     windows = scored_windows(context, 2, 3)
     report = pipeline.train(context, trainer)
     assert report

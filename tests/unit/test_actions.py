@@ -22,7 +22,8 @@ from babylon_tasks.records.actions import (
     pnl_path,
     trades,
 )
-from babylon_tasks.records.traces import RawTrace, Reason, Unusable, decode
+from babylon_tasks.records.recorded_steps import RawTrace, Reason, Unusable
+from babylon_tasks.records.traces import decode
 from babylon_tasks.simulation.simulate import simulate
 from tests.odd import ODD_TOKENS, json_values, mutated_traces, valid_trace
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from babylon_tasks.records.actions import AgentRun, RunStep, decode_run
-from babylon_tasks.records.traces import RawTrace
+from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.scoring.judge.condense import LEGEND, bare_tokens, condense, plain, short_id
 from babylon_tasks.scoring.judge.tokens import estimate_tokens
 from babylon_tasks.simulation.simulate import simulate

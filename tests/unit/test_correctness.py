@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from babylon_tasks.records.actions import AgentRun, RunStep, decode_run
 from babylon_tasks.records.markets import Market
-from babylon_tasks.records.traces import RawTrace, Unusable, decode
+from babylon_tasks.records.recorded_steps import RawTrace, Unusable
+from babylon_tasks.records.traces import decode
 from babylon_tasks.scoring.correctness import WEIGHTS, Correctness, rate
 from babylon_tasks.scoring.scorer import Group
 from tests.odd import json_values, mutated_traces

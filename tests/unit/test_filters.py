@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.records.traces import Outcome, RawTrace, decode
-from babylon_tasks.scoring.filters import STAGES, keep, no_signal
+from babylon_tasks.records.recorded_steps import RawTrace
+from babylon_tasks.records.scores import no_signal
+from babylon_tasks.records.traces import Outcome, decode
+from babylon_tasks.scoring.filters import STAGES, keep
 from babylon_tasks.settings import Settings
 from babylon_tasks.simulation.simulate import simulate
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from babylon_tasks.records.recorded_steps import RawTrace, Reason, Unusable
 from babylon_tasks.records.steps import Sample
-from babylon_tasks.records.traces import RawTrace, Reason, Trace, Unusable, decode
+from babylon_tasks.records.traces import Trace, decode
 from babylon_tasks.text import one_line
 from tests.odd import ODD_TOKENS, json_values, mutated_traces, valid_trace
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from babylon_tasks.records.scores import no_signal
 from babylon_tasks.records.traces import Outcome
-from babylon_tasks.scoring.filters import no_signal
 from babylon_tasks.scoring.heuristic import heuristic
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babylon_tasks.records.recorded_steps import RawTrace, Unusable
 from babylon_tasks.records.steps import Call, Logprobs
-from babylon_tasks.records.traces import RawTrace, Trace, Unusable, decode, is_truncated
+from babylon_tasks.records.traces import Trace, decode, is_truncated
 
 
 def raw(steps: str | None, size: int = 0) -> RawTrace:

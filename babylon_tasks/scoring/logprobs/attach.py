@@ -14,8 +14,9 @@ from itertools import islice
 
 import httpx
 
+from babylon_tasks.records.recorded_steps import Unusable
 from babylon_tasks.records.steps import Call, Logprobs
-from babylon_tasks.records.traces import Unusable, decode
+from babylon_tasks.records.traces import decode
 from babylon_tasks.records.versions import Versions
 from babylon_tasks.scoring.logprobs.server import ANSWER_SECONDS, LogprobServer, NoAnswer, Refused
 from babylon_tasks.store import logprobs, steps

@@ -38,8 +38,10 @@ UPDATE rl.heads
 
 -- begin_checkpoint --
 -- Before the first file: should the process die, the next holder of the lease knows where to look.
+-- The conflict is the same note, written again where the answer to COMMIT was lost.
 INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce)
 VALUES (%(checkpoint)s, %(model_name)s, %(token)s, %(nonce)s)
+ON CONFLICT (checkpoint) DO NOTHING
 
 -- finish_checkpoint --
 DELETE FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s

@@ -1,0 +1,43 @@
+"""Says in one line why a window is not due."""
+
+from __future__ import annotations
+
+from babylon_tasks.records.windows import Window, due_at
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Connection, now
+from babylon_tasks.work.context import Context
+
+
+def why_not_due(tx: Connection, context: Context, window_id: str) -> str | None:
+    """Return why a window without a row cannot be due, or None where it can.
+
+    Raises:
+        UserError: No window id.
+    """
+    settings = context.settings
+    due = due_at(window_id, settings.settle_seconds)
+    if now(tx) < due:
+        return (
+            f"window {window_id} is not complete: it ends and settles at "
+            f"{due:%Y-%m-%d %H:%M} UTC (SETTLE_SECONDS={settings.settle_seconds})"
+        )
+    counts = window_rows.count(tx, settings, window_id)
+    if counts.agents >= settings.min_agents_per_window:
+        return None
+    rows = window_rows.count_excluded(tx, settings, window_id)
+    if not rows["trajectories"]:
+        return (
+            f"no trajectories in window {window_id}: "
+            "`babylon windows list` shows the windows there are"
+        )
+    return (
+        f"window {window_id} has {counts.agents} agents, needs {settings.min_agents_per_window} "
+        f"(MIN_AGENTS_PER_WINDOW); of its {rows['trajectories']} trajectories "
+        f"{rows['not_training_data']} are not training data, {rows['evaluation']} are evaluation, "
+        f"{rows['excluded']} are of excluded scenarios"
+    )
+
+
+def story(window: Window) -> str:
+    """Return what a window came to, and why."""
+    return f"{window.state}: {window.reason or window.last_error or 'no reason given'}"

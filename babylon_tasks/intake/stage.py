@@ -1,0 +1,88 @@
+"""Stage 1, what is due: trajectories in Babylon's table → rows of rl.windows in state `due`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.intake import requests
+from babylon_tasks.intake.refusals import why_not_due
+from babylon_tasks.records.windows import State, Window, due_at, parse_window_id
+from babylon_tasks.store import training_batches, transitions
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import now
+from babylon_tasks.work.context import Context
+
+log = logging.getLogger(__name__)
+
+
+def produce(context: Context) -> list[str]:
+    """Make windows due and take the app's pending requests; return the windows made due."""
+    lineage = context.lineage
+    with context.database.transaction() as tx:
+        made = transitions.produce(tx, lineage.name, context.settings)
+        waiting = training_batches.pending(tx) if lineage.primary else []
+    for request in waiting:
+        # A transaction each: an odd request must not undo the windows, or stop the others.
+        with context.database.transaction() as tx:
+            made += requests.take(tx, context, request)
+    if made:
+        log.info("due: %s", ", ".join(made))
+    return made
+
+
+def enqueue(context: Context, window_id: str, scoring: str | None) -> Window:
+    """Make one window due by name, however old, and return its row.
+
+    With `scoring` it is due for that scorer, even where it was scored, skipped or failed before;
+    a request that failed with it waits for it again.
+
+    Raises:
+        UserError: No window id, not ended and settled, nobody in it, or too few agents.
+    """
+    name = context.lineage.name
+    parse_window_id(window_id)
+    with context.database.transaction() as tx:
+        if not window_rows.read(tx, name, [window_id]):
+            why_not = why_not_due(tx, context, window_id)
+            if why_not:
+                raise UserError(why_not)
+            counts = window_rows.count(tx, context.settings, window_id)
+            transitions.enqueue(tx, name, window_id, counts)
+        if scoring and transitions.score_otherwise(tx, name, window_id, scoring):
+            log.info("window %s is due for %s", window_id, scoring)
+        (window,) = window_rows.read(tx, name, [window_id])
+        if scoring and window.state == State.DUE and window.batch_id:
+            training_batches.reopen(tx, window.batch_id)
+    return window
+
+
+def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
+    """Make failed or skipped windows due again (None: all that failed); return their ids.
+
+    A request that failed with its window waits for it again.
+    """
+    with context.database.transaction() as tx:
+        retried = transitions.retry(tx, context.lineage.name, window_ids)
+        for batch_id in retried.values():
+            if batch_id:
+                training_batches.reopen(tx, batch_id)
+    return sorted(retried)
+
+
+def must_wait(context: Context, window_id: str) -> bool:
+    """Tell whether the window has not ended and settled yet, by the database's clock.
+
+    Raises:
+        UserError: No window id.
+    """
+    due = due_at(window_id, context.settings.settle_seconds)
+    with context.database.transaction() as tx:
+        return now(tx) < due
+
+
+def answer_request(context: Context, batch_id: str, window: Window) -> None:
+    """Let this window answer the request; done at once where it was trained before."""
+    with context.database.transaction() as tx:
+        requests.answer(tx, context.lineage.name, batch_id, window)

@@ -1,0 +1,79 @@
+"""A window's traces as scorers get them: decoded, filtered, what is left out counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from babylon_tasks.records.actions import AgentRun, run_of
+from babylon_tasks.records.recorded_steps import Unusable, parse_steps
+from babylon_tasks.records.traces import Outcome, decode
+from babylon_tasks.scoring import filters
+from babylon_tasks.scoring.scorer import Group
+from babylon_tasks.store import markets
+from babylon_tasks.store.traces import TraceReader
+from babylon_tasks.store.windows import Counts
+from babylon_tasks.work.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class ReadWindow:
+    """A window's traces: those to score, those that cannot be read, and the count of the others."""
+
+    group: Group
+    counts: Counts
+    unusable: Mapping[str, Unusable]
+    funnel: Counter[str]
+
+
+async def read_window(
+    context: Context,
+    reader: TraceReader,
+    window_id: str,
+    *,
+    sees_runs: bool,
+    on_row: Callable[[], None] = lambda: None,
+) -> ReadWindow:
+    """Read a window and leave out what does not deserve a score.
+
+    `sees_runs` says whether the scorer is shown what tells the future; `on_row` is called with each
+    trace that is read.
+
+    Raises:
+        ServerUnavailable, Retryable, Final: As `TraceReader.read` does.
+    """
+    outcomes: list[Outcome] = []
+    runs: dict[str, AgentRun] = {}
+    unusable: dict[str, Unusable] = {}
+    agents: set[str] = set()
+    async with aclosing(reader.read(window_id)) as rows:
+        async for raw in rows:
+            on_row()
+            agents.add(raw.agent_id)
+            try:
+                steps = parse_steps(raw)
+                outcome = decode(raw, steps).outcome
+                if sees_runs:
+                    runs[raw.trajectory_id] = run_of(raw, steps)
+                outcomes.append(outcome)
+            except Unusable as verdict:
+                unusable[raw.trajectory_id] = verdict
+    kept, funnel = filters.keep(outcomes, context.settings, window_id)
+    funnel["trajectories"] = len(outcomes) + len(unusable)
+    funnel["unreadable"] = len(unusable)
+    funnel["scored"] = len(kept)
+    for outcome in kept:
+        funnel["calls"] += outcome.calls
+        funnel.update(outcome.left_out)
+    known = []
+    if sees_runs:
+        with context.database.transaction() as tx:
+            known = markets.read(tx, window_id)
+    return ReadWindow(
+        Group(window_id, kept, runs, known),
+        Counts(len(agents), len(outcomes) + len(unusable)),
+        unusable,
+        funnel,
+    )

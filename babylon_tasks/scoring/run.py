@@ -1,0 +1,242 @@
+"""Scores the windows of one claim: each is read, filtered, scored and committed by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from babylon_tasks.errors import (
+    JudgeFault,
+    JudgePaused,
+    JudgeUnavailable,
+    LeaseLost,
+    ServerUnavailable,
+    StaleClaim,
+)
+from babylon_tasks.records.scores import Score, no_signal
+from babylon_tasks.records.traces import Outcome
+from babylon_tasks.records.windows import State, Window
+from babylon_tasks.scoring.judge.rubric import Rubric
+from babylon_tasks.scoring.logprobs.attach import Attacher, attaching
+from babylon_tasks.scoring.reading import ReadWindow, read_window
+from babylon_tasks.scoring.registry import WITHOUT_JUDGE
+from babylon_tasks.scoring.scorer import Group, Scorer
+from babylon_tasks.settings import Settings
+from babylon_tasks.store import (
+    attempts,
+    judgments,
+    leases,
+    scores,
+    training_batches,
+    transitions,
+)
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.attempts import Ending
+from babylon_tasks.store.leases import Lease
+from babylon_tasks.store.traces import TraceReader, open_reader
+from babylon_tasks.store.transitions import Scored
+from babylon_tasks.work import failures
+from babylon_tasks.work.aio import all_done
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.leases import LeaseKeeper
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Scores and whose they are, or why there are none to train on.
+
+    `fell_back` is whether a judge was asked before, perhaps paid, and gave none of them.
+    """
+
+    scorer: str
+    scores: Sequence[Score]
+    why_skip: str | None
+    rubric: Rubric | None = None
+    fell_back: bool = False
+
+
+class ScoringRun:
+    """The work on one claim: its windows by their leases, and the connection that reads traces."""
+
+    def __init__(
+        self,
+        context: Context,
+        keeper: LeaseKeeper,
+        claimed: Mapping[str, Lease],
+        scorers: Mapping[str, Scorer],
+        sources: tuple[TraceReader, Attacher | None],
+    ) -> None:
+        self._context, self._keeper = context, keeper
+        self._claimed, self._scorers = claimed, scorers
+        self._reader, self._attacher = sources
+        self._reading = asyncio.Lock()  # one connection
+
+    async def in_turn(self) -> list[str]:
+        """Score one window after another; return those that moved on."""
+        moved: list[str] = []
+        for window in self._still_due():
+            if moved and self._attacher and not self._attacher.has_time():
+                break  # its lease goes back unused
+            if await self._score_window(window):
+                moved.append(window.window_id)
+        return moved
+
+    async def together(self) -> list[str]:
+        """Score all windows at the same time, since a judge takes its time; return as above."""
+        windows = self._still_due()
+        done = await all_done(map(self._score_window, windows))
+        return [window.window_id for window, moved in zip(windows, done, strict=True) if moved]
+
+    def _still_due(self) -> list[Window]:
+        """Without those that somebody finished, or wants otherwise, since we claimed them."""
+        name = self._context.lineage.name
+        with self._context.database.transaction() as tx:
+            windows = window_rows.read(tx, name, list(self._claimed))
+        return [
+            window
+            for window in windows
+            if window.state == State.DUE and self._scorer_name(window) in self._scorers
+        ]
+
+    def _scorer_name(self, window: Window) -> str:
+        return window.scorer_to_use(self._context.settings.scoring)
+
+    async def _score_window(self, window: Window) -> bool:
+        """Tell whether the window moved on; if not, its row says why."""
+        context, lease = self._context, self._claimed[window.window_id]
+        try:
+            read = await self._read(window)
+            verdict = await self._judge(read.group, self._scorers[self._scorer_name(window)])
+            await self._attach(window, read, verdict)
+            self._commit(window, lease, read, verdict)
+            self._keeper.finished(lease)
+        except (LeaseLost, StaleClaim, ServerUnavailable):
+            raise
+        except JudgeUnavailable as error:
+            log.error("window %s waits: %s", window.window_id, error)  # noqa: TRY400 - it says all
+            failures.wait(context, window, lease, error, error.wait_seconds)
+        except Exception as error:
+            if not isinstance(error, JudgeFault):
+                log.exception("scoring %s failed", window.window_id)
+            failures.count_failure(context, window, lease, error)
+        else:
+            return True
+        return False
+
+    async def _read(self, window: Window) -> ReadWindow:
+        scorer = self._scorers[self._scorer_name(window)]
+        async with self._reading:
+            return await read_window(
+                self._context,
+                self._reader,
+                window.window_id,
+                sees_runs=scorer.sees_runs,
+                on_row=self._keeper.beat,
+            )
+
+    async def _judge(self, group: Group, scorer: Scorer) -> _Verdict:
+        settings = self._context.settings
+        why_skip = _too_small(settings, group.outcomes)
+        if why_skip:
+            return _Verdict(scorer.name, [], why_skip)
+        fell_back = False
+        try:
+            given = await scorer.score(group)
+        except (JudgeUnavailable, JudgeFault) as error:
+            if settings.judge_fallback == "wait" or isinstance(error, JudgePaused):
+                raise
+            log.warning("window %s falls back to the heuristic: %s", group.window_id, error)
+            scorer, fell_back = WITHOUT_JUDGE["heuristic"], True
+            given = await scorer.score(group)
+        trainable = {o.trajectory_id for o in group.outcomes if o.text_bytes}
+        rewards = [s.score for s in given if s.trajectory_id in trainable]
+        why_skip = no_signal(rewards, settings.min_reward_spread)
+        return _Verdict(scorer.name, given, why_skip, scorer.rubric, fell_back)
+
+    async def _attach(self, window: Window, read: ReadWindow, verdict: _Verdict) -> None:
+        """Ask for log-probabilities of what will be trained, where a server can tell them."""
+        if self._attacher and verdict.why_skip is None:
+            read.funnel["unattached"] = await self._attacher.attach(
+                self._reader,
+                self._reading,
+                window.window_id,
+                {score.trajectory_id for score in verdict.scores},
+                self._keeper.beat,
+            )
+
+    def _commit(self, window: Window, lease: Lease, read: ReadWindow, verdict: _Verdict) -> None:
+        context, reason = self._context, verdict.why_skip
+        name, primary = context.lineage.name, context.lineage.primary
+        judged = any(score.judge_model for score in verdict.scores)
+        paid = judged or verdict.fell_back
+        source = scores.Source(name, verdict.scorer, window.window_id)
+        with context.database.transaction() as tx:
+            scores.quarantine(tx, window.window_id, read.unusable)
+            cost = judgments.cost(tx, name, window.window_id) if paid else None
+            scores.write(tx, source, verdict.scores, cost)
+            if not transitions.mark_scored(
+                tx, context.claim(lease), window, _scored(read, verdict)
+            ):
+                raise StaleClaim(f"window {window.window_id} was scored by somebody else")
+            if primary and (judged or window.score_rev):
+                scores.forget_judgments(tx, window.window_id)  # of an earlier round
+            if judged and primary and verdict.rubric:
+                scores.tell_app(tx, source, verdict.rubric.hash, verdict.rubric.as_json())
+            if reason and window.batch_id:
+                training_batches.fail(
+                    tx, window.batch_id, f"window {window.window_id} is skipped: {reason}"
+                )
+            ending = Ending.SKIPPED if reason else Ending.DONE
+            attempts.end(tx, name, [lease.token], ending, reason)
+            leases.release(tx, [lease])
+        log.info(
+            "scored %s by %s: %d agents, %d of %d trajectories, %d set aside%s",
+            window.window_id,
+            verdict.scorer,
+            read.counts.agents,
+            len(read.group.outcomes),
+            read.counts.trajectories,
+            len(read.unusable),
+            f", skipped ({reason})" if reason else "",
+        )
+
+
+@asynccontextmanager
+async def scoring_run(
+    context: Context,
+    keeper: LeaseKeeper,
+    claimed: Mapping[str, Lease],
+    scorers: Mapping[str, Scorer],
+) -> AsyncIterator[ScoringRun]:
+    """Open what a run reads from: one connection, and the server of LOGPROBS_URL where it is set.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
+    async with open_reader(context.settings) as reader, attaching(context) as attacher:
+        yield ScoringRun(context, keeper, claimed, scorers, (reader, attacher))
+
+
+def _scored(read: ReadWindow, verdict: _Verdict) -> Scored:
+    return Scored(
+        scorer=verdict.scorer,
+        state=State.SKIPPED if verdict.why_skip else State.SCORED,
+        reason=verdict.why_skip,
+        counts=read.counts,
+        text_bytes=sum(o.text_bytes for o in read.group.outcomes),
+        funnel=read.funnel,
+    )
+
+
+def _too_small(settings: Settings, outcomes: Sequence[Outcome]) -> str | None:
+    """Why a group cannot train, so that no judge is asked about it; None where it can."""
+    agents = len({o.agent_id for o in outcomes})
+    if agents < settings.min_agents_per_window:
+        return f"{agents} agents with usable traces, needs {settings.min_agents_per_window}"
+    trainable = sum(bool(o.text_bytes) for o in outcomes)
+    return None if trainable > 1 else f"{trainable} trainable trajectories, a comparison needs 2"

@@ -1,0 +1,33 @@
+"""Which scored windows the next step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from babylon_tasks.records.windows import Window, share_a_step
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Connection
+from babylon_tasks.training.backend import TrainingBackend
+from babylon_tasks.work.context import Context
+
+
+class WindowChoice:
+    """Chooses among a lineage's scored windows, or among those in `only`."""
+
+    def __init__(
+        self, context: Context, backend: TrainingBackend, only: Sequence[str] | None
+    ) -> None:
+        self._context, self._backend, self._only = context, backend, only
+
+    def next(self, tx: Connection, but: Container[str] = ()) -> list[Window]:
+        """Return the windows of the next step, without those in `but`; empty where none is due."""
+        begun = self._backend.next_windows(tx, but)
+        if begun is not None:
+            return begun
+        due = window_rows.scored(tx, self._context.lineage.name, self._only)
+        most_tokens = self._context.settings.max_step_tokens
+        return share_a_step([w for w in due if w.window_id not in but], most_tokens)
+
+    def asked_for(self, windows: Sequence[Window]) -> bool:
+        """Tell whether all of these were asked for; a job elsewhere may be about others."""
+        return self._only is None or {w.window_id for w in windows} <= set(self._only)

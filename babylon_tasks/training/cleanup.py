@@ -1,0 +1,47 @@
+"""Removes checkpoints that no step needs, by the holder of the lineage's lease alone."""
+
+from __future__ import annotations
+
+import logging
+
+from babylon_tasks.checkpoints import files as checkpoint_files
+from babylon_tasks.checkpoints import retention
+from babylon_tasks.store import steps
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.leases import LeaseKeeper
+
+log = logging.getLogger(__name__)
+
+# Steps that one run gives up, and folders that it removes: a store's refusals cost little time.
+_REMOVE_BATCH = 16
+
+
+def give_up_old_steps(context: Context, keeper: LeaseKeeper) -> None:
+    """Note which steps' files go, as KEEP_CHECKPOINTS says, before any of them does."""
+    settings, name = context.settings, context.lineage.name
+    with context.database.transaction() as tx:
+        head = steps.lock_head(tx, keeper.claim)
+        if head is None:
+            return
+        kept = steps.with_files(tx, name)
+        may_go = retention.may_go(kept, head, settings.keep_checkpoints, settings.keep_every)
+        given_up = steps.give_up(tx, name, may_go, _REMOVE_BATCH) if may_go else []
+    if given_up:
+        log.info("the files of steps %s go (KEEP_CHECKPOINTS)", ", ".join(map(str, given_up)))
+
+
+def remove_unfinished(context: Context, keeper: LeaseKeeper) -> None:
+    """Delete what dead attempts left, and the files of steps given up; a few at a time."""
+    with context.database.transaction() as tx:
+        unfinished = steps.unfinished_checkpoints(tx, context.lineage.name, _REMOVE_BATCH)
+    for checkpoint, nonce in unfinished.items():
+        keeper.beat()
+        try:
+            removed = checkpoint_files.remove_unfinished(checkpoint, nonce)
+        except Exception as error:  # noqa: BLE001 - each store has its own; the step matters more
+            log.warning("cannot remove %s, which no step needs: %s", checkpoint, error)
+            continue
+        if removed:
+            log.info("removed %s, which no step needs", checkpoint)
+            with context.database.transaction() as tx:
+                steps.forget_checkpoint(tx, checkpoint)

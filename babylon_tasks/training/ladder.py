@@ -1,0 +1,102 @@
+"""What a claim does when a step fails: the same once more, then halves, until one is committed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from babylon_tasks.errors import (
+    BabylonError,
+    Final,
+    LeaseLost,
+    NotRecorded,
+    ServerUnavailable,
+    StaleClaim,
+    UserError,
+)
+from babylon_tasks.records.steps import Progress, Trainer
+from babylon_tasks.records.windows import Window
+from babylon_tasks.training.backend import TrainingBackend
+from babylon_tasks.training.choice import WindowChoice
+from babylon_tasks.training.step import StepAttempt, StepOrder, StepReport
+from babylon_tasks.work import failures
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
+
+
+class Ladder:
+    """Goes down from many windows to one, so that only one that fails alone is counted against."""
+
+    def __init__(
+        self,
+        context: Context,
+        backend: TrainingBackend,
+        trainer: Trainer,
+        keeper: LeaseKeeper,
+        choice: WindowChoice,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._context, self._backend, self._trainer = context, backend, trainer
+        self._keeper, self._choice, self._on_progress = keeper, choice, on_progress
+        self._failed: list[str] = []  # the windows of the last step that failed
+        self._unrecorded: dict[str, NotRecorded] = {}
+
+    def climb_down(
+        self, windows: Sequence[Window], requested_version: str | None, stopwatch: Stopwatch
+    ) -> StepReport | None:
+        """Try steps until one is committed; None where no window is left to try now.
+
+        Raises:
+            UserError: Nothing can train here; the windows wait.
+            LeaseLost, StaleClaim: Another worker has taken over.
+            ServerUnavailable: Postgres does not answer.
+        """
+        while windows:
+            version = requested_version if self._choice.asked_for(windows) else None
+            order = StepOrder(windows, version, self._on_progress)
+            try:
+                report = StepAttempt(
+                    self._context, self._backend, self._trainer, self._keeper, order, stopwatch
+                ).run()
+                if report:
+                    return report
+            except NotRecorded as error:
+                self._unrecorded |= dict.fromkeys(_ids(windows), error)
+            except (LeaseLost, StaleClaim, ServerUnavailable):
+                raise
+            except (UserError, OSError) as error:
+                failures.blame_nobody(self._context, windows, self._keeper.held[0], error)
+                raise
+            except Exception as error:  # noqa: BLE001 - it is counted, logged or raised there
+                self._step_failed(windows, error)
+            stopwatch = Stopwatch()
+            with self._context.database.transaction() as tx:
+                windows = self._choice.next(tx, self._unrecorded)
+        if self._unrecorded:
+            raise next(iter(self._unrecorded.values()))
+        return None
+
+    def _step_failed(self, windows: Sequence[Window], error: Exception) -> None:
+        """Note what the failure means for the windows; raise it where nothing else can be tried."""
+        if not isinstance(error, BabylonError):
+            log.exception("a step over %s failed", ", ".join(_ids(windows)))
+        again_in_vain = _ids(windows) == self._failed
+        first = windows[0].attempts == 0 and windows[0].may_share is None
+        final = isinstance(error, Final)
+        running = [] if final else self._backend.still_running(windows)
+        lease = self._keeper.held[0]
+        if running:
+            failures.job_goes_on(self._context, running, lease, error)
+            if again_in_vain:
+                raise error
+        else:
+            again = first and not again_in_vain and not final
+            failures.step_failed(self._context, windows, lease, error, again)
+        self._failed = _ids(windows)
+
+
+def _ids(windows: Sequence[Window]) -> list[str]:
+    return [window.window_id for window in windows]

@@ -1,0 +1,51 @@
+"""Training on this machine's GPU, or CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+from babylon_tasks.records.steps import JobNote, StepResult
+from babylon_tasks.records.windows import Window
+from babylon_tasks.store.database import Connection
+from babylon_tasks.training.samples import StepSamples
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.leases import LeaseKeeper
+
+
+class LocalBackend:
+    """A `TrainingBackend` whose trainer process does all the work itself."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def require_usable(self) -> None:
+        """Do nothing: the trainer process says what it lacks."""
+
+    def next_windows(self, tx: Connection, but: Container[str]) -> None:
+        """Leave the choice free."""
+
+    def on_attempt(self, tx: Connection, token: int) -> None:
+        """Do nothing: an attempt that dies leaves nothing running."""
+
+    def prepare(self, keeper: LeaseKeeper, samples: StepSamples, path: Path) -> StepSamples:
+        """Return all samples: log-probabilities are not needed here."""
+        return samples
+
+    def remote(self) -> None:
+        """Name no other machine."""
+
+    def note_job(self, keeper: LeaseKeeper, step: int, note: JobNote) -> None:
+        """Refuse: this trainer posts no jobs."""
+        raise AssertionError(f"a local trainer told of a job: {note}")
+
+    def still_running(self, windows: Sequence[Window]) -> list[Window]:
+        """Return none: what failed here has ended."""
+        return []
+
+    def cost_usd(self, result: StepResult) -> float | None:
+        """Return what the trainer said, or the price of its GPU time by GPU_USD_PER_HOUR."""
+        price = self._context.settings.gpu_usd_per_hour
+        if result.cost_usd is not None or price is None:
+            return result.cost_usd
+        return result.gpu_seconds / 3600 * price

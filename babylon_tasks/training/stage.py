@@ -1,0 +1,76 @@
+"""Stage 3, what is learned: every scored window up to a limit → one step, committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from babylon_tasks.records.steps import Progress, Trainer
+from babylon_tasks.records.windows import Window
+from babylon_tasks.store import attempts, leases, steps
+from babylon_tasks.store.leases import Lease
+from babylon_tasks.training.backend import TrainingBackend
+from babylon_tasks.training.choice import WindowChoice
+from babylon_tasks.training.cleanup import give_up_old_steps, remove_unfinished
+from babylon_tasks.training.ladder import Ladder
+from babylon_tasks.training.local import LocalBackend
+from babylon_tasks.training.step import StepReport
+from babylon_tasks.training.wandb_jobs import WandbBackend
+from babylon_tasks.work import failures
+from babylon_tasks.work.context import Context
+from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.stopwatch import Stopwatch
+
+
+def train(
+    context: Context,
+    trainer: Trainer,
+    *,
+    only: Sequence[str] | None,
+    requested_version: str | None,
+    on_progress: Callable[[Progress], None],
+) -> StepReport | None:
+    """Claim the lineage and train its scored windows, until one step is committed.
+
+    Returns the committed step; None where nothing is due or another worker holds the lineage.
+
+    Raises:
+        UserError: Nothing can train here (settings, packages, unreadable checkpoint, W&B away, no
+            log-probabilities for it); the windows wait and are tried again later.
+        LeaseLost, StaleClaim: Another worker has taken over; what was done is thrown away.
+    """
+    context.settings.require_training_allowed()
+    stopwatch = Stopwatch()
+    backend = _backend(context)
+    choice = WindowChoice(context, backend, only)
+    claimed = _claim(context, choice)
+    if claimed is None:
+        return None
+    lease, windows = claimed
+    with LeaseKeeper(context, [lease]) as keeper:
+        give_up_old_steps(context, keeper)
+        remove_unfinished(context, keeper)
+        ladder = Ladder(context, backend, trainer, keeper, choice, on_progress)
+        return ladder.climb_down(windows, requested_version, stopwatch)
+
+
+def _backend(context: Context) -> TrainingBackend:
+    if context.settings.trainer == "serverless":
+        return WandbBackend(context)
+    return LocalBackend(context)
+
+
+def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]] | None:
+    """Lease the lineage where a window is due, and answer for those who died with it."""
+    settings, lineage = context.settings, context.lineage
+    with context.database.transaction() as tx:
+        lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)
+        if lease is None:
+            return None
+        steps.head(tx, lineage.name, lineage.base_model)
+        lost = attempts.reap_steps(tx, lineage.name, settings.max_attempts)
+        failures.answer_for(tx, lost)
+        windows = choice.next(tx)
+        if not windows:
+            leases.release(tx, [lease])
+            return None
+    return lease, windows
