@@ -50,8 +50,8 @@ import psycopg
 from babylon_tasks import pipeline
 from babylon_tasks.local.servers import embedded_postgres
 from babylon_tasks.scoring.judge.agreement import spearman
-from babylon_tasks.scoring.judge.rubric import CRITERIA
 from babylon_tasks.scoring.registry import SCORERS
+from babylon_tasks.scoring.rubric import CRITERIA
 from babylon_tasks.settings import Settings
 from babylon_tasks.simulation.simulate import TrajectoryRow, WindowRows, simulate, write
 from babylon_tasks.store import judgments, scores

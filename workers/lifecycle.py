@@ -21,9 +21,9 @@ from redis.exceptions import RedisError
 
 from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.logs import configure_logging
-from babylon_tasks.scoring.judge.rubric import load_rubric
 from babylon_tasks.scoring.judge.ruler_call import require_installed
 from babylon_tasks.scoring.registry import WITH_JUDGE
+from babylon_tasks.scoring.rubric import load_rubric
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.text import one_line

@@ -13,7 +13,7 @@ from itertools import pairwise
 from babylon_tasks.records.actions import AgentRun, RunStep, failed_share, pnl_path
 from babylon_tasks.records.markets import Market
 from babylon_tasks.records.scores import Score
-from babylon_tasks.scoring.judge.rubric import Rubric
+from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group
 
 WEIGHTS = {"correctness": 0.5, "risk_adjusted": 0.3, "success": 0.2}

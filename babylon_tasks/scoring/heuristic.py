@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from babylon_tasks.records.scores import Score
 from babylon_tasks.records.traces import Outcome
-from babylon_tasks.scoring.judge.rubric import Rubric
+from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group
 
 

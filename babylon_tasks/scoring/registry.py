@@ -8,7 +8,7 @@ from babylon_tasks.scoring.blend import Blend
 from babylon_tasks.scoring.correctness import Correctness
 from babylon_tasks.scoring.heuristic import Heuristic
 from babylon_tasks.scoring.judge.client import Judge
-from babylon_tasks.scoring.judge.rubric import Rubric
+from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.ruler import Ruler
 from babylon_tasks.scoring.scorer import Group, Scorer
 from babylon_tasks.work.context import Context

@@ -11,8 +11,8 @@ from babylon_tasks.records.traces import Outcome
 from babylon_tasks.scoring.judge.client import Judge, Judged
 from babylon_tasks.scoring.judge.groups import halves, plan
 from babylon_tasks.scoring.judge.prompt import Exhibit, prepare
-from babylon_tasks.scoring.judge.rubric import Rubric
 from babylon_tasks.scoring.judge.scale import on_one_scale
+from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group
 from babylon_tasks.work.aio import all_done
 

@@ -19,10 +19,10 @@ from babylon_tasks.errors import (
 from babylon_tasks.records.scores import Score, no_signal
 from babylon_tasks.records.traces import Outcome
 from babylon_tasks.records.windows import State, Window
-from babylon_tasks.scoring.judge.rubric import Rubric
 from babylon_tasks.scoring.logprobs.attach import Attacher, attaching
 from babylon_tasks.scoring.reading import ReadWindow, read_window
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE
+from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group, Scorer
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import (

@@ -10,7 +10,7 @@ from babylon_tasks.records.actions import AgentRun
 from babylon_tasks.records.markets import Market
 from babylon_tasks.records.scores import Score
 from babylon_tasks.records.traces import Outcome
-from babylon_tasks.scoring.judge.rubric import Rubric
+from babylon_tasks.scoring.rubric import Rubric
 
 
 @dataclass(frozen=True, slots=True)

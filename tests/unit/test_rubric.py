@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.scoring.judge.rubric import CRITERIA, load_rubric
+from babylon_tasks.scoring.rubric import CRITERIA, load_rubric
 
 
 def written(folder: Path, content: bytes) -> str:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from babylon_tasks.errors import JudgeFault, JudgePaused, JudgeUnavailable, UserError
 from babylon_tasks.scoring.judge import ruler_call
 from babylon_tasks.scoring.judge.answer import Answer, fault_of
-from babylon_tasks.scoring.judge.rubric import load_rubric
 from babylon_tasks.scoring.judge.tokens import estimate_tokens
+from babylon_tasks.scoring.rubric import load_rubric
 from babylon_tasks.store import judgments
 from babylon_tasks.store.judgments import Judgment
 from babylon_tasks.text import one_line
