@@ -19,5 +19,5 @@ def one_line(text: str, limit: int = 500) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text; its type where it has none."""
+    """Return the first line of an error's text; its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

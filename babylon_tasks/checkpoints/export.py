@@ -17,7 +17,7 @@ REMOTE_FILE = "remote.json"  # in a checkpoint whose weights are at W&B
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` when the block ends well, and else is gone.
+    """Yield a folder to write into; it becomes `target` where the block ends well, else it goes.
 
     Raises:
         UserError: The target holds something, or cannot be written (disk full, no permission).
@@ -42,7 +42,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def require_adapter(checkpoint: Path, name: str) -> None:
-    """Whether there are weights to export; `name` is what the message calls the step.
+    """Refuse a step without weights to export; `name` is what the message calls it.
 
     Raises:
         UserError: The weights are elsewhere, or there are none.
@@ -54,7 +54,7 @@ def require_adapter(checkpoint: Path, name: str) -> None:
 
 
 def copy_adapter(checkpoint: Path, folder: Path) -> None:
-    """The plain PEFT adapter, without optimizer state and our own files.
+    """Return the plain PEFT adapter, without optimizer state and our own files.
 
     Raises:
         OSError: A file cannot be read or written.

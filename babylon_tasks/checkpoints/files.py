@@ -54,7 +54,7 @@ def folder_of(store: str, model_name: str, step: int, token: int) -> str:
 
 
 def check_writable(target: str) -> None:
-    """Whether `save` could begin: asked before hours of training are spent.
+    """Try to write where `save` will: before hours of training are spent.
 
     Raises:
         UserError: The target exists already, or its store cannot be written.
@@ -114,7 +114,7 @@ def save(
 
 
 def open_local(url: str, on_chunk: Callable[[], None] = lambda: None) -> Path:
-    """A complete local folder with the checkpoint's files; a remote one is fetched first.
+    """Return a complete local folder with the checkpoint's files; a remote one is fetched first.
 
     `on_chunk` as in `save`.
 
@@ -171,7 +171,7 @@ def remove_unfinished(url: str, nonce: str) -> bool:
 
 
 def _delete(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
-    """The nonce goes last: cut off here, the rest is known as ours, and is deleted later."""
+    """Remove a folder, its nonce last: where this is cut off, the rest is known as ours."""
     others = [entry for entry in filesystem.ls(path, detail=False) if Path(entry).name != _NONCE]
     if others:
         filesystem.rm(others, recursive=True)
@@ -179,7 +179,7 @@ def _delete(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """What reads and writes there, and the path in it.
+    """Return what reads and writes there, and the path in it.
 
     Raises:
         UserError: The extra `s3` is missing.
@@ -195,7 +195,7 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _store_errors(url: str) -> tuple[type[Exception], ...]:
-    """What a store raises that does not work, or holds what is no manifest."""
+    """Return what a store raises that does not work, or holds what is no manifest."""
     ours = (OSError, msgspec.DecodeError)
     if not url.startswith("s3://"):
         return ours
@@ -221,7 +221,7 @@ def _unwritable(target: str, error: Exception) -> UserError:
 
 
 def _why(error: Exception) -> str:
-    """The reason in one line."""
+    """Return the reason in one line."""
     reason = error.strerror if isinstance(error, OSError) else None
     return " ".join(str(reason or error).split())
 

@@ -7,26 +7,29 @@ from collections.abc import Collection
 from babylon_tasks.records.versions import Head
 
 
-def previous(there: Collection[int], published_step: int) -> int | None:
-    """The step that a rollback would serve: the newest before the served one that has files."""
-    return max((step for step in there if step < published_step), default=None)
+def previous(with_files: Collection[int], published_step: int) -> int | None:
+    """Return the step that a rollback would serve: the newest with files before the served one."""
+    return max((step for step in with_files if step < published_step), default=None)
 
 
-def may_go(there: Collection[int], head: Head, keep_last: int, keep_every: int | None) -> list[int]:
-    """The steps, oldest first, whose files nothing asks for.
+def may_go(
+    with_files: Collection[int], head: Head, keep_last: int, keep_every: int | None
+) -> list[int]:
+    """Return the steps, oldest first, whose files nothing asks for.
 
     What stays: the head, the served step, its predecessor, all that is newer than the served
     step, the last `keep_last` steps and every `keep_every`th.
 
     Args:
-        there: All steps that have files.
+        with_files: All steps that have files.
+        head: The newest step and the served one.
         keep_last: At least 1.
         keep_every: None keeps none for its number.
     """
-    before = previous(there, head.published_step)
+    before = previous(with_files, head.published_step)
     return [
         step
-        for step in sorted(there)
+        for step in sorted(with_files)
         if step < head.published_step
         and step != before
         and step <= head.step - keep_last

@@ -129,18 +129,18 @@ def pnl_path(play: AgentRun) -> list[float]:
 
 
 def trades(play: AgentRun) -> list[RunStep]:
-    """The moves that name a market and a side, failed ones too."""
+    """Return the moves that name a market and a side, failed ones too."""
     return [move for move in play.moves if move.is_trade]
 
 
 def failed_share(play: AgentRun) -> float:
-    """The share (0 to 1) of the recorded actions that failed; 0 where none was recorded."""
+    """Return the share (0 to 1) of the recorded actions that failed; 0 where none was recorded."""
     acted = [move for move in play.moves if move.action]
     return sum(not move.success for move in acted) / len(acted) if acted else 0.0
 
 
 def _part(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw) -> _T | None:
-    """A part of a step; None where it is odd."""
+    """Return a part of a step; None where it is odd."""
     try:
         return decode_leniently(decoder, raw)
     except (msgspec.DecodeError, ValueError, RecursionError):
@@ -168,7 +168,7 @@ def _text(value: object) -> str:
 
 
 def _parameters(value: object) -> dict[str, Scalar]:
-    """The first scalars of an object; nothing of anything else."""
+    """Return the first scalars of an object; nothing of anything else."""
     found: dict[str, Scalar] = {}
     for key, each in value.items() if isinstance(value, dict) else ():
         if len(found) == _MAX_PARAMETERS:
@@ -181,7 +181,7 @@ def _parameters(value: object) -> dict[str, Scalar]:
 
 
 def _error(value: object) -> str | None:
-    """The message of an error that is text, or an object with a message."""
+    """Return the message of an error that is text, or an object with a message."""
     text = _text(value.get("message") if isinstance(value, dict) else value)
     return one_line(text, _MAX_TEXT) or None
 
@@ -206,7 +206,7 @@ def _dollars(value: object) -> float | None:
 
 
 def _said(reasoning: str, calls: Sequence[RecordedCall]) -> str:
-    """The action's reasoning, else a call's, else the answer; the call that acted goes first."""
+    """Return the action's reasoning, else a call's, else an answer, of the call that acted first."""
     if reasoning:
         return reasoning
     # From the last call back, and those that acted before those that only thought.
@@ -226,7 +226,7 @@ def _said(reasoning: str, calls: Sequence[RecordedCall]) -> str:
 
 
 def _reason_in(answer: str) -> str:
-    """The reason that an answer in JSON gives; the whole answer where there is none."""
+    """Return the reason that an answer in JSON gives; the whole answer where there is none."""
     for found in _REASON.finditer(answer):
         try:
             reason = json.loads(f'"{found[1]}"', strict=False)
@@ -238,7 +238,7 @@ def _reason_in(answer: str) -> str:
 
 
 def _first_text(parameters: dict[str, Scalar], keys: Iterable[str]) -> str | None:
-    """The first of the keys that holds text or a number, as text."""
+    """Return the first of the keys that holds text or a number, as text."""
     for key in keys:
         value = parameters.get(key)
         if (

@@ -35,7 +35,7 @@ class Call(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None = None
 
     def prompt(self) -> list[dict[str, str]]:
-        """What the agent saw, as chat messages."""
+        """Return what the agent saw, as chat messages."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.user}]
 

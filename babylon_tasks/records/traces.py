@@ -167,7 +167,7 @@ def _why_not_train(call: Call, recorded: RecordedCall, seen: set[Call]) -> str |
 
 
 def is_truncated(response: str, max_tokens: float | None) -> bool:
-    """Whether a response was cut off by its token limit; the app does not record why it ended.
+    """Tell whether a response was cut off by its token limit; the app does not record why it ended.
 
     It was if it is JSON that ends too early, or a code block without its end, or as long as
     `max_tokens` make it (3.5 characters a token) without an end of a sentence.

@@ -20,13 +20,13 @@ class Head:
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
-    """The three numbers of a version, six digits each at most, or None for anything else."""
+    """Return the three numbers of a version, six digits each at most, or None for anything else."""
     match = _VERSION.fullmatch(text)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 def choose_version(requested: str | None, taken: Collection[str]) -> str:
-    """The requested version if it is well formed and free, else the one after the highest taken.
+    """Return the requested version if it is well formed and free, else the one after the highest.
 
     The app itself counts only the last number up, so a chosen one does the same.
     """

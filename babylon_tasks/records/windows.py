@@ -60,7 +60,7 @@ class Window:
         return self.text_bytes // 4 + 1
 
     def scorer_to_use(self, by_setting: str) -> str:
-        """The scorer's name: as asked for by hand, else as SCORING says."""
+        """Return the scorer's name: as asked for by hand, else as SCORING says."""
         return self.scoring or by_setting
 
     @property
@@ -114,7 +114,7 @@ class WindowReport:
 
 
 def parse_window_id(text: str) -> datetime:
-    """The start of a window, in UTC.
+    """Return the start of a window, in UTC.
 
     Raises:
         UserError: The text is no window id; the message shows the form.
@@ -132,7 +132,7 @@ def parse_window_id(text: str) -> datetime:
 
 
 def window_id_at(moment: datetime) -> str:
-    """The id of the window that a moment (with a time zone) falls into."""
+    """Return the id of the window that a moment (with a time zone) falls into."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:00")
 
 
@@ -142,7 +142,7 @@ def due_at(window_id: str, settle_seconds: int) -> datetime:
 
 
 def share_a_step(windows: list[Window], max_tokens: int) -> list[Window]:
-    """The first windows, in the order given, that train in one step together.
+    """Return the first windows, in the order given, that train in one step together.
 
     Always at least one where there is any; a window that trains alone comes alone.
     """

@@ -51,7 +51,7 @@ class Correctness:
 
 
 def rate(play: AgentRun, markets: Mapping[str, Market]) -> dict[str, float]:
-    """The three components, each in [0, 1].
+    """Return the three components, each in [0, 1].
 
     Correctness is the share of decided bets that came true: a purchase of a side that won, or a
     sale of one that lost. Risk-adjusted return is the Sharpe ratio of the P&L's steps (mean over

@@ -32,7 +32,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 def keep(
     outcomes: Iterable[Outcome], settings: Settings, window_id: str
 ) -> tuple[list[Outcome], Counter[str]]:
-    """The trajectories that deserve a score, and how many do not by the reason.
+    """Return the trajectories that deserve a score, and how many do not by the reason.
 
     What is drawn (DROPOUT, MAX_PER_WINDOW) depends on the ids alone, so that a window scored again
     keeps the same ones.
@@ -74,6 +74,6 @@ def _choose(outcomes: Sequence[Outcome], most: int, window_id: str) -> set[str]:
 
 
 def _draw(*parts: str) -> float:
-    """A number in [0, 1) that the parts decide."""
+    """Return a number in [0, 1) that the parts decide."""
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -45,7 +45,7 @@ class Rubric:
 
 
 def load_rubric(path: str | None) -> Rubric:
-    """The rubric of a file, or upstream's without one.
+    """Return the rubric of a file, or upstream's without one.
 
     Raises:
         UserError: The file cannot be read, is empty, or is too long for a prompt.

@@ -33,7 +33,7 @@ class Ruler:
         self._judge_model = judge_model
 
     async def score(self, group: Group) -> list[Score]:
-        """The judge's numbers on one scale; `raw_score` is the mean of what it gave."""
+        """Score by the judge's numbers on one scale; `raw_score` is the mean of what it gave."""
         # In a thread: long runs take seconds to condense, and leases must be renewed meanwhile.
         exhibit = await asyncio.to_thread(prepare, group, self._judge)
         if len(set(exhibit.texts.values())) == 1:
@@ -60,7 +60,7 @@ class Ruler:
         return scores
 
     async def _compare(self, exhibit: Exhibit) -> Judgments:
-        """What the judge says, a mapping a question; anchors are in several."""
+        """Return what the judge says, a mapping a question; anchors are in several."""
         questions = plan(exhibit.ranked, exhibit.together, seed=exhibit.window_id)
         answers = await all_done(self._ask(exhibit, members, _SPLITS) for members in questions)
         return [one for several in answers for one in several]

@@ -99,7 +99,7 @@ async def _with_beats(context: Context, keeper: LeaseKeeper, work: Coroutine[Any
 
 
 async def _beat(keeper: LeaseKeeper, every_seconds: float) -> None:
-    """A judge, or another server, answers or is given up in bounded time."""
+    """Beat for as long as it runs: a server answers, or is given up, in bounded time."""
     while True:
         await asyncio.sleep(every_seconds)
         keeper.beat()

@@ -61,7 +61,7 @@ def steady_play(
 
 
 def has_signal(plays: Sequence[tuple[Agent, list[Turn]]]) -> bool:
-    """Whether some agent gained and some agent lost over all its trajectories."""
+    """Tell whether some agent gained and some agent lost over all its trajectories."""
     sums: dict[str, float] = {}
     for player, turns in plays:
         sums[player.id] = sums.get(player.id, 0.0) + turns[-1].pnl

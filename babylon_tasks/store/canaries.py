@@ -22,14 +22,14 @@ class Canary:
 
 
 def note(connection: Connection, model_name: str, queue: str, holder: str) -> None:
-    """A message has just come through this queue."""
+    """Note that a message has just come through this queue."""
     connection.execute(
         _SQL["note_canary"], {"model_name": model_name, "queue": queue, "holder": holder}
     )
 
 
 def read(connection: Connection, model_name: str) -> dict[str, Canary]:
-    """The canaries by queue; a queue that none ever came through is missing."""
+    """Return the canaries by queue; a queue that none ever came through is missing."""
     with connection.cursor(row_factory=class_row(Canary)) as cursor:
         found = cursor.execute(_SQL["canary_ages"], {"model_name": model_name}).fetchall()
     return {canary.queue: canary for canary in found}

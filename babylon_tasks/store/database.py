@@ -49,7 +49,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A transaction: committed at the end, rolled back by an exception.
+        """Open a transaction: committed at the end, rolled back by an exception.
 
         Raises:
             ServerUnavailable: The server cannot be reached, went away within, or was too slow.
@@ -134,7 +134,7 @@ class Database:
 
 
 def now(connection: Connection) -> datetime:
-    """The database's clock, the only one that decides anything."""
+    """Return the database's clock, the only one that decides anything."""
     row = connection.execute("SELECT now() AS now").fetchone()
     assert row is not None
     moment: datetime = row["now"]
@@ -152,7 +152,7 @@ def server_name(kind: str, url: str) -> str:
 
 
 def unreachable(url: str, error: Exception) -> ServerUnavailable:
-    """The one line for a server that does not answer, without the password."""
+    """Return the one line for a server that does not answer, without the password."""
     why = " ".join(str(error).split()) or type(error).__name__
     password = urlsplit(url).password
     if password:
@@ -164,5 +164,5 @@ def unreachable(url: str, error: Exception) -> ServerUnavailable:
 
 
 def jsonb(value: Any) -> Jsonb:
-    """A value for a jsonb column."""
+    """Return a value for a jsonb column."""
     return Jsonb(value)

@@ -33,13 +33,13 @@ class Job:
 
 
 def read_open(connection: Connection, model_name: str) -> Job | None:
-    """The job that may be running, if there is one."""
+    """Return the job that may be running, if there is one."""
     with connection.cursor(row_factory=class_row(Job)) as cursor:
         return cursor.execute(_SQL["open_job"], {"model_name": model_name}).fetchone()
 
 
 def follow(connection: Connection, model_name: str, token: int) -> None:
-    """The attempt with this token sees to the open job from now on, if there is one."""
+    """Let the attempt with this token see to the open job from now on, if there is one."""
     connection.execute(_SQL["follow_job"], {"model_name": model_name, "token": token})
 
 
@@ -66,5 +66,5 @@ def note(connection: Connection, claim: Claim, step: int, sent: Sent, note: JobN
 
 
 def finish(connection: Connection, model_name: str, token: int) -> None:
-    """The step under this token is committed, and so its job, if it had one, is done."""
+    """Note that the step under this token is committed, and so its job, if it had one, is done."""
     connection.execute(_SQL["finish_job"], {"model_name": model_name, "token": token})

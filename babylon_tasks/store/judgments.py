@@ -59,7 +59,7 @@ class Cost:
 
 
 def find(connection: Connection, question: str) -> Verdict | None:
-    """The answer to this very question, if it was bought before."""
+    """Return the answer to this very question, if it was bought before."""
     with connection.cursor(row_factory=class_row(Verdict)) as cursor:
         return cursor.execute(_SQL["find_judgment"], {"question": question}).fetchone()
 
@@ -70,7 +70,7 @@ def add(connection: Connection, judgment: Judgment) -> None:
 
 
 def spent_today(connection: Connection) -> Spent:
-    """What counts towards JUDGE_DAILY_USD."""
+    """Return what counts towards JUDGE_DAILY_USD."""
     with connection.cursor(row_factory=class_row(Spent)) as cursor:
         row = cursor.execute(_SQL["spent_today"]).fetchone()
     assert row is not None
@@ -78,7 +78,7 @@ def spent_today(connection: Connection) -> Spent:
 
 
 def cost(connection: Connection, model_name: str, window_id: str) -> Cost:
-    """What was paid for a window in all."""
+    """Return what was paid for a window in all."""
     with connection.cursor(row_factory=class_row(Cost)) as cursor:
         row = cursor.execute(
             _SQL["cost_of_window"], {"model_name": model_name, "window_id": window_id}

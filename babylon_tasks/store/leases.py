@@ -53,7 +53,7 @@ def acquire(
 
 
 def next_token(connection: Connection, lease: Lease, lease_seconds: float) -> Lease:
-    """The same lease under a new token, so that no two attempts share one.
+    """Put the lease under a new token, so that no two attempts share one.
 
     Raises:
         LeaseLost: It ran out or has another holder.
@@ -87,7 +87,7 @@ def release(connection: Connection, leases: Sequence[Lease]) -> None:
 
 
 def live(connection: Connection, model_name: str) -> list[LiveLease]:
-    """The model's lease and those on its windows, where they are held."""
+    """Return the model's lease and those on its windows, where they are held."""
     with connection.cursor(row_factory=class_row(LiveLease)) as cursor:
         return cursor.execute(_SQL["live_leases"], {"model_name": model_name}).fetchall()
 

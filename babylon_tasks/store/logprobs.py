@@ -51,7 +51,7 @@ def add(
 
 
 def asked(connection: Connection, model_name: str, window_id: str) -> set[Asked]:
-    """What is known of a window's calls, without the numbers."""
+    """Return what is known of a window's calls, without the numbers."""
     rows = connection.execute(
         _SQL["asked_logprobs"], {"model_name": model_name, "window_id": window_id}
     ).fetchall()

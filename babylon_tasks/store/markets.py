@@ -12,6 +12,6 @@ _SQL = load("markets")
 
 
 def read(connection: Connection, window_id: str) -> list[Market]:
-    """The window's markets, stocks first."""
+    """Return the window's markets, stocks first."""
     with connection.cursor(row_factory=class_row(Market)) as cursor:
         return cursor.execute(_SQL["select_markets"], {"window_id": window_id}).fetchall()

@@ -127,7 +127,7 @@ def pending(database_url: str) -> list[str]:
 
 
 def require_applied(database_url: str) -> None:
-    """Whether a role or a command may work on this database.
+    """Refuse a database that lacks migrations.
 
     Raises:
         UserError: A migration is missing, or as `pending` has it.
@@ -191,7 +191,7 @@ def _mark(connection: Connection, migration: Migration) -> None:
 
 
 def _has_valid_index(connection: Connection, migration: Migration) -> bool:
-    """Whether the index is there already; an invalid one, left by a broken build, is dropped."""
+    """Tell whether the index is there already; an invalid one, left by a broken build, is dropped."""
     assert migration.concurrent_index is not None
     row = connection.execute(_INDEX_STATE, migration.concurrent_index).fetchone()
     if row is None:
@@ -270,7 +270,7 @@ def _relay_warning(diagnostic: errors.Diagnostic) -> None:
 
 
 def _conninfo(database_url: str) -> str:
-    """The URL for libpq, checked where libpq would name a piece of the password in its message.
+    """Check a URL where libpq would name a piece of the password in its message.
 
     Raises:
         UserError: It is no Postgres URL, or its password is not percent-encoded.

@@ -10,7 +10,7 @@ _HEADER = re.compile(r"^-- ([a-z0-9_]+) --$", re.MULTILINE)
 
 
 def load(file: str) -> dict[str, LiteralString]:
-    """The queries of `sql/{file}.sql` by name."""
+    """Return the queries of `sql/{file}.sql` by name."""
     text = (resources.files("babylon_tasks.store") / "sql" / f"{file}.sql").read_text("utf-8")
     parts = _HEADER.split(text)[1:]
     # Our own files, no user's text: as safe as literals in the code.

@@ -71,7 +71,7 @@ class Comparison:
 
 
 def compare(connection: Connection, model_name: str, window_id: str) -> list[Comparison]:
-    """What every scorer that was asked thought of the window's trajectories."""
+    """Return what every scorer that was asked thought of the window's trajectories."""
     with connection.cursor(row_factory=class_row(Comparison)) as cursor:
         return cursor.execute(
             _SQL["compare_scores"], {"model_name": model_name, "window_id": window_id}
@@ -118,7 +118,7 @@ def quarantine(connection: Connection, window_id: str, unusable: Mapping[str, Un
 
 
 def _shares(total: int | Decimal | None, count: int) -> list[int | Decimal | None]:
-    """The total in `count` nearly equal parts that add up to it; dollars to ten places."""
+    """Return the total in `count` nearly equal parts that add up to it; dollars to ten places."""
     if total is None or count == 0:
         return [None] * count
     if isinstance(total, int):

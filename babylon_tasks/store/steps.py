@@ -113,7 +113,7 @@ class Commit:
 
 
 def head(connection: Connection, model_name: str, base_model: str) -> Head:
-    """The lineage's head, made at the first call.
+    """Return the lineage's head, made at the first call.
 
     Raises:
         UserError: The lineage was started from another base model.
@@ -130,7 +130,7 @@ def head(connection: Connection, model_name: str, base_model: str) -> Head:
 
 
 def read_head(connection: Connection, model_name: str) -> Head | None:
-    """The lineage's head, or None before its first claim."""
+    """Return the lineage's head, or None before its first claim."""
     with connection.cursor(row_factory=class_row(Head)) as cursor:
         return cursor.execute(_SQL["read_head"], {"model_name": model_name}).fetchone()
 
@@ -215,7 +215,7 @@ def lock_head(connection: Connection, claim: Claim) -> Head | None:
 
 
 def with_files(connection: Connection, model_name: str) -> list[int]:
-    """The steps whose files are there."""
+    """Return the steps whose files are there."""
     rows = connection.execute(_SQL["steps_with_files"], {"model_name": model_name}).fetchall()
     return [row["step"] for row in rows]
 
@@ -242,7 +242,7 @@ def publish(connection: Connection, model_name: str) -> list[str]:
 
 
 def to_log(connection: Connection, model_name: str, limit: int) -> list[StepToLog]:
-    """The oldest committed steps that are not on W&B yet."""
+    """Return the oldest committed steps that are not on W&B yet."""
     with connection.cursor(row_factory=class_row(StepToLog)) as cursor:
         return cursor.execute(
             _SQL["steps_to_log"], {"model_name": model_name, "limit": limit}
@@ -250,7 +250,7 @@ def to_log(connection: Connection, model_name: str, limit: int) -> list[StepToLo
 
 
 def logged(connection: Connection, model_name: str, steps: Sequence[int]) -> None:
-    """These steps are on W&B."""
+    """Note that these steps are on W&B."""
     connection.execute(_SQL["steps_logged"], {"model_name": model_name, "steps": list(steps)})
 
 
@@ -265,7 +265,7 @@ def _identity(claim: Claim) -> dict[str, str | int]:
 
 
 def _columns(new: Commit, step: int, version: str) -> dict[str, object]:
-    """The row of `rl.steps`, but for its identity."""
+    """Return the row of `rl.steps`, but for its identity."""
     return {
         "step": step,
         "trainer": new.trainer,

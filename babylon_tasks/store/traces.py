@@ -55,7 +55,7 @@ class TraceReader:
         self._settings = settings
 
     async def read(self, window_id: str) -> AsyncGenerator[RawTrace, None]:
-        """The window's rows that count, in the order in which they were written.
+        """Yield the window's rows that count, in the order in which they were written.
 
         Whoever may leave early closes it (`contextlib.aclosing`): it holds a transaction.
 
@@ -117,7 +117,7 @@ async def open_reader(settings: Settings) -> AsyncIterator[TraceReader]:
 
 
 def _known(url: str) -> str:
-    """The URL without what only libpq knows: asyncpg would pass it on, and the server refuse it."""
+    """Drop what only libpq knows: asyncpg would pass it on, and the server refuse it."""
     base, _, query = url.partition("?")
     kept = [p for p in query.split("&") if p and p.partition("=")[0] not in _LIBPQ_ONLY]
     return f"{base}?{'&'.join(kept)}" if kept else base

@@ -25,7 +25,7 @@ class Request:
 
 
 def pending(connection: Connection) -> list[Request]:
-    """Requests that nothing has ended yet, oldest first."""
+    """Return the requests that nothing has ended yet, oldest first."""
     with connection.cursor(row_factory=class_row(Request)) as cursor:
         return cursor.execute(_SQL["pending_requests"]).fetchall()
 
@@ -53,7 +53,7 @@ def start(connection: Connection, batch_id: str) -> None:
 def insert(
     connection: Connection, batch_id: str, window_id: str | None, base_model: str, version: str
 ) -> None:
-    """A batch of our own."""
+    """Insert a batch of our own."""
     connection.execute(
         _SQL["insert_batch"],
         {

@@ -249,7 +249,7 @@ def rescore(connection: Connection, model_name: str, window: Window) -> None:
 
 
 def _as_read(claim: Claim, window: Window) -> dict[str, object]:
-    """The window as it was read: a row that has moved on since is not written."""
+    """Return the window as it was read: a row that has moved on since is not written."""
     return {
         "model_name": claim.model_name,
         "holder": claim.holder,

@@ -47,13 +47,13 @@ class DueQuery:
 
 
 def listing(connection: Connection, model_name: str, settings: Settings) -> list[WindowListing]:
-    """The windows of the look-back time that hold trajectories, newest first."""
+    """Return the windows of the look-back time that hold trajectories, newest first."""
     with connection.cursor(row_factory=class_row(WindowListing)) as cursor:
         return cursor.execute(_SQL["list_windows"], due_filter(model_name, settings)).fetchall()
 
 
 def read(connection: Connection, model_name: str, window_ids: Sequence[str]) -> list[Window]:
-    """The rows of the named windows, those that exist, by id."""
+    """Return the rows of the named windows, those that exist, by id."""
     with connection.cursor(row_factory=class_row(Window)) as cursor:
         return cursor.execute(
             _SQL["read_windows"], {"model_name": model_name, "window_ids": list(window_ids)}
@@ -61,7 +61,7 @@ def read(connection: Connection, model_name: str, window_ids: Sequence[str]) -> 
 
 
 def count(connection: Connection, settings: Settings, window_id: str) -> Counts:
-    """What counts of one window, whether it has a row or not."""
+    """Return what counts of one window, whether it has a row or not."""
     with connection.cursor(row_factory=class_row(Counts)) as cursor:
         row = cursor.execute(
             _SQL["count_window"],
@@ -107,7 +107,7 @@ def scored(
 
 
 def sweep(connection: Connection, model_name: str, limit: int) -> DueWork:
-    """What is due and held by nobody, at most `limit` windows."""
+    """Return what is due and held by nobody, at most `limit` windows."""
     with connection.cursor(row_factory=class_row(DueWork)) as cursor:
         row = cursor.execute(_SQL["sweep"], {"model_name": model_name, "limit": limit}).fetchone()
     assert row is not None
@@ -135,13 +135,13 @@ def story(connection: Connection, model_name: str, window_id: str) -> dict[str, 
 
 
 def report(connection: Connection, model_name: str) -> list[WindowReport]:
-    """What each window of the model gave, oldest first."""
+    """Return what each window of the model gave, oldest first."""
     with connection.cursor(row_factory=class_row(WindowReport)) as cursor:
         return cursor.execute(_SQL["report_windows"], {"model_name": model_name}).fetchall()
 
 
 def due_filter(model_name: str, settings: Settings) -> dict[str, object]:
-    """What decides, by setting, which hours are windows."""
+    """Return what decides, by setting, which hours are windows."""
     return {
         "model_name": model_name,
         "lookback_hours": settings.lookback_hours,

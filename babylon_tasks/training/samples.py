@@ -179,7 +179,7 @@ class _Collector:
         written.rewards[trajectory_id] = reward
 
     def _with_attached(self, trajectory_id: str, calls: list[Call]) -> list[Call]:
-        """The calls with the log-probabilities that a server gave; recorded ones win."""
+        """Return the calls with the log-probabilities that a server gave; recorded ones win."""
         with self._context.database.transaction() as tx:
             given = logprobs.read(tx, self._context.lineage.name, trajectory_id)
         return [
@@ -191,7 +191,7 @@ class _Collector:
 
 
 def _as_judged(raw: RawTrace, score: StoredScore) -> Trace | None:
-    """The decoded trace; None where it is not the one that was judged."""
+    """Return the decoded trace; None where it is not the one that was judged."""
     try:
         trace = decode(raw)
     except Unusable:

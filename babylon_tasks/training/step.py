@@ -204,7 +204,7 @@ class StepAttempt:
         )
 
     def _requested_version(self, batch_id: str | None) -> str | None:
-        """The version asked for by hand, else by the app's request."""
+        """Return the version asked for by hand, else by the app's request."""
         if self._order.requested_version is not None or batch_id is None:
             return self._order.requested_version
         request = self._keeper.until_written(
@@ -259,7 +259,7 @@ _SAMPLES = "samples.jsonl"
 
 
 def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[str, dict[str, int]]:
-    """The counts, and what became of the calls that the trainer was sent."""
+    """Return the counts, and what became of the calls that the trainer was sent."""
     whole = {}
     for window_id, funnel in funnels.items():
         sent = funnel.pop("sent")

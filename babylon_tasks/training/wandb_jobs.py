@@ -158,7 +158,7 @@ class WandbBackend:
     def _leave_out(
         self, keeper: LeaseKeeper, samples: StepSamples, path: Path
     ) -> tuple[StepSamples, list[Window]]:
-        """The samples that can be trained, and the windows that cannot."""
+        """Return the samples that can be trained, and the windows that cannot."""
         kept = StepSamples(ages=samples.ages)
         unrecorded: list[Window] = []
         windows = {window.window_id: window for window in samples.windows}
@@ -186,7 +186,7 @@ class WandbBackend:
 
 
 def _windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
-    """The windows that the open job is about, to be claimed together and before all others.
+    """Return the windows that the open job is about, to be claimed together and before all others.
 
     None where there is no such job, or its result cannot become a step any more: a window was
     scored again or ended, or the step failed and its windows must part. Empty where one of them
@@ -211,7 +211,7 @@ def _windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None
 
 
 def _sent(samples: StepSamples) -> Sent:
-    """What of each window is trained on: the same twice only if its traces are the same.
+    """Return what of each window is trained on: the same twice only if its traces are the same.
 
     A trace that was rewritten after it was scored never comes this far.
     """

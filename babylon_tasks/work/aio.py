@@ -60,7 +60,7 @@ def _end(runner: asyncio.Runner) -> None:
 
 
 async def all_done(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each returned, in order. Where some fail, all end before the first of those is raised.
+    """Wait for all, also where some fail; return their results in order, or raise the first error.
 
     For work that is paid for once it has begun, such as a question to a judge.
     """

@@ -147,5 +147,5 @@ def _postpone(
 
 
 def _message(error: Exception) -> str:
-    """The error's type and text, as a column can hold it."""
+    """Return the error's type and text, as a column can hold it."""
     return one_line(f"{type(error).__name__}: {error}", 2000)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def interrupt(*_: object) -> None:
-    """A signal handler: end as Ctrl-C does, stopping what was started."""
+    """Handle a signal as Ctrl-C: stop what was started, and end."""
     raise KeyboardInterrupt
 
 
 def stop(*_: object) -> None:
-    """A signal handler for what runs until it is told to end: drop the work, give back, exit 0."""
+    """Handle a signal in what runs until it is told to end: drop the work, give back, exit 0."""
     raise SystemExit(0)

@@ -47,7 +47,7 @@ class Answer:
 
 
 def find_entries(content: str) -> list[Entry] | None:
-    """The entries in a text that should be `{"scores": […]}` alone, and often is not.
+    """Return the entries in a text that should be `{"scores": […]}` alone, and often is not.
 
     Of several (a draft, then the answer) the last. Each part of the text is read once, however odd
     it is: this runs in the event loop.
@@ -88,7 +88,7 @@ def _entries(scores: list[Any]) -> list[Entry] | None:
 
 
 def fault_of(answer: Answer, count: int) -> str | None:
-    """What is wrong with an answer about trajectories 1 to `count`, or None."""
+    """Return what is wrong with an answer about trajectories 1 to `count`, or None."""
     if answer.entries is None:
         if answer.cut_off:
             return "it was cut off before its end"

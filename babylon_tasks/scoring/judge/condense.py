@@ -51,7 +51,7 @@ _SIGNS = str.maketrans(
 
 
 def condense(play: AgentRun, max_tokens: int, names: Mapping[str, str] | None = None) -> str:
-    """The play as lines (see `LEGEND`), of at most `max_tokens` by `estimate_tokens`.
+    """Return the play as lines (see `LEGEND`), of at most `max_tokens` by `estimate_tokens`.
 
     Where not even the bare actions fit, the middle is summarised in a line that says so; where
     that does not fit either, only the first line stays, cut short if need be.
@@ -73,7 +73,7 @@ def condense(play: AgentRun, max_tokens: int, names: Mapping[str, str] | None = 
 
 
 def bare_tokens(play: AgentRun, names: Mapping[str, str] | None = None) -> int:
-    """The budget that `condense` needs to keep every action and every turn of the P&L."""
+    """Return the budget that `condense` needs to keep every action and every turn of the P&L."""
     lines = _lines(play, names or {})
     return estimate_tokens(_summary(play)) + sum(estimate_tokens(f"\n{x.bare}") for x in lines)
 
@@ -137,7 +137,7 @@ def _action(move: RunStep, markets: Mapping[str, str]) -> str:
 
 
 def _market_names(moves: Sequence[RunStep], names: Mapping[str, str]) -> dict[str, str]:
-    """What each market is called: its name, else its short id, else (two alike) its id."""
+    """Return what each market is called: its name, else its short id, else (two alike) its id."""
     found: dict[str, str] = {}
     for market in dict.fromkeys(move.market for move in moves if move.market):
         short = _token(names.get(market) or short_id(market))
@@ -173,7 +173,7 @@ def _dollars(pnl: float) -> str:
 
 
 def _noticeable(path: Sequence[float | None]) -> dict[int, float]:
-    """The P&L to give at which steps: the first, the last, every turn, each noticeable change.
+    """Return the P&L to tell, by step: the first, the last, every turn, each noticeable change.
 
     Steps that repeat the value before them (to the cent) are never given.
     """
@@ -204,7 +204,7 @@ def _summary(play: AgentRun) -> str:
 
 
 def _kinds(moves: Sequence[RunStep]) -> str:
-    """The action types, the most frequent first."""
+    """Return the action types, the most frequent first."""
     counts = Counter(move.action for move in moves).most_common()
     named = [f"{count} {_kind(kind)}" for kind, count in counts[:_KINDS]]
     rest = sum(count for _, count in counts[_KINDS:])
@@ -254,7 +254,7 @@ def _without_middle(
 
 
 def _share_words(lines: Sequence[_Line], left: int) -> list[str]:
-    """A quotation for each line, or nothing; the trades' words come before the others'."""
+    """Return a quotation for each line, or nothing; trades' words come before the others'."""
     words = [""] * len(lines)
     for trades in (True, False):
         places = [n for n, line in enumerate(lines) if line.words and line.is_trade is trades]
@@ -288,7 +288,7 @@ def _quoted(words: str) -> str:
 
 
 def _cut(text: str, limit: int, size: Callable[[str], int]) -> str:
-    """The text where its size is within the limit, else its first words and three dots."""
+    """Return the text where its size is within the limit, else its first words and three dots."""
     if size(text) <= limit:
         return text
     fitting = _most(len(text), lambda end: size(text[:end] + "...") <= limit)
@@ -301,7 +301,7 @@ def _cut(text: str, limit: int, size: Callable[[str], int]) -> str:
 
 
 def _most(top: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `top` that fits, 0 where none does; what fits must not grow."""
+    """Return the largest number up to `top` that fits, or 0; what fits must not grow."""
     low, high = 0, max(top, 0)
     while low < high:
         middle = (low + high + 1) // 2

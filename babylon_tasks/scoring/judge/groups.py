@@ -14,7 +14,7 @@ _SMALLEST_TO_SPLIT = 4  # two anchors, and one more for each half
 
 
 def plan(ranked: Sequence[str], size: int, seed: str) -> list[list[str]]:
-    """The groups to judge, each of at most `size` ids, in the order in which the judge sees them.
+    """Return the groups to judge, each of at most `size` ids, in the order that the judge sees.
 
     `ranked` are distinct ids, best guess first; the guess only serves to make the groups alike. One
     group where all fit. Otherwise all groups share the same anchors (4, or `size // 2` where that
@@ -35,7 +35,7 @@ def plan(ranked: Sequence[str], size: int, seed: str) -> list[list[str]]:
 
 
 def halves(group: Sequence[str], ranked: Sequence[str], seed: str) -> list[list[str]]:
-    """A group that the judge could not answer for, as two smaller ones that share anchors.
+    """Split a group that the judge could not answer for in two, which share anchors.
 
     A quarter of the group, 2 to 4 ids, are the anchors of both; each other id is in one half. Empty
     where the group is too small to split (fewer than 4): nothing is left but to give it up. A half

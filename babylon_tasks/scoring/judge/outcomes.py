@@ -15,7 +15,7 @@ _QUESTION_CHARS = 200
 
 
 def most_traded(markets: Sequence[Market], runs: Iterable[AgentRun]) -> list[Market]:
-    """The markets in the order of the number of trades in them."""
+    """Return the markets in the order of the number of trades in them."""
     traded = Counter(move.market for play in runs for move in trades(play))
     return sorted(markets, key=lambda m: -(traded[m.id] + traded[m.ticker]))
 

@@ -111,7 +111,7 @@ def require_key(settings: Settings) -> None:
 
 
 def no_price(settings: Settings) -> str:
-    """What a daily limit needs and lacks."""
+    """Return what a daily limit needs and lacks."""
     return (
         f"JUDGE_DAILY_USD is set, but nobody knows what {settings.judge_model} costs: set "
         "JUDGE_INPUT_USD_PER_MILLION and JUDGE_OUTPUT_USD_PER_MILLION"
@@ -119,7 +119,7 @@ def no_price(settings: Settings) -> str:
 
 
 def price(settings: Settings) -> Price | None:
-    """What the judge costs, by setting or by litellm's list; None where neither knows."""
+    """Return what the judge costs, by setting or by litellm's list; None where neither knows."""
     if (
         settings.judge_input_usd_per_million is not None
         and settings.judge_output_usd_per_million is not None
@@ -145,7 +145,7 @@ async def ask_ruler(
     per_token: Price | None,
     max_tokens: int,
 ) -> Answer:
-    """Ask once about the texts, which the judge sees as trajectories "1", "2", …
+    """Ask once about the texts, which the judge sees as trajectories "1", "2" and so on.
 
     The answer is cut off after `max_tokens`.
 
@@ -199,7 +199,7 @@ async def ask_ruler(
 
 
 def _refusal(error: Any, settings: Settings) -> Exception:
-    """What an error of litellm means for us. Its classes go by words; the status says more."""
+    """Say what an error of litellm means. Its classes go by words; the status says more."""
     status = getattr(error, "status_code", None)
     said = f"{type(error).__name__} {error} {_codes(error)}".lower()
     where = f" at {urlsplit(settings.judge_base_url).netloc}" if settings.judge_base_url else ""
@@ -216,7 +216,7 @@ def _refusal(error: Any, settings: Settings) -> Exception:
 
 
 def _codes(error: BaseException | None) -> str:
-    """The provider's own words for what is wrong, which litellm's message leaves out."""
+    """Return the provider's own words for what is wrong, which litellm's message leaves out."""
     for _ in range(5):
         if error is None:
             break
@@ -229,7 +229,7 @@ def _codes(error: BaseException | None) -> str:
 
 @functools.cache
 def load() -> tuple[Any, Any]:
-    """litellm and ART's `ruler`, kept quiet, with our receipts.
+    """Import litellm and ART's `ruler`, kept quiet, with our receipts.
 
     Raises:
         UserError: ART is missing.
@@ -263,7 +263,7 @@ def load() -> tuple[Any, Any]:
 
 
 def _model(settings: Settings) -> str:
-    """litellm needs a provider; an address of one's own speaks OpenAI's protocol."""
+    """Name a provider, which litellm needs; an address of one's own speaks OpenAI's protocol."""
     if settings.judge_base_url and not _has_provider(settings.judge_model):
         return f"openai/{settings.judge_model}"
     return settings.judge_model

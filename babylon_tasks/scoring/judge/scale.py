@@ -70,7 +70,7 @@ def match_spreads(groups: Sequence[Mapping[str, float]]) -> list[dict[str, float
 
 
 def _shifts(groups: Sequence[Mapping[str, float]]) -> list[float]:
-    """What to add to each group: the b that make Σ (z_ig + b_g - s_i)² + λ Σ b_g² least.
+    """Return what to add to each group: the b that make Σ (z_ig + b_g - s_i)² + λ Σ b_g² least.
 
     The first sum is over ids i in several groups g, with s_i free. Solved by turns, for s and for
     b; the ridge makes the sum strictly convex, so there is one answer and the turns reach it.

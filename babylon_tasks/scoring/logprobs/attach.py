@@ -54,7 +54,7 @@ class Attacher:
         self._why = ""  # the last call got no answer
 
     def has_time(self) -> bool:
-        """Whether another window may be begun; else it is left to the next claim."""
+        """Tell whether another window may be begun; else it is left to the next claim."""
         return time.monotonic() < self._made_at + _BEGIN_SECONDS
 
     async def attach(
@@ -127,7 +127,7 @@ class Attacher:
             return found
 
     def _name_of(self, version: str | None) -> str | None:
-        """The server's name for the model that answered; None where nobody can tell."""
+        """Return the server's name for the model that answered; None where nobody can tell."""
         step = self._versions.step_of(version)
         return self._worker.settings.logprobs_model if step is None else f"{self._name}@{step}"
 
@@ -139,7 +139,7 @@ class Attacher:
         done: set[Asked],
         on_row: Callable[[], None],
     ) -> tuple[dict[Asked, Call], bool]:
-        """Calls to ask about, and whether there are more than may be held at once."""
+        """Return calls to ask about, and whether there are more than may be held at once."""
         pending: dict[Asked, Call] = {}
         held = 0
         async with aclosing(reader.read(window_id)) as rows:

@@ -93,7 +93,7 @@ class LogprobServer:
         return _read(completion, prompt, answer)
 
     async def _end(self, model: str) -> list[int]:
-        """The token after a response, or none where a template does not just go on there."""
+        """Return the token after a response, or none where a template does not just go on there."""
         user, word = {"role": "user", "content": "x"}, "y"
         prompt = await self._tokens(model, messages=[user], add_generation_prompt=True)
         before = prompt + await self._tokens(model, prompt=word)
@@ -152,7 +152,7 @@ class LogprobServer:
 
 
 def _read(completion: _Completion, prompt: Sequence[int], answer: Sequence[int]) -> Logprobs:
-    """The answer's part, token by token: vLLM has None for the prompt's first.
+    """Return the answer's part, token by token: vLLM has None for the prompt's first.
 
     Raises:
         NoAnswer: It is about other tokens than were asked about.
