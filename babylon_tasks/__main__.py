@@ -19,6 +19,8 @@ from babylon_tasks.intake import stage as intake
 from babylon_tasks.local import ask
 from babylon_tasks.records.windows import State, Window, due_at
 from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings.group import load
+from babylon_tasks.settings.run_arguments import RunArguments
 from babylon_tasks.store import steps, training_batches
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.work.context import Context
@@ -32,12 +34,12 @@ _HELD_ELSEWHERE_SECONDS = 1.0
 
 def main() -> int:
     """Run the mode that MODE names; `single` without it."""
-    settings = load_settings()
-    if settings.mode == "list":
+    settings, arguments = load_settings(), load(RunArguments)
+    if arguments.mode == "list":
         return list_ready(settings)
     settings.require_training_allowed()
     check_trainer(settings)
-    return single(settings) if settings.mode == "single" else continuous(settings)
+    return single(settings, arguments) if arguments.mode == "single" else continuous(settings)
 
 
 def list_ready(settings: Settings) -> int:
@@ -54,14 +56,14 @@ def list_ready(settings: Settings) -> int:
     return 0
 
 
-def single(settings: Settings) -> int:
+def single(settings: Settings, arguments: RunArguments) -> int:
     """Train one window, alone, and ask the new version a question."""
     signal.signal(signal.SIGTERM, interrupt)
     context = ready_context(settings)
-    window = _choose_window(context)
+    window = _choose_window(context, arguments)
     print(f"Training on: {window.window_id}", flush=True)
     if window.state != State.TRAINED:
-        window = _work_off(context, window)
+        window = _work_off(context, window, arguments.model_version)
     if window.state != State.TRAINED or window.trained_step is None:
         why = window.reason or window.last_error
         raise UserError(f"window {window.window_id} is {window.state}: {why}")
@@ -109,19 +111,19 @@ def continuous(settings: Settings) -> int:
         trainer.close()
 
 
-def _choose_window(context: Context) -> Window:
+def _choose_window(context: Context, arguments: RunArguments) -> Window:
     """The window that BATCH_ID or WINDOW_ID names, else the newest one that is ready."""
     settings = context.settings
-    window_id = settings.window_id
-    if settings.batch_id is not None:
+    window_id, batch_id = arguments.window_id, arguments.batch_id
+    if batch_id is not None:
         if not settings.primary:
             raise UserError(
                 "BATCH_ID is a request of the app, and this model answers none (PRIMARY)"
             )
         with context.database.transaction() as tx:
-            request = training_batches.read(tx, settings.batch_id)
+            request = training_batches.read(tx, batch_id)
         if request is None:
-            raise UserError(f"BATCH_ID={settings.batch_id}: no such row in training_batches")
+            raise UserError(f"BATCH_ID={batch_id}: no such row in training_batches")
         window_id = window_id or request.window_id
     if window_id is None:
         with context.database.transaction() as tx:
@@ -130,25 +132,25 @@ def _choose_window(context: Context) -> Window:
         if not ready:
             raise no_windows(context.database, settings, found)
         window_id = ready[0].window_id
-    if settings.batch_id is not None and intake.must_wait(context, window_id):
+    if batch_id is not None and intake.must_wait(context, window_id):
         # The app asks for the hour that is still running: its request waits for it.
-        raise SystemExit(_waits(settings, window_id))
+        raise SystemExit(_waits(settings, batch_id, window_id))
     window = pipeline.enqueue(context, window_id)
-    if settings.batch_id is not None:
-        intake.answer_request(context, settings.batch_id, window)
+    if batch_id is not None:
+        intake.answer_request(context, batch_id, window)
     return window
 
 
-def _waits(settings: Settings, window_id: str) -> int:
+def _waits(settings: Settings, batch_id: str, window_id: str) -> int:
     moment = due_at(window_id, settings.settle_seconds)
     print(
-        f"Request {settings.batch_id} waits for window {window_id}, which ends and settles at "
+        f"Request {batch_id} waits for window {window_id}, which ends and settles at "
         f"{moment:%Y-%m-%d %H:%M} UTC: running workers, or MODE=continuous, will train it then"
     )
     return 0
 
 
-def _work_off(context: Context, window: Window) -> Window:
+def _work_off(context: Context, window: Window, requested_version: str | None) -> Window:
     """Score and train one window; where other workers hold it, wait for them."""
     settings = context.settings
     only = [window.window_id]
@@ -159,9 +161,7 @@ def _work_off(context: Context, window: Window) -> Window:
                 worked = bool(pipeline.score(context, only, limit=1))
             else:
                 worked = bool(
-                    pipeline.train(
-                        context, trainer, only=only, requested_version=settings.model_version
-                    )
+                    pipeline.train(context, trainer, only=only, requested_version=requested_version)
                 )
             with context.database.transaction() as tx:
                 (window,) = window_rows.read(tx, settings.model_name, only)

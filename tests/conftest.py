@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from babylon_tasks.local.servers import embedded_redis
 from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings.run_arguments import RunArguments
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
@@ -36,7 +37,7 @@ def no_settings_of_ours() -> Iterator[None]:
     """A developer's own environment and .env files must not reach the tests."""
     kept = {
         name: os.environ.pop(name)
-        for name in [field.upper() for field in Settings.model_fields]
+        for name in map(str.upper, [*Settings.model_fields, *RunArguments.model_fields])
         if name in os.environ
     }
     here = Path.cwd()

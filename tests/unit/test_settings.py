@@ -1,9 +1,11 @@
-"""Settings: loading order, error messages, URLs, and that every one of them is documented."""
+"""Settings: loading order, error messages, URLs, their frozen list and the files made of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,14 @@ from pydantic import TypeAdapter
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings, changed, load_settings
+from babylon_tasks.settings.documentation import SECTIONS, env_example, settings_page
+from babylon_tasks.settings.group import load
+from babylon_tasks.settings.run_arguments import RunArguments
 from babylon_tasks.training.wandb_jobs import require_usable
 
 ROOT = Path(__file__).parents[2]
+FROZEN = Path(__file__).with_name("settings.txt")
+FIELDS = {**Settings.model_fields, **RunArguments.model_fields}
 
 # In .env.example for Docker Compose and Flower; no settings of the program.
 ONLY_COMPOSE = {"REDIS_PASSWORD", "FLOWER_BASIC_AUTH", "POSTGRES_PASSWORD", "REMAP_SIGTERM"}
@@ -23,7 +30,7 @@ ONLY_COMPOSE = {"REDIS_PASSWORD", "FLOWER_BASIC_AUTH", "POSTGRES_PASSWORD", "REM
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder without .env, and no setting in the environment."""
-    for name in Settings.model_fields:
+    for name in FIELDS:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
     load_settings.cache_clear()
@@ -46,7 +53,7 @@ def _documented() -> dict[str, str]:
 def _with_our_default(defaults: dict[str, str]) -> dict[str, str]:
     """Those of the given settings whose default is the one in the code."""
     found = {}
-    for name, field in Settings.model_fields.items():
+    for name, field in FIELDS.items():
         value = defaults.get(name.upper())
         same = (
             not value
@@ -62,14 +69,49 @@ def _with_our_default(defaults: dict[str, str]) -> dict[str, str]:
 def test_every_setting_is_in_the_example_file_with_its_default() -> None:
     example = {k: v for k, v in _example().items() if k not in ONLY_COMPOSE}
     assert _with_our_default(example) == example
-    assert set(example) == {name.upper() for name in Settings.model_fields}
+    assert set(example) == {name.upper() for name in FIELDS}
     assert set(_example()) >= ONLY_COMPOSE
 
 
 def test_every_setting_is_in_the_documentation_with_its_default() -> None:
     documented = _documented()
     assert _with_our_default(documented) == documented
-    assert set(documented) == {name.upper() for name in Settings.model_fields}
+    assert set(documented) == {name.upper() for name in FIELDS}
+
+
+def test_the_list_of_settings_is_frozen() -> None:
+    """A new setting needs a line in settings.txt, with its reason: why no constant would do."""
+    lines = [line for line in FROZEN.read_text().splitlines() if not line.startswith("#")]
+    reasons = dict(line.split(maxsplit=1) for line in lines)
+    assert list(reasons) == sorted(name.upper() for name in Settings.model_fields)
+
+
+def test_every_setting_belongs_to_one_group_and_has_a_text() -> None:
+    named = [name for group in SECTIONS for name in group.model_fields]
+    assert len(named) == len(set(named))
+    assert set(named) == set(FIELDS)
+    for name, field in FIELDS.items():
+        text = field.description or ""
+        assert text.endswith("."), name
+        assert text.isascii(), name  # .env is read with the encoding of the machine
+        assert "|" not in text, name  # it is a cell of a table
+
+
+@pytest.mark.parametrize(
+    ("file", "generated"), [(".env.example", env_example), ("docs/settings.md", settings_page)]
+)
+def test_the_files_are_what_the_settings_say(file: str, generated: Callable[[], str]) -> None:
+    written = (ROOT / file).read_text(encoding="utf-8")
+    assert written == generated(), "run `python -m babylon_tasks.settings`"
+
+
+def test_the_settings_load_neither_torch_nor_celery() -> None:
+    heavy = "{'torch', 'transformers', 'art', 'litellm', 'celery', 'kombu', 'psycopg'}"
+    script = f"import sys, babylon_tasks.settings; print(sorted({heavy} & set(sys.modules)))"
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "[]\n"
 
 
 def test_a_copy_of_the_example_file_changes_nothing(empty_folder: Path) -> None:
@@ -85,6 +127,21 @@ def test_the_environment_wins_over_env_local_over_env(
     monkeypatch.setenv("WANDB_PROJECT", "c")
     settings = load_settings()
     assert (settings.model_name, settings.base_model, settings.wandb_project) == ("a", "b", "c")
+
+
+def test_arguments_of_a_run_are_read_as_settings_are_and_are_none(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(RunArguments) == RunArguments(mode="single")
+    (empty_folder / ".env").write_text("MODE=list\nWINDOW_ID=a\nBATCH_ID=a\n")
+    (empty_folder / ".env.local").write_text("WINDOW_ID=b\nBATCH_ID=b\n")
+    monkeypatch.setenv("BATCH_ID", "c")
+    monkeypatch.setenv("MODEL_VERSION", "")
+    assert load(RunArguments) == RunArguments(mode="list", window_id="b", batch_id="c")
+    monkeypatch.setenv("MODE", "s3cret")
+    with pytest.raises(UserError, match=r"^MODE: Input should be 'list', 'single' or 'continuous'"):
+        load(RunArguments)
+    load_settings()  # what is wrong with a run does not stop a worker
 
 
 def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

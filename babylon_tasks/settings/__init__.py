@@ -1,0 +1,74 @@
+"""Every setting of every role, read once from the environment.
+
+One file a group; `Settings` inherits them all, and a variable's name is the field's in capitals.
+`python -m babylon_tasks.settings` writes `.env.example` and `docs/settings.md` from the fields.
+Importing this package needs neither torch nor Celery.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from pydantic import ValidationError, model_validator
+
+from babylon_tasks.settings.checkpoints import Checkpoints
+from babylon_tasks.settings.filters import Filters
+from babylon_tasks.settings.group import DAY, INT32, load, one_line
+from babylon_tasks.settings.judge import Judge
+from babylon_tasks.settings.lineage import Lineage
+from babylon_tasks.settings.logprobs import Logprobs
+from babylon_tasks.settings.logs import Logs
+from babylon_tasks.settings.scoring import Scoring
+from babylon_tasks.settings.servers import Servers
+from babylon_tasks.settings.serving import Serving
+from babylon_tasks.settings.training import Training
+from babylon_tasks.settings.wandb import Wandb
+from babylon_tasks.settings.worker import QUEUES, Worker
+
+__all__ = ["DAY", "INT32", "QUEUES", "Settings", "changed", "load_settings"]
+
+
+class Settings(
+    Servers,
+    Lineage,
+    Checkpoints,
+    Filters,
+    Scoring,
+    Judge,
+    Logprobs,
+    Training,
+    Wandb,
+    Worker,
+    Serving,
+    Logs,
+):
+    """All groups, in the order in which the documentation shows them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_wandb_key_chooses_the_trainer(cls, given: dict[str, object]) -> dict[str, object]:
+        if given.get("wandb_api_key") and not given.get("trainer"):
+            return {**given, "trainer": "serverless"}
+        return given
+
+
+@functools.cache
+def load_settings() -> Settings:
+    """Read the process's settings, once.
+
+    Raises:
+        UserError: A value is out of range; the message names the variable, never its value.
+    """
+    return load(Settings)
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    """Return a copy of the settings with these changes.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    try:
+        return Settings.model_validate({**settings.model_dump(), **changes})
+    except ValidationError as error:
+        raise one_line(error) from None

@@ -1,0 +1,53 @@
+"""Settings: where the files of the steps are, and which of them stay."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from babylon_tasks.settings.group import INT32, Group
+
+
+class Checkpoints(Group):
+    """Checkpoints.
+
+    [training.md](training.md#which-checkpoints-stay) says what is never removed, whatever the
+    settings are. The default of 72 is `LOOKBACK_HOURS` at a
+    step an hour: each version that may have answered a window still to be trained can be asked.
+    With the default `BASE_MODEL` and `LORA_RANK` a step has 53 MB, so 72 of them have 3.8 GB. The
+    process that trains decides by its own settings: give all of them the same.
+
+    A bucket must exist; nothing makes it. Its user needs `s3:ListBucket`, `s3:GetObject`,
+    `s3:PutObject`, `s3:DeleteObject` and `s3:AbortMultipartUpload`. Keys come from where AWS's own
+    tools look: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, or the machine's
+    role. For a server that is not AWS's (MinIO, Ceph, R2) set
+    `AWS_ENDPOINT_URL=https://host:9000`, scheme included, and, if it refuses uploads for their
+    checksums, `AWS_REQUEST_CHECKSUM_CALCULATION=when_required`. All of these belong in the
+    environment of GPU workers and model servers. (Docker Compose hands `.env` on. A process that
+    you start yourself does not read them there.)
+
+    A server that refuses connections is reported after about 3 seconds at most, one that takes them
+    and says nothing after about a minute. Fetched files stay in
+    `$TMPDIR/babylon-tasks-{uid}/checkpoints`, and may be deleted at any time.
+    """
+
+    checkpoint_store: str = Field(
+        ".babylon/checkpoints",
+        pattern=r"^(s3://.+|[^:]+)$",
+        description="Where the steps are kept, one folder a step: a folder that all GPU nodes "
+        "share, or `s3://bucket/prefix`, which needs the extra `s3` and `AWS_*` variables. Docker "
+        "Compose has a volume at the default.",
+    )
+    keep_checkpoints: int = Field(
+        72,
+        ge=1,
+        le=INT32,
+        description="How many of the newest steps keep their files. Older files are removed before "
+        "the next step, but never those of the served version or the one before it.",
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        le=INT32,
+        description="Steps whose number is a multiple of this keep their files as well; `1` keeps "
+        "all.",
+    )

@@ -1,0 +1,50 @@
+"""What all groups share: where they are read from, and how a wrong value is reported."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from babylon_tasks.errors import UserError
+
+DAY = 86_400
+INT32 = 2**31 - 1
+
+
+class Group(BaseSettings):
+    """A frozen group of variables; each field's variable is its name in capitals.
+
+    `.env` and, over it, `.env.local` are read from the working folder; the environment wins over
+    both. A field's `description` is its only text, and a group's docstring the text of its section
+    in `docs/settings.md`: the first line is the heading.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=(".env", ".env.local"), extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+
+_Group = TypeVar("_Group", bound=Group)
+
+
+def load(kind: type[_Group]) -> _Group:
+    """Read one group from the environment.
+
+    Raises:
+        UserError: A value is out of range; the message names the variable, never its value.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        raise one_line(error) from None
+    except UnicodeDecodeError:
+        raise UserError(".env or .env.local is not UTF-8 text: save it as UTF-8") from None
+
+
+def one_line(error: ValidationError) -> UserError:
+    """Return the first of the errors, as one line without the wrong value."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]).upper() if first["loc"] else "settings"
+    return UserError(f"{name}: {first['msg']}")

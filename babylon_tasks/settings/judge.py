@@ -1,0 +1,102 @@
+"""Settings: the judge that `SCORING=ruler` and `blend` ask."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from babylon_tasks.settings.group import INT32, Group
+
+
+class Judge(Group):
+    """The judge.
+
+    It is asked only with `SCORING=ruler` or `SCORING=blend`.
+    """
+
+    judge_model: str = Field(
+        "openai/gpt-4o-mini",
+        min_length=1,
+        description="The judge, as litellm names it: `provider/model`.",
+    )
+    judge_base_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Address of an OpenAI-compatible judge: `https://host/v1`. Without it the "
+        "provider's own is used.",
+    )
+    judge_api_key: SecretStr | None = Field(
+        None,
+        description="The judge's key. Without it litellm takes the provider's own variable, such "
+        "as `OPENAI_API_KEY`.",
+    )
+    judge_rubric: str | None = Field(
+        None,
+        min_length=1,
+        description="File with a rubric of your own, UTF-8 text. Its hash is kept with each "
+        "judgment.",
+    )
+    judge_context_tokens: int = Field(
+        32_000,
+        ge=4_000,
+        le=INT32,
+        description="Tokens that the judge takes, prompt and answer together. Larger windows are "
+        "judged in overlapping groups.",
+    )
+    judge_thinking_tokens: int = Field(
+        0,
+        ge=0,
+        le=INT32,
+        description="Tokens that a reasoning judge may spend before it answers. They count towards "
+        "its context and its price.",
+    )
+    judge_concurrency: int = Field(
+        16,
+        ge=1,
+        le=1000,
+        description="Largest number of questions to the judge at the same time, of all workers of "
+        "a model together.",
+    )
+    judge_timeout_seconds: float = Field(
+        60,
+        gt=0,
+        le=600,
+        description="Seconds to wait for an answer. Then it is given up, and asked for again.",
+    )
+    judge_fallback: Literal["wait", "heuristic"] = Field(
+        "wait",
+        description="What happens to a window while the judge cannot be asked. `wait`: it waits. "
+        "`heuristic`: the heuristic scores it.",
+    )
+    judge_daily_usd: float | None = Field(
+        None,
+        ge=0,
+        le=1_000_000_000,
+        description="Dollars that the judge may cost a day (since 00:00 UTC), of all models on "
+        "this database. A question that could cost more is not asked.",
+    )
+    judge_input_usd_per_million: float | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="Dollars for a million of the judge's input tokens, if litellm's list has no "
+        "price (a judge of your own: `0`). It goes together with `JUDGE_OUTPUT_USD_PER_MILLION`.",
+    )
+    judge_output_usd_per_million: float | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="Dollars for a million of the judge's output tokens. It goes together with "
+        "`JUDGE_INPUT_USD_PER_MILLION`.",
+    )
+
+    @model_validator(mode="after")
+    def _both_prices_or_neither(self) -> Self:
+        prices = (self.judge_input_usd_per_million, self.judge_output_usd_per_million)
+        if (prices[0] is None) != (prices[1] is None):
+            raise ValueError(
+                "JUDGE_INPUT_USD_PER_MILLION and JUDGE_OUTPUT_USD_PER_MILLION go together: "
+                "set both, or neither"
+            )
+        return self

@@ -1,0 +1,93 @@
+"""Settings: whether, where and how a step is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.settings.group import DAY, INT32, Group
+
+
+class Training(Group):
+    """Training."""
+
+    train_rl_local: bool = Field(
+        False, description="Nothing trains unless this is `true`; listing always works."
+    )
+    trainer: Literal["torch", "serverless", "noop"] = Field(
+        "torch",
+        description="`torch` trains on this machine. `serverless` trains on W&B, and is the "
+        "default if `WANDB_API_KEY` is set. `noop` only moves windows through the pipeline.",
+    )
+    max_step_tokens: int = Field(
+        1_000_000,
+        ge=1,
+        le=INT32,
+        description="Largest number of (estimated) tokens of a step. Windows share a step up to "
+        "this many.",
+    )
+    max_sequence_tokens: int = Field(
+        4096,
+        ge=16,
+        le=INT32,
+        description="Largest number of tokens of an LLM call. A longer call is left out of the "
+        "step and counted.",
+    )
+    micro_batch_tokens: int = Field(
+        16_384,
+        ge=16,
+        le=INT32,
+        description="Tokens in one forward pass, padding included; halved on out-of-memory, and at "
+        "most 4,096 on a CPU.",
+    )
+    learning_rate: float = Field(
+        1e-5, gt=0, lt=1, description="Learning rate of AdamW, constant after the warm-up."
+    )
+    warmup_steps: int = Field(
+        5,
+        ge=0,
+        le=INT32,
+        description="Number of a new model's first steps in which the learning rate grows evenly "
+        "to the full one; `0`: no warm-up.",
+    )
+    lora_rank: int = Field(8, ge=1, le=512, description="Rank of the LoRA adapter.")
+    lora_alpha: int = Field(16, ge=1, le=INT32, description="Alpha of the LoRA adapter.")
+    kl_penalty: float = Field(
+        0.1,
+        ge=0,
+        le=100,
+        description="Weight of the KL penalty to the base model; `0` turns it off.",
+    )
+    negative_scale: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Factor on negative advantages, because recorded traces are off-policy.",
+    )
+    gpu_usd_per_hour: float | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="Dollars for one GPU an hour. With it `rl.steps.cost_usd` says what each step "
+        "cost: its `gpu_seconds` at this price.",
+    )
+    trainer_stall_seconds: float = Field(
+        900, gt=0, le=DAY, description="Seconds without a sign of life; then the trainer is killed."
+    )
+    trainer_idle_seconds: float = Field(
+        600,
+        gt=0,
+        le=DAY,
+        description="Seconds without work; then the trainer ends and frees its GPU.",
+    )
+
+    def require_training_allowed(self) -> None:
+        """Refuse to train unless the deployment says so.
+
+        Raises:
+            UserError: TRAIN_RL_LOCAL is not `true`.
+        """
+        if not self.train_rl_local:
+            raise UserError("training is off: set TRAIN_RL_LOCAL=true to allow it")
