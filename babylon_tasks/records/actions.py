@@ -206,7 +206,7 @@ def _dollars(value: object) -> float | None:
 
 
 def _said(reasoning: str, calls: Sequence[RecordedCall]) -> str:
-    """Return the action's reasoning, else a call's, else an answer, of the call that acted first."""
+    """Return the action's reasoning, else a call's, else an answer; acting calls first."""
     if reasoning:
         return reasoning
     # From the last call back, and those that acted before those that only thought.

@@ -191,7 +191,7 @@ def _mark(connection: Connection, migration: Migration) -> None:
 
 
 def _has_valid_index(connection: Connection, migration: Migration) -> bool:
-    """Tell whether the index is there already; an invalid one, left by a broken build, is dropped."""
+    """Tell whether the index is there already; drop an invalid one."""
     assert migration.concurrent_index is not None
     row = connection.execute(_INDEX_STATE, migration.concurrent_index).fetchone()
     if row is None:
