@@ -1,0 +1,1 @@
+"""The Celery edge: tasks, messages, the life of a process."""

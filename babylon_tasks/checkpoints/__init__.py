@@ -1,0 +1,1 @@
+"""Where weights rest: folders of files, in a shared folder or in S3."""

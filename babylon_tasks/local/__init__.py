@@ -1,0 +1,1 @@
+"""One machine without servers of its own: PostgreSQL, Redis and all roles below one process."""

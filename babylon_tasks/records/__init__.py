@@ -1,0 +1,1 @@
+"""What flows: windows, traces, scores, steps, versions; plain records, no I/O."""

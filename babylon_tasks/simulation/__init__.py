@@ -1,0 +1,1 @@
+"""A market of our own: what the demo, tests and experiments play in."""

@@ -51,7 +51,7 @@ class LostAttempt:
 def open_step(
     connection: Connection, model_name: str, holder: str, token: int, window_ids: Sequence[str]
 ) -> None:
-    """Begin a step over these windows. (Attempts at scoring begin with the claim itself.)"""
+    """Begin a step over these windows; attempts at scoring begin with the claim itself."""
     connection.execute(
         _SQL["open_attempts"],
         {

@@ -1,0 +1,1 @@
+"""How any stage works: the context, leases while it works, what failures do."""

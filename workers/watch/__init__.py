@@ -1,0 +1,1 @@
+"""What people watch: Flower, metrics, steps on Weights & Biases."""

@@ -1,0 +1,1 @@
+"""Scores by RULER: what an LLM judge is shown, asked and believed."""

@@ -1,0 +1,1 @@
+"""Steps as training jobs of Weights & Biases, by the client of ART."""
