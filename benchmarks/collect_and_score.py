@@ -43,7 +43,7 @@ import asyncpg
 import psycopg
 
 from babylon_tasks import pipeline
-from babylon_tasks.local.servers import embedded_postgres
+from babylon_tasks.local.postgres import embedded_postgres
 from babylon_tasks.records.traces import decode
 from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings, load_settings

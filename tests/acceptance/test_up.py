@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
+from babylon_tasks.local.postgres import embedded_postgres
+from babylon_tasks.store.migrate import migrate
 from tests.acceptance.conftest import Deployment
 
 
@@ -24,19 +28,43 @@ def test_a_first_start_interrupted_is_begun_anew_and_a_killed_one_stops_its_post
     embedded: Deployment,
 ) -> None:
     home = embedded.folder / ".babylon"
-    marker = home / ".postgres.unfinished"
+    draft = home / ".postgres.new"
     first = embedded.start("babylon", "up")
-    embedded.wait(lambda: (home / "postgres" / "PG_VERSION").exists())
+    embedded.wait(lambda: (draft / "PG_VERSION").exists())
     first.send_signal(signal.SIGTERM)
     first.wait(timeout=15)
-    assert marker.exists()
-    assert _postgres_in(home) == []
+    assert draft.exists()
+    assert not (home / "postgres").exists()
+    assert _postgres_in(draft) == []
     second = _up(embedded)
-    assert not marker.exists()
-    assert _postgres_in(home)
-    second.kill()  # its Postgres is no child of its own
+    assert not draft.exists()
+    assert _postgres_in(home / "postgres")
+    second.kill()
     second.wait()
-    embedded.wait(lambda: not _postgres_in(home), seconds=15)
+    embedded.wait(lambda: not _postgres_in(home / "postgres"), seconds=15)
+
+
+def test_up_goes_on_with_its_data_after_a_server_that_was_killed_with_it(
+    embedded: Deployment,
+) -> None:
+    """The pid of its Postgres stays in a file, and may be a zombie's."""
+    data = embedded.folder / ".babylon" / "postgres"
+    with embedded_postgres(data, "babylon") as url:
+        migrate(url)
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE TABLE kept ()")
+    first = _up(embedded)
+    first.send_signal(signal.SIGSTOP)  # or it would notice
+    _kill_postgres(data)
+    first.kill()
+    first.wait()
+    assert (data / "postmaster.pid").exists()
+    second = _up(embedded)
+    with psycopg.connect(f"postgresql://postgres@/babylon?host={data}") as connection:
+        connection.execute("SELECT FROM kept")
+    second.terminate()
+    assert second.wait(timeout=40) == 0
+    assert not (data / "postmaster.pid").exists()
 
 
 def test_up_is_alone_in_its_folder_and_leaves_nothing_as_redis_ends(embedded: Deployment) -> None:
@@ -53,20 +81,20 @@ def test_up_is_alone_in_its_folder_and_leaves_nothing_as_redis_ends(embedded: De
     assert first.wait(timeout=40) == 2
     assert "the embedded Redis ended: see" in _last_line(embedded)
     assert [child for child in children if child.is_running()] == []
-    assert _postgres_in(home) == []
+    assert _postgres_in(home / "postgres") == []
 
 
 def test_up_says_that_its_postgres_ended(embedded: Deployment) -> None:
     first = _up(embedded)
-    for process in _postgres_in(embedded.folder / ".babylon"):
-        process.kill()
+    _kill_postgres(embedded.folder / ".babylon" / "postgres")
     assert first.wait(timeout=40) == 2
     assert "the embedded PostgreSQL ended: see" in _last_line(embedded)
 
 
 def _up(embedded: Deployment) -> subprocess.Popen[str]:
+    before = embedded.logs().count("Flower")
     process = embedded.start("babylon", "up")
-    embedded.wait(lambda: "Flower" in embedded.logs() or process.poll() is not None)
+    embedded.wait(lambda: embedded.logs().count("Flower") > before or process.poll() is not None)
     assert process.poll() is None, embedded.logs()
     return process
 
@@ -75,8 +103,11 @@ def _last_line(embedded: Deployment) -> str:
     return embedded.logs().splitlines()[-1]
 
 
-def _postgres_in(home: Path) -> list[psutil.Process]:
+def _kill_postgres(data: Path) -> None:
+    """Its other processes notice, and end."""
+    os.kill(int((data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+
+
+def _postgres_in(folder: Path) -> list[psutil.Process]:
     found = psutil.process_iter(["name", "cwd"])
-    return [
-        p for p in found if p.info["name"] == "postgres" and p.info["cwd"] == f"{home}/postgres"
-    ]
+    return [p for p in found if p.info["name"] == "postgres" and p.info["cwd"] == str(folder)]

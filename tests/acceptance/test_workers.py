@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from babylon_tasks.local.servers import free_port
+from babylon_tasks.local.ports import free_port
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, query, states
 

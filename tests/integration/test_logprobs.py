@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import NotRecorded, ServerUnavailable
-from babylon_tasks.local.servers import free_port
+from babylon_tasks.local.ports import free_port
 from babylon_tasks.records.steps import Call, Logprobs, Sample
 from babylon_tasks.scoring.logprobs import attach
 from babylon_tasks.scoring.logprobs import server as asking
