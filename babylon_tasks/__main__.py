@@ -13,10 +13,11 @@ import time
 from babylon_tasks import pipeline
 from babylon_tasks.cli import run
 from babylon_tasks.cli.common import ready_context
-from babylon_tasks.cli.windows import no_windows
+from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import NotRecorded, Retryable, UserError
 from babylon_tasks.intake import stage as intake
 from babylon_tasks.local import ask
+from babylon_tasks.logs import configure_logging
 from babylon_tasks.records.windows import State, Window, due_at
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.settings.group import load
@@ -35,6 +36,7 @@ _HELD_ELSEWHERE_SECONDS = 1.0
 def main() -> int:
     """Run the mode that MODE names; `single` without it."""
     settings, arguments = load_settings(), load(RunArguments)
+    configure_logging(settings.log_level)
     if arguments.mode == "list":
         return list_ready(settings)
     settings.require_training_allowed()

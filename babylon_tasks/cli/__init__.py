@@ -1,48 +1,58 @@
 """The command line: `babylon --help`.
 
 A person's mistake ends with one line on standard error and exit code 2, never with a traceback.
+Only what every command needs is imported here; a command's own module is imported when it runs.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import click
 
-from babylon_tasks.cli.demo import demo
-from babylon_tasks.cli.doctor import doctor
-from babylon_tasks.cli.judge import judge
-from babylon_tasks.cli.migrate import migrate
-from babylon_tasks.cli.models import models
-from babylon_tasks.cli.status import status
-from babylon_tasks.cli.train import train
-from babylon_tasks.cli.up import up
-from babylon_tasks.cli.windows import windows
+from babylon_tasks.cli.lazy import LazyGroup
 from babylon_tasks.errors import BabylonError
-from babylon_tasks.logs import configure_logging
-from babylon_tasks.settings import load_settings
+
+# The first line of each command's own help, as a test makes sure.
+_SUMMARIES = {
+    "demo": "Simulate traces, train a tiny model on them with every real role, and ask it a "
+    "question.",
+    "doctor": "Check servers, migrations, packages, settings and data; exit 0 only if all is well.",
+    "judge": "Look at the judge of SCORING=ruler and blend.",
+    "migrate": "Create or update our tables in DATABASE_URL; repeatable, safe beside a running "
+    "app.",
+    "models": "See the versions of the model, and take their weights out.",
+    "status": "Show how many windows stand where, which version serves, what waits in Redis.",
+    "train": "Score and train all that is due, in this process, and publish; then end.",
+    "up": "Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.",
+    "windows": "See windows and make them due.",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    package=__name__,
+    summaries=_SUMMARIES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="babylon-tasks")
 def babylon() -> None:
     """Keep training an agent from what its copies did in production."""
+    from babylon_tasks.logs import configure_logging
+    from babylon_tasks.settings import load_settings
 
-
-for command in (demo, up, migrate, windows, train, models, judge, status, doctor):
-    babylon.add_command(command)
+    configure_logging(load_settings().log_level)
 
 
 def main() -> None:
-    """The `babylon` program."""
+    """Run the `babylon` program."""
     sys.exit(run(lambda: babylon(standalone_mode=False)))
 
 
-def run(command: object) -> int:
+def run(command: Callable[[], object]) -> int:
     """Run a command and turn what it raises into an exit code."""
-    assert callable(command)
     try:
-        configure_logging(load_settings().log_level)
         code = command()
     except BabylonError as error:
         sys.stderr.write(f"{error}\n")

@@ -5,34 +5,44 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from babylon_tasks.settings import Settings
+from babylon_tasks.settings import Settings, changed
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.work.context import Context
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Write one JSON document to standard output."""
     click.echo(json.dumps(value, indent=2, default=str))
 
 
 def wide_console() -> Console:
-    """Tables fit a terminal, and are never cut short in a file or a log.
+    """Make a console whose tables fit a terminal, and are never cut short in a file or a log.
 
     Without markup: a judge's error or an agent's name may hold brackets.
     """
+    from rich.console import Console
+
     console = Console(markup=False)
     return console if console.is_terminal else Console(width=200, markup=False)
 
 
+def with_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
+    """The settings, with some of their environment variables set otherwise."""
+    return changed(settings, **{name.lower(): value for name, value in env.items()})
+
+
 def ready_context(settings: Settings) -> Context:
-    """A worker on a database that answers and is migrated.
+    """Make the context of a command, on a database that answers and is migrated.
 
     Raises:
         UserError: It does not answer, or `babylon migrate` was not run.

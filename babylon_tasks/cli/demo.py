@@ -7,17 +7,16 @@ import json
 import shutil
 import signal
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 import psycopg
 from rich.table import Table
 
-from babylon_tasks.cli.common import wide_console
-from babylon_tasks.cli.up import progress_until_idle, settings_with
+from babylon_tasks.cli.common import wide_console, with_environment
+from babylon_tasks.cli.progress import progress_until_idle
+from babylon_tasks.cockpit.report import read_reports, summarize, trained
 from babylon_tasks.errors import UserError
 from babylon_tasks.local import ask
 from babylon_tasks.local.ports import free_port
@@ -29,7 +28,6 @@ from babylon_tasks.records.windows import WindowReport
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.simulation import simulate
 from babylon_tasks.simulation.tiny_model import make_tiny_model
-from babylon_tasks.store import steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
@@ -67,7 +65,7 @@ def _run(windows: int, agents: int, seed: int) -> int:
         _say(started, "making a tiny base model")
         model = make_tiny_model(HOME / "model").resolve()
         env = _environment(database_url, redis_url, model)
-        settings = settings_with(load_settings(), env)
+        settings = with_environment(load_settings(), env)
         with psycopg.connect(settings.postgres()) as connection:
             written = simulate.write(
                 connection, simulate.simulate(windows, agents, seed, datetime.now(UTC))
@@ -84,13 +82,18 @@ def _run(windows: int, agents: int, seed: int) -> int:
             _wait_for_windows(context, running, len(written.good_windows))
             for line in progress_until_idle(context, running):
                 _say(started, line)
-            outcomes = _outcomes(context)
-            _print(outcomes)
+            reports = read_reports(context)
+            _print(reports)
             answer = _question(env, settings)
-        summary = _summary(context, written, outcomes, answer, model, time.monotonic() - started)
+        summary = summarize(context, reports) | {
+            "windows_expected": len(written.good_windows),
+            "answer": answer,
+            "seconds": round(time.monotonic() - started, 1),
+            "base_model": str(model),
+        }
     path = HOME / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
-    missing = [w for w in written.good_windows if w not in _trained(outcomes)]
+    missing = [w for w in written.good_windows if w not in trained(reports)]
     if missing:
         raise UserError(f"not trained: {', '.join(missing)}; see {HOME / 'logs'}")
     _say(started, f"all {len(written.good_windows)} good windows trained; {path} has the figures")
@@ -151,60 +154,24 @@ def _question(env: dict[str, str], settings: Settings) -> str:
     return answer
 
 
-def _outcomes(context: Context) -> list[WindowReport]:
-    with context.database.transaction() as tx:
-        return window_rows.report(tx, context.settings.model_name)
-
-
-def _print(outcomes: list[WindowReport]) -> None:
+def _print(reports: list[WindowReport]) -> None:
     table = Table(
         "window", "state", "agents", "traj.", "set aside", "score", "spread", "step", "loss", "s"
     )
-    for o in outcomes:
+    for each in reports:
         table.add_row(
-            o.window_id,
-            o.state,
-            str(o.agents),
-            str(o.trajectories),
-            str(o.quarantined),
-            _number(o.mean_score),
-            _number(o.reward_spread),
-            "" if o.step is None else str(o.step),
-            _number(o.loss),
-            _number(o.seconds),
+            each.window_id,
+            each.state,
+            str(each.agents),
+            str(each.trajectories),
+            str(each.quarantined),
+            _number(each.mean_score),
+            _number(each.reward_spread),
+            "" if each.step is None else str(each.step),
+            _number(each.loss),
+            _number(each.seconds),
         )
     wide_console().print(table)
-
-
-def _summary(
-    context: Context,
-    written: simulate.Summary,
-    outcomes: list[WindowReport],
-    answer: str,
-    model: Path,
-    seconds: float,
-) -> dict[str, Any]:
-    with context.database.transaction() as tx:
-        head = steps.read_head(tx, context.settings.model_name)
-        served = steps.read(tx, context.settings.model_name, head.published_step) if head else None
-    return {
-        "windows_total": len(outcomes),
-        "windows_trained": len(_trained(outcomes)),
-        "windows_skipped": sum(o.state == "skipped" for o in outcomes),
-        "windows_failed": sum(o.state == "failed" for o in outcomes),
-        "windows_expected": len(written.good_windows),
-        "quarantined": sum(o.quarantined for o in outcomes),
-        "steps": head.step if head else 0,
-        "model_version": served.version if served else None,
-        "answer": answer,
-        "seconds": round(seconds, 1),
-        "base_model": str(model),
-        "windows": [asdict(outcome) for outcome in outcomes],
-    }
-
-
-def _trained(outcomes: list[WindowReport]) -> set[str]:
-    return {o.window_id for o in outcomes if o.state == "trained"}
 
 
 def _number(value: float | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from babylon_tasks.cli.common import as_json, print_json, ready_context
-from babylon_tasks.cli.windows import no_windows
+from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.windows import parse_window_id
 from babylon_tasks.scoring.judge.check import Check

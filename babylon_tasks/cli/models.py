@@ -31,7 +31,7 @@ def models() -> None:
 @models.command("list")
 @as_json
 def list_models(as_json: bool) -> None:
-    """Every version of MODEL_NAME, newest first, and whether its files are still there.
+    """List every version of MODEL_NAME, newest first, and whether its files are still there.
 
     Example: babylon models list --json
     """

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from babylon_tasks import pipeline
-from babylon_tasks.cli.common import ready_context
-from babylon_tasks.cli.status import database_status, queue_lengths
+from babylon_tasks.cli.common import ready_context, with_environment
+from babylon_tasks.cli.progress import progress_until_idle
+from babylon_tasks.cockpit.status import queue_lengths
 from babylon_tasks.errors import UserError
 from babylon_tasks.local.ports import free_port, is_free
 from babylon_tasks.local.postgres import embedded_postgres
@@ -20,16 +21,13 @@ from babylon_tasks.local.processes import Check, alone
 from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.records.windows import State
-from babylon_tasks.settings import Settings, changed, load_settings
-from babylon_tasks.store import steps
+from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.signals import interrupt, stop
 
 HOME = Path(".babylon")
-_POLL_SECONDS = 0.5
-_SILENCE_SECONDS = 5.0
 
 
 @click.command()
@@ -88,46 +86,7 @@ def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str], list
     ):
         migrate(database_url)
         env = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "TRAIN_RL_LOCAL": "true"}
-        yield settings_with(settings, env), env, checks
-
-
-def settings_with(settings: Settings, env: dict[str, str]) -> Settings:
-    """The settings, with some of their environment variables set otherwise."""
-    return changed(settings, **{name.lower(): value for name, value in env.items()})
-
-
-def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
-    """A line for each change and every few seconds, until nothing is due, scored or unpublished.
-
-    Raises:
-        UserError: A role refused to start.
-        ServerUnavailable: An embedded server ended.
-    """
-    started = time.monotonic()
-    shown, shown_at = "", 0.0
-    while True:
-        running.keep_running()
-        found = database_status(context)
-        states = found["windows"]
-        line = ", ".join(f"{states[s]} {s}" for s in State if states[s]) or "no windows"
-        line += f"; step {found['step']}, serving {found['version'] or 'the base model'}"
-        seconds = time.monotonic() - started
-        if line != shown or seconds - shown_at >= _SILENCE_SECONDS:
-            shown, shown_at = line, seconds
-            yield f"{seconds:6.1f} s  {line}"
-        if idle(context):
-            return
-        time.sleep(_POLL_SECONDS)
-
-
-def idle(context: Context) -> bool:
-    """Nothing is due (or waits for its next attempt), and the newest step is published."""
-    name = context.settings.model_name
-    with context.database.transaction() as tx:
-        states = window_rows.count_states(tx, name)
-        head = steps.read_head(tx, name)
-    unpublished = head is not None and head.step > head.published_step
-    return not states[State.DUE] and not states[State.SCORED] and not unpublished
+        yield with_environment(settings, env), env, checks
 
 
 def _failed(context: Context) -> int:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 
 import click
 from rich.table import Table
 
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
-from babylon_tasks.cli.funnel import funnel_table, scores_table
+from babylon_tasks.cli.story import attempts_table, cell, funnel_table, scores_table
+from babylon_tasks.cockpit.story import no_windows, read_story
 from babylon_tasks.errors import ServerUnavailable, UserError
-from babylon_tasks.records.windows import WindowListing, parse_window_id
+from babylon_tasks.records.windows import parse_window_id
 from babylon_tasks.scoring.registry import SCORERS
-from babylon_tasks.settings import Settings, load_settings
-from babylon_tasks.store import attempts
-from babylon_tasks.store import scores as score_rows
+from babylon_tasks.settings import load_settings
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.database import Database
 
 
 @click.group()
@@ -30,7 +27,7 @@ def windows() -> None:
 @windows.command("list")
 @as_json
 def list_windows(as_json: bool) -> None:
-    """The windows of the last LOOKBACK_HOURS, newest first.
+    """List the windows of the last LOOKBACK_HOURS, newest first.
 
     Example: babylon windows list --json
     """
@@ -110,42 +107,22 @@ def show(window_id: str, scores: bool, as_json: bool) -> None:
     """
     settings = load_settings()
     parse_window_id(window_id)
-    database = ready_context(settings).database
-    with database.transaction() as tx:
-        story = window_rows.story(tx, settings.model_name, window_id)
-        tried = attempts.read(tx, settings.model_name, window_id)
-        rows = window_rows.count_excluded(tx, settings, window_id)
-        compared = score_rows.compare(tx, settings.model_name, window_id) if scores else []
-    if story is None:
-        raise UserError(
-            f"window {window_id} has no row for {settings.model_name}: `babylon windows list` "
-            f"shows those there are, `babylon windows enqueue {window_id}` makes it due"
-        )
+    story = read_story(ready_context(settings).database, settings, window_id, scores)
     if as_json:
-        told = {**story, "rows": rows, "attempts": [asdict(attempt) for attempt in tried]}
-        print_json({**told, "by_scorer": [asdict(c) for c in compared]} if scores else told)
+        told = {
+            **story.row,
+            "rows": story.rows,
+            "attempts": [asdict(attempt) for attempt in story.attempts],
+        }
+        print_json({**told, "by_scorer": [asdict(c) for c in story.compared]} if scores else told)
         return
-    funnel = story.pop("funnel")
-    for key, value in story.items():
-        if value not in (None, [], {}):
-            click.echo(f"{key:16} {_cell(value)}")
-    table = Table("attempt", "token", "who", "began", "seconds", "ended", "error")
-    for attempt in tried:
-        ended = attempt.ended_at
-        seconds = f"{(ended - attempt.started_at).total_seconds():.1f}" if ended else ""
-        table.add_row(
-            attempt.stage,
-            str(attempt.token),
-            attempt.holder,
-            _cell(attempt.started_at),
-            seconds,
-            attempt.outcome or "under way",
-            attempt.error or "",
-        )
-    wide_console().print(table)
-    wide_console().print(funnel_table(rows, funnel))
+    for key, value in story.row.items():
+        if key != "funnel" and value not in (None, [], {}):
+            click.echo(f"{key:16} {cell(value)}")
+    wide_console().print(attempts_table(story.attempts))
+    wide_console().print(funnel_table(story.rows, story.row["funnel"]))
     if scores:
-        wide_console().print(scores_table(compared))
+        wide_console().print(scores_table(story.compared))
 
 
 @windows.command()
@@ -192,38 +169,3 @@ def _wake_scorers(due: list[str]) -> None:
             click.echo(
                 f"{error} The windows are due, and beat's sweep will ring for them.", err=True
             )
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        known = {key: each for key, each in value.items() if each is not None}
-        return ", ".join(f"{key} {_cell(each)}" for key, each in known.items())
-    if isinstance(value, list):
-        return "; ".join(_cell(each) for each in value)
-    return str(value)
-
-
-def no_windows(database: Database, settings: Settings, found: list[WindowListing]) -> UserError:
-    """Why there is nothing to train, in one line."""
-    with database.transaction() as tx:
-        trajectories = window_rows.count_trajectories(tx)
-    by_state: dict[str, int] = {}
-    for window in found:
-        by_state[window.state] = by_state.get(window.state, 0) + 1
-    words = {
-        "few_agents": f"too few agents (MIN_AGENTS_PER_WINDOW={settings.min_agents_per_window})",
-        "open": "not complete",
-        "settling": f"not settled (SETTLE_SECONDS={settings.settle_seconds})",
-        "trained": "already trained",
-        "skipped": "skipped",
-        "failed": "failed",
-    }
-    why = ", ".join(f"{count} {words[state]}" for state, count in by_state.items())
-    return UserError(
-        f"no windows found: {trajectories} trajectories in the database, {len(found)} windows in "
-        f"the last {settings.lookback_hours} hours (LOOKBACK_HOURS)" + (f": {why}" if why else "")
-    )

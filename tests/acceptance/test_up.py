@@ -7,13 +7,13 @@ import signal
 import subprocess
 from pathlib import Path
 
-import psutil
 import psycopg
 import pytest
 
 from babylon_tasks.local.postgres import embedded_postgres
 from babylon_tasks.store.migrate import migrate
 from tests.acceptance.conftest import Deployment
+from tests.chaos.processes import command_line, every_pid, parent, working_folder
 
 
 @pytest.fixture
@@ -75,12 +75,12 @@ def test_up_is_alone_in_its_folder_and_leaves_nothing_as_redis_ends(embedded: De
     (line,) = second.stderr.splitlines()
     assert "another `babylon up` is running in this folder" in line
     assert first.poll() is None
-    children = psutil.Process(first.pid).children()
-    (redis,) = [child for child in children if child.name() == "redis-server"]
-    redis.kill()
+    children = [pid for pid in every_pid() if parent(pid) == first.pid]
+    (redis,) = [pid for pid in children if "redis-server" in command_line(pid)]
+    os.kill(redis, signal.SIGKILL)
     assert first.wait(timeout=40) == 2
     assert "the embedded Redis ended: see" in _last_line(embedded)
-    assert [child for child in children if child.is_running()] == []
+    assert [pid for pid in children if pid in every_pid()] == []
     assert _postgres_in(home / "postgres") == []
 
 
@@ -108,6 +108,5 @@ def _kill_postgres(data: Path) -> None:
     os.kill(int((data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
 
 
-def _postgres_in(folder: Path) -> list[psutil.Process]:
-    found = psutil.process_iter(["name", "cwd"])
-    return [p for p in found if p.info["name"] == "postgres" and p.info["cwd"] == str(folder)]
+def _postgres_in(folder: Path) -> list[int]:
+    return [pid for pid in every_pid() if working_folder(pid) == folder]

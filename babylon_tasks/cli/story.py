@@ -1,15 +1,35 @@
-"""Tables of `babylon windows show`: what was left out of a window, and its scores side by side."""
+"""Tables of `babylon windows show`: the attempts, what was left out, the scores side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich.table import Table
 
 from babylon_tasks.scoring.filters import STAGES
+from babylon_tasks.store.attempts import Attempt
 from babylon_tasks.store.scores import Comparison
 
 _LONGEST_ID = 24
+
+
+def attempts_table(attempts: Sequence[Attempt]) -> Table:
+    """A line an attempt, oldest first."""
+    table = Table("attempt", "token", "who", "began", "seconds", "ended", "error")
+    for attempt in attempts:
+        ended = attempt.ended_at
+        seconds = f"{(ended - attempt.started_at).total_seconds():.1f}" if ended else ""
+        table.add_row(
+            attempt.stage,
+            str(attempt.token),
+            attempt.holder,
+            cell(attempt.started_at),
+            seconds,
+            attempt.outcome or "under way",
+            attempt.error or "",
+        )
+    return table
 
 
 def funnel_table(rows: Mapping[str, int], funnel: Mapping[str, int]) -> Table:
@@ -35,6 +55,20 @@ def scores_table(compared: Sequence[Comparison]) -> Table:
             *(f"{each.scores[s]:.3f}" if s in each.scores else "" for s in scorers),
         )
     return table
+
+
+def cell(value: object) -> str:
+    """A value of the story as a person reads it."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        known = {key: each for key, each in value.items() if each is not None}
+        return ", ".join(f"{key} {cell(each)}" for key, each in known.items())
+    if isinstance(value, list):
+        return "; ".join(cell(each) for each in value)
+    return str(value)
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -1,0 +1,42 @@
+"""How far the roles have come, in lines: for `babylon up --until-idle` and `babylon demo`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from babylon_tasks.cockpit.status import database_status, is_idle
+from babylon_tasks.local.supervisor import Stack
+from babylon_tasks.records.windows import State
+from babylon_tasks.work.context import Context
+
+_POLL_SECONDS = 0.5
+_SILENCE_SECONDS = 5.0
+
+
+def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
+    """Yield a line for each change and every few seconds, until nothing is left to do.
+
+    Raises:
+        UserError: A role refused to start.
+        ServerUnavailable: An embedded server ended.
+    """
+    started = time.monotonic()
+    shown, shown_at = "", 0.0
+    while True:
+        running.keep_running()
+        line = _line(context)
+        seconds = time.monotonic() - started
+        if line != shown or seconds - shown_at >= _SILENCE_SECONDS:
+            shown, shown_at = line, seconds
+            yield f"{seconds:6.1f} s  {line}"
+        if is_idle(context):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _line(context: Context) -> str:
+    status = database_status(context)
+    counts = status["windows"]
+    windows = ", ".join(f"{counts[s]} {s}" for s in State if counts[s]) or "no windows"
+    return f"{windows}; step {status['step']}, serving {status['version'] or 'the base model'}"

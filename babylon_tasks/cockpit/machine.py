@@ -1,0 +1,120 @@
+"""What `babylon doctor` looks at on this machine: settings, packages, folders, GPUs.
+
+The workers know what trains and what judges; their own checks are passed in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.scoring.judge import ruler_call
+from babylon_tasks.scoring.registry import WITH_JUDGE
+from babylon_tasks.settings import Settings
+
+Require = Callable[[Settings], None]  # raises UserError where something is missing
+
+
+def permission(settings: Settings) -> str:
+    """Look whether training is allowed.
+
+    Raises:
+        UserError: It is not.
+    """
+    settings.require_training_allowed()
+    return "TRAIN_RL_LOCAL=true"
+
+
+def trainer(settings: Settings, require_trainer: Require) -> str:
+    """Look whether the trainer's packages are installed, or W&B can be asked.
+
+    Raises:
+        UserError: A package is missing, or W&B would refuse.
+    """
+    require_trainer(settings)
+    return settings.trainer
+
+
+def scoring(settings: Settings, require_judge: Require) -> str:
+    """Look whether the judge can be asked, and what it costs.
+
+    Raises:
+        UserError: It cannot, or its price is needed and not known.
+    """
+    require_judge(settings)
+    if settings.scoring not in WITH_JUDGE:
+        return settings.scoring
+    ruler_call.require_key(settings)
+    price = ruler_call.price(settings)
+    if price is None:
+        if settings.judge_daily_usd is not None:
+            raise UserError(ruler_call.no_price(settings))
+        return f"{settings.scoring} by {settings.judge_model}, price not known"
+    return (
+        f"{settings.scoring} by {settings.judge_model}, ${1e6 * price.input:g} and "
+        f"${1e6 * price.output:g} for a million tokens in and out"
+    )
+
+
+def base_model(settings: Settings) -> str:
+    """Look for BASE_MODEL's folder.
+
+    Raises:
+        UserError: It looks like a folder and is none with a model in it.
+    """
+    folder = Path(settings.base_model)
+    looks_local = settings.base_model.startswith((".", "/", "~"))
+    if looks_local and not (folder / "config.json").is_file():
+        raise UserError(f"BASE_MODEL={settings.base_model} is no model folder (no config.json)")
+    return settings.base_model if folder.exists() else f"{settings.base_model}, from the hub"
+
+
+def checkpoint_store(settings: Settings) -> str:
+    """Try to write where checkpoints go, and look how much room there is.
+
+    Raises:
+        UserError: It cannot be written, or the package for S3 is missing.
+    """
+    store = settings.checkpoint_store
+    if "://" in store:
+        if importlib.util.find_spec("s3fs") is None and store.startswith("s3://"):
+            raise UserError("S3 support is not installed: pip install 'babylon-tasks[s3]'")
+        return store
+    folder = Path(store).resolve()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"CHECKPOINT_STORE={folder} is not writable: {error.strerror} ({existing})"
+        ) from None
+    return f"{folder}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free"
+
+
+def gpus(visible: Sequence[str], driver_answers: bool) -> str:
+    """Describe the GPUs that this process may use.
+
+    Raises:
+        UserError: CUDA_VISIBLE_DEVICES names some, and the driver does not say whether they exist.
+    """
+    if not visible:
+        return "none: one slot on the CPU"
+    if not driver_answers:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES names {', '.join(visible)}, and `nvidia-smi -L` does not say "
+            "whether this machine has them: is NVIDIA's driver installed? For the CPU, unset it"
+        )
+    memory = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    return f"{len(visible)} visible; {'; '.join(memory.stdout.splitlines())}"

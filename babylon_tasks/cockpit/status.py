@@ -1,0 +1,91 @@
+"""Where everything stands: what Postgres says, and what waits in Redis."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import redis
+
+from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.records.windows import State
+from babylon_tasks.settings import QUEUES, Settings
+from babylon_tasks.store import canaries, judgments, steps
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import server_name
+from babylon_tasks.store.steps import Step
+from babylon_tasks.work.context import Context
+
+
+def database_status(context: Context) -> dict[str, Any]:
+    """Say how many windows stand where, which version serves, what the last step cost."""
+    name = context.settings.model_name
+    with context.database.transaction() as tx:
+        states = window_rows.count_states(tx, name)
+        head = steps.read_head(tx, name)
+        served = steps.read(tx, name, head.published_step) if head else None
+        newest = steps.read(tx, name, head.step) if head else None
+        answered = canaries.read(tx, name)
+        spent = judgments.spent_today(tx)
+    return {
+        "model": name,
+        "windows": {str(state): count for state, count in states.items()},
+        "step": head.step if head else 0,
+        "published_step": head.published_step if head else 0,
+        "version": served.version if served else None,
+        "last_step": _economics(newest) if newest else {},
+        "judge_today": {
+            "answers": spent.answers,
+            "tokens": spent.tokens,
+            "usd": round(spent.usd, 6),
+            "daily_limit_usd": context.settings.judge_daily_usd,
+        },
+        "canary_age_seconds": {
+            queue: round(answered[queue].age_seconds, 1) if queue in answered else None
+            for queue in QUEUES
+        },
+    }
+
+
+def _economics(step: Step) -> dict[str, float | None]:
+    """What a step took, gave and cost."""
+    return {
+        "seconds": round(sum(step.seconds.values()), 1),
+        "trainable_tokens": step.trainable_tokens,
+        "tokens_per_second": _rounded(step.tokens_per_second, 0),
+        "mfu": _rounded(step.mfu, 3),
+        "gpu_seconds": round(step.gpu_seconds, 1),
+        "usd": _rounded(step.cost_usd, 4),
+    }
+
+
+def _rounded(value: float | Decimal | None, digits: int) -> float | None:
+    return None if value is None else round(float(value), digits)
+
+
+def queue_lengths(settings: Settings) -> dict[str, int]:
+    """Count the messages that wait, by queue.
+
+    Raises:
+        ServerUnavailable: Redis does not answer.
+    """
+    client = redis.Redis.from_url(settings.redis(), socket_timeout=5, socket_connect_timeout=5)
+    try:
+        return {queue: int(client.llen(queue)) for queue in QUEUES}
+    except redis.RedisError as error:
+        raise ServerUnavailable(
+            f"cannot reach {server_name('Redis', settings.redis())} ({type(error).__name__}): "
+            "is it running, and is REDIS_URL right?"
+        ) from None
+    finally:
+        client.close()
+
+
+def is_idle(context: Context) -> bool:
+    """Whether nothing is due (or waits for its next attempt), and the newest step is published."""
+    name = context.settings.model_name
+    with context.database.transaction() as tx:
+        states = window_rows.count_states(tx, name)
+        head = steps.read_head(tx, name)
+    unpublished = head is not None and head.step > head.published_step
+    return not states[State.DUE] and not states[State.SCORED] and not unpublished
