@@ -120,7 +120,7 @@ def system_user() -> str | None:
 
 
 def open_to(user: str | None, folder: Path) -> None:
-    """Give the user a folder that we made; None: it is ours already."""
+    """Give the user a folder of ours, and a way there; None: they run as we do."""
     if user is not None:
         _let_pass(folder)
         shutil.chown(folder, user)

@@ -57,6 +57,7 @@ def embedded_postgres(
         try:
             if not (folder / "PG_VERSION").exists():
                 pgdata.initialize(folder, log, keep_open=[lock])
+            pgdata.open_to(pgdata.system_user(), folder)
             pgdata.forget_killed_server(folder)
             command = server_command(
                 folder,

@@ -15,7 +15,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from babylon_tasks.local.pgdata import initialize, system_user
+from babylon_tasks.local.pgdata import initialize, open_to, system_user
 from babylon_tasks.local.postgres import server_command
 from babylon_tasks.local.redis import redis_command
 from babylon_tasks.store.migrate import migrate
@@ -124,6 +124,7 @@ class PostgresServer:
             "max_connections": "100",
             "log_line_prefix": "%m [%p] ",
         }
+        open_to(system_user(), self._data)  # pytest closes the folders of earlier tests
         command = server_command(self._data, settings)
         return spawn(command, log=self._log, folder=self._data, user=system_user())
 
