@@ -135,7 +135,7 @@ def _wait_for_windows(context: Context, running: Stack, wanted: int) -> None:
     while time.monotonic() < deadline:
         running.keep_running()
         with context.database.transaction() as tx:
-            if sum(window_rows.count_states(tx, context.settings.model_name).values()) >= wanted:
+            if sum(window_rows.count_states(tx, context.lineage.name).values()) >= wanted:
                 return
         time.sleep(0.2)
     raise UserError(f"beat made no windows due within 60 s: see {HOME / 'logs'}")

@@ -91,4 +91,4 @@ def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str], list
 
 def _failed(context: Context) -> int:
     with context.database.transaction() as tx:
-        return window_rows.count_states(tx, context.settings.model_name)[State.FAILED]
+        return window_rows.count_states(tx, context.lineage.name)[State.FAILED]

@@ -15,7 +15,7 @@ from babylon_tasks.work.context import Context
 def read_reports(context: Context) -> list[WindowReport]:
     """What each window of the model gave, oldest first."""
     with context.database.transaction() as tx:
-        return window_rows.report(tx, context.settings.model_name)
+        return window_rows.report(tx, context.lineage.name)
 
 
 def trained(reports: Sequence[WindowReport]) -> set[str]:
@@ -25,7 +25,7 @@ def trained(reports: Sequence[WindowReport]) -> set[str]:
 
 def summarize(context: Context, reports: Sequence[WindowReport]) -> dict[str, Any]:
     """Count the windows, the rows set aside and the steps, and name the version that serves."""
-    name = context.settings.model_name
+    name = context.lineage.name
     with context.database.transaction() as tx:
         head = steps.read_head(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None

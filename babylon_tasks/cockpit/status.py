@@ -19,7 +19,7 @@ from babylon_tasks.work.context import Context
 
 def database_status(context: Context) -> dict[str, Any]:
     """Say how many windows stand where, which version serves, what the last step cost."""
-    name = context.settings.model_name
+    name = context.lineage.name
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)
         head = steps.read_head(tx, name)
@@ -83,7 +83,7 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
 
 def is_idle(context: Context) -> bool:
     """Whether nothing is due (or waits for its next attempt), and the newest step is published."""
-    name = context.settings.model_name
+    name = context.lineage.name
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)
         head = steps.read_head(tx, name)
