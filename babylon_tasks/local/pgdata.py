@@ -22,11 +22,14 @@ from babylon_tasks.local.processes import end_with_parent
 _USER = "pgserver"
 
 
-def initialize(folder: Path, log: Path, keep_open: Sequence[int] = ()) -> None:
+def initialize(
+    folder: Path, log: Path, keep_open: Sequence[int] = (), durable: bool = True
+) -> None:
     """Make the folder with a new cluster: superuser `postgres`, whom it trusts.
 
     It is complete or not there: the work is done beside it, and begins anew where it was
-    interrupted. The programs inherit the descriptors of `keep_open`.
+    interrupted. The programs inherit the descriptors of `keep_open`. Only what is `durable` must
+    outlive a machine that loses its power.
 
     Raises:
         UserError: The extra is not installed.
@@ -40,6 +43,7 @@ def initialize(folder: Path, log: Path, keep_open: Sequence[int] = ()) -> None:
     open_to(user, draft)
     command = [str(program("initdb")), "-D", str(draft)]
     command += ["--auth=trust", "--encoding=utf8", "--username=postgres"]
+    command += [] if durable else ["--no-sync"]
     with log.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603
             command,

@@ -56,7 +56,7 @@ def embedded_postgres(
         url = f"postgresql://postgres:@/{{}}?host={quote(str(sockets))}&port={_PORT}"
         try:
             if not (folder / "PG_VERSION").exists():
-                pgdata.initialize(folder, log, keep_open=[lock])
+                pgdata.initialize(folder, log, [lock], durable=settings.get("fsync") != "off")
             pgdata.open_to(pgdata.system_user(), folder)
             pgdata.forget_killed_server(folder)
             command = server_command(
