@@ -23,7 +23,7 @@ def commit_with_retention(deployment: Deployment, count: int) -> None:
     settings = deployment.context.settings.model_copy(update={"keep_checkpoints": 1})
     trainer = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
     try:
-        commit_steps(Context(deployment.context.database, settings, "test:2"), trainer, count)
+        commit_steps(Context.of_deployment(settings, "test:2"), trainer, count)
     finally:
         trainer.close()
 
