@@ -1,4 +1,4 @@
-"""deploy/systemd: the commands of the README and compose.yaml, and time enough to stop."""
+"""deploy/systemd: the commands of docs/deploying.md and compose.yaml, and time enough to stop."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def environment(role: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def readme_commands() -> list[list[str]]:
-    table = (ROOT / "README.md").read_text().partition("## Several machines")[2]
+def documented_commands() -> list[list[str]]:
+    text = (ROOT / "docs" / "deploying.md").read_text()
+    table = text.partition("\n## Several machines\n")[2]
     return [shlex.split(c) for c in re.findall(r"^\| [^|]+ \| `([^`]+)` \|", table, re.M)[:5]]
 
 
@@ -57,9 +58,9 @@ def test_the_roles_are_there() -> None:
 
 
 @each_unit
-def test_the_command_is_the_readmes(role: str) -> None:
+def test_the_command_is_the_documented_one(role: str) -> None:
     ours = command(role)
-    assert [c for c in readme_commands() if ours[: len(c)] == c]
+    assert [c for c in documented_commands() if ours[: len(c)] == c]
 
 
 @each_unit
