@@ -105,3 +105,31 @@ def test_the_package_says_what_is_public_and_imports_nothing() -> None:
 @pytest.mark.parametrize("package", ["babylon_tasks", "workers"])
 def test_the_packages_carry_their_types(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
+
+
+def texts_of_the_program() -> str:
+    """Every string of the packages, f-strings in pieces, and the queries, which write some."""
+    found = []
+    for room in ("babylon_tasks", "workers"):
+        for path in (ROOT / room).glob("**/*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+        found += [path.read_text() for path in (ROOT / room).glob("**/*.sql")]
+    return "\n".join(found)
+
+
+# Where a message has a name or a number, a line has `…` or one of these.
+EXAMPLES = (
+    r"…|\b[\d.]+\b|'2025-1-15'|Redis at host:\S+|\.babylon\S+|LORA_RANK|SIGKILL|(?<=the trainer) "
+)
+
+
+def test_the_lines_to_look_up_are_the_programs_own() -> None:
+    said = texts_of_the_program()
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
+    lines = [line for cell in cells for _, line in re.findall(r"(`+)(.+?)\1(?!`)", cell)]
+    assert len(lines) > 80
+    pieces = [part.strip(" :;,") for line in lines for part in re.split(EXAMPLES, line)]
+    assert [piece for piece in pieces if " " in piece and piece not in said] == []
