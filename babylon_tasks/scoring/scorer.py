@@ -17,7 +17,7 @@ from babylon_tasks.scoring.rubric import Rubric
 class Group:
     """A window's trajectories, scored against each other.
 
-    `plays` (by trajectory id) and `markets` tell the future; they are there for scorers that ask
+    `runs` (by trajectory id) and `markets` tell the future; they are there for scorers that ask
     for them, and are read for no other purpose.
     """
 
@@ -31,7 +31,7 @@ class Scorer(Protocol):
     """One way to score a group; a file each."""
 
     name: str  # the column `scorer` of rl.scores
-    sees_runs: bool  # whether a group needs `plays` and `markets`
+    sees_runs: bool  # whether a group needs `runs` and `markets`
     rubric: Rubric | None  # what its judge is told; None without a judge
 
     async def score(self, group: Group) -> list[Score]:
