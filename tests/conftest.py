@@ -23,7 +23,7 @@ from babylon_tasks.settings.run_arguments import RunArguments
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -182,6 +182,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trainer() -> Iterator[TrainerProcess]:
     """A real trainer process that loads no model."""
-    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    process = TrainerProcess(TrainerOptions("noop", None, "cpu-0", 1.0, 30.0, 60.0))
     yield process
     process.close()

@@ -28,6 +28,7 @@ from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.text import one_line
 from babylon_tasks.training.wandb_jobs import require_usable
+from workers import process
 from workers.gpu import slots
 from workers.gpu.visible import visible_gpus
 
@@ -59,7 +60,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
             check_judge(settings)
     if queues == ["gpu"]:
         if not options.get("concurrency"):
-            conf.worker_concurrency = slots.slots()
+            conf.worker_concurrency = slots.count()
         log.info("gpu worker: %s", _where(settings))
     elif "gpu" in queues:
         log.warning(
@@ -101,10 +102,10 @@ def stop_on_sigterm(sender: Any = None, **_: object) -> None:
 
 def _leave() -> None:
     """End with 0, after the pool processes have given their leases back to Postgres."""
-    for process in active_children():
-        process.terminate()
-    for process in active_children():
-        process.join(_LAST_STEPS_SECONDS)
+    for child in active_children():
+        child.terminate()
+    for child in active_children():
+        child.join(_LAST_STEPS_SECONDS)
     logging.shutdown()
     os._exit(0)
 
@@ -124,8 +125,7 @@ def produce_at_start(sender: Any = None, **_: object) -> None:
 @worker_process_shutdown.connect
 def end_trainer(**_: object) -> None:
     """Take the trainer process along; it would end by itself when its pipe closes."""
-    if slots.trainer.cache_info().currsize:
-        slots.trainer().close()
+    process.close()
 
 
 def check_trainer(settings: Settings) -> None:

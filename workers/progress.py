@@ -14,14 +14,14 @@ from babylon_tasks.records.steps import Progress
 
 log = logging.getLogger(__name__)
 
-_LAST_WORDS_SECONDS = 2.0
+_LAST_REPORT_SECONDS = 2.0
 
 
 class ProgressReporter:
-    """Tells the newest progress of a task, from a thread of its own.
+    """Reports the newest progress of a task, from a thread of its own.
 
-    Redis may be away or frozen for minutes; the step, and the lease that its signs of life renew,
-    must not wait for it. What could not be told in time is left out.
+    Redis may be away or frozen for minutes. The step must not wait for it, nor the lease that the
+    step's signs of life renew. What could not be sent in time is left out.
     """
 
     def __init__(self, task: Task[Any, Any]) -> None:
@@ -31,7 +31,7 @@ class ProgressReporter:
         self._backend = task.backend
         self._events = task.app.events
         self._newest: queue.Queue[Progress | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._tell_all, daemon=True)
+        self._thread = threading.Thread(target=self._send_newest, daemon=True)
 
     def __enter__(self) -> ProgressReporter:
         self._thread.start()
@@ -44,13 +44,13 @@ class ProgressReporter:
         traceback: TracebackType | None,
     ) -> None:
         self._newest.put(None)
-        self._thread.join(_LAST_WORDS_SECONDS)
+        self._thread.join(_LAST_REPORT_SECONDS)
 
-    def __call__(self, progress: Progress) -> None:
-        """Returns at once."""
+    def report(self, progress: Progress) -> None:
+        """Hand over the newest progress; returns at once."""
         self._newest.put(progress)
 
-    def _tell_all(self) -> None:
+    def _send_newest(self) -> None:
         while True:
             progress = self._newest.get()
             while progress is not None and not self._newest.empty():
@@ -58,11 +58,11 @@ class ProgressReporter:
             if progress is None:
                 return
             try:
-                self._tell(progress)
+                self._send(progress)
             except Exception as error:  # noqa: BLE001 - only a display depends on it
                 log.debug("progress is not shown: %s", error)
 
-    def _tell(self, progress: Progress) -> None:
+    def _send(self, progress: Progress) -> None:
         meta = {
             "phase": progress.phase,
             "done": progress.done,

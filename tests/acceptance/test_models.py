@@ -15,13 +15,13 @@ from babylon_tasks.work.context import Context
 from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
 from tests.rows import add_window, commit_steps, hours_ago, one, query
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 
 
 def commit_with_retention(deployment: Deployment, count: int) -> None:
     """Steps without weights, of which no more stay than must."""
     settings = deployment.context.settings.model_copy(update={"keep_checkpoints": 1})
-    trainer = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    trainer = TrainerProcess(TrainerOptions("noop", None, "cpu-0", 1.0, 30.0, 60.0))
     try:
         commit_steps(Context.of_deployment(settings, "test:2"), trainer, count)
     finally:

@@ -22,7 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from babylon_tasks.errors import Final, Retryable
 from babylon_tasks.records.steps import Progress, Sample
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.visible import visible_gpus
 from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch.batches import StepTensors
@@ -48,7 +48,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def trainer() -> Iterator[TrainerProcess]:
     gpus = visible_gpus()
-    process = TrainerProcess("torch", gpus, gpus[0], 1.0, 200, idle_seconds=3)
+    process = TrainerProcess(TrainerOptions("torch", gpus, gpus[0], 1.0, 200, idle_seconds=3))
     yield process
     process.close()
 

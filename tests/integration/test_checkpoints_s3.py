@@ -17,7 +17,7 @@ from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
 from babylon_tasks.work.context import Context
 from tests.rows import add_window, commit_steps, hours_ago, query, states
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 
 try:
     import s3fs
@@ -255,7 +255,7 @@ def make_trainer() -> Iterator[Callable[[str], TrainerProcess]]:
     made: list[TrainerProcess] = []
 
     def make(slot: str) -> TrainerProcess:
-        made.append(TrainerProcess("noop", None, slot, 1.0, 30.0, 60.0))
+        made.append(TrainerProcess(TrainerOptions("noop", None, slot, 1.0, 30.0, 60.0)))
         return made[-1]
 
     yield make

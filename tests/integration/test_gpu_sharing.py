@@ -13,7 +13,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult, Trainer
 from babylon_tasks.work.context import Context
 from tests.rows import hours_ago, query, scored_windows
-from workers.gpu.client import OnBeat, TrainerProcess
+from workers.gpu.client import OnBeat, TrainerOptions, TrainerProcess
 
 GPUS = ["GPU-1", "GPU-2"]
 
@@ -22,7 +22,7 @@ class Watched(Trainer):
     """Notes which model's step is under way, and the GPUs that steps had."""
 
     def __init__(self, gpus: list[str], log: list[tuple[str, str]], used: set[str]) -> None:
-        self.process = TrainerProcess("noop", gpus, gpus[0], 0.2, 60, 600)
+        self.process = TrainerProcess(TrainerOptions("noop", gpus, gpus[0], 0.2, 60, 600))
         self._log, self._used = log, used
 
     def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:

@@ -19,7 +19,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.work.context import Context
 from tests.odd import ODD_TOKENS, mutated_traces, valid_trace
 from tests.rows import add_trajectory, add_window, hours_ago, one, query, states, steps
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 
 # A window of its own for each example, since the database lives as long as the test.
 _hours = itertools.count(2)
@@ -27,7 +27,7 @@ _hours = itertools.count(2)
 
 @pytest.fixture(scope="module")
 def trainer() -> Iterator[TrainerProcess]:
-    process = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    process = TrainerProcess(TrainerOptions("noop", None, "cpu-0", 1.0, 30.0, 60.0))
     yield process
     process.close()
 

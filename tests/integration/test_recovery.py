@@ -22,7 +22,7 @@ from babylon_tasks.store.database import Database
 from babylon_tasks.work.context import Context
 from tests.integration.conftest import Died
 from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
-from workers.gpu.client import OnBeat, TrainerProcess
+from workers.gpu.client import OnBeat, TrainerOptions, TrainerProcess
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -212,7 +212,7 @@ def test_nobody_takes_over_in_the_middle_of_a_commit(
     other.database.timeout_seconds = 1
     scored_windows(context, 2)
     real = step_rows.commit
-    second = TrainerProcess("noop", None, "cpu-1", 1.0, 30.0, 60.0)
+    second = TrainerProcess(TrainerOptions("noop", None, "cpu-1", 1.0, 30.0, 60.0))
 
     def suspended(tx: Any, new: step_rows.Commit) -> str:
         version = real(tx, new)

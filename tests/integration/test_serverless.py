@@ -30,7 +30,7 @@ from tests.rows import (
     steps,
 )
 from tests.wandb_server import KEY, WandbServer, wait_until
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.trainer.wandb import trainer
 from workers.trainer.wandb.trainer import ServerlessTrainer
 
@@ -141,7 +141,9 @@ def test_the_trainer_process_has_the_key_and_waits_for_its_notes(
 ) -> None:
     context = on_wandb()
     scored_windows(context, 2, recorded=True)
-    process = TrainerProcess("serverless", None, "cpu-0", 1.0, 60.0, 60.0, "INFO", SecretStr(KEY))
+    process = TrainerProcess(
+        TrainerOptions("serverless", None, "cpu-0", 1.0, 60.0, 60.0, "INFO", SecretStr(KEY))
+    )
     try:
         assert pipeline.train(context, process)
         command = Path(f"/proc/{process.pid}/cmdline").read_text()
@@ -257,7 +259,7 @@ def test_a_lineage_does_not_change_its_kind_of_trainer(
     on_wandb: Callable[..., Context], make_context: Callable[..., Context], server: WandbServer
 ) -> None:
     here = make_context(base_model=OFFERED[0])
-    noop = TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0)
+    noop = TrainerProcess(TrainerOptions("noop", None, "cpu-0", 1.0, 30.0, 60.0))
     try:
         scored_windows(here, 2)
         assert pipeline.train(here, noop)

@@ -39,7 +39,7 @@ from tests.rows import (
     states,
     steps,
 )
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 
 OnBeat = Callable[[Progress | None], None]
 
@@ -109,7 +109,7 @@ def test_a_step_says_where_its_time_and_money_went(make_context: Callable[..., C
     """With a real step; its figures add up to the time between start and commit."""
     context = make_context(gpu_usd_per_hour=3.6, kl_penalty=0.0)
     scored_windows(context, 2)
-    trainer = Billed(TrainerProcess("noop", None, "cpu-0", 1.0, 30.0, 60.0))
+    trainer = Billed(TrainerProcess(TrainerOptions("noop", None, "cpu-0", 1.0, 30.0, 60.0)))
     try:
         report = pipeline.train(context, trainer)
     finally:
@@ -176,7 +176,9 @@ def test_nothing_is_trained_twice(make_context: Callable[..., Context]) -> None:
     """Ten GPU workers rung at once: one claim wins, and every window trains once."""
     workers = [make_context() for _ in range(10)]
     scored_windows(workers[0], *range(2, 8))
-    trainers = [TrainerProcess("noop", None, f"cpu-{n}", 1.0, 30.0, 60.0) for n in range(10)]
+    trainers = [
+        TrainerProcess(TrainerOptions("noop", None, f"cpu-{n}", 1.0, 30.0, 60.0)) for n in range(10)
+    ]
     with ThreadPoolExecutor(10) as pool:
         reports = [r for r in pool.map(pipeline.train, workers, trainers) if r]
     for each in trainers:
@@ -204,7 +206,7 @@ def test_a_zombie_writes_nothing(make_context: Callable[..., Context], trainer: 
     def overtaken(request: StepRequest, samples: list[Sample]) -> None:
         query(other, "SELECT pg_sleep(0.4)")
         with ThreadPoolExecutor(1) as elsewhere:
-            second = TrainerProcess("noop", None, "cpu-1", 1.0, 30.0, 60.0)
+            second = TrainerProcess(TrainerOptions("noop", None, "cpu-1", 1.0, 30.0, 60.0))
             report = elsewhere.submit(pipeline.train, other, second).result()
             second.close()
             assert report

@@ -18,7 +18,7 @@ import pytest
 from babylon_tasks.records.steps import Call, Hyperparameters, Progress, Sample, StepRequest
 from workers.gpu import lock as gpu_lock
 from workers.gpu import wire
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.lock import hold_gpu, waiting
 from workers.trainer import __main__ as trainer_main
 
@@ -37,7 +37,7 @@ def make() -> Iterator[Make]:
     made: list[TrainerProcess] = []
 
     def make_one(*gpus: str, idle_seconds: float = 600) -> TrainerProcess:
-        made.append(TrainerProcess("noop", gpus, gpus[0], 0.2, 100, idle_seconds))
+        made.append(TrainerProcess(TrainerOptions("noop", gpus, gpus[0], 0.2, 100, idle_seconds)))
         return made[-1]
 
     yield make_one

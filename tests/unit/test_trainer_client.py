@@ -18,7 +18,7 @@ pytest.importorskip("art")
 from babylon_tasks.errors import CheckpointUnreadable, Final, Retryable, TrainerDied, UserError
 from babylon_tasks.records.steps import Progress
 from tests.unit.tiny import make_request, make_tiny_model, two_sided
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.lock import hold_gpu, lock_path
 
 Make = Callable[..., TrainerProcess]
@@ -38,7 +38,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
             "heartbeat_seconds": 0.2, "stall_seconds": 30, "idle_seconds": 60, **limits,
         }  # fmt: skip
         gpus = None if slot.startswith("cpu") else [slot]
-        one = TrainerProcess(kind, gpus, slot, **limits)
+        one = TrainerProcess(TrainerOptions(kind, gpus, slot, **limits))
         if script is not None:
             path = tmp_path / "fake.py"
             path.write_text(

@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
 from babylon_tasks.errors import CheckpointUnreadable, Final, TrainerDied, UserError
 from babylon_tasks.records.steps import Call, Logprobs, Progress, Sample, StepRequest, StepResult
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
 from workers.trainer.torch import gradients
 from workers.trainer.torch.batches import StepTensors, micro_batches
@@ -650,7 +650,9 @@ def test_a_step_killed_in_the_middle_and_repeated_gives_the_same_weights(
         tmp_path, base_model, random_samples(4), first.output_dir, "second", micro_batch_tokens=16
     )
     process = TrainerProcess(
-        "torch", None, "cpu-0", heartbeat_seconds=0.2, stall_seconds=60, idle_seconds=60
+        TrainerOptions(
+            "torch", None, "cpu-0", heartbeat_seconds=0.2, stall_seconds=60, idle_seconds=60
+        )
     )
 
     def kill(progress: Progress | None) -> None:

@@ -83,7 +83,7 @@ def test_it_is_read_as_cuda_reads_it(
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert visible.visible_gpus() == shown
-    assert slots.slots() == max(1, len(shown))
+    assert slots.count() == max(1, len(shown))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_two_names_of_one_gpu_meet_at_one_lock(
     by_number = slots.make_trainer(0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f6")
     by_uuid = slots.make_trainer(0)
-    assert by_number._gpus == by_uuid._gpus == (C,)
+    assert by_number._options.gpus == by_uuid._options.gpus == [C]
 
 
 def test_a_pool_process_takes_its_own_gpu_first(install: Install) -> None:
     install(PLAIN)
-    assert [slots.make_trainer(slot)._gpus for slot in range(3)] == [
-        (A, B, C),
-        (B, C, A),
-        (C, A, B),
+    assert [slots.make_trainer(slot)._options.gpus for slot in range(3)] == [
+        [A, B, C],
+        [B, C, A],
+        [C, A, B],
     ]

@@ -2,75 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import select
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import IO
+from dataclasses import dataclass
 
-import msgspec
 from pydantic import SecretStr
 
 from babylon_tasks.errors import Retryable, TrainerDied, UserError
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from workers.gpu import lock, wire
+from workers.gpu.process import CLOSE_SECONDS, ChildProcess
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # between two looks whether another trainer waits for an idle one's GPU
-CLOSE_SECONDS = 5.0  # for a trainer to end by itself when its pipe closes
-KILL_SECONDS = 30.0  # for the kernel to reap a killed one; longer means stuck in a driver
 
 OnBeat = Callable[[Progress | None], None]
 
 
-class TrainerProcess:
-    """A trainer in a process of its own, started at the first step and kept warm between steps.
-
-    It is subprocess, not multiprocessing: a Celery prefork child may not have children of that
-    kind. A trainer that died is started again at the next step. One whose GPU another trainer
-    waits for is ended after its step, or while it is idle; at the next step it waits in turn.
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What a trainer process is started with, and how long it may be silent or idle.
 
     Args:
         kind: `torch`, `serverless` or `noop`.
         gpus: UUIDs or MIG ids; the trainer takes the first if it is free, else another that is,
             and sees no other. Without any, every GPU is hidden from it.
-        slot: What logs call it: its first GPU, or `cpu-N`.
+        slot: Its name in the log: its first GPU, or `cpu-N`.
         heartbeat_seconds: `on_beat` is called at least this often during a step.
         stall_seconds: A trainer that says nothing for so long is killed.
         idle_seconds: A trainer without work is ended after this, which frees its GPU.
         log_level: The trainer's; it logs to this process's stderr.
-        wandb_api_key: For a `serverless` trainer; no other is shown one.
+        wandb_api_key: For a `serverless` trainer; no other gets one.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        gpus: Sequence[str] | None,
-        slot: str,
-        heartbeat_seconds: float,
-        stall_seconds: float,
-        idle_seconds: float,
-        log_level: str = "INFO",
-        wandb_api_key: SecretStr | None = None,
-    ) -> None:
+    kind: str
+    gpus: Sequence[str] | None
+    slot: str
+    heartbeat_seconds: float
+    stall_seconds: float
+    idle_seconds: float
+    log_level: str = "INFO"
+    wandb_api_key: SecretStr | None = None
+
+
+class TrainerProcess:
+    """A trainer in a process of its own, started at the first step and kept warm between steps.
+
+    A trainer that died is started again at the next step. When another trainer waits for its GPU,
+    it is ended after its step, or while it is idle; at the next step it waits in turn.
+    """
+
+    def __init__(self, options: TrainerOptions) -> None:
+        self._options = options
         self._command = [sys.executable, "-m", "workers.trainer"]
-        self._command += ["--kind", kind, "--log-level", log_level]
-        self._gpus = tuple(gpus or ())
-        self._slot = slot
-        self._wandb_api_key = wandb_api_key
-        self._heartbeat_seconds = heartbeat_seconds
-        self._stall_seconds = stall_seconds
-        self._idle_seconds = idle_seconds
+        self._command += ["--kind", options.kind, "--log-level", options.log_level]
         self._lock = threading.RLock()  # a step, and what ends the process, exclude each other
-        self._process: _Process | None = None
+        self._process: ChildProcess | None = None
         self._holding: str | None = None  # the GPU whose lock the process has
         self._rest_over: threading.Event | None = None  # tells the thread that watches it idle
 
@@ -84,7 +76,13 @@ class TrainerProcess:
         """Run one step; see `babylon_tasks.records.steps.Trainer`.
 
         An exception from `on_beat`, a stall, and a fault of the trainer end the process; a step
-        refused for a reason (`Final`, `UserError`) leaves it warm.
+        that is refused for a reason (`Final`, `UserError`) leaves it warm.
+
+        Raises:
+            TrainerDied: The process ended, was silent for too long, or spoke nonsense.
+            Retryable: The trainer failed, and says that the step may succeed later.
+            Final: The step will fail again.
+            UserError: A person must change something.
         """
         with self._lock:
             self._end_rest()
@@ -110,25 +108,27 @@ class TrainerProcess:
             self._end_rest()
             self._end(grace_seconds=CLOSE_SECONDS)
 
-    def _running(self) -> _Process:
+    def _running(self) -> ChildProcess:
         if self._process is not None and not self._process.alive():
             log.warning("the trainer %s", self._process.ending())
             self._end(grace_seconds=0)
         if self._process is None:
-            self._process = _Process(self._command, self._environment())
-            log.info("started a trainer on %s, pid %d", self._slot, self._process.pid)
+            self._process = ChildProcess(self._command, self._environment())
+            log.info("started a trainer on %s, pid %d", self._options.slot, self._process.pid)
         return self._process
 
     def _environment(self) -> dict[str, str]:
         environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
-        if self._wandb_api_key is not None:
-            environment["WANDB_API_KEY"] = self._wandb_api_key.get_secret_value()
-        environment["BABYLON_GPUS"] = ",".join(self._gpus)
+        if self._options.wandb_api_key is not None:
+            environment["WANDB_API_KEY"] = self._options.wandb_api_key.get_secret_value()
+        environment["BABYLON_GPUS"] = ",".join(self._options.gpus or ())
         environment["CUDA_VISIBLE_DEVICES"] = ""  # the trainer sets it when it has one
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # numbers count as nvidia-smi's
         return environment
 
-    def _attend(self, process: _Process, on_beat: OnBeat) -> wire.ResultAnswer | wire.ErrorAnswer:
+    def _attend(
+        self, process: ChildProcess, on_beat: OnBeat
+    ) -> wire.ResultAnswer | wire.ErrorAnswer:
         """Pass on signs of life until the step's end.
 
         Raises:
@@ -138,15 +138,18 @@ class TrainerProcess:
         heard = beat = time.monotonic()
         while True:
             now = time.monotonic()
-            wait = min(beat + self._heartbeat_seconds, heard + self._stall_seconds) - now
+            wait = (
+                min(beat + self._options.heartbeat_seconds, heard + self._options.stall_seconds)
+                - now
+            )
             answer = process.receive(max(wait, 0.0))
             now = time.monotonic()
             if answer is None:
-                if now - heard >= self._stall_seconds:
+                if now - heard >= self._options.stall_seconds:
                     raise TrainerDied(
-                        f"no sign of life for {self._stall_seconds:g} s in phase {phase}"
+                        f"no sign of life for {self._options.stall_seconds:g} s in phase {phase}"
                     )
-                if now - beat >= self._heartbeat_seconds:
+                if now - beat >= self._options.heartbeat_seconds:
                     on_beat(None)
                     beat = time.monotonic()
                 continue
@@ -185,7 +188,7 @@ class TrainerProcess:
 
     def _watch(self, over: threading.Event) -> None:
         """End the idle trainer when nobody has needed it for long, or another needs its GPU."""
-        end = time.monotonic() + self._idle_seconds
+        end = time.monotonic() + self._options.idle_seconds
         while not over.wait(max(0.0, min(LOOK_SECONDS, end - time.monotonic()))):
             wanted = self._wanted()
             if not wanted and time.monotonic() < end:
@@ -198,7 +201,7 @@ class TrainerProcess:
                 if wanted:
                     self._give_way()
                 else:
-                    log.info("no work for %g s: ending the trainer", self._idle_seconds)
+                    log.info("no work for %g s: ending the trainer", self._options.idle_seconds)
                     self._end(grace_seconds=CLOSE_SECONDS)
                 return
             finally:
@@ -211,96 +214,3 @@ class TrainerProcess:
     def _give_way(self) -> None:
         log.info("another trainer waits for %s: ending this one", self._holding)
         self._end(grace_seconds=CLOSE_SECONDS)
-
-
-class _Process:
-    """One run of the trainer, and the lines that go to it and come from it."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self._popen = subprocess.Popen(  # noqa: S603 our own module
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            bufsize=0,
-        )
-        self._poll = select.poll()
-        self._poll.register(self._stdout, select.POLLIN | select.POLLHUP)
-        self._unfinished = b""
-        self._lines: deque[bytes] = deque()
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    @property
-    def _stdout(self) -> IO[bytes]:
-        assert self._popen.stdout is not None
-        return self._popen.stdout
-
-    def alive(self) -> bool:
-        return self._popen.poll() is None
-
-    def send(self, line: bytes) -> None:
-        """Raises TrainerDied when nobody reads."""
-        assert self._popen.stdin is not None
-        data = memoryview(line)
-        try:
-            while data:
-                data = data[self._popen.stdin.write(data) :]
-        except BrokenPipeError:
-            raise self._death() from None
-
-    def receive(self, timeout_seconds: float) -> wire.Answer | None:
-        """The next answer, or None when there is none in time.
-
-        Raises:
-            TrainerDied: The process ended, or what it said cannot be read.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        while not self._lines:
-            left = deadline - time.monotonic()
-            # Rounded up: a poll that returns a moment early would spin.
-            if not self._poll.poll(max(0, int(left * 1000) + 1) if left > 0 else 0):
-                return None
-            data = os.read(self._stdout.fileno(), 65_536)
-            if not data:
-                raise self._death()
-            *lines, self._unfinished = (self._unfinished + data).split(b"\n")
-            self._lines.extend(lines)
-        try:
-            return wire.decode_answer(self._lines.popleft())
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise TrainerDied(f"the trainer's answer cannot be read: {error}") from error
-
-    def ending(self) -> str:
-        """How it ended, in words."""
-        code = self._popen.returncode
-        if code is None or code >= 0:
-            return f"ended with exit code {code}; its last lines are in this worker's log"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"was ended by {name}{hint}"
-
-    def end(self, grace_seconds: float) -> None:
-        """Close its pipe, wait so long, then kill it."""
-        assert self._popen.stdin is not None
-        with contextlib.suppress(OSError):
-            self._popen.stdin.close()
-        if grace_seconds > 0:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(grace_seconds)
-        self._popen.kill()
-        try:
-            self._popen.wait(KILL_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.critical("trainer %d does not die; its successor waits for its GPU", self.pid)
-        self._stdout.close()
-
-    def _death(self) -> TrainerDied:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(CLOSE_SECONDS)  # the pipe closes a moment before the process ends
-        return TrainerDied(f"the trainer {self.ending()}")

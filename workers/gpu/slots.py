@@ -1,37 +1,34 @@
-"""Which GPU this pool process owns, and the trainer process that works on it."""
+"""One slot a GPU: how many pool processes run, and which trainer each of them has."""
 
 from __future__ import annotations
-
-import functools
 
 from billiard.process import current_process
 
 from babylon_tasks.settings import load_settings
-from workers.gpu.client import TrainerProcess
+from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.visible import visible_gpus
 
 
-def slots() -> int:
+def count() -> int:
     """Pool processes to run: one a GPU, or one on the CPU."""
     return max(1, len(_gpus()))
 
 
-@functools.cache
-def trainer() -> TrainerProcess:
-    """This pool process's trainer; its process starts at the first step."""
+def own_trainer() -> TrainerProcess:
+    """A trainer for the slot of the pool process that asks."""
     index = getattr(current_process(), "index", 0)
-    return make_trainer(index % slots())
+    return make_trainer(index % count())
 
 
 def make_trainer(slot: int) -> TrainerProcess:
     """A trainer for the GPU in `slot`, or for the CPU where there is none.
 
-    While another model's trainer has that GPU, a free one will do.
+    While another model's trainer has that GPU, it takes one that is free.
     """
     settings = load_settings()
     gpus = _gpus()
     gpus = gpus[slot:] + gpus[:slot]
-    return TrainerProcess(
+    options = TrainerOptions(
         kind=settings.trainer,
         gpus=gpus,
         slot=gpus[0] if gpus else f"cpu-{slot}",
@@ -41,8 +38,9 @@ def make_trainer(slot: int) -> TrainerProcess:
         log_level=settings.log_level,
         wandb_api_key=settings.wandb_api_key if settings.trainer == "serverless" else None,
     )
+    return TrainerProcess(options)
 
 
 def _gpus() -> list[str]:
-    """Those that a trainer may use; W&B has its own."""
+    """GPUs that a trainer may use; one that trains on W&B uses none here."""
     return [] if load_settings().trainer == "serverless" else visible_gpus()

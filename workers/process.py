@@ -1,0 +1,60 @@
+"""What a pool process keeps from one task to the next."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+
+from babylon_tasks.settings import load_settings
+from babylon_tasks.work.context import Context
+from workers.gpu import slots
+from workers.gpu.client import TrainerProcess
+from workers.watch.step_log import StepLogger
+
+
+class PoolProcess:
+    """This process's identity, its connection to Postgres, and what it starts when a task needs it.
+
+    Raises:
+        UserError: DATABASE_URL is missing, or a setting is out of range.
+    """
+
+    def __init__(self) -> None:
+        settings = load_settings()
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        self.context = Context.of_deployment(settings, holder)
+        self._trainer: TrainerProcess | None = None
+
+    @property
+    def trainer(self) -> TrainerProcess:
+        """The trainer on this pool process's GPU; its process starts at the first step."""
+        if self._trainer is None:
+            self._trainer = slots.own_trainer()
+        return self._trainer
+
+    @functools.cached_property
+    def step_logger(self) -> StepLogger:
+        """What logs this process's steps to W&B."""
+        return StepLogger(self.context.settings)
+
+    def close(self) -> None:
+        """End the trainer process, if there is one."""
+        if self._trainer is not None:
+            self._trainer.close()
+
+
+@functools.cache
+def this_process() -> PoolProcess:
+    """The one of this process, made at its first task: after the fork, which connections need.
+
+    Raises:
+        UserError: See `PoolProcess`; the next task tries again.
+    """
+    return PoolProcess()
+
+
+def close() -> None:
+    """End what this process has started, if a task has run in it."""
+    if this_process.cache_info().currsize:
+        this_process().close()
