@@ -34,7 +34,8 @@ def doctor(as_json: bool) -> int:
 
 def _checks() -> dict[str, Check]:
     """Every check by its name, in the order of the table."""
-    from workers.gpu.visible import installed_gpus, visible_gpus
+    from workers.gpu.nvml import descriptions
+    from workers.gpu.visible import visible_gpus
     from workers.lifecycle import check_judge, check_trainer
 
     return {
@@ -47,6 +48,6 @@ def _checks() -> dict[str, Check]:
         "trainer": lambda settings: machine.trainer(settings, check_trainer),
         "base model": machine.base_model,
         "checkpoint store": machine.checkpoint_store,
-        "GPU": lambda _: machine.gpus(visible_gpus(), installed_gpus() is not None),
+        "GPU": lambda _: machine.gpus(visible_gpus(), descriptions()),
         "windows": checks.windows,
     }

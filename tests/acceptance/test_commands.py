@@ -15,6 +15,7 @@ from tests.chaos.injection import Injection, injecting
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
 MODULE = ("-m", "babylon_tasks")
+FAKE_NVML = Path(__file__).parents[1] / "nvml"  # it knows no GPU
 NOBODY = "postgresql://user:s3cret@127.0.0.1:1/babylon"
 
 
@@ -241,7 +242,7 @@ def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_mod
         "doctor",
         env={"DATABASE_URL": NOBODY, "REDIS_URL": "redis://:s3cret@127.0.0.1:1/0",
              "TRAIN_RL_LOCAL": "no", "BASE_MODEL": "/nowhere",
-             "CUDA_VISIBLE_DEVICES": "0", "PATH": ""},
+             "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(FAKE_NVML)},
     )  # fmt: skip
     assert ill.returncode == 2
     assert "s3cret" not in ill.stdout + ill.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from babylon_tasks.local.ports import free_port
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, query, states
 
+FAKE_NVML = Path(__file__).parents[1] / "nvml"
 CPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "2")
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu")
 BEAT = ("celery", "-A", "babylon_tasks", "beat")
@@ -83,15 +83,10 @@ def _flower_shows(port: int, name: str, window_id: str) -> bool:
     return any(t["name"].endswith(name) and window_id in t["args"] for t in tasks.values())
 
 
-def test_a_gpu_worker_has_one_pool_process_a_visible_gpu(
-    deployment: Deployment, tmp_path: Path
-) -> None:
-    smi = tmp_path / "nvidia-smi"
-    lines = [f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}{n}{n}{n}-aaaa)" for n in range(4)]
-    smi.write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
-    smi.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    deployment.start(*GPU, env={"PATH": path, "CUDA_VISIBLE_DEVICES": "3,GPU-00,1,9,2"})
+def test_a_gpu_worker_has_one_pool_process_a_visible_gpu(deployment: Deployment) -> None:
+    gpus = [[f"GPU-{n}{n}{n}{n}-aaaa", "NVIDIA H200", 143771, []] for n in range(4)]
+    fake = {"PYTHONPATH": str(FAKE_NVML), "FAKE_GPUS": json.dumps(gpus)}
+    deployment.start(*GPU, env={**fake, "CUDA_VISIBLE_DEVICES": "3,GPU-00,1,9,2"})
     deployment.wait(lambda: _pool_size(deployment) == 3)
     named = "GPU-3333-aaaa, GPU-0000-aaaa, GPU-1111-aaaa"
     assert f"INFO workers.lifecycle: gpu worker: {named}\n" in deployment.logs()

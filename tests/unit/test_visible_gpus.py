@@ -1,58 +1,57 @@
-"""CUDA_VISIBLE_DEVICES as CUDA reads it, with an `nvidia-smi` that prints what real ones print."""
+"""CUDA_VISIBLE_DEVICES as CUDA reads it, with a driver that lists what real ones list."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pynvml
 import pytest
 
-from workers.gpu import slots, visible
+from workers.gpu import nvml, slots, visible
 
+FAKE_NVML = Path(__file__).parents[1] / "nvml"
 A = "GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f"
 B = "GPU-8f3f0d0a-9d0c-4f8e-8a59-6b1f0a4c1d22"
 C = "GPU-8f6b1b7e-53a1-0f7b-b3c5-2f9f7b9c0e11"
-PLAIN = (
-    f"GPU 0: NVIDIA H100 80GB HBM3 (UUID: {A})\n"
-    f"GPU 1: NVIDIA H100 80GB HBM3 (UUID: {B})\n"
-    f"GPU 2: NVIDIA GeForce RTX 4090 (UUID: {C})\n"
-)
+PLAIN = [
+    [A, "NVIDIA H100 80GB HBM3", 81559, []],
+    [B, "NVIDIA H100 80GB HBM3", 81559, []],
+    [C, "NVIDIA GeForce RTX 4090", 24564, None],
+]
 MIG_1 = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"
 MIG_2 = "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb"
-MIG = (
-    f"GPU 0: NVIDIA A100-SXM4-40GB (UUID: {A})\n"
-    f"  MIG 3g.20gb     Device  0: (UUID: {MIG_1})\n"
-    f"  MIG 1c.3g.20gb  Device  1: (UUID: {MIG_2})\n"
-    f"GPU 1: NVIDIA A100-SXM4-40GB (UUID: {B})\n"
-)
-NO_DRIVER = (
-    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that "
-    "the latest NVIDIA driver is installed and running.\n"
-)
+MIG = [
+    [A, "NVIDIA A100-SXM4-40GB", 40960, [MIG_1, None, MIG_2]],
+    [B, "NVIDIA A100-SXM4-40GB", None, []],
+]
 
-Install = Callable[..., None]
+Install = Callable[[Any], None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts an `nvidia-smi` first on PATH; before that there is none."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
+def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Puts GPUs into the machine; before that it has no driver."""
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_NVML))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    visible.installed_gpus.cache_clear()
+    nvml.installed_gpus.cache_clear()
+    yield lambda gpus: monkeypatch.setenv("FAKE_GPUS", json.dumps(gpus))
+    nvml.installed_gpus.cache_clear()
 
-    def write(output: str, code: int = 0, seconds: float = 0) -> None:
-        (tmp_path / "output").write_text(output)
-        script = folder / "nvidia-smi"
-        script.write_text(
-            f'#!/bin/sh\n[ "$*" = -L ] || exit 2\n/bin/sleep {seconds}\n'
-            f"/bin/cat {tmp_path / 'output'}\nexit {code}\n"
-        )
-        script.chmod(0o755)
 
-    yield write
-    visible.installed_gpus.cache_clear()
+def test_the_fake_has_the_names_of_the_real_package() -> None:
+    spec = importlib.util.spec_from_file_location("fake", FAKE_NVML / "pynvml.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fake = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fake)
+    names = {name for name in vars(fake) if name.lower().startswith("nvml")}
+    assert len(names) > 10
+    assert names <= set(vars(pynvml))
+    assert fake.NVML_DEVICE_MIG_ENABLE == pynvml.NVML_DEVICE_MIG_ENABLE
 
 
 @pytest.mark.parametrize(
@@ -108,31 +107,58 @@ def test_each_mig_instance_is_a_slot(
 
 
 @pytest.mark.parametrize("named", ["2,GPU-1111,-1,3", "2,GPU-1111,x"])
-def test_without_nvidia_smi_names_are_taken_as_they_are(
-    install: Install, monkeypatch: pytest.MonkeyPatch, named: str
+def test_without_a_driver_names_are_taken_as_they_are(
+    install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     assert visible.visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert visible.visible_gpus() == ["2", "GPU-1111"]
+    assert not [record for record in caplog.records if record.name == nvml.__name__]
 
 
-def test_a_failing_nvidia_smi_is_told_once(
+def test_without_the_package_there_is_no_gpu(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pynvml.py").write_text("raise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert nvml.installed_gpus() is None
+
+
+def test_a_failing_driver_is_told_once(
     install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(NO_DRIVER, code=9)
+    install({"error": "Driver Not Loaded"})
     assert visible.visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert visible.visible_gpus() == ["1"]
-    assert caplog.text.count("nvidia-smi -L ends with 9: NVIDIA-SMI has failed") == 1
+    assert caplog.text.count("NVIDIA's driver cannot list the GPUs: Driver Not Loaded") == 1
 
 
-def test_a_hanging_nvidia_smi_is_left_alone(
+def test_a_driver_that_kills_who_asks_is_no_gpu(
+    install: Install,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "pynvml.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert nvml.installed_gpus() is None
+    assert "ended with -6" in caplog.text
+
+
+def test_a_hanging_driver_is_left_alone(
     install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(PLAIN, seconds=30)
-    monkeypatch.setattr(visible, "_SMI_SECONDS", 0.2)
+    install({"seconds": 30})
+    monkeypatch.setattr(nvml, "_ASK_SECONDS", 0.2)
     assert visible.visible_gpus() == []
-    assert "nvidia-smi does not answer" in caplog.text
+    assert "NVIDIA's driver does not answer" in caplog.text
+
+
+def test_gpus_are_described_for_people(install: Install) -> None:
+    install(MIG)
+    described = [gpu.describe() for gpu in nvml.installed_gpus() or ()]
+    assert described == ["NVIDIA A100-SXM4-40GB, 40960 MiB", "NVIDIA A100-SXM4-40GB"]
 
 
 def test_what_hides_gpus_is_told(

@@ -1,0 +1,149 @@
+"""Lists this machine's GPUs as NVIDIA's driver knows them: `python -m workers.gpu.nvml`.
+
+The driver is asked in a process of its own: a broken one may hang whoever asks, and what it leaves
+in a process does not survive the fork of a pool.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_ASK_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine, and the MIG instances into which it is cut, if any.
+
+    Args:
+        index: Its number, as `nvidia-smi` counts: by PCI bus.
+        uuid: `GPU-…`.
+        name: What NVIDIA sells it as.
+        memory_bytes: All of its memory; None where it has none of its own.
+        instances: `MIG-…`, in the driver's order.
+    """
+
+    index: int
+    uuid: str
+    name: str = ""
+    memory_bytes: int | None = None
+    instances: Sequence[str] = ()
+
+    @property
+    def slots(self) -> list[str]:
+        """The names under which a process can use it."""
+        return list(self.instances) or [self.uuid]
+
+    def describe(self) -> str:
+        """Its name and memory, for people."""
+        if self.memory_bytes is None:
+            return self.name
+        return f"{self.name}, {self.memory_bytes // 2**20} MiB"
+
+
+@functools.cache
+def installed_gpus() -> list[Gpu] | None:
+    """The GPUs that the driver lists; None where there is no driver, or it fails or hangs.
+
+    Asked once: pool processes inherit the answer that sized the pool.
+    """
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.gpu.nvml"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as error:  # no memory or process for it now
+        log.warning("NVIDIA's driver is not asked: %s", error)
+        return None
+    try:
+        answer, _ = process.communicate(timeout=_ASK_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # not waited for: one that hangs in the driver does not die
+        log.warning("NVIDIA's driver does not answer within %g s", _ASK_SECONDS)
+        return None
+    if process.returncode != 0:
+        log.warning("who asked NVIDIA's driver ended with %d", process.returncode)
+        return None
+    listed = json.loads(answer)
+    if "error" in listed:
+        log.warning("NVIDIA's driver cannot list the GPUs: %s", listed["error"])
+    return [Gpu(**gpu) for gpu in listed["gpus"]] if "gpus" in listed else None
+
+
+def descriptions() -> list[str] | None:
+    """Describe each of the GPUs for people; None where the driver does not list them."""
+    gpus = installed_gpus()
+    return None if gpus is None else [gpu.describe() for gpu in gpus]
+
+
+def main() -> None:
+    """Print `{"gpus": […]}`, `{"error": "…"}` where the driver fails, `{}` where there is none."""
+    try:
+        import pynvml as nvml
+    except ImportError:
+        answer: dict[str, Any] = {}
+    else:
+        try:
+            answer = {"gpus": [asdict(gpu) for gpu in _listed(nvml)]}
+        except nvml.NVMLError_LibraryNotFound:
+            answer = {}
+        except nvml.NVMLError as error:
+            answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer))
+
+
+def _listed(nvml: Any) -> list[Gpu]:
+    """Raises NVMLError."""
+    nvml.nvmlInit()
+    gpus = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        gpus.append(
+            Gpu(
+                index,
+                nvml.nvmlDeviceGetUUID(handle),
+                nvml.nvmlDeviceGetName(handle),
+                _memory_bytes(nvml, handle),
+                _instances(nvml, handle),
+            )
+        )
+    return gpus
+
+
+def _memory_bytes(nvml: Any, handle: Any) -> int | None:
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError:  # it shares the machine's, or the driver does not say
+        return None
+
+
+def _instances(nvml: Any, handle: Any) -> list[str]:
+    try:
+        mode, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
+        return []  # no GPU of that kind, or a driver from before
+    if mode != nvml.NVML_DEVICE_MIG_ENABLE:
+        return []
+    uuids = []
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+        except nvml.NVMLError_NotFound:  # numbers may have gaps
+            continue
+        uuids.append(nvml.nvmlDeviceGetUUID(instance))
+    return uuids
+
+
+if __name__ == "__main__":
+    main()
