@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class DoorbellScheduler(Scheduler):  # type: ignore[misc]
-    """Intervals need no memory, so it keeps no file and may run anywhere, even twice."""
+    """Keeps no file, since intervals need no memory: it may run anywhere, even twice."""
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        """Send one entry of the schedule, or leave it to its next turn."""
+        """Send one entry of the schedule; skip it where its queue holds enough or Redis is away."""
         queue = entry.options["queue"]
         try:
             with queues.redis_client() as client:
-                if queues.waiting(client, queue) >= queues.ENOUGH_FOR_BEAT[queue]:
+                if queues.trim_and_count(client, queue) >= queues.ENOUGH_FOR_BEAT[queue]:
                     return
         except ServerUnavailable as error:
             log.warning("%s: not sent: %s", entry.name, error)

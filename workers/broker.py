@@ -1,8 +1,8 @@
 """Redis as Celery's transport, but what cannot be one of our messages is dropped where it arrives.
 
-Celery reads what it takes from Redis trustingly: bytes that are no JSON, or a header of another
-type, end the worker; and because it gives an unfinished message back when it ends, the next worker
-takes it and ends too. A message here is a doorbell, so a dropped one costs at most a sweep.
+Celery trusts what it takes from Redis: bytes that are no JSON, or a header of another type, end the
+worker. A worker that ends gives its unfinished message back, so the next one takes it and ends too.
+Our messages are doorbells: a dropped one costs at most a sweep.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Argument = str | int | float | bool | list[str] | None
 
 
 class _Embedded(msgspec.Struct):
-    """What else Celery would send or call after the task: nothing of it is used here."""
+    """What Celery would send or call after the task; we use none of it, so it must be empty."""
 
     callbacks: Nothing = None
     errbacks: Nothing = None
@@ -39,7 +39,7 @@ class _Embedded(msgspec.Struct):
 
 
 class _Headers(msgspec.Struct, omit_defaults=True):
-    """Celery's headers of protocol 2; others are left out, since the pool would pickle them."""
+    """Celery's headers of protocol 2. Others are left out, since the pool would pickle them."""
 
     task: Line
     id: Line
@@ -75,7 +75,7 @@ class _Properties(msgspec.Struct, omit_defaults=True):
 
 
 class _Message(msgspec.Struct, rename="kebab", omit_defaults=True):
-    """A message as kombu lays it into Redis."""
+    """A message as kombu stores it in Redis."""
 
     body: str
     content_type: Literal["application/json"]
@@ -93,10 +93,10 @@ class Unreadable(Exception):
 
 
 def screened(data: bytes) -> bytes:
-    """The message with nothing in it but what Celery knows, each of the type it expects.
+    """Return the message with only the parts that Celery knows, each of the type it expects.
 
     Raises:
-        Unreadable: It is none.
+        Unreadable: These bytes are no message of ours.
     """
     if len(data) > MAX_MESSAGE_BYTES:
         raise Unreadable(f"{len(data)} bytes")
@@ -109,7 +109,7 @@ def screened(data: bytes) -> bytes:
 
 
 def _screen(response: Sequence[bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
-    """BRPOP's answer, (list, message) or nothing; nothing too where the message is dropped."""
+    """Screen BRPOP's answer, (list, message) or None; None too where the message is dropped."""
     if not response:
         return None
     queue, data = response
@@ -133,7 +133,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
 
 class Transport(redis.Transport):  # type: ignore[misc]
-    """Stands in for kombu's where an app says so; see `babylon_tasks.celery`."""
+    """Takes the place of kombu's Redis transport; see `babylon_tasks.celery`."""
 
     Channel = Channel
 

@@ -44,9 +44,12 @@ _LAST_STEPS_SECONDS = 3.0  # to give back and to leave, after the soft shutdown'
 
 @celeryd_init.connect
 def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_: object) -> None:
-    """Refuse to start where nothing can work; size a GPU worker's pool.
+    """Check what the worker needs, and size a GPU worker's pool.
 
-    `celery -A babylon_tasks worker -Q gpu` without another flag gets a pool process a GPU.
+    `celery -A babylon_tasks worker -Q gpu` without another flag gets one pool process for each GPU.
+
+    Raises:
+        SystemExit: The worker cannot work here; stderr says why.
     """
     options = options or {}
     queues = _names(options.get("queues")) or [queue.name for queue in conf.task_queues]
@@ -79,17 +82,18 @@ def _where(settings: Settings) -> str:
 
 @worker_ready.connect
 def stop_on_sigterm(sender: Any = None, **_: object) -> None:
-    """SIGTERM ends a worker as SIGQUIT does: it waits worker_soft_shutdown_timeout for its tasks,
-    then drops them. Celery alone would wait for a step without end, and be killed.
+    """Make SIGTERM end a worker as SIGQUIT does.
 
-    REMAP_SIGTERM=SIGQUIT in the environment means the same; this way it needs no setting.
+    The worker then waits worker_soft_shutdown_timeout for its tasks and drops them. Celery alone
+    would wait for the end of a step, however long, and be killed. REMAP_SIGTERM=SIGQUIT in the
+    environment means the same; this way it needs no setting.
     """
     celerys = signal.getsignal(signal.SIGQUIT)
     grace_seconds = sender.app.conf.worker_soft_shutdown_timeout + _LAST_STEPS_SECONDS
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # Celery says goodbye to Redis: where Redis hangs that takes minutes, and where it comes
-        # back meanwhile, Celery may fail. Nothing is owed to Redis.
+        # Celery takes leave of Redis. Where Redis hangs, that takes minutes; where Redis comes back
+        # meanwhile, Celery may fail. We leave without it, since Redis needs nothing from us.
         atexit.register(_leave)
         timer = threading.Timer(grace_seconds, _leave)
         timer.daemon = True
@@ -112,11 +116,15 @@ def _leave() -> None:
 
 @beat_init.connect
 def produce_at_start(sender: Any = None, **_: object) -> None:
-    """Beat's first tick comes a minute late; look for windows at once."""
+    """Look for windows at once, since beat's first tick comes a minute late.
+
+    Raises:
+        SystemExit: Postgres or its migrations are missing; stderr says what to do.
+    """
     with _refusing_in_one_line():
         require_applied(load_settings().postgres())
     try:
-        # A result would be asked of Redis twenty times.
+        # Without ignore_result, Celery would try twenty times to reach Redis for the result.
         sender.app.send_task("babylon.produce", queue="cpu", retry=False, ignore_result=True)
     except (OperationalError, RedisError, OSError) as error:
         log.warning("not sent, Redis does not answer: %s", one_line(str(error)))
@@ -129,7 +137,7 @@ def end_trainer(**_: object) -> None:
 
 
 def check_trainer(settings: Settings) -> None:
-    """Whether what trains is installed, and W&B can be asked where it trains.
+    """Refuse a machine on which TRAINER cannot train.
 
     Raises:
         UserError: A package is missing, and the message names the extra; or W&B would refuse.
@@ -143,10 +151,10 @@ def check_trainer(settings: Settings) -> None:
 
 
 def check_judge(settings: Settings) -> None:
-    """Whether what asks the judge is installed, and its rubric can be read.
+    """Refuse a machine on which SCORING cannot ask its judge.
 
     Raises:
-        UserError: Neither; the message says what to do.
+        UserError: A package is missing, or the rubric cannot be read; the message says what to do.
     """
     if settings.scoring in WITH_JUDGE:
         require_installed()
@@ -155,10 +163,10 @@ def check_judge(settings: Settings) -> None:
 
 @contextmanager
 def _refusing_in_one_line() -> Iterator[None]:
-    """A start that cannot work ends with one line: exit code 2, or 75 where the next may work.
+    """End a start that cannot work with one line, and exit code 2, or 75 to be started again.
 
-    A supervisor must start a worker again that was up before its database, and not one that waits
-    for a person.
+    A supervisor must restart a worker that was up before its database (75), and must not restart
+    one that waits for a person (2).
     """
     try:
         yield

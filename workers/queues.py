@@ -1,7 +1,7 @@
 """The queues' lengths in Redis, and how long they may grow.
 
-A message says «look», so one that waits already says it as well as two. Celery's own way,
-`expires`, is judged by the worker's clock: one that is fast would refuse everything.
+A message says «look», so one that waits says it as well as two. Celery's own way, `expires`, is
+judged by the worker's clock: a worker whose clock is fast would refuse everything.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from babylon_tasks.store.database import server_name
 
 log = logging.getLogger(__name__)
 
-# Messages of ours that may wait. A score message moves up to SCORE_BATCH windows; one train message
-# is enough, and a second may wait behind a canary.
+# We send no message to a queue that holds so many. A score message moves up to SCORE_BATCH windows;
+# one train message is enough, and a second may wait behind a canary.
 ENOUGH = {"cpu": 64, "gpu": 3}
-# Beat's come through when work fills the queue (its sweep finds what else there is), and its canary
-# does not pile up behind a step that takes hours.
+# The same for beat. Its sweep must come through when work fills the cpu queue, and its canaries
+# must not pile up behind a step that takes hours.
 ENOUGH_FOR_BEAT = {"cpu": 72, "gpu": 1}
-# Whoever sent more, with whatever program: the newest go, since the sweep will say the same.
+# Beyond this, with whatever program they were sent, the newest messages are dropped: the sweep will
+# say the same.
 MOST = 10_000
 
 
 @contextmanager
 def redis_client() -> Iterator[Redis]:
-    """The broker's client.
+    """Give the broker's client for a while.
 
     Raises:
-        ServerUnavailable: Redis does not answer.
+        ServerUnavailable: Redis does not answer, now or while the client is used.
     """
     try:
         with current_app.connection_for_write() as connection:
@@ -49,9 +50,14 @@ def redis_client() -> Iterator[Redis]:
         ) from error
 
 
-def waiting(client: Redis, queue: str) -> int:
-    """Messages that wait; beyond MOST, the newest are dropped first."""
-    length = int(client.llen(queue))
+def count(client: Redis, queue: str) -> int:
+    """Count the messages that wait."""
+    return int(client.llen(queue))
+
+
+def trim_and_count(client: Redis, queue: str) -> int:
+    """Drop the newest messages beyond MOST, then count those that wait."""
+    length = count(client, queue)
     if length > MOST:
         # Messages are pushed on the left and taken from the right.
         client.ltrim(queue, -MOST, -1)

@@ -91,7 +91,7 @@ def train(self: Task[Any, Any], model_name: str) -> None:
 
 
 def _train_step(task: Task[Any, Any], model_name: str) -> bool:
-    """Whether a step was committed."""
+    """Train, and say whether a step was committed."""
     process = this_process()
     ours = process.context.lineage.name
     if model_name != ours:

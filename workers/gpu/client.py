@@ -26,7 +26,7 @@ OnBeat = Callable[[Progress | None], None]
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """What a trainer process is started with, and how long it may be silent or idle.
+    """What a trainer process is started with, and how long it may say or do nothing.
 
     Args:
         kind: `torch`, `serverless` or `noop`.
@@ -53,8 +53,8 @@ class TrainerOptions:
 class TrainerProcess:
     """A trainer in a process of its own, started at the first step and kept warm between steps.
 
-    A trainer that died is started again at the next step. When another trainer waits for its GPU,
-    it is ended after its step, or while it is idle; at the next step it waits in turn.
+    A trainer that died is started again at the next step. One whose GPU another trainer waits for
+    is ended, after its step or while it is idle; at its next step it waits for its turn.
     """
 
     def __init__(self, options: TrainerOptions) -> None:

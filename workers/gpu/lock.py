@@ -1,8 +1,9 @@
 """Whose turn it is on a GPU: a lock held until the trainer process ends, and a queue before it.
 
-Several models share a node's GPUs through these files, in the order in which they asked. Who waits
-has a ticket, a file that it touches as long as it waits. The worker behind the holder sees it and
-ends its trainer, after a step or when that is idle; the next one starts then.
+Several models share a node's GPUs through these files, in the order in which they asked. A process
+that waits has a ticket: a file that it touches as long as it waits. The worker that owns the
+holder's trainer sees the ticket and ends that trainer, after its step or while it is idle. Then the
+first in the queue takes the lock.
 """
 
 from __future__ import annotations
@@ -21,24 +22,27 @@ from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1  # between two looks of one that waits
-SIGN_SECONDS = 2.0  # between two signs of life of one that waits
+LOOK_SECONDS = 0.1  # between two tries of a process that waits
+SIGN_SECONDS = 2.0  # between its signs of life
 STALE_SECONDS = 10.0  # a ticket that nobody touched for so long belongs to a dead or frozen process
 REMOVE_SECONDS = 60.0
 
 
 def lock_path(gpu: str) -> Path:
-    """The lock file of a GPU: of its UUID, MIG id or number."""
+    """Return the path of a GPU's lock file, from its UUID, MIG id or number."""
     name = re.sub(r"[^A-Za-z0-9.-]", "_", gpu)
     name = name if name.startswith(("GPU-", "MIG-")) else f"gpu-{name}"
     return Path(tempfile.gettempdir()) / f"babylon-tasks-{os.getuid()}" / f"{name}.lock"
 
 
 def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, FileLock]:
-    """Wait for one of the GPUs and take it, the first of them if it is free; before CUDA starts.
+    """Wait for one of the GPUs and lock it, before CUDA starts: the first of them if it is free.
 
-    The kernel gives the lock back when the process ends, however it ends. `on_wait` is called
-    about every two seconds while others hold them all.
+    The kernel gives the lock back when the process ends, however it ends. `on_wait` is called about
+    every two seconds while others hold all of them. Returns the GPU and its lock.
+
+    Raises:
+        OSError: The folder for temporary files cannot be written.
     """
     name = f"{time.monotonic_ns():020d}-{secrets.token_hex(4)}"  # one clock for all processes
     tickets = {gpu: _queue(gpu) / name for gpu in gpus}
@@ -63,7 +67,7 @@ def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, Fil
 
 
 def waiting(gpu: str) -> list[str]:
-    """The tickets of those who wait for the GPU and are alive, the first one first."""
+    """List the tickets of the living processes that wait for the GPU, the first one first."""
     tickets = []
     with contextlib.suppress(OSError):  # no queue yet; and no fault of it may cost a step
         for ticket in _queue(gpu).iterdir():

@@ -52,7 +52,7 @@ class Gpu:
 
 @functools.cache
 def installed_gpus() -> list[Gpu] | None:
-    """The GPUs that the driver lists; None where there is no driver, or it fails or hangs.
+    """List the driver's GPUs; None where there is no driver, or it fails or hangs.
 
     Asked once: pool processes inherit the answer that sized the pool.
     """
@@ -73,7 +73,7 @@ def installed_gpus() -> list[Gpu] | None:
         log.warning("NVIDIA's driver does not answer within %g s", _ASK_SECONDS)
         return None
     if process.returncode != 0:
-        log.warning("who asked NVIDIA's driver ended with %d", process.returncode)
+        log.warning("the process that asked NVIDIA's driver ended with %d", process.returncode)
         return None
     listed = json.loads(answer)
     if "error" in listed:

@@ -10,20 +10,20 @@ from workers.gpu.visible import visible_gpus
 
 
 def count() -> int:
-    """Pool processes to run: one a GPU, or one on the CPU."""
+    """Count the pool processes to run: one a GPU, or one on the CPU."""
     return max(1, len(_gpus()))
 
 
 def own_trainer() -> TrainerProcess:
-    """A trainer for the slot of the pool process that asks."""
+    """Make the trainer for the slot of the pool process that asks."""
     index = getattr(current_process(), "index", 0)
     return make_trainer(index % count())
 
 
 def make_trainer(slot: int) -> TrainerProcess:
-    """A trainer for the GPU in `slot`, or for the CPU where there is none.
+    """Make a trainer for the GPU in `slot`, or for the CPU where there is no GPU.
 
-    While another model's trainer has that GPU, it takes one that is free.
+    While another model's trainer has that GPU, this one takes another that is free.
     """
     settings = load_settings()
     gpus = _gpus()

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def visible_gpus() -> list[str]:
-    """UUIDs and MIG ids of the GPUs that this process may use; empty without one.
+    """List the UUIDs and MIG ids of the GPUs that this process may use; empty without one.
 
     Where NVIDIA's driver cannot be asked, they are the names as CUDA_VISIBLE_DEVICES has them.
     """
@@ -28,7 +28,7 @@ def visible_gpus() -> list[str]:
 
 
 def shown(named: str | None, gpus: Sequence[Gpu] | None) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES=`named` shows of these GPUs; None: they are not known."""
+    """List what CUDA_VISIBLE_DEVICES=`named` shows of these GPUs; None: they are not known."""
     if named is None:
         return [slot for gpu in gpus or () for slot in gpu.slots]
     found: list[str] = []

@@ -1,8 +1,8 @@
 """What a worker and its trainer process say to each other: one JSON object a line.
 
-Worker to trainer: a `StepRequest`, and `NOTED` after each progress with a job, once that is
-durable. Trainer to worker: one of `Answer`, told apart by `type`. Closing the pipe to the trainer
-ends it.
+Worker to trainer: a `StepRequest`; and `NOTED` after each progress that names a job, once Postgres
+has that job. Trainer to worker: one of `Answer`; their `type` says which. Closing the pipe to the
+trainer ends it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, tag="error"):
     message: str
 
     def exception(self) -> errors.BabylonError:
-        """The error to raise on the worker's side."""
+        """Make the error to raise on the worker's side."""
         return _ERRORS[self.kind](self.message)
 
 
@@ -68,32 +68,40 @@ _requests = msgspec.json.Decoder(StepRequest)
 
 
 def encode(message: StepRequest | Answer) -> bytes:
-    """One line, its newline included."""
+    """Encode a message as one line, its newline included."""
     return _encoder.encode(message) + b"\n"
 
 
 def decode_request(line: bytes) -> StepRequest:
-    """Raises msgspec.DecodeError when the line is no request."""
+    """Decode a line from the worker.
+
+    Raises:
+        msgspec.DecodeError: The line is no request.
+    """
     return _requests.decode(line)
 
 
 def decode_answer(line: bytes) -> Answer:
-    """Raises msgspec.DecodeError when the line is no answer."""
+    """Decode a line from the trainer.
+
+    Raises:
+        msgspec.DecodeError: The line is no answer.
+    """
     return _answers.decode(line)
 
 
 def answer_progress(progress: Progress) -> ProgressAnswer:
-    """The same values as an answer."""
+    """Turn the record into an answer."""
     return ProgressAnswer(**msgspec.structs.asdict(progress))
 
 
 def answer_result(result: StepResult) -> ResultAnswer:
-    """The same values as an answer."""
+    """Turn the record into an answer."""
     return ResultAnswer(**msgspec.structs.asdict(result))
 
 
 def answer_error(error: errors.BabylonError) -> ErrorAnswer:
-    """An error as an answer; its message is made one line, which JSON and Postgres can carry."""
+    """Turn an error into an answer; its message is made one line that JSON and Postgres take."""
     kinds: list[ErrorKind] = [kind for kind, cls in _ERRORS.items() if isinstance(error, cls)]
     return ErrorAnswer(
         kind=kinds[0] if kinds else "retryable", message=one_line(str(error), _MESSAGE_CHARACTERS)
@@ -101,10 +109,10 @@ def answer_error(error: errors.BabylonError) -> ErrorAnswer:
 
 
 def plain_progress(answer: ProgressAnswer) -> Progress:
-    """The record without its tag."""
+    """Turn an answer into the plain record."""
     return Progress(**msgspec.structs.asdict(answer))
 
 
 def plain_result(answer: ResultAnswer) -> StepResult:
-    """The record without its tag."""
+    """Turn an answer into the plain record."""
     return StepResult(**msgspec.structs.asdict(answer))

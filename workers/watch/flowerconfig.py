@@ -1,8 +1,8 @@
 """Flower's settings; `celery -A babylon_tasks flower` reads this file.
 
-Flower shows arguments and can revoke tasks, so it is open only on loopback: it binds there unless
-FLOWER_BASIC_AUTH (or another of its authentications) is set, and refuses any other address. Its
-`/metrics` needs no login, and says how the pipeline stands besides Flower's own figures.
+Flower shows arguments and can revoke tasks. Without FLOWER_BASIC_AUTH (or another of its
+authentications) it therefore binds to loopback only, and refuses to start on another address. Its
+`/metrics` needs no login; besides Flower's own figures it says how the pipeline stands.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
 
 
 def format_task(task: Any) -> Any:
-    """Short names, and the windows instead of nested lists."""
+    """Shorten names, and show windows instead of nested lists."""
     task.name = (task.name or "").removeprefix("babylon.")
     task.args = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
     return task

@@ -21,18 +21,21 @@ _SCRAPE_SECONDS = 5.0
 
 
 class PipelineCollector(Collector):
-    """A server that does not answer makes its `babylon_up` 0 and leaves its other lines out."""
+    """Reads the figures at each scrape, and changes nothing.
+
+    Where a server does not answer, its `babylon_up` is 0 and its other lines are left out.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._database = Database(settings.postgres(), timeout_seconds=_SCRAPE_SECONDS)
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing is asked for at registration."""
+        """Describe nothing, so that registration asks no server."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The metrics, as of now."""
+        """Read the metrics, as of now."""
         up = GaugeMetricFamily("babylon_up", "Whether a server answers.", labels=["server"])
         for server, collect in (("postgres", self._postgres), ("redis", self._redis)):
             try:
@@ -81,5 +84,5 @@ class PipelineCollector(Collector):
         )
         with queues.redis_client() as client:
             for queue in QUEUES:
-                waiting.add_metric([queue], queues.waiting(client, queue))
+                waiting.add_metric([queue], queues.count(client, queue))
         return [waiting]

@@ -30,11 +30,11 @@ from babylon_tasks.text import one_line
 
 log = logging.getLogger("workers.watch.step_log")
 
-_MOST_SECONDS = 100  # of one run of the process, and those it has left then
-_LAST_SECONDS = 10
-_LEASE_SECONDS = 120.0  # longer than that; a process that was killed is followed after it
+_MOST_SECONDS = 100  # for one run of the process
+_LAST_SECONDS = 10  # for it to end after that
+_LEASE_SECONDS = 120.0  # longer than both: the next process waits so long for one that was killed
 _INIT_SECONDS = 30  # for W&B to answer at all
-_AT_ONCE = 1000  # steps a run of wandb
+_AT_ONCE = 1000  # steps in one run of wandb
 _FOLDER = ".babylon"  # wandb makes `wandb` in it; WANDB_DIR names another
 
 _NAMES = {
@@ -59,7 +59,7 @@ _NAMES = {
 
 
 class StepLogger:
-    """Runs the process after steps, one at a time, and waits for none of them."""
+    """Runs the process that logs, one at a time; who calls it waits for none of them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -67,7 +67,7 @@ class StepLogger:
         self._thread = threading.Thread(target=self._log_all, daemon=True)
 
     def step_committed(self) -> None:
-        """Returns at once; a step that is committed meanwhile is logged by one more run."""
+        """Log what is committed, and return at once; one more run logs what comes meanwhile."""
         if not self._thread.is_alive():
             self._thread.start()
         self._committed.set()
@@ -79,7 +79,7 @@ class StepLogger:
 
 
 def log_steps(settings: Settings) -> None:
-    """Log what is not logged yet, in a process of its own; its errors are lines of the log."""
+    """Log the steps that W&B does not have yet, in a process of its own; it logs its errors."""
     if settings.wandb_mode == "disabled" or settings.trainer == "noop":
         return
     command = [sys.executable, "-m", "workers.watch.step_log"]
@@ -90,13 +90,13 @@ def log_steps(settings: Settings) -> None:
 
 
 def wandb_metrics(step: StepToLog) -> dict[str, float]:
-    """A step's row by the names it has on W&B; finite numbers only."""
-    found: dict[str, Any] = {
+    """Name a step's figures as W&B shows them; finite numbers only."""
+    figures: dict[str, Any] = {
         _NAMES[name]: value for name, value in step.metrics.items() if name in _NAMES
     }
-    found |= {f"seconds/{phase}": seconds for phase, seconds in step.seconds.items()}
-    found |= {f"data/{name}": count for name, count in step.funnel.items()}
-    found |= {
+    figures |= {f"seconds/{phase}": seconds for phase, seconds in step.seconds.items()}
+    figures |= {f"data/{name}": count for name, count in step.funnel.items()}
+    figures |= {
         "data/windows": len(step.window_ids),
         "data/trajectories": step.trajectories,
         "data/trainable_tokens": step.trainable_tokens,
@@ -106,12 +106,12 @@ def wandb_metrics(step: StepToLog) -> dict[str, float]:
         "cost/gpu_seconds": step.gpu_seconds,
         "cost/usd": step.cost_usd,
     }
-    numbers = {name: float(value) for name, value in found.items() if value is not None}
+    numbers = {name: float(value) for name, value in figures.items() if value is not None}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def main() -> int:
-    """Log every committed step that W&B does not have yet; 1 where that failed."""
+    """Log every committed step that W&B does not have yet; return 1 where that failed."""
     configure_logging("INFO")
     signal.signal(signal.SIGALRM, _give_up)  # wandb retries for hours where a network hangs
     signal.alarm(_MOST_SECONDS)
@@ -147,19 +147,19 @@ def _give_up(number: int, frame: FrameType | None) -> NoReturn:
 def _log_all(database: Database, settings: Settings) -> None:
     while True:
         with database.transaction() as tx:
-            left = steps.to_log(tx, settings.model_name, _AT_ONCE)
-        if not left:
+            rows = steps.to_log(tx, settings.model_name, _AT_ONCE)
+        if not rows:
             return
-        _log(settings, left)
+        _log(settings, rows)
         with database.transaction() as tx:
-            steps.logged(tx, settings.model_name, [step.step for step in left])
+            steps.logged(tx, settings.model_name, [step.step for step in rows])
 
 
-def _log(settings: Settings, found: Sequence[StepToLog]) -> None:
-    """Raises Retryable where W&B does not take them, UserError where wandb is missing."""
+def _log(settings: Settings, rows: Sequence[StepToLog]) -> None:
+    """Raises Retryable where W&B does not take the steps, UserError where wandb is missing."""
     for name in [name for name, value in os.environ.items() if not value]:
         if name.startswith("WANDB_"):
-            del os.environ[name]  # to wandb itself an empty value is a wrong one
+            del os.environ[name]  # wandb refuses an empty value
     if settings.wandb_api_key:
         os.environ["WANDB_API_KEY"] = settings.wandb_api_key.get_secret_value()
     folder = Path(os.environ.setdefault("WANDB_DIR", _FOLDER))
@@ -170,7 +170,7 @@ def _log(settings: Settings, found: Sequence[StepToLog]) -> None:
         with wandb.init(
             project=settings.wandb_project,
             entity=settings.wandb_entity,
-            # Not the bare name: ART, and W&B's own training, name theirs so.
+            # Not the bare name, which ART and W&B's own training give to their runs.
             id=f"{settings.model_name}-steps",
             name=settings.model_name,
             resume="allow",
@@ -186,10 +186,10 @@ def _log(settings: Settings, found: Sequence[StepToLog]) -> None:
                 x_save_requirements=False,
             ),
         ) as run:
-            for step in found:
+            for step in rows:
                 if step.step >= run.starting_step:
                     run.log(wandb_metrics(step), step=step.step)
-                else:  # from a run of this before, which died before it could note that
+                else:  # an earlier run of this died before it could note that
                     log.warning("W&B has step %d of %s already", step.step, settings.model_name)
     except ImportError:
         raise UserError("wandb is not installed: pip install 'babylon-tasks[train]'") from None

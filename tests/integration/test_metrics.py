@@ -1,0 +1,52 @@
+"""A scrape of Flower's `/metrics` on real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+from celery import Celery, current_app
+
+from babylon_tasks.work.context import Context
+from workers import queues
+from workers.watch.metrics import PipelineCollector
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """An empty Redis, which the current app uses."""
+    before = current_app._get_current_object()
+    app = Celery("test", broker=redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        yield client
+    app.close()
+    before.set_current()
+
+
+def scraped(context: Context) -> dict[str, float]:
+    """Values by metric and label."""
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for metric in PipelineCollector(context.settings).collect()
+        for sample in metric.samples
+    }
+
+
+def test_a_scrape_counts_and_deletes_nothing(context: Context, client: redis.Redis) -> None:
+    client.rpush("cpu", *["{}"] * (queues.MOST + 2000))
+    for _ in range(2):
+        metrics = scraped(context)
+        assert metrics["babylon_queue_messages cpu"] == queues.MOST + 2000
+        assert metrics["babylon_queue_messages gpu"] == 0
+        assert metrics["babylon_up redis"] == metrics["babylon_up postgres"] == 1
+    assert client.llen("cpu") == queues.MOST + 2000
+
+
+def test_who_sends_drops_the_newest_beyond_the_bound(context: Context, client: redis.Redis) -> None:
+    client.lpush("cpu", *range(queues.MOST + 2000))
+    with queues.redis_client() as broker:
+        assert queues.trim_and_count(broker, "cpu") == queues.MOST
+        assert queues.count(broker, "cpu") == queues.MOST
+    assert (client.lindex("cpu", -1), client.lindex("cpu", 0)) == (b"0", b"9999")
