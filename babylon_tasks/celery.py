@@ -25,7 +25,7 @@ TRANSPORT_ALIASES.update(redis="workers.broker:Transport", rediss="workers.broke
 
 
 def make_app(settings: Settings) -> Celery:
-    """An app for these settings.
+    """Make the app for these settings.
 
     Raises:
         UserError: REDIS_URL is missing.
@@ -37,7 +37,8 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
-        # Postgres is the truth; only a running step keeps a (progress) result.
+        # Postgres is the truth. Only a step keeps a result: its progress, then how it ended. Flower
+        # hears of every failure by an event.
         task_ignore_result=True,
         result_expires=3600,
         # Recovery is by lease: late acknowledgement and the visibility timeout would only start
@@ -96,7 +97,10 @@ def _log_as_we_do(**_: object) -> None:
 
 
 def _configure_flower() -> None:
-    """Flower has no hook in the app: it reads FLOWER_CONF, or ./flowerconfig.py where it exists."""
+    """Name our flowerconfig.py in FLOWER_CONF, unless the folder has one of its own.
+
+    Flower has no hook in the app; it reads FLOWER_CONF, or ./flowerconfig.py.
+    """
     workers = importlib.util.find_spec("workers")
     if workers and workers.origin and not Path("flowerconfig.py").exists():
         config = Path(workers.origin).parent / "watch" / "flowerconfig.py"

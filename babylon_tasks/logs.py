@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from babylon_tasks.text import one_line
@@ -20,7 +19,8 @@ _THIRD_PARTIES_LEVEL = logging.WARNING
 def configure_logging(level: str) -> None:
     """Log from `level` up; third parties, and Celery's two lines a task, only warnings."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Lines())
+    colors = handler.stream.isatty() and not os.environ.get("NO_COLOR")
+    handler.setFormatter(_Lines(colors))
     logging.basicConfig(handlers=[handler], level=_THIRD_PARTIES_LEVEL, force=True)
     for ours in ("babylon_tasks", "workers", "celery"):
         logging.getLogger(ours).setLevel(level)
@@ -35,16 +35,19 @@ class _Lines(logging.Formatter):
     The import takes 0.1 CPU seconds, and most commands log nothing.
     """
 
+    def __init__(self, colors: bool) -> None:
+        super().__init__()
+        self._colors = colors
+
     def format(self, record: logging.LogRecord) -> str:
-        return _structlog_formatter().format(record)
+        return _structlog_formatter(self._colors).format(record)
 
 
 @functools.cache
-def _structlog_formatter() -> ProcessorFormatter:
+def _structlog_formatter(colors: bool) -> ProcessorFormatter:
     from structlog.dev import Column, ConsoleRenderer
     from structlog.stdlib import ProcessorFormatter
 
-    colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     level_colors = ConsoleRenderer.get_default_level_styles(colors)
     reset = "\x1b[0m" if colors else ""
 
