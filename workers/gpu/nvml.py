@@ -72,10 +72,11 @@ def installed_gpus() -> list[Gpu] | None:
         process.kill()  # not waited for: one that hangs in the driver does not die
         log.warning("NVIDIA's driver does not answer within %g s", _ASK_SECONDS)
         return None
-    if process.returncode != 0:
+    try:
+        listed = json.loads(answer)
+    except ValueError:
         log.warning("the process that asked NVIDIA's driver ended with %d", process.returncode)
         return None
-    listed = json.loads(answer)
     if "error" in listed:
         log.warning("NVIDIA's driver cannot list the GPUs: %s", listed["error"])
     return [Gpu(**gpu) for gpu in listed["gpus"]] if "gpus" in listed else None

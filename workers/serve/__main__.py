@@ -1,4 +1,4 @@
-"""`python -m workers.serve`."""
+"""Runs the model server: `python -m workers.serve`."""
 
 from workers.serve.app import main
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_tasks.errors import UserError
 
-_OPEN = ("/healthz",)  # a health check has no key, and learns nothing but that the server runs
+_OPEN = ("/healthz",)  # a health check has no key, and learns only that the server runs
 
 
 class KeyRequired:
@@ -35,13 +35,14 @@ class KeyRequired:
 
     def _may_pass(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Headers arrive as latin-1. Constant time: an early return would tell how much was right.
+        # Headers arrive as latin-1. The comparison takes constant time: an early return would
+        # tell how much of the key was right.
         given = key.strip().encode("latin-1")
         return scheme.lower() == "bearer" and hmac.compare_digest(given, self._key)
 
 
 def require_key(host: str, key: SecretStr | None) -> None:
-    """Refuse to listen where others can reach a server that asks for no key.
+    """Refuse to listen without a key on an address that others can reach.
 
     Raises:
         UserError: The address is not loopback, and there is no key.

@@ -1,8 +1,8 @@
 """A small OpenAI-compatible server on transformers, for the demo and for machines without vLLM.
 
 `python -m workers.serve --host 127.0.0.1 --port 8000`: GET /healthz, GET /v1/models and
-POST /v1/chat/completions (not streamed). One request is answered at a time. With SERVE_API_KEY all
-but /healthz asks for it; without it the server listens on loopback only.
+POST /v1/chat/completions (not streamed). One request is answered at a time. With SERVE_API_KEY,
+every path but /healthz asks for that key; without it the server listens on loopback only.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _requests = msgspec.json.Decoder(ChatRequest)
 
 
 class Resolve(Protocol):
-    """Finds the model behind a name: `{model_name}` (what is published) or `{model_name}@{step}`.
+    """Finds the model of a name: `{model_name}` (the published step) or `{model_name}@{step}`.
 
-    None means that there is no such model. It is asked at each request, so a promotion or a
-    rollback shows at the next answer.
+    It returns None where there is no such model. It is called for each request, so the next answer
+    shows a promotion or a rollback.
     """
 
     def __call__(self, name: str) -> ServedModel | None: ...
@@ -53,7 +53,7 @@ def make_app(
     engine: Engine | None = None,
     api_key: SecretStr | None = None,
 ) -> Starlette:
-    """The server's routes; `list_models` gives the names that `resolve` knows."""
+    """Make the server; `list_models` gives the names that `resolve` knows."""
     engine = engine or Engine()
 
     async def healthz(request: Request) -> JSONResponse:
@@ -130,7 +130,7 @@ def _body(name: str, served: ServedModel, completion: Completion) -> dict[str, A
 
 
 def listen(app: Starlette, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; port 0 takes a free one. The address is printed first.
+    """Print the address, then serve until SIGINT or SIGTERM; port 0 takes a free port.
 
     Raises:
         UserError: The port is taken.
@@ -148,8 +148,14 @@ def listen(app: Starlette, host: str, port: int) -> None:
 
 
 def main() -> None:
-    """Serve the models that the database names."""
-    signal.signal(signal.SIGTERM, stop)  # uvicorn finishes what it answers, then raises it again
+    """Serve the models that the database names.
+
+    Raises:
+        SystemExit: The server cannot start; stderr says what to do.
+    """
+    signal.signal(
+        signal.SIGTERM, stop
+    )  # uvicorn answers what it has begun, then raises the signal again
     parser = argparse.ArgumentParser(prog="python -m workers.serve", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")

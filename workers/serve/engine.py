@@ -22,7 +22,7 @@ MAX_NEW_TOKENS = 256
 
 
 class ServedModel(NamedTuple):
-    """What a name stands for; `adapter` is a local folder, or None for the bare base model."""
+    """The model of a name; `adapter` is a local folder, or None for the bare base model."""
 
     base_model: str
     step: int
@@ -81,7 +81,7 @@ class Engine:
         """
         with self._lock, torch.inference_mode():
             self._load_base(served.base_model)
-            self._chose(served.adapter)
+            self._activate(served.adapter)
             prompt = self._prompt(request)
             limit = getattr(self._network.config, "max_position_embeddings", 1 << 30)
             if len(prompt) >= limit:
@@ -147,7 +147,7 @@ class Engine:
         self._network = network.to(self._device).eval()
         self._base_model = base_model
 
-    def _chose(self, adapter: Path | None) -> None:
+    def _activate(self, adapter: Path | None) -> None:
         """Make the adapter, or none, the active one."""
         if adapter is None:
             if isinstance(self._network, PeftModel):

@@ -1,4 +1,4 @@
-"""Which checkpoints a server may answer with: the names follow the rows."""
+"""Finds the checkpoint that a model's name stands for, by the rows of the database."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ServedModels:
         self._lock = threading.Lock()  # requests come on threads, the connection is one
 
     def resolve(self, name: str) -> ServedModel | None:
-        """The checkpoint behind a name, or None where there is none.
+        """Find the checkpoint of a name; None where there is no such step.
 
         Raises:
-            CheckpointRemoved: There was such a step, its files were given up.
-            CheckpointUnreadable: The row is there, its files cannot be read from here.
+            CheckpointRemoved: There was such a step, and its files were removed.
+            CheckpointUnreadable: The step's files cannot be read from this machine.
             UserError: W&B has the weights; the message says whom to ask.
             ServerUnavailable: Postgres does not answer.
         """
@@ -49,7 +49,11 @@ class ServedModels:
         return ServedModel(base_model, number, folder)
 
     def names(self) -> list[str]:
-        """The stable name, and the published step's own."""
+        """List the stable name, and the name of the published step.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
         with self._lock, self._database.transaction() as tx:
             head = steps.read_head(tx, self._name)
         return [self._name, f"{self._name}@{head.published_step if head else 0}"]
@@ -58,6 +62,6 @@ class ServedModels:
         if name == self._name:
             return published
         prefix, _, number = name.rpartition("@")
-        # Nine digits: what a column of steps can hold.
+        # At most nine digits, which the column of steps can hold.
         known = prefix == self._name and re.fullmatch(r"[0-9]{1,9}", number)
         return int(number) if known else None
