@@ -53,7 +53,7 @@ def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
     window = hours_ago(2)
     scored_windows(deployment.context, 2)
     deployment.start(*WORKER, "-Q", "cpu", "-n", "cpu@%h")
-    deployment.start(*WORKER, "-Q", "gpu", "-n", "gpu@%h", env=NO_DISK)
+    unfit = deployment.start(*WORKER, "-Q", "gpu", "-n", "gpu@%h", env=NO_DISK)
     model = deployment.context.settings.model_name
     with (
         failures(deployment.redis_url) as failed,
@@ -81,3 +81,4 @@ def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
     assert any(" ERROR workers.tasks: train: cannot write" in line for line in lines)
     assert log.count("Traceback (most recent call last)") == 1  # of the one that nobody expects
     assert "TypeError: 'int' object is not iterable" in log
+    unfit.kill()  # SIGTERM would wait for its task
