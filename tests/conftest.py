@@ -23,6 +23,7 @@ from babylon_tasks.settings.run_arguments import RunArguments
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
+from tests.clock import movable
 from workers.gpu.client import TrainerOptions, TrainerProcess
 
 
@@ -143,7 +144,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def context(settings: Settings) -> Iterator[Context]:
     """A worker with these settings; `make_worker` makes others beside it."""
-    made = Context.of_deployment(settings, "test:1")
+    made = movable(Context.of_deployment(settings, "test:1"))
     yield made
     made.database.close()
 
@@ -158,7 +159,7 @@ def make_context(settings: Settings) -> Iterator[Callable[..., Context]]:
             changes["database_url"] = SecretStr(changes["database_url"])
         # Not validated: a zombie has a heartbeat that no deployment may have.
         changed = settings.model_copy(update=changes)
-        made.append(Context.of_deployment(changed, f"test:{len(made) + 2}"))
+        made.append(movable(Context.of_deployment(changed, f"test:{len(made) + 2}")))
         return made[-1]
 
     yield make

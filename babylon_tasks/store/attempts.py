@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.queries import load
 
-_SQL = load("attempts")
+_SQL = load("attempts", "transitions")
 
 
 class Ending(StrEnum):

@@ -32,6 +32,8 @@ _NOT_OURS = (
     psycopg.errors.InsufficientPrivilege,
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.InvalidSchemaName,
 )
 
 
@@ -135,7 +137,7 @@ class Database:
 
 def now(connection: Connection) -> datetime:
     """Return the database's clock, the only one that decides anything."""
-    row = connection.execute("SELECT now() AS now").fetchone()
+    row = connection.execute("SELECT rl.now() AS now").fetchone()
     assert row is not None
     moment: datetime = row["now"]
     return moment

@@ -9,12 +9,15 @@ from typing import LiteralString, cast
 _HEADER = re.compile(r"^-- ([a-z0-9_]+) --$", re.MULTILINE)
 
 
-def load(file: str) -> dict[str, LiteralString]:
-    """Return the queries of `sql/{file}.sql` by name."""
-    text = (resources.files("babylon_tasks.store") / "sql" / f"{file}.sql").read_text("utf-8")
-    parts = _HEADER.split(text)[1:]
-    # Our own files, no user's text: as safe as literals in the code.
-    return {
-        name: cast(LiteralString, body.strip())
-        for name, body in zip(parts[::2], parts[1::2], strict=True)
-    }
+def load(*files: str) -> dict[str, LiteralString]:
+    """Return the queries of each `sql/{file}.sql` by name."""
+    folder = resources.files("babylon_tasks.store") / "sql"
+    queries: dict[str, LiteralString] = {}
+    for file in files:
+        parts = _HEADER.split((folder / f"{file}.sql").read_text("utf-8"))[1:]
+        # Our own files, no user's text: as safe as literals in the code.
+        queries |= {
+            name: cast(LiteralString, body.strip())
+            for name, body in zip(parts[::2], parts[1::2], strict=True)
+        }
+    return queries

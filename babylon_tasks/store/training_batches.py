@@ -10,7 +10,7 @@ from psycopg.rows import class_row
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.queries import load
 
-_SQL = load("training_batches")
+_SQL = load("training_batches", "transitions")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.store.queries import load
 from babylon_tasks.store.windows import Counts, DueQuery, due_filter
 
-_SQL = load("windows")
+_SQL = load("transitions")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.local.pgdata import program
 from babylon_tasks.store import migrate as runner
 from babylon_tasks.store.migrate import load_migrations, migrate, migrations_folder, pending
+from tests.clock import wait_until_blocked
 
 DATA = Path(__file__).parents[1] / "data"
 PRISMA = DATA / "prisma_babylon.sql"
@@ -37,6 +38,7 @@ NAMES = [
     "007_add_jobs",
     "008_add_logprobs",
     "009_add_checkpoint_nonce",
+    "010_add_clock",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {
@@ -303,10 +305,8 @@ def test_a_killed_run_leaves_no_lock(application_database: str) -> None:
     code = "import sys; from babylon_tasks.store.migrate import migrate; migrate(sys.argv[1])"
     process = subprocess.Popen([sys.executable, "-c", code, application_database])
     try:
-        deadline = time.monotonic() + 30
-        while index_is_valid(application_database) is not False:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until_blocked(application_database)
+        assert index_is_valid(application_database) is False
     finally:
         process.kill()
         process.wait()

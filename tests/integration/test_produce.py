@@ -10,6 +10,7 @@ import pytest
 from babylon_tasks import pipeline
 from babylon_tasks.errors import UserError
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.queries import load
 from babylon_tasks.work.context import Context
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
@@ -156,7 +157,7 @@ def test_produce_and_listing_use_the_index(context: Context) -> None:
         tx.execute("ANALYZE trajectories")
         for name in ("produce_windows", "list_windows", "count_window"):
             plan = tx.execute(
-                "EXPLAIN " + window_rows._SQL[name],
+                "EXPLAIN " + load("windows", "transitions")[name],
                 {
                     **window_rows.due_filter(context.lineage.name, context.settings),
                     "window_id": hours_ago(2),

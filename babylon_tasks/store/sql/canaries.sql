@@ -1,11 +1,11 @@
 -- Canaries: when a message last came through Redis, a queue and a worker to here.
 
 -- note_canary --
-INSERT INTO rl.canaries AS c (model_name, queue, holder)
-VALUES (%(model_name)s, %(queue)s, %(holder)s)
+INSERT INTO rl.canaries AS c (model_name, queue, holder, ran_at)
+VALUES (%(model_name)s, %(queue)s, %(holder)s, rl.clock_timestamp())
 ON CONFLICT (model_name, queue) DO UPDATE
-   SET holder = excluded.holder, ran_at = clock_timestamp()
+   SET holder = excluded.holder, ran_at = excluded.ran_at
 
 -- canary_ages --
-SELECT queue, holder, extract(epoch FROM clock_timestamp() - ran_at)::float8 AS age_seconds
+SELECT queue, holder, extract(epoch FROM rl.clock_timestamp() - ran_at)::float8 AS age_seconds
   FROM rl.canaries WHERE model_name = %(model_name)s ORDER BY queue

@@ -10,10 +10,11 @@ SELECT trajectory_ids, scores, explanations
 
 -- add_judgment --
 INSERT INTO rl.judgments (model_name, window_id, question, judge_model, rubric_hash, trajectory_ids,
-                          scores, explanations, fault, prompt_tokens, completion_tokens, usd)
+                          scores, explanations, fault, prompt_tokens, completion_tokens, usd,
+                          asked_at)
 VALUES (%(model_name)s, %(window_id)s, %(question)s, %(judge_model)s, %(rubric_hash)s,
         %(trajectory_ids)s, %(scores)s, %(explanations)s, %(fault)s, %(prompt_tokens)s,
-        %(completion_tokens)s, %(usd)s)
+        %(completion_tokens)s, %(usd)s, rl.clock_timestamp())
 
 -- spent_today --
 -- Of all models of this database, since midnight UTC.
@@ -21,7 +22,7 @@ SELECT count(*)::int AS answers,
        COALESCE(sum(prompt_tokens + completion_tokens), 0)::bigint AS tokens,
        COALESCE(sum(usd), 0)::float8 AS usd
   FROM rl.judgments
- WHERE asked_at >= date_trunc('day', now() AT TIME ZONE 'utc') AT TIME ZONE 'utc'
+ WHERE asked_at >= date_trunc('day', rl.now() AT TIME ZONE 'utc') AT TIME ZONE 'utc'
 
 -- cost_of_window --
 -- All that was paid for this window, refused answers included; dollars NULL where no price is known.

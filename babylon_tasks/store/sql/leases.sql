@@ -2,29 +2,29 @@
 
 -- acquire_lease --
 -- Nothing is returned while somebody else's lease lives.
-INSERT INTO rl.leases AS held (resource, holder, token, expires_at)
+INSERT INTO rl.leases AS held (resource, holder, token, expires_at, acquired_at)
 VALUES (%(resource)s, %(holder)s, nextval('rl.lease_tokens'),
-        clock_timestamp() + make_interval(secs => %(lease_seconds)s))
+        rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s), rl.clock_timestamp())
 ON CONFLICT (resource) DO UPDATE
    SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,
-       acquired_at = clock_timestamp()
- WHERE held.expires_at <= clock_timestamp()
+       acquired_at = excluded.acquired_at
+ WHERE held.expires_at <= rl.clock_timestamp()
 RETURNING token
 
 -- next_token --
 -- A fresh token for another attempt of the same holder.
 UPDATE rl.leases
    SET token = nextval('rl.lease_tokens'),
-       expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
- WHERE resource = %(resource)s AND token = %(token)s AND expires_at > clock_timestamp()
+       expires_at = rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+ WHERE resource = %(resource)s AND token = %(token)s AND expires_at > rl.clock_timestamp()
 RETURNING token
 
 -- renew_leases --
 -- One row for each that is still ours.
 UPDATE rl.leases l
-   SET expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+   SET expires_at = rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s)
   FROM unnest(%(resources)s::text[], %(tokens)s::bigint[]) AS ours (resource, token)
- WHERE l.resource = ours.resource AND l.token = ours.token AND l.expires_at > clock_timestamp()
+ WHERE l.resource = ours.resource AND l.token = ours.token AND l.expires_at > rl.clock_timestamp()
 
 -- release_leases --
 DELETE FROM rl.leases l
@@ -32,9 +32,10 @@ DELETE FROM rl.leases l
  WHERE l.resource = ours.resource AND l.token = ours.token
 
 -- live_leases --
-SELECT resource, holder, token, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds
+SELECT resource, holder, token,
+       extract(epoch FROM expires_at - rl.clock_timestamp())::float8 AS seconds
   FROM rl.leases
  WHERE (resource IN ('model/' || %(model_name)s, 'judge/' || %(model_name)s)
         OR starts_with(resource, 'window/' || %(model_name)s || '/'))
-   AND expires_at > clock_timestamp()
+   AND expires_at > rl.clock_timestamp()
  ORDER BY resource

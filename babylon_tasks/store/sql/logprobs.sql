@@ -2,12 +2,12 @@
 
 -- add_logprobs --
 INSERT INTO rl.logprobs (model_name, trajectory_id, call_hash, window_id, asked_of, token_ids,
-                         logprobs)
+                         logprobs, at)
 VALUES (%(model_name)s, %(trajectory_id)s, %(call_hash)s, %(window_id)s, %(asked_of)s,
-        %(token_ids)s::int[], %(logprobs)s::float8[])
+        %(token_ids)s::int[], %(logprobs)s::float8[], rl.now())
 ON CONFLICT (model_name, trajectory_id, call_hash) DO UPDATE
    SET window_id = excluded.window_id, asked_of = excluded.asked_of,
-       token_ids = excluded.token_ids, logprobs = excluded.logprobs, at = now()
+       token_ids = excluded.token_ids, logprobs = excluded.logprobs, at = excluded.at
 
 -- asked_logprobs --
 SELECT trajectory_id, call_hash, asked_of FROM rl.logprobs

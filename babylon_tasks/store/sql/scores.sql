@@ -2,10 +2,11 @@
 
 -- write_scores --
 INSERT INTO rl.scores (trajectory_id, model_name, scorer, window_id, agent_id, score, raw_score,
-                       components, reasoning, content_hash, judge_model, judge_tokens, judge_usd)
+                       components, reasoning, content_hash, judge_model, judge_tokens, judge_usd,
+                       scored_at)
 SELECT s.trajectory_id, %(model_name)s, %(scorer)s, %(window_id)s, s.agent_id, s.score,
        s.raw_score, s.components, s.reasoning, s.content_hash, s.judge_model, s.judge_tokens,
-       s.judge_usd
+       s.judge_usd, rl.now()
   FROM unnest(%(trajectory_ids)s::text[], %(agent_ids)s::text[], %(scores)s::float8[],
               %(raw_scores)s::float8[], %(components)s::jsonb[], %(reasonings)s::text[],
               %(content_hashes)s::text[], %(judge_models)s::text[], %(judge_tokens)s::int[],
@@ -17,7 +18,7 @@ ON CONFLICT (trajectory_id, model_name, scorer) DO UPDATE
        raw_score = excluded.raw_score, components = excluded.components,
        reasoning = excluded.reasoning, content_hash = excluded.content_hash,
        judge_model = excluded.judge_model, judge_tokens = excluded.judge_tokens,
-       judge_usd = excluded.judge_usd, scored_at = now()
+       judge_usd = excluded.judge_usd, scored_at = excluded.scored_at
 
 -- forget_scores --
 -- Scores of an earlier round whose trajectory is gone or set aside must not train.
@@ -66,19 +67,19 @@ ON CONFLICT ("trajectoryId") DO UPDATE
 -- tell_app_scores --
 UPDATE public.trajectories t
    SET "aiJudgeReward" = s.score, "aiJudgeReasoning" = s.reasoning,
-       "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = now() AT TIME ZONE 'utc'
+       "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = rl.now() AT TIME ZONE 'utc'
   FROM rl.scores s
  WHERE s.model_name = %(model_name)s AND s.scorer = %(scorer)s AND s.window_id = %(window_id)s
    AND t."trajectoryId" = s.trajectory_id
 
 -- quarantine --
-INSERT INTO rl.quarantine (trajectory_id, window_id, reason, detail)
-SELECT q.trajectory_id, %(window_id)s, q.reason, q.detail
+INSERT INTO rl.quarantine (trajectory_id, window_id, reason, detail, at)
+SELECT q.trajectory_id, %(window_id)s, q.reason, q.detail, rl.now()
   FROM unnest(%(trajectory_ids)s::text[], %(reasons)s::text[], %(details)s::text[])
        AS q (trajectory_id, reason, detail)
 ON CONFLICT (trajectory_id) DO UPDATE
    SET window_id = excluded.window_id, reason = excluded.reason, detail = excluded.detail,
-       at = now()
+       at = excluded.at
 
 -- release_quarantine --
 -- A trace that the app has mended counts again.

@@ -29,7 +29,7 @@ SELECT step, version FROM rl.steps WHERE model_name = %(model_name)s AND token =
 WITH held AS (
     SELECT FROM rl.leases
      WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
-       AND expires_at > clock_timestamp()
+       AND expires_at > rl.clock_timestamp()
        FOR SHARE
 )
 UPDATE rl.heads
@@ -39,8 +39,8 @@ UPDATE rl.heads
 -- begin_checkpoint --
 -- Before the first file: should the process die, the next holder of the lease knows where to look.
 -- The conflict is the same note, written again where the answer to COMMIT was lost.
-INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce)
-VALUES (%(checkpoint)s, %(model_name)s, %(token)s, %(nonce)s)
+INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce, started_at)
+VALUES (%(checkpoint)s, %(model_name)s, %(token)s, %(nonce)s, rl.clock_timestamp())
 ON CONFLICT (checkpoint) DO NOTHING
 
 -- finish_checkpoint --
@@ -56,7 +56,7 @@ SELECT checkpoint, nonce FROM rl.unfinished_checkpoints
 WITH held AS (
     SELECT FROM rl.leases
      WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
-       AND expires_at > clock_timestamp()
+       AND expires_at > rl.clock_timestamp()
        FOR SHARE
 )
 SELECT step, published_step, base_model FROM rl.heads
@@ -87,19 +87,19 @@ WITH asked AS (
         OR %(model_name)s || '-' || version IN (SELECT "modelId" FROM not_deployed)
      ORDER BY step LIMIT %(limit)s
 ), gone AS (
-    UPDATE rl.steps SET removed_at = clock_timestamp()
+    UPDATE rl.steps SET removed_at = rl.clock_timestamp()
      WHERE model_name = %(model_name)s AND step IN (SELECT step FROM going)
     RETURNING step, version, checkpoint, token, nonce
 ), archived AS (
     UPDATE public.trained_models m
-       SET status = 'archived', "archivedAt" = now() AT TIME ZONE 'utc',
-           "updatedAt" = now() AT TIME ZONE 'utc'
+       SET status = 'archived', "archivedAt" = rl.now() AT TIME ZONE 'utc',
+           "updatedAt" = rl.now() AT TIME ZONE 'utc'
       FROM gone
      WHERE m."modelId" = %(model_name)s || '-' || gone.version
        AND m.status IN ('training', 'ready')
 ), noted AS (
-    INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce)
-    SELECT checkpoint, %(model_name)s, token, nonce FROM gone
+    INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce, started_at)
+    SELECT checkpoint, %(model_name)s, token, nonce, rl.clock_timestamp() FROM gone
     ON CONFLICT DO NOTHING
 )
 SELECT step FROM gone
@@ -113,9 +113,9 @@ VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(traj
         (SELECT nonce FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s),
         %(version)s,
         %(seconds)s || jsonb_build_object('commit', round(extract(epoch FROM
-            clock_timestamp() - now())::numeric, 6)),
+            rl.clock_timestamp() - rl.now())::numeric, 6)),
         %(tokens_per_second)s, %(mfu)s, %(peak_memory_bytes)s,
-        now() - make_interval(secs => %(total_seconds)s), clock_timestamp())
+        rl.now() - make_interval(secs => %(total_seconds)s), rl.clock_timestamp())
 
 -- steps_to_log --
 SELECT s.step, s.version, s.checkpoint, s.window_ids, s.trajectories, s.trainable_tokens, s.metrics,
@@ -131,7 +131,7 @@ SELECT s.step, s.version, s.checkpoint, s.window_ids, s.trajectories, s.trainabl
  ORDER BY s.step LIMIT %(limit)s
 
 -- steps_logged --
-UPDATE rl.steps SET logged_at = now()
+UPDATE rl.steps SET logged_at = rl.now()
  WHERE model_name = %(model_name)s AND step = ANY (%(steps)s::int[])
 
 -- steps_of_versions --
@@ -153,7 +153,7 @@ SELECT substr("modelId", length(%(model_name)s) + 2) FROM public.trained_models
 INSERT INTO public.trained_models (id, "modelId", version, "baseModel", "trainingBatch", status,
                                    "storagePath", "avgReward", "updatedAt")
 VALUES (%(model_id)s, %(model_id)s, %(version)s, %(base_model)s, %(batch_id)s, 'training',
-        %(checkpoint)s, %(avg_reward)s, now() AT TIME ZONE 'utc')
+        %(checkpoint)s, %(avg_reward)s, rl.now() AT TIME ZONE 'utc')
 
 -- mark_trajectories_used --
 -- Joined to the ids, not filtered by them: on young tables the planner would test each row against
@@ -161,7 +161,7 @@ VALUES (%(model_id)s, %(model_id)s, %(version)s, %(base_model)s, %(batch_id)s, '
 UPDATE public.trajectories t
    SET "usedInTraining" = true, "trainedInBatch" = %(batch_id)s,
        "aiJudgeReward" = s.score, "aiJudgeReasoning" = s.reasoning,
-       "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = now() AT TIME ZONE 'utc'
+       "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = rl.now() AT TIME ZONE 'utc'
   FROM unnest(%(trajectory_ids)s::text[]) AS trained (trajectory_id)
   JOIN rl.scores s ON s.trajectory_id = trained.trajectory_id AND s.model_name = %(model_name)s
   JOIN rl.windows w ON w.window_id = s.window_id AND w.model_name = s.model_name
@@ -182,7 +182,7 @@ WITH moved AS (
        AND s.step > moved.after_step AND s.step <= moved.up_to_step
 ), ready AS (
     UPDATE public.trained_models m
-       SET status = 'ready', "updatedAt" = now() AT TIME ZONE 'utc'
+       SET status = 'ready', "updatedAt" = rl.now() AT TIME ZONE 'utc'
       FROM published p
      WHERE m."modelId" = %(model_name)s || '-' || p.version AND m.status = 'training'
 )

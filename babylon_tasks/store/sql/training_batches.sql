@@ -11,30 +11,24 @@ SELECT "batchId" AS batch_id, "scenarioId" AS window_id, "modelVersion" AS versi
 SELECT "batchId" AS batch_id, "scenarioId" AS window_id, "modelVersion" AS version, status, error
   FROM public.training_batches WHERE "batchId" = %(batch_id)s
 
--- attach_request --
--- The window's first request; the window trains alone from now on.
-UPDATE rl.windows SET batch_id = %(batch_id)s
- WHERE model_name = %(model_name)s AND window_id = %(window_id)s
-   AND state IN ('due', 'scored') AND batch_id IS NULL
-
 -- start_request --
 UPDATE public.training_batches
-   SET status = 'training', "startedAt" = now() AT TIME ZONE 'utc'
+   SET status = 'training', "startedAt" = rl.now() AT TIME ZONE 'utc'
  WHERE "batchId" = %(batch_id)s AND status = 'pending'
 
 -- insert_batch --
 INSERT INTO public.training_batches (id, "batchId", "scenarioId", "baseModel", "modelVersion",
                                      "trajectoryIds", "rewardsJson", status, "startedAt")
 VALUES (%(batch_id)s, %(batch_id)s, %(window_id)s, %(base_model)s, %(version)s, '[]', '[]',
-        'training', now() AT TIME ZONE 'utc')
+        'training', rl.now() AT TIME ZONE 'utc')
 
 -- complete_request --
 UPDATE public.training_batches
    SET status = 'completed', error = NULL, "modelVersion" = %(version)s,
        "baseModel" = %(base_model)s, "trajectoryIds" = %(trajectory_ids)s,
        "rewardsJson" = %(rewards)s, "trainingLoss" = %(loss)s,
-       "startedAt" = (now() - make_interval(secs => %(seconds)s)) AT TIME ZONE 'utc',
-       "completedAt" = now() AT TIME ZONE 'utc'
+       "startedAt" = (rl.now() - make_interval(secs => %(seconds)s)) AT TIME ZONE 'utc',
+       "completedAt" = rl.now() AT TIME ZONE 'utc'
  WHERE "batchId" = %(batch_id)s
 
 -- complete_known --
@@ -42,7 +36,7 @@ UPDATE public.training_batches
 UPDATE public.training_batches b
    SET status = 'completed', error = NULL, "modelVersion" = s.version,
        "trainingLoss" = (s.metrics ->> 'loss')::float8,
-       "completedAt" = now() AT TIME ZONE 'utc'
+       "completedAt" = rl.now() AT TIME ZONE 'utc'
   FROM rl.windows w
   JOIN rl.steps s ON s.model_name = w.model_name AND s.step = w.trained_step
  WHERE b."batchId" = %(batch_id)s AND b.status IN ('pending', 'training')
@@ -50,7 +44,7 @@ UPDATE public.training_batches b
 
 -- fail_request --
 UPDATE public.training_batches
-   SET status = 'failed', error = %(error)s, "completedAt" = now() AT TIME ZONE 'utc'
+   SET status = 'failed', error = %(error)s, "completedAt" = rl.now() AT TIME ZONE 'utc'
  WHERE "batchId" = %(batch_id)s AND status IN ('pending', 'training')
 
 -- reopen_request --

@@ -1,0 +1,300 @@
+-- Every statement that claims or changes a row of rl.windows; no other file has one.
+--
+-- A window goes due → scored → trained, or ends skipped or failed. Where from and to are the same,
+-- something else about it changes. Each entry names from → to, the statement, by whom, and what else
+-- the row must match (score_rev: as it was read; lease: still held). `resets`: as in a new row;
+-- `sets`: to another value. tests/integration/test_window_transitions.py reads this table.
+--
+-- (none) → due                        produce_windows   producer
+--     sets    agents, trajectories
+-- skipped → due                       produce_windows   producer
+--     resets  reason, attempts, may_share, not_before, due_at, late
+--     sets    agents, trajectories
+-- scored, trained, failed → same      produce_windows   producer
+--     sets    late
+-- (none) → due                        enqueue_window    by hand, request
+--     sets    agents, trajectories
+-- due, scored → same                  attach_request    request
+--     sets    batch_id
+-- due → same                          claim_due         scorer
+-- due → scored                        mark_scored       scorer     score_rev, lease
+--     resets  reason, attempts, may_share, last_error, not_before, skipped_at
+--     sets    scorer, score_rev, agents, trajectories, text_bytes, funnel, claimed_by, scored_at
+-- due → skipped                       mark_scored       scorer     score_rev, lease
+--     resets  attempts, may_share, last_error, not_before
+--     sets    scorer, score_rev, reason, agents, trajectories, text_bytes, funnel, claimed_by,
+--             scored_at, skipped_at
+-- scored → trained                    mark_trained      trainer    score_rev
+--     resets  reason, last_error
+--     sets    trained_step, trained_at, funnel, claimed_by
+-- scored → due                        rescore_window    trainer    score_rev
+--     resets  reason, not_before
+-- scored → due, same                  put_back_window   trainer    score_rev
+--     sets    last_error, not_before, claimed_by
+-- scored → skipped                    end_window        trainer    score_rev
+--     resets  last_error
+--     sets    reason, skipped_at, funnel, claimed_by
+-- due → failed                        end_window        scorer     score_rev
+--     resets  reason
+--     sets    last_error, attempts, failed_at, claimed_by
+-- scored → failed                     end_window        trainer    score_rev
+--     resets  reason
+--     sets    last_error, attempts, failed_at, claimed_by
+-- due → same                          postpone_window   scorer     score_rev
+--     sets    attempts, last_error, not_before, claimed_by
+-- scored → same                       postpone_window   trainer    score_rev
+--     sets    attempts, last_error, not_before, claimed_by
+-- scored → same                       split_windows     trainer
+--     sets    may_share, last_error, claimed_by
+-- due → same                          reap_scores       scorer
+--     sets    attempts, last_error
+-- due → failed                        reap_scores       scorer
+--     sets    attempts, last_error, failed_at
+-- scored → same                       reap_steps        trainer
+--     sets    may_share, attempts, last_error
+-- scored → failed                     reap_steps        trainer
+--     sets    may_share, attempts, last_error, failed_at
+-- failed, skipped → due               retry_windows     by hand
+--     resets  attempts, may_share, reason, last_error, not_before, due_at
+-- due, scored, skipped, failed → due  score_otherwise   by hand
+--     resets  attempts, may_share, reason, last_error, not_before, due_at
+--     sets    scoring, score_rev
+--
+-- A row of trajectories belongs to a window by the expression that windows.sql explains.
+
+-- produce_windows --
+-- One row for each window that has ended, settled and has enough agents, and fresh counts for the
+-- ones that have a row. Rows that come after scoring are late; a skipped window whose agents grew
+-- in number opens again. Reports the windows made or reopened.
+-- Hour by hour, since a probe of the index an hour is four times as fast as a scan over them all.
+WITH hours AS (
+    SELECT (to_char(hour, 'YYYY-MM-DD"T"HH24:00') COLLATE "C") AS window_id
+      FROM generate_series(
+               date_trunc('hour', (rl.now() AT TIME ZONE 'utc')
+                                  - make_interval(hours => %(lookback_hours)s)),
+               (rl.now() AT TIME ZONE 'utc')
+                   - make_interval(hours => 1, secs => %(settle_seconds)s),
+               interval '1 hour') AS hour
+), counted AS MATERIALIZED (
+    SELECT h.window_id, c.agents, c.trajectories
+      FROM hours h
+     CROSS JOIN LATERAL (
+          SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
+            FROM public.trajectories
+           WHERE "isTrainingData" AND NOT "isEvaluation"
+             AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = h.window_id
+             AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
+          ) c
+     WHERE c.trajectories > 0
+), made AS (
+    INSERT INTO rl.windows (window_id, model_name, state, agents, trajectories, not_before, due_at)
+    SELECT window_id, %(model_name)s, 'due', agents, trajectories, rl.now(), rl.now()
+      FROM counted
+     WHERE agents >= %(min_agents)s
+        ON CONFLICT DO NOTHING
+    RETURNING window_id
+), reopened AS (
+    UPDATE rl.windows w
+       SET state = 'due', reason = NULL, attempts = 0, may_share = NULL, not_before = rl.now(),
+           due_at = rl.now(), agents = c.agents, trajectories = c.trajectories, late = 0
+      FROM counted c
+     WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
+       AND w.state = 'skipped' AND c.agents > w.agents AND c.agents >= %(min_agents)s
+    RETURNING w.window_id
+), recounted AS (
+    UPDATE rl.windows w
+       SET late = c.trajectories - w.trajectories
+      FROM counted c
+     WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
+       AND w.state IN ('scored', 'trained', 'failed')
+       AND w.late <> greatest(c.trajectories - w.trajectories, 0)
+       AND c.trajectories >= w.trajectories
+    RETURNING w.window_id
+)
+SELECT window_id FROM made
+UNION ALL
+SELECT window_id FROM reopened
+ORDER BY window_id
+
+-- enqueue_window --
+-- Make one window due by name; nothing where it has a row.
+INSERT INTO rl.windows (window_id, model_name, state, agents, trajectories, not_before, due_at)
+VALUES (%(window_id)s, %(model_name)s, 'due', %(agents)s, %(trajectories)s, rl.now(), rl.now())
+ON CONFLICT DO NOTHING
+RETURNING window_id
+
+-- attach_request --
+-- The window's first request; the window trains alone from now on.
+UPDATE rl.windows SET batch_id = %(batch_id)s
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state IN ('due', 'scored') AND batch_id IS NULL
+
+-- claim_due --
+-- Lease due windows that nobody holds, oldest first, and begin an attempt at each. One that failed
+-- before is claimed alone, after the others: should it kill its worker again, it kills only itself.
+-- Claims at the same moment pass each other's rows by (SKIP LOCKED); the lease's row decides where
+-- they meet all the same.
+WITH free AS (
+    SELECT w.window_id, w.attempts
+      FROM rl.windows w
+     WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= rl.now()
+       AND COALESCE(w.scoring, %(scoring)s) = ANY (%(scorers)s::text[])
+       AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s))
+       AND NOT EXISTS (SELECT FROM rl.leases l
+                        WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
+                          AND l.expires_at > rl.clock_timestamp())
+     ORDER BY (w.attempts > 0), w.window_id
+     LIMIT %(limit)s
+       FOR UPDATE OF w SKIP LOCKED
+), ranked AS (
+    SELECT window_id, attempts, row_number() OVER (ORDER BY (attempts > 0), window_id) AS place
+      FROM free
+), leased AS (
+    INSERT INTO rl.leases AS held (resource, holder, token, expires_at, acquired_at)
+    SELECT 'window/' || %(model_name)s || '/' || window_id, %(holder)s,
+           nextval('rl.lease_tokens'),
+           rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s), rl.clock_timestamp()
+      FROM ranked
+     WHERE attempts = 0 OR place = 1
+     ORDER BY 1
+    ON CONFLICT (resource) DO UPDATE
+       SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,
+           acquired_at = excluded.acquired_at
+     WHERE held.expires_at <= rl.clock_timestamp()
+    RETURNING resource, token
+)
+INSERT INTO rl.attempts (model_name, window_id, token, stage, holder, started_at)
+SELECT %(model_name)s, right(resource, 16), token, 'score', %(holder)s, rl.clock_timestamp()
+  FROM leased
+RETURNING window_id, token
+
+-- mark_scored --
+UPDATE rl.windows
+   SET state = %(state)s, scorer = %(scorer)s, score_rev = score_rev + 1, reason = %(reason)s,
+       agents = %(agents)s, trajectories = %(trajectories)s, text_bytes = %(text_bytes)s,
+       funnel = %(funnel)s, attempts = 0, may_share = NULL, last_error = NULL,
+       not_before = rl.now(), claimed_by = %(holder)s, scored_at = rl.now(),
+       skipped_at = CASE WHEN %(state)s = 'skipped' THEN rl.now() END
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = 'due' AND score_rev = %(score_rev)s
+   AND EXISTS (SELECT 1 FROM rl.leases
+                WHERE resource = %(resource)s AND token = %(token)s
+                  AND expires_at > rl.clock_timestamp())
+
+-- mark_trained --
+UPDATE rl.windows w
+   SET state = 'trained', trained_step = %(step)s, trained_at = rl.now(), last_error = NULL,
+       reason = NULL, claimed_by = %(holder)s, funnel = w.funnel || c.funnel
+  FROM unnest(%(window_ids)s::text[], %(score_revs)s::int[], %(funnels)s::jsonb[])
+       AS c (window_id, score_rev, funnel)
+ WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
+   AND w.state = 'scored' AND w.score_rev = c.score_rev
+
+-- rescore_window --
+-- A trace was rewritten after it was judged: the window is due again.
+UPDATE rl.windows
+   SET state = 'due', reason = NULL, not_before = rl.now()
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = 'scored' AND score_rev = %(score_rev)s
+
+-- put_back_window --
+-- A scored window that lacks what only a setting or another server can bring: looked at again, or
+-- scored again, after half the time that it has waited for, since each look reads all its traces.
+UPDATE rl.windows
+   SET state = %(state)s, last_error = %(last_error)s, claimed_by = %(holder)s,
+       not_before = rl.now() + make_interval(secs => greatest(
+           %(least_seconds)s, least(extract(epoch FROM rl.now() - due_at) / 2, %(most_seconds)s)))
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = 'scored' AND score_rev = %(score_rev)s
+
+-- end_window --
+-- A window that goes no further: skipped or failed, with the reason.
+UPDATE rl.windows
+   SET state = %(state)s, reason = %(reason)s, last_error = %(last_error)s,
+       attempts = %(attempts)s, claimed_by = %(holder)s, funnel = funnel || %(funnel)s,
+       skipped_at = CASE WHEN %(state)s = 'skipped' THEN rl.now() ELSE skipped_at END,
+       failed_at = CASE WHEN %(state)s = 'failed' THEN rl.now() ELSE failed_at END
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = %(from_state)s AND score_rev = %(score_rev)s
+
+-- postpone_window --
+-- Try again later; the wait is kept here, since a broker's delays do not survive it.
+UPDATE rl.windows
+   SET attempts = %(attempts)s, last_error = %(last_error)s, claimed_by = %(holder)s,
+       not_before = greatest(not_before, rl.now() + make_interval(secs => %(wait_seconds)s))
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+   AND state = %(from_state)s AND score_rev = %(score_rev)s
+
+-- split_windows --
+-- They failed together: fewer of them may meet in the next step.
+UPDATE rl.windows
+   SET may_share = %(may_share)s, last_error = %(last_error)s, claimed_by = %(holder)s
+ WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s) AND state = 'scored'
+
+-- reap_scores --
+-- Several windows are claimed at once, and any of them may have been the death of the worker. So
+-- the first such end only makes a window be claimed alone; from the second on it counts.
+WITH lost AS (
+    UPDATE rl.attempts a
+       SET ended_at = rl.clock_timestamp(), outcome = 'lost',
+           error = a.holder || ' died, or hung until its lease ran out'
+     WHERE a.model_name = %(model_name)s AND a.stage = 'score' AND a.ended_at IS NULL
+       AND NOT EXISTS (SELECT FROM rl.leases l
+                        WHERE l.resource = 'window/' || a.model_name || '/' || a.window_id
+                          AND l.token = a.token AND l.expires_at > rl.clock_timestamp())
+    RETURNING a.window_id, a.error
+)
+UPDATE rl.windows w
+   SET attempts = w.attempts + 1, last_error = lost.error,
+       state = CASE WHEN w.attempts > 0 AND w.attempts + 1 >= %(max_attempts)s
+                    THEN 'failed' ELSE w.state END,
+       failed_at = CASE WHEN w.attempts > 0 AND w.attempts + 1 >= %(max_attempts)s
+                        THEN rl.now() ELSE w.failed_at END
+  FROM lost
+ WHERE w.model_name = %(model_name)s AND w.window_id = lost.window_id AND w.state = 'due'
+RETURNING w.window_id, w.state, w.batch_id, w.last_error
+
+-- reap_steps --
+-- For the holder of the model's lease: whoever else began a step can no longer commit it. Windows
+-- that were together are tried again by halves; one that was alone has an attempt counted. Where a
+-- job at W&B was under way, the next attempt goes on with it, over the same windows, and none of
+-- them is suspected; others are, which were tried while an older job was open.
+WITH lost AS (
+    UPDATE rl.attempts a
+       SET ended_at = rl.clock_timestamp(), outcome = 'lost',
+           error = a.holder || ' died, or hung until its lease ran out'
+     WHERE a.model_name = %(model_name)s AND a.stage = 'train' AND a.ended_at IS NULL
+    RETURNING a.window_id, a.token, a.error
+), counted AS (
+    SELECT window_id, error, count(*) OVER (PARTITION BY token)::int AS together FROM lost
+     WHERE NOT EXISTS (SELECT FROM rl.jobs j
+                        WHERE j.model_name = %(model_name)s AND j.token = lost.token
+                          AND j.ended_at IS NULL AND j.windows ? lost.window_id)
+)
+UPDATE rl.windows w
+   SET last_error = c.error,
+       may_share = (c.together + 1) / 2,
+       attempts = w.attempts + (c.together = 1)::int,
+       state = CASE WHEN c.together = 1 AND w.attempts + 1 >= %(max_attempts)s
+                    THEN 'failed' ELSE w.state END,
+       failed_at = CASE WHEN c.together = 1 AND w.attempts + 1 >= %(max_attempts)s
+                        THEN rl.now() ELSE w.failed_at END
+  FROM counted c
+ WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id AND w.state = 'scored'
+RETURNING w.window_id, w.state, w.batch_id, w.last_error
+
+-- retry_windows --
+-- By hand: as if they had just become due.
+UPDATE rl.windows
+   SET state = 'due', attempts = 0, may_share = NULL, reason = NULL, last_error = NULL,
+       not_before = rl.now(), due_at = rl.now()
+ WHERE model_name = %(model_name)s AND state IN ('failed', 'skipped')
+   AND (%(window_ids)s::text[] IS NULL AND state = 'failed' OR window_id = ANY (%(window_ids)s))
+RETURNING window_id, batch_id
+
+-- score_otherwise --
+-- By hand: due again, for another scorer. Whoever scores or trains it now is refused at the end.
+UPDATE rl.windows
+   SET scoring = %(scoring)s, state = 'due', score_rev = score_rev + 1, attempts = 0,
+       may_share = NULL, reason = NULL, last_error = NULL, not_before = rl.now(), due_at = rl.now()
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s AND state <> 'trained'
