@@ -84,16 +84,10 @@ def window_row(context: Context, window: str) -> dict[str, Any]:
     """The window's row, with the seconds that it has to wait yet."""
     return one(
         context,
-        """SELECT *, extract(epoch FROM not_before - now())::float8 AS waits FROM rl.windows
+        """SELECT *, extract(epoch FROM not_before - rl.now())::float8 AS waits FROM rl.windows
             WHERE window_id = %s""",
         window,
     )
-
-
-def let_try_again(context: Context) -> None:
-    """As if all waits were over."""
-    with context.database.transaction() as tx:
-        tx.execute("UPDATE rl.windows SET not_before = now()")
 
 
 def prompt(request: Received) -> str:

@@ -14,11 +14,11 @@ from babylon_tasks import pipeline
 from babylon_tasks.scoring.judge import prompt as judge_prompt
 from babylon_tasks.work.context import Context
 from tests import judge_server as judge
+from tests.clock import let_waits_pass
 from tests.judge_server import Behaviour, JudgeServer, Received
 from tests.judged import (
     add_judged_window,
     assert_costs_add_up,
-    let_try_again,
     marks,
     play,
     prompt,
@@ -175,7 +175,7 @@ def test_no_good_answer_at_all_counts_attempts_until_the_window_fails(
     assert 25 < row["waits"] <= 30
     assert pipeline.score(context) == []
     assert len(server.requests) == 9  # it waits
-    let_try_again(context)
+    let_waits_pass(context)
     assert pipeline.score(context) == []
     row = window_row(context, window)
     assert (row["state"], row["attempts"]) == ("failed", 2)

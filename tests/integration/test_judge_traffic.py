@@ -14,6 +14,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.scoring.judge import client as asking
 from babylon_tasks.work.context import Context
 from tests import judge_server as judge
+from tests.clock import let_waits_pass, move_clock
 from tests.judge_server import Behaviour, JudgeServer, Received
 from tests.judged import (
     THREE,
@@ -21,7 +22,6 @@ from tests.judged import (
     assert_costs_add_up,
     every_row,
     judged_windows,
-    let_try_again,
     marks,
     stored,
     wait_for_requests,
@@ -103,7 +103,7 @@ def test_while_it_stays_away_windows_wait_and_no_attempt_counts(
     assert query(context, "SELECT * FROM rl.leases") == []
     server.default = judge.good
     assert pipeline.score(context) == []  # not before its time
-    let_try_again(context)
+    let_waits_pass(context)
     assert pipeline.score(context) == [window]
     assert window_row(context, window)["last_error"] is None
 
@@ -242,6 +242,13 @@ def test_a_providers_key_does_not_go_to_another_address(
 # --- money ---
 
 
+def let_a_day_begin(context: Context) -> None:
+    """Let time pass until the next midnight, UTC."""
+    rest = """SELECT extract(epoch FROM date_trunc('day', t) + interval '1 day' - t)::float8 AS rest
+                FROM (SELECT rl.now() AT TIME ZONE 'utc') AS now (t)"""
+    move_clock(context, one(context, rest)["rest"])
+
+
 def dear(make_judged: MakeContext, **changes: Any) -> Context:
     """A worker whose judge takes a dollar a token of its answer; a question may cost $560."""
     return make_judged(judge_input_usd_per_million=0.0, judge_output_usd_per_million=1e6, **changes)
@@ -252,6 +259,7 @@ def test_the_daily_limit_stops_judging_and_says_so(
 ) -> None:
     context = dear(make_judged, judge_daily_usd=750.0, judge_concurrency=1, retry_seconds=30.0)
     windows = judged_windows(context, 5)
+    let_a_day_begin(context)  # none ends while the windows wait
     done = pipeline.score(context)
     spent = one(context, "SELECT sum(usd) AS usd FROM rl.judgments")["usd"]
     assert 0 < len(done) < 5
@@ -264,15 +272,13 @@ def test_the_daily_limit_stops_judging_and_says_so(
         assert "the judge's daily limit is reached" in row["last_error"]
         assert f"${spent:.4f} of JUDGE_DAILY_USD=750" in row["last_error"]
         assert row["waits"] > 500
-    let_try_again(context)
+    let_waits_pass(context)
     assert pipeline.score(context) == []
     assert len(server.requests) == len(done)
-    # Another day.
-    query(context, "UPDATE rl.judgments SET asked_at = asked_at - interval '1 day' RETURNING 1")
-    let_try_again(context)
+    let_a_day_begin(context)
     assert pipeline.score(context)
     # A higher limit.
-    let_try_again(context)
+    let_waits_pass(context)
     rich = dear(make_judged, judge_daily_usd=1e6)
     pipeline.score(rich)
     assert states(context) == dict.fromkeys(windows, "scored")
@@ -378,7 +384,7 @@ def test_one_question_that_is_refused_does_not_hold_up_the_others(
         add_judged_window(context, windows[1], [0.1, 0.5, 0.9])
         pipeline.produce(context)
         assert pipeline.score(context) == [windows[1]]
-        let_try_again(context)
+        let_waits_pass(context)
         assert pipeline.score(context) == []
         row = window_row(context, windows[0])
         assert (row["state"], row["attempts"]) == ("failed", 2)

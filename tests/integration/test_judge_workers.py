@@ -17,6 +17,7 @@ from babylon_tasks.scoring.judge import prompt, ruler_call
 from babylon_tasks.store import judgments
 from babylon_tasks.store import scores as score_rows
 from babylon_tasks.work.context import Context
+from tests.clock import let_leases_run_out
 from tests.judge_server import Behaviour, JudgeServer, Received
 from tests.judged import (
     THREE,
@@ -54,12 +55,6 @@ class Together(JudgeServer):
         return super().answer_for(request)
 
 
-def die_as_killed(context: Context) -> None:
-    """What a kill -9 leaves: leases that run out, and attempts without an end."""
-    with context.database.transaction() as tx:
-        tx.execute("UPDATE rl.leases SET expires_at = now() - interval '1 second'")
-
-
 @pytest.fixture
 def two_together() -> Iterator[Together]:
     with Together(2) as server:
@@ -93,7 +88,7 @@ def test_an_answer_is_not_bought_again_after_a_death_before_the_commit(
             pipeline.score(context)
     if death is LeaseLost:
         assert len(query(context, "SELECT * FROM rl.leases")) == 3
-        die_as_killed(context)
+        let_leases_run_out(context)
     assert len(server.requests) == 2
     server.meeting.abort()
     kept = query(context, "SELECT * FROM rl.judgments")
@@ -255,7 +250,7 @@ def test_a_lost_lease_ends_the_judging_and_another_worker_buys_nothing_twice(
         # Held by "other", so nobody judges.
         assert pipeline.score(other) == []
         assert len(server.requests) == 1
-        die_as_killed(other)
+        let_leases_run_out(other)
         server.opened.set()
         done = pipeline.score(other) + pipeline.score(other)
         assert sorted(done) == [first, second]
@@ -284,7 +279,7 @@ def test_answers_before_the_lease_was_lost_are_not_bought_again(
             patch.setattr(judgments, "add", added)
             judging = elsewhere.submit(pipeline.score, slow)
             wait_for_requests(server, 2)
-            die_as_killed(other)
+            let_leases_run_out(other)
             with pytest.raises(LeaseLost):
                 judging.result()
         assert len(query(other, "SELECT * FROM rl.judgments")) == 1

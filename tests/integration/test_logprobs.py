@@ -28,6 +28,7 @@ from babylon_tasks.store import logprobs as rows
 from babylon_tasks.training.wandb_jobs import OFFERED
 from babylon_tasks.work.context import Context
 from tests import logprobs_server as vllm
+from tests.clock import let_waits_pass
 from tests.logprobs_server import Fault, LogprobsServer
 from tests.rows import add_trajectory, hours_ago, one, query, states, steps
 from tests.unit.tiny import make_tiny_model
@@ -518,8 +519,7 @@ def test_what_w_and_b_cannot_train_without_them_is_asked_about_again(
         with pytest.raises(NotRecorded):
             pipeline.train(away, ServerlessTrainer(WANDB_KEY))  # type: ignore[arg-type]
         assert states(away) == {window: "due"}
-        with away.database.transaction() as tx:
-            tx.execute("UPDATE rl.windows SET not_before = now()")
+        let_waits_pass(away)
         back = make_asking(**there)
         assert pipeline.score(back) == [window]
         report = pipeline.train(back, ServerlessTrainer(WANDB_KEY))  # type: ignore[arg-type]

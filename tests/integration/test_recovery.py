@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from babylon_tasks.store import leases
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.work.context import Context
+from tests.clock import let_leases_run_out, wait_until_blocked, wait_until_ended
 from tests.integration.conftest import Died
 from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
 from workers.gpu.client import OnBeat, TrainerOptions, TrainerProcess
@@ -41,7 +41,7 @@ def endings(context: Context, stage: str) -> list[str | None]:
 def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
     make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
+    context = make_context(max_attempts=2)
     windows = [hours_ago(h) for h in (4, 3, 2)]
     for window in windows:
         add_window(context, window)
@@ -58,11 +58,11 @@ def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
         pipeline.score(context)
     assert states(context) == {windows[0]: "scored", windows[1]: "due", windows[2]: "due"}
     assert pipeline.score(context) == []  # the lease still runs
-    time.sleep(0.35)
+    let_leases_run_out(context)
     with pytest.raises(Died):
         pipeline.score(context)  # the poison alone
     assert pipeline.score(context) == [windows[2]]
-    time.sleep(0.35)
+    let_leases_run_out(context)
     assert pipeline.score(context) == []
     assert states(context)[windows[1]] == "failed"
     row = one(context, "SELECT * FROM rl.windows WHERE window_id = %s", windows[1])
@@ -76,7 +76,7 @@ def test_a_dead_scorer_costs_an_attempt_and_its_windows_are_claimed_alone(
 def test_a_step_that_kills_its_worker_is_halved_until_the_poison_is_alone(
     make_context: Callable[..., Context], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.1, max_attempts=2)
+    context = make_context(max_attempts=2)
     windows = scored_windows(context, 2, 3, 4)
     poison = windows[1]
     seen: list[list[str]] = []
@@ -94,7 +94,7 @@ def test_a_step_that_kills_its_worker_is_halved_until_the_poison_is_alone(
         try:
             pipeline.train(context, trainer)
         except Died:
-            time.sleep(0.35)
+            let_leases_run_out(context)
     assert states(context) == {windows[0]: "trained", poison: "failed", windows[2]: "trained"}
     assert seen == [windows, windows[:2], windows[:1], [poison], windows[2:], [poison]]
     # Each dead attempt's files go with the next holder of the lease that has work.
@@ -112,7 +112,7 @@ def test_only_the_holder_of_the_lease_removes_what_no_row_names(
     make_context: Callable[..., Context], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another database's checkpoint under the same name is not ours to remove."""
-    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.1)
+    context = make_context()
     scored_windows(context, 2)
     with monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", die)
@@ -133,7 +133,7 @@ def test_only_the_holder_of_the_lease_removes_what_no_row_names(
     )
     assert pipeline.train(context, trainer) is None  # the dead one's lease still runs
     assert checkpoint_files.open_local(orphan["checkpoint"])
-    time.sleep(0.35)
+    let_leases_run_out(context)
     assert pipeline.train(context, trainer)
     assert not Path(orphan["checkpoint"]).exists()
     assert checkpoint_files.open_local(str(theirs))
@@ -190,7 +190,7 @@ def test_a_frozen_transaction_holds_nothing_for_long(
     def freeze() -> None:
         with frozen.transaction() as tx:
             tx.execute("SELECT * FROM rl.windows FOR UPDATE")
-            time.sleep(1.3)
+            wait_until_ended(context.settings.postgres(), tx.info.backend_pid)
             tx.execute("SELECT 1")
 
     with pytest.raises(ServerUnavailable, match="lost the connection"):
@@ -208,22 +208,23 @@ def test_nobody_takes_over_in_the_middle_of_a_commit(
     make_context: Callable[..., Context], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine suspended in its COMMIT past its lease still owns the files that it names."""
-    context, other = make_context(lease_seconds=0.5, heartbeat_seconds=0.1), make_context()
-    other.database.timeout_seconds = 1
+    context, other = make_context(), make_context()
     scored_windows(context, 2)
     real = step_rows.commit
     second = TrainerProcess(TrainerOptions("noop", None, "cpu-1", 1.0, 30.0, 60.0))
+    waiting: list[Future[Any]] = []
 
     def suspended(tx: Any, new: step_rows.Commit) -> str:
         version = real(tx, new)
-        time.sleep(0.6)
-        with ThreadPoolExecutor(1) as pool, pytest.raises(ServerUnavailable):
-            pool.submit(pipeline.train, other, second).result()
+        let_leases_run_out(context)
+        waiting.append(pool.submit(pipeline.train, other, second))
+        wait_until_blocked(context.settings.postgres())
         return version
 
-    with monkeypatch.context() as patch:
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
         patch.setattr("babylon_tasks.store.steps.commit", suspended)
         report = pipeline.train(context, trainer)
+        assert [each.result() for each in waiting] == [None]
     assert report
     assert checkpoint_files.open_local(report.checkpoint)
     assert pipeline.train(other, second) is None
@@ -234,12 +235,12 @@ def test_a_lost_lease_is_counted_by_the_next_holder(
     make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
     """A step whose trainer is silent past the lease (a hung CUDA call) costs an attempt."""
-    context = make_context(lease_seconds=0.3, heartbeat_seconds=0.01)
+    context = make_context(heartbeat_seconds=0)
     scored_windows(context, 2)
 
     class Hanging(Trainer):
         def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
-            time.sleep(0.35)
+            let_leases_run_out(context)
             on_beat(None)
             raise AssertionError("the lease was lost")
 
@@ -280,12 +281,12 @@ def test_a_zombie_cannot_fail_what_another_trains(
     make_context: Callable[..., Context], trainer: Trainer
 ) -> None:
     """Its trainer answers «out of memory» after the lease went."""
-    zombie, other = make_context(lease_seconds=0.3, heartbeat_seconds=0.1), make_context()
+    zombie, other = make_context(), make_context()
     (window,) = scored_windows(zombie, 2)
 
     class Late(Trainer):
         def step(self, request: StepRequest, on_beat: OnBeat) -> StepResult:
-            time.sleep(0.35)
+            let_leases_run_out(zombie)
             with other.database.transaction() as tx:
                 assert leases.acquire(tx, "model/babylon-agent", "other", 30)
             raise Final("CUDA out of memory with one sequence")

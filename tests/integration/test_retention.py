@@ -22,6 +22,7 @@ from babylon_tasks.records.steps import Trainer
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.work.context import Context
+from tests.clock import wait_until_blocked
 from tests.conftest import with_database
 from tests.integration.conftest import Died
 from tests.rows import commit_steps, hours_ago, one, query, scored_windows
@@ -250,8 +251,8 @@ def test_who_moves_the_served_step_waits_for_the_decision(
 
     def meanwhile(*arguments: Any) -> list[int]:
         thread.start()
-        thread.join(0.5)
-        assert rolled_back == []  # it waits for the head's row
+        wait_until_blocked(context.settings.postgres())  # for the head's row
+        assert rolled_back == []
         return real(*arguments)
 
     monkeypatch.setattr("babylon_tasks.store.steps.give_up", meanwhile)

@@ -13,6 +13,7 @@ from babylon_tasks.errors import LeaseLost, StaleClaim
 from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings
 from babylon_tasks.work.context import Context
+from tests.clock import let_leases_run_out
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states, steps
 
 
@@ -99,14 +100,14 @@ def test_the_same_doorbell_ten_times_scores_once(make_context: Callable[..., Con
 def test_a_lease_that_ran_out_cannot_write(
     make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, other = make_context(lease_seconds=0.2, heartbeat_seconds=60), make_context()
+    slow, other = make_context(), make_context()
     window = hours_ago(2)
     add_window(slow, window)
     pipeline.produce(slow)
 
     def overtaken(outcomes):  # type: ignore[no-untyped-def]
         monkeypatch.undo()
-        query(other, "SELECT pg_sleep(0.3)")
+        let_leases_run_out(slow)
         with ThreadPoolExecutor(1) as elsewhere:  # an event loop of its own
             assert elsewhere.submit(pipeline.score, other).result() == [window]
         return heuristic(outcomes)

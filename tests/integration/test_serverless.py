@@ -18,6 +18,7 @@ from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from babylon_tasks.store import jobs
 from babylon_tasks.training.wandb_jobs import OFFERED
 from babylon_tasks.work.context import Context
+from tests.clock import let_leases_run_out, move_clock
 from tests.integration.conftest import Died
 from tests.rows import (
     add_trajectory,
@@ -86,12 +87,6 @@ def dies_at(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
         real(tx, claim, step, sent, said)
 
     monkeypatch.setattr(jobs, "note", note)
-
-
-def forget_lease(context: Context) -> None:
-    """The dead worker's lease runs out."""
-    with context.database.transaction() as tx:
-        tx.execute("UPDATE rl.leases SET expires_at = clock_timestamp()")
 
 
 def job_rows(context: Context) -> list[dict[str, Any]]:
@@ -188,11 +183,9 @@ def test_a_window_without_logprobs_is_read_again_less_and_less_often(
 ) -> None:
     """Each look at it reads all its traces, and nobody may ever mend what it lacks."""
     context = on_wandb(retry_seconds=30)
-    old, _ = scored_windows(context, 3, 2)
-    with context.database.transaction() as tx:
-        tx.execute(
-            "UPDATE rl.windows SET due_at = now() - interval '10 hours' WHERE window_id = %s", [old]
-        )
+    scored_windows(context, 3)
+    move_clock(context, 10 * 3600)
+    scored_windows(context, 2)
     with pytest.raises(NotRecorded):
         pipeline.train(context, InProcess())
     waits = query(
@@ -315,7 +308,7 @@ def test_a_job_whose_id_is_known_is_followed_by_the_next_worker(
             pipeline.train(context, InProcess())
     (job,) = job_rows(context)
     assert (job["state"], job["job_id"]) == ("posted", "job-1")
-    forget_lease(context)
+    let_leases_run_out(context)
     later = scored_windows(context, 9, recorded=True)
     report = pipeline.train(on_wandb(), InProcess())
     assert report
@@ -389,7 +382,7 @@ def test_a_job_whose_id_was_lost_is_found_by_the_step_it_made(
         pipeline.train(context, InProcess())
     (job,) = job_rows(context)
     assert (job["state"], job["job_id"]) == ("intent", None)
-    forget_lease(context)
+    let_leases_run_out(context)
     assert pipeline.train(on_wandb(), InProcess())
     assert server.posts == 1
     assert states(context) == {window: "trained"}
@@ -406,7 +399,7 @@ def test_nothing_is_posted_without_an_intent(
     with pytest.raises(Died):
         pipeline.train(context, InProcess())
     assert (server.posts, job_rows(context)) == (0, [])
-    forget_lease(context)
+    let_leases_run_out(context)
     assert pipeline.train(on_wandb(), InProcess())
     assert server.posts == 1
 
@@ -415,14 +408,14 @@ def test_nothing_is_posted_without_an_intent(
 def test_an_intent_that_was_never_posted_is_posted_after_a_while(
     on_wandb: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = on_wandb(serverless_lost_seconds=1.0)
+    context = on_wandb(serverless_lost_seconds=20.0)
     (window,) = scored_windows(context, 2, recorded=True)
     with monkeypatch.context() as patch:
         patch.setattr("workers.trainer.wandb.client.WandbClient.post_job", _die)
         with pytest.raises(Died):
             pipeline.train(context, InProcess())
-    forget_lease(context)
-    assert pipeline.train(on_wandb(serverless_lost_seconds=1.0), InProcess())
+    let_leases_run_out(context)
+    assert pipeline.train(on_wandb(serverless_lost_seconds=20.0), InProcess())
     assert server.posts == 1
     assert [job["state"] for job in job_rows(context)] == ["lost", "done"]
     assert states(context) == {window: "trained"}
@@ -442,7 +435,7 @@ def test_a_job_about_traces_that_changed_is_abandoned_and_never_beside_the_next(
     pipeline.enqueue(context, window, scoring="heuristic")
     pipeline.score(context)
     assert one(context, "SELECT score_rev > 1 AS again FROM rl.windows")["again"]
-    forget_lease(context)
+    let_leases_run_out(context)
     assert pipeline.train(on_wandb(), InProcess())
     first, second = job_rows(context)
     assert (first["state"], second["state"]) == ("abandoned", "done")
@@ -463,7 +456,7 @@ def test_a_window_that_kills_its_worker_is_not_excused_by_anothers_open_job(
         patch.setattr("babylon_tasks.store.steps.commit", _die)
         with pytest.raises(Died):
             pipeline.train(context, InProcess())
-    forget_lease(context)
+    let_leases_run_out(context)
     with context.database.transaction() as tx:  # its result cannot become a step any more
         tx.execute("UPDATE rl.windows SET state = 'skipped', agents = 99")
     (deadly,) = scored_windows(context, 2, recorded=True)
@@ -471,7 +464,7 @@ def test_a_window_that_kills_its_worker_is_not_excused_by_anothers_open_job(
         patch.setattr("babylon_tasks.training.step.collect", _die)
         with pytest.raises(Died):
             pipeline.train(context, InProcess())
-    forget_lease(context)
+    let_leases_run_out(context)
     report = pipeline.train(on_wandb(), InProcess())
     assert report
     rows = query(context, "SELECT window_id, attempts FROM rl.windows ORDER BY window_id")
@@ -502,7 +495,7 @@ def test_a_zombie_posts_nothing_and_notes_nothing(
 
     def late(self: Any, request: StepRequest, tell: Any) -> StepResult:
         monkeypatch.setattr(ServerlessTrainer, "step", real)
-        forget_lease(zombie)
+        let_leases_run_out(zombie)
         assert pipeline.train(on_wandb(), InProcess())
         add_window(zombie, hours_ago(3), recorded=True)
         return real(self, request, tell)

@@ -28,6 +28,7 @@ from babylon_tasks.settings import Settings
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
+from tests.clock import let_leases_run_out, let_waits_pass
 from tests.rows import (
     add_request,
     add_trajectory,
@@ -199,12 +200,11 @@ def test_tokens_cut_a_step(make_context: Callable[..., Context], trainer: Traine
 
 def test_a_zombie_writes_nothing(make_context: Callable[..., Context], trainer: Trainer) -> None:
     """A node is cut off past its lease while it trains; another one trains the window."""
-    zombie = make_context(lease_seconds=0.3, heartbeat_seconds=60)
-    other = make_context(lease_seconds=30)
+    zombie, other = make_context(), make_context()
     windows = scored_windows(zombie, 2)
 
     def overtaken(request: StepRequest, samples: list[Sample]) -> None:
-        query(other, "SELECT pg_sleep(0.4)")
+        let_leases_run_out(zombie)
         with ThreadPoolExecutor(1) as elsewhere:
             second = TrainerProcess(TrainerOptions("noop", None, "cpu-1", 1.0, 30.0, 60.0))
             report = elsewhere.submit(pipeline.train, other, second).result()
@@ -395,10 +395,10 @@ def test_attempts_wait_longer_each_time(
     waits = []
     for _ in range(3):
         pipeline.train(context, Scripted(trainer, die))
-        row = one(context, "SELECT not_before - now() AS wait FROM rl.windows")
+        row = one(context, "SELECT not_before - rl.now() AS wait FROM rl.windows")
         waits.append(round(row["wait"].total_seconds(), -2))
         assert pipeline.train(context, Scripted(trainer, die)) is None
-        query(context, "UPDATE rl.windows SET not_before = now() RETURNING 1")
+        let_waits_pass(context)
     assert waits == [200, 400, 800]
 
 
