@@ -3,7 +3,7 @@
     python benchmarks/step_memory.py [--json]
 
 12,000 recorded calls as in train_step.py (about 10 million tokens) go through the trainer with the
-tiny model: the file of samples is read, tokenized, packed and handed over by ART, every micro-batch
+tiny model: the file of samples is read, tokenized, packed, every micro-batch
 is put together, and the checkpoint is written. Only the first micro-batches, which hold the longest
 calls, are also trained: one needs as much memory as the other, and all would take an hour.
 """
@@ -33,8 +33,9 @@ from recorded_calls import recorded_calls, write_samples
 
 from babylon_tasks.records.steps import Hyperparameters, StepRequest
 from babylon_tasks.simulation.tiny_model import make_tiny_model
+from workers.trainer.torch import trainer as torch_trainer
 from workers.trainer.torch.batches import StepTensors, micro_batches
-from workers.trainer.torch.service import TorchService
+from workers.trainer.torch.step import TorchStep
 from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
@@ -43,12 +44,10 @@ AGENTS, CALLS = 200, 60
 TRAINED = 3  # micro-batches
 
 
-class ShortService(TorchService):
+class ShortStep(TorchStep):
     """Puts every micro-batch together and trains the first few."""
 
-    def _optimize(
-        self, optimizer: torch.optim.Optimizer, step: StepTensors, config: Any, loss_config: Any
-    ) -> dict[str, float]:
+    def _optimize(self, optimizer: torch.optim.Optimizer, step: StepTensors) -> None:
         batches = micro_batches(step.lengths, self._model.most_tokens_at_once)
         for rows in batches:
             step.take(rows, self._model.device)
@@ -58,7 +57,7 @@ class ShortService(TorchService):
             starts=[step.starts[row] for row in rows],
             lengths=[step.lengths[row] for row in rows],
         )
-        return super()._optimize(optimizer, some, config, loss_config)
+        super()._optimize(optimizer, some)
 
 
 def peak_bytes() -> int:
@@ -82,7 +81,7 @@ def measure(folder: Path) -> dict[str, Any]:
         ),
     )  # fmt: skip
     before = peak_bytes()
-    trainer.TorchService = ShortService  # type: ignore[misc]
+    torch_trainer.TorchStep = ShortStep  # type: ignore[misc]
     started = time.monotonic()
     result = trainer.step(request, lambda progress: None)
     return {

@@ -54,7 +54,7 @@ from art.loss import loss_fn, shift_tensor
 from art.preprocessing.pack import packed_tensors_from_dir
 from recorded_calls import recorded_calls, write_samples
 
-from babylon_tasks.records.steps import Hyperparameters, StepRequest, StepResult
+from babylon_tasks.records.steps import Hyperparameters, Sample, StepRequest, StepResult
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from workers.trainer.samples import read_samples, trajectory_groups
 from workers.trainer.torch import checkpoint
@@ -62,6 +62,7 @@ from workers.trainer.torch.batches import StepTensors
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.tokenized import tokenize_groups
 from workers.trainer.torch.trainer import TorchTrainer
+from workers.trainer.wandb.recorded import trajectory
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 
@@ -166,6 +167,23 @@ class ArtShapedBackend(LocalBackend):  # type: ignore[misc]
         return self._service
 
 
+def art_groups(samples: list[Sample]) -> list[art.TrajectoryGroup]:
+    """ART's form of the samples, its answers as plain messages."""
+    return [
+        art.TrajectoryGroup(
+            trajectory(
+                one,
+                [
+                    [*call.prompt(), {"role": "assistant", "content": call.response}]
+                    for call in one.calls
+                ],
+            )
+            for one in group
+        )
+        for group in trajectory_groups(samples)
+    ]
+
+
 def art_shaped_step(model: LanguageModel, request: StepRequest) -> tuple[Cost, ArtShapedService]:
     """Run one step of ART's shape; its cost with all rows."""
     service = ArtShapedService(model, request)
@@ -178,7 +196,7 @@ def art_shaped_step(model: LanguageModel, request: StepRequest) -> tuple[Cost, A
     )
     step = backend.train(
         trained,
-        trajectory_groups(read_samples(request.samples_path)),
+        art_groups(read_samples(request.samples_path)),
         learning_rate=wanted.learning_rate,
         kl_penalty_coef=wanted.kl_penalty,
         advantage_balance=1 - wanted.negative_scale,

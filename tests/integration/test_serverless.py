@@ -32,7 +32,7 @@ from tests.rows import (
 )
 from tests.wandb_server import KEY, WandbServer, wait_until
 from workers.gpu.client import TrainerOptions, TrainerProcess
-from workers.trainer.wandb import trainer
+from workers.trainer.wandb import job
 from workers.trainer.wandb.trainer import ServerlessTrainer
 
 NAME = "wandb-artifact:///team/babylon-rl/babylon-agent"
@@ -59,7 +59,7 @@ def on_wandb(
     make_context: Callable[..., Context], server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Context]:
     """Workers that train on `server`."""
-    monkeypatch.setattr(trainer, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(job, "POLL_SECONDS", 0.02)
 
     def make(**changes: Any) -> Context:
         return make_context(

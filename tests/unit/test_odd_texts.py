@@ -71,9 +71,8 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
 
 def check(chat: ChatFormat, given: list[Sample]) -> TokenizedGroups:
     """Tokenize, pack and batch; every call is either a sequence or counted as dropped."""
-    groups = trajectory_groups(given)
-    tokenized = tokenize_groups(chat, groups, LIMIT)
-    calls = sum(1 + len(t.additional_histories) for group in groups for t in group)
+    tokenized = tokenize_groups(chat, trajectory_groups(given), LIMIT)
+    calls = sum(len(one.calls) for one in given)
     sequences = tokenized.sequences
     assert len(sequences) + tokenized.dropped.total() <= calls
     if len(sequences):

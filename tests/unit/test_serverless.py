@@ -52,7 +52,7 @@ from babylon_tasks.settings import Settings
 from babylon_tasks.training.wandb_jobs import OFFERED
 from tests import wandb_server as wandb
 from tests.wandb_server import KEY, Behaviour, WandbServer
-from workers.trainer.wandb import client, trainer
+from workers.trainer.wandb import client, job
 from workers.trainer.wandb.trainer import ServerlessTrainer
 
 NAME = "wandb-artifact:///team/babylon-rl/agent:step1"
@@ -66,9 +66,9 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(trainer, "MAX_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(trainer, "UNKNOWN_SECONDS", 0.3)
+    monkeypatch.setattr(job, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(job, "MAX_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(job, "UNKNOWN_SECONDS", 0.3)
 
 
 class Attempt:

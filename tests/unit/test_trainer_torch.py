@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import dataclasses
 import json
@@ -26,6 +25,7 @@ import art.preprocessing.tokenize as art_tokenize
 import torch
 from art.loss import loss_fn
 from art.preprocessing.pack import packed_tensors_from_tokenized_results
+from art.trajectories import TrajectoryGroup
 from openai.types.chat.chat_completion import Choice
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
@@ -34,7 +34,7 @@ from babylon_tasks.errors import CheckpointUnreadable, Final, TrainerDied, UserE
 from babylon_tasks.records.steps import Call, Logprobs, Progress, Sample, StepRequest, StepResult
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
 from workers.gpu.client import TrainerOptions, TrainerProcess
-from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
+from workers.trainer.samples import read_samples, trajectory_groups
 from workers.trainer.torch import gradients
 from workers.trainer.torch.batches import StepTensors, micro_batches
 from workers.trainer.torch.chat_format import ChatFormat
@@ -42,6 +42,7 @@ from workers.trainer.torch.gradients import accumulate_within_memory
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.tokenized import tokenize_groups
 from workers.trainer.torch.trainer import TorchTrainer
+from workers.trainer.wandb.recorded import trajectory
 
 # ART correlates the recorded logprobs, of which there are none.
 pytestmark = pytest.mark.filterwarnings("ignore:cov")
@@ -175,6 +176,7 @@ def test_packed_tensors_are_arts_plus_the_end_token(
     samples = random_samples(seed)
     samples = with_logprobs(chat, samples, seed) if recorded else samples
     groups = trajectory_groups(samples)
+    art_groups = [TrajectoryGroup(art_trajectory(one) for one in group) for group in groups]
     arts_tokenize = art_tokenize.tokenize_trajectory
 
     def with_end(*args: object, **kwargs: object) -> object:
@@ -193,7 +195,7 @@ def test_packed_tensors_are_arts_plus_the_end_token(
         list(
             art_tokenize.tokenize_trajectory_groups(
                 chat._tokenizer,
-                with_choices(groups, samples),
+                with_choices(art_groups, samples),
                 True,
                 True,
                 shuffle_group_trajectories=False,
@@ -204,7 +206,7 @@ def test_packed_tensors_are_arts_plus_the_end_token(
         advantage_balance=1 - negative_scale,
         pack_results=False,
     )
-    found = tokenize_groups(chat, groups, 4096, recorded_logprobs(samples))
+    found = tokenize_groups(chat, groups, 4096)
     ours = rows_of(found.sequences.packed(1 - negative_scale))
     assert any(not row["logprobs"].isnan().all() for row in ours) == recorded
     assert len(ours) == theirs["tokens"].shape[0]
@@ -219,11 +221,18 @@ def test_packed_tensors_are_arts_plus_the_end_token(
             torch.testing.assert_close(row[key], theirs[key][number, :length], rtol=1e-5, atol=0)
 
 
+def art_trajectory(one: Sample) -> Any:
+    answers = [{"role": "assistant", "content": call.response} for call in one.calls]
+    return trajectory(
+        one, [[*call.prompt(), answer] for call, answer in zip(one.calls, answers, strict=True)]
+    )
+
+
 def with_choices(groups: list[Any], samples: list[Sample]) -> list[Any]:
     """The groups with a `Choice` for each answer whose log-probabilities were recorded."""
     groups = copy.deepcopy(groups)
-    for trajectory, one in zip((t for g in groups for t in g), samples, strict=True):
-        histories = [trajectory, *trajectory.additional_histories]
+    for arts, one in zip((t for g in groups for t in g), samples, strict=True):
+        histories = [arts, *arts.additional_histories]
         for history, call in zip(histories, one.calls, strict=True):
             if call.logprobs:
                 pairs = zip(call.logprobs.token_ids, call.logprobs.values, strict=True)
@@ -317,7 +326,7 @@ def test_a_step_with_nothing_left_says_why(
 
 
 def tensors_of(chat: ChatFormat, samples: list[Sample]) -> StepTensors:
-    tokenized = tokenize_groups(chat, trajectory_groups(samples), 1024, recorded_logprobs(samples))
+    tokenized = tokenize_groups(chat, trajectory_groups(samples), 1024)
     return StepTensors.from_packed(tokenized.sequences.packed(0.7))
 
 
@@ -782,13 +791,3 @@ def test_a_gpu_slot_without_cuda_is_refused() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="sees no GPU"):
         TorchTrainer("GPU-1234")
-
-
-def test_the_service_satisfies_arts_protocol() -> None:
-    from art.local.service import ModelService
-
-    from workers.trainer.torch.service import TorchService
-
-    assert issubclass(TorchService, ModelService)
-    service = TorchService.__new__(TorchService)
-    assert asyncio.run(service.vllm_engine_is_sleeping()) is False

@@ -8,7 +8,9 @@ its trainer with it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import gc
 import logging
 import os
 import queue
@@ -16,13 +18,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from babylon_tasks.errors import BabylonError, Retryable, UserError
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from workers.gpu import wire
+from workers.trainer.bare_art import use_bare_art
 
 log = logging.getLogger("workers.trainer")
 
@@ -98,11 +101,18 @@ def _hold_gpu(answers: _Answers) -> tuple[str, object]:
     return gpu, lock
 
 
-def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps:
-    _prepare_environment(request.base_model)
-    answers.progress(Progress(phase="load"))
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Import packages without the garbage collector: it looks for garbage where none is.
+
+    A sixth of the time. What is imported is never looked at again.
+
+    Raises:
+        UserError: A package is not installed, broken, or of another release.
+    """
+    gc.disable()
     try:
-        from workers.trainer.torch.trainer import TorchTrainer
+        yield
     except ModuleNotFoundError:
         raise
     except (ImportError, OSError) as error:
@@ -110,27 +120,41 @@ def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps
             f"the training packages cannot be imported ({error}): "
             "pip install --force-reinstall 'babylon-tasks[train]'"
         ) from error
-    os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps:
+    _prepare_environment(request.base_model)
+    answers.progress(Progress(phase="load"))
+    with _importing():
+        use_bare_art()
+        from workers.trainer.torch.trainer import TorchTrainer
     return TorchTrainer(slot)
 
 
 def _serverless_trainer(request: StepRequest) -> _Steps:
     key = os.environ.get("WANDB_API_KEY", "")
     _prepare_environment(request.base_model)  # takes the key away
-    # Where it is installed, ART imports it, and torch with it: seconds and memory for nothing.
-    sys.modules["transformers"] = None  # type: ignore[assignment]
-    from workers.trainer.wandb.trainer import ServerlessTrainer
+    with _importing():
+        use_bare_art()
+        from workers.trainer.wandb.trainer import ServerlessTrainer
 
-    os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     return ServerlessTrainer(key)
 
 
 def _not_installed(error: ModuleNotFoundError, kind: str) -> UserError:
-    package = (error.name or "a package").partition(".")[0]
-    name = {"art": "ART"}.get(package, package)
     extra = "judge" if kind == "serverless" else "train"
+    package, _, module = (error.name or "a package").partition(".")
+    if package == "art" and module:
+        return UserError(
+            f"ART has no {error.name}, it is of another release: "
+            f"pip install --force-reinstall 'babylon-tasks[{extra}]'"
+        )
+    name = {"art": "ART"}.get(package, package)
     return UserError(f"{name} is not installed: pip install 'babylon-tasks[{extra}]'")
 
 

@@ -1,19 +1,16 @@
-"""The samples of a step: read from their file, made into ART's trajectory groups."""
+"""The samples of a step: read from their file, and grouped by window."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import art
 import msgspec
-from art.trajectories import History
 
 from babylon_tasks.errors import Final
-from babylon_tasks.records.steps import Call, Logprobs, Sample
+from babylon_tasks.records.steps import Sample
 
 _decoder = msgspec.json.Decoder(Sample)
 
@@ -56,37 +53,7 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def trajectory_groups(samples: list[Sample]) -> list[Any]:
-    """One `art.TrajectoryGroup` per window; a window's samples stand together."""
-    return [
-        art.TrajectoryGroup(
-            trajectory(sample, [_messages(call) for call in sample.calls]) for sample in window
-        )
-        for _, window in itertools.groupby(samples, key=lambda sample: sample.window_id)
-    ]
-
-
-def recorded_logprobs(samples: list[Sample]) -> dict[str, list[Logprobs | None]]:
-    """By trajectory id, those of each call; a trajectory without any is left out.
-
-    Beside ART's trajectories, not in them: its `Choice` costs a thousand bytes a token.
-    """
-    return {
-        sample.trajectory_id: [call.logprobs for call in sample.calls]
-        for sample in samples
-        if any(call.logprobs for call in sample.calls)
-    }
-
-
-def trajectory(sample: Sample, histories: Sequence[list[Any]]) -> Any:
-    """One history a call: the model is trained on exactly what the agent saw."""
-    return art.Trajectory(
-        messages_and_choices=histories[0] if histories else [],
-        additional_histories=[History(messages_and_choices=h) for h in histories[1:]],
-        reward=sample.reward,
-        metadata={"window_id": sample.window_id, "trajectory_id": sample.trajectory_id},
-    )
-
-
-def _messages(call: Call) -> list[dict[str, str]]:
-    return [*call.prompt(), {"role": "assistant", "content": call.response}]
+def trajectory_groups(samples: list[Sample]) -> list[list[Sample]]:
+    """One group per window; a window's samples stand together."""
+    by_window = itertools.groupby(samples, key=lambda sample: sample.window_id)
+    return [list(window) for _, window in by_window]

@@ -7,27 +7,21 @@ to it otherwise, which a test proves.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
 
-from babylon_tasks.records.steps import Logprobs, WindowShare
+from babylon_tasks.records.steps import Logprobs, Sample, WindowShare
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.sequences import Sequences
 
 # What ART adds to a group's deviation. Where rewards differ less, it is not their deviation any
 # more that scales an advantage, and what is left would be rounding noise, or underflow.
 _EPSILON = 1e-6
-
-# By trajectory id, what was recorded of each of its calls, in their order.
-Recorded = Mapping[str, Sequence[Logprobs | None]]
-
 
 _CALLS_AT_ONCE = 64  # enough for all cores, and a few dozen MB
 
@@ -55,9 +49,8 @@ class TokenizedGroups:
 
 def tokenize_groups(
     chat: ChatFormat,
-    groups: list[Any],
+    groups: Sequence[Sequence[Sample]],
     max_sequence_tokens: int,
-    recorded: Recorded = MappingProxyType({}),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenizedGroups:
     """Tokenize every call of every trajectory that has an advantage, some trajectories at a time.
@@ -69,12 +62,11 @@ def tokenize_groups(
     tokenized = TokenizedGroups()
     waiting: list[_Texts] = []
     for done, group in enumerate(groups, start=1):
-        for trajectory, advantage in zip(group, advantages(group), strict=True):
+        for sample, advantage in zip(group, advantages(group), strict=True):
             if advantage == 0:
                 tokenized.without_advantage += 1
                 continue
-            known = recorded.get(trajectory.metadata["trajectory_id"], ())
-            waiting.append(_Texts.of(chat, trajectory, advantage, known))
+            waiting.append(_Texts.of(chat, sample, advantage))
             if sum(len(texts.prompts) for texts in waiting) >= _CALLS_AT_ONCE:
                 _tokenize(chat, waiting, max_sequence_tokens, tokenized)
                 waiting = []
@@ -112,23 +104,17 @@ class _Texts:
     dropped: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(
-        cls,
-        chat: ChatFormat,
-        trajectory: Any,
-        advantage: float,
-        recorded: Sequence[Logprobs | None],
-    ) -> _Texts:
-        texts = cls(trajectory.metadata["window_id"], advantage)
-        for messages, known in itertools.zip_longest(_histories(trajectory), recorded):
+    def of(cls, chat: ChatFormat, sample: Sample, advantage: float) -> _Texts:
+        texts = cls(sample.window_id, advantage)
+        for call in sample.calls:
             try:
-                prompt = chat.prompt(messages[:-1])
+                prompt = chat.prompt(call.prompt())
             except jinja2.TemplateError:
                 texts.dropped["template"] += 1
                 continue
             texts.prompts.append(prompt)
-            texts.answers.append(messages[-1]["content"])
-            texts.recorded.append(known)
+            texts.answers.append(call.response)
+            texts.recorded.append(call.logprobs)
         return texts
 
 
@@ -176,10 +162,3 @@ def _fitting(
     count = len(recorded.token_ids)
     fits = answer_tokens <= count == len(recorded.values)
     return recorded.values if fits and [*recorded.token_ids] == trained[:count] else None
-
-
-def _histories(trajectory: Any) -> Iterator[list[dict[str, Any]]]:
-    if trajectory.messages_and_choices:
-        yield trajectory.messages_and_choices
-    for history in trajectory.additional_histories:
-        yield history.messages_and_choices

@@ -1,28 +1,22 @@
-"""A step with torch: ART's `LocalBackend` around a model that stays in memory."""
+"""A step with torch, by ART's loss, on a model that stays in memory."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import resource
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import art
 import torch
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Progress, Sample, StepRequest, StepResult
-from workers.trainer.samples import read_samples, recorded_logprobs, trajectory_groups
-from workers.trainer.torch.backend import TorchBackend
+from workers.trainer.samples import read_samples
 from workers.trainer.torch.flops import Shape, step_flops
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.matrix_rate import matrix_rate
 from workers.trainer.torch.sequences import Sequences
-from workers.trainer.torch.service import TorchService
+from workers.trainer.torch.step import TorchStep
 
 
 class TorchTrainer:
@@ -57,24 +51,17 @@ class TorchTrainer:
         model = self._load_model(request.base_model)
         samples = read_samples(request.samples_path)
         loaded = time.monotonic()
-        service = TorchService(model, request, on_progress)
-        scratch = Path(request.scratch_dir) / "art"
-        recorded = recorded_logprobs(samples)
-        backend = TorchBackend(str(scratch), model, service, request, recorded, on_progress)
-        try:
-            trained = asyncio.run(_train(backend, request, samples))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        step = TorchStep(model, request, on_progress)
+        step.run(samples)
         seconds = time.monotonic() - started
-        phases = dict(service.seconds_by_phase)
+        phases = dict(step.seconds_by_phase)
         phases["load"] += loaded - started
-        phases["tokenize"] = backend.tokenize_seconds
-        metrics = {**trained, **_reward_metrics(samples)}
-        tokenized = backend.tokenized
+        metrics = {**step.metrics, **_reward_metrics(samples)}
+        tokenized = step.tokenized
         metrics["logprobs_misfit"] = float(tokenized.misfits)
         sequences = tokenized.sequences
         return StepResult(
-            loss=trained["loss"],
+            loss=step.metrics["loss"],
             sequences=len(sequences),
             dropped_sequences=tokenized.dropped.total(),
             trainable_tokens=sequences.trainable_tokens,
@@ -117,33 +104,6 @@ class TorchTrainer:
             return None
         kl = request.hyperparameters.kl_penalty > 0
         return step_flops(shape, sequences.lengths, sequences.trainable_tokens, kl) / seconds / rate
-
-
-async def _train(
-    backend: TorchBackend, request: StepRequest, samples: list[Sample]
-) -> dict[str, Any]:
-    """One step through ART; what it returns are the service's metrics and ART's own."""
-    wanted = request.hyperparameters
-    model = art.TrainableModel(
-        name=request.model_name, project="babylon", base_model=request.base_model
-    )
-    await backend.register(model)
-    result = await backend.train(
-        model,
-        trajectory_groups(samples),
-        learning_rate=wanted.learning_rate,
-        kl_penalty_coef=wanted.kl_penalty,
-        advantage_balance=1 - wanted.negative_scale,
-        allow_training_without_logprobs=True,
-        save_checkpoint=False,  # ours is written into output_dir; ART's step is never read
-    )
-    return {name: float(result.metrics[name]) for name in OUR_METRICS if name in result.metrics}
-
-
-OUR_METRICS = (
-    "loss", "entropy", "grad_norm", "kl", "learning_rate", "micro_batches",
-    "logprobs_share", "ratio_mean", "ratio_clipped", "kl_recorded", "probs_corr",
-)  # fmt: skip
 
 
 def _reward_metrics(samples: list[Sample]) -> dict[str, float]:

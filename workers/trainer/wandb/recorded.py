@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import art
+from art.trajectories import History, Trajectory, TrajectoryGroup
 from openai.types.chat import ChatCompletionMessage, ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
 
 from babylon_tasks.records.steps import Call, Sample, WindowShare
-from workers.trainer.samples import trajectory
+from workers.trainer.samples import trajectory_groups
 
 _BYTES_A_TOKEN = 4  # of a prompt, whose tokens are not recorded
 
@@ -25,7 +24,7 @@ class Recorded:
     shares: dict[str, WindowShare]
 
 
-def recorded_groups(samples: Sequence[Sample], max_sequence_tokens: int) -> Recorded:
+def recorded_groups(samples: list[Sample], max_sequence_tokens: int) -> Recorded:
     """One `art.TrajectoryGroup` per window; a window's samples stand together.
 
     Calls without log-probabilities are not in it, nor those longer than `max_sequence_tokens`: the
@@ -33,7 +32,8 @@ def recorded_groups(samples: Sequence[Sample], max_sequence_tokens: int) -> Reco
     """
     groups: list[Any] = []
     shares: dict[str, WindowShare] = {}
-    for window_id, window in itertools.groupby(samples, key=lambda sample: sample.window_id):
+    for window in trajectory_groups(samples):
+        window_id = window[0].window_id
         trajectories = []
         sequences = dropped = tokens = 0
         for sample in window:
@@ -47,8 +47,18 @@ def recorded_groups(samples: Sequence[Sample], max_sequence_tokens: int) -> Reco
                 trajectories.append(trajectory(sample, histories))
         shares[window_id] = WindowShare(sequences, dropped, tokens)
         if trajectories:
-            groups.append(art.TrajectoryGroup(trajectories))
+            groups.append(TrajectoryGroup(trajectories))
     return Recorded(groups, shares)
+
+
+def trajectory(sample: Sample, histories: Sequence[list[Any]]) -> Trajectory:
+    """ART's form of a sample, one history a call: what the agent saw, and no more."""
+    return Trajectory(
+        messages_and_choices=histories[0] if histories else [],
+        additional_histories=[History(messages_and_choices=h) for h in histories[1:]],
+        reward=sample.reward,
+        metadata={"window_id": sample.window_id, "trajectory_id": sample.trajectory_id},
+    )
 
 
 def _tokens(call: Call) -> int:

@@ -1,21 +1,21 @@
-"""ART's `ModelService` on transformers, peft and `art.loss`: one optimizer step per call."""
+"""One training step: the samples' tokens, one optimizer step by ART's loss, the checkpoint."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from art.preprocessing.pack import packed_tensors_from_dir
 
 from babylon_tasks.errors import Final
-from babylon_tasks.records.steps import Hyperparameters, Progress, StepRequest
+from babylon_tasks.records.steps import Hyperparameters, Progress, Sample, StepRequest
+from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch import checkpoint
 from workers.trainer.torch.batches import StepTensors
 from workers.trainer.torch.gradients import OneSequenceTooLarge, accumulate_within_memory
 from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.tokenized import TokenizedGroups, tokenize_groups
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -29,59 +29,64 @@ def learning_rate(wanted: Hyperparameters, steps_before: int) -> float:
     return wanted.learning_rate * min(1.0, (steps_before + 1) / max(1, wanted.warmup_steps))
 
 
-class TorchService:
+class TorchStep:
     """Trains one request's step with a model that stays in memory between requests.
 
-    It serves nothing: recorded traces need no rollouts, so no server shares the trainer's GPU.
+    `tokenized`, `seconds_by_phase` and `metrics` are complete after `run`.
     """
 
     def __init__(
         self, model: LanguageModel, request: StepRequest, on_progress: Callable[[Progress], None]
     ) -> None:
         self._model, self._request, self._on_progress = model, request, on_progress
+        self.tokenized = TokenizedGroups()
         self.seconds_by_phase: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
 
-    async def start_openai_server(self, config: Any) -> tuple[str, int]:
-        """Not here: see `workers.serve`."""
-        raise NotImplementedError("this trainer serves nothing; run python -m workers.serve")
-
-    async def vllm_engine_is_sleeping(self) -> bool:
-        """There is no vLLM."""
-        return False
-
-    async def train(
-        self, disk_packed_tensors: Any, config: Any, _config: Any, verbose: bool = False
-    ) -> AsyncIterator[dict[str, float]]:
-        """Take one optimizer step on all sequences and write the checkpoint.
-
-        Yields:
-            The step's metrics, once.
+    def run(self, samples: list[Sample]) -> None:
+        """Take one optimizer step on all sequences of these samples and write the checkpoint.
 
         Raises:
-            Final: One sequence does not fit the GPU, or the gradients are not finite.
+            Final: No call can be trained, one sequence does not fit the GPU, or the gradients are
+                not finite.
             CheckpointUnreadable: The parent's files cannot be read.
         """
         started = time.monotonic()
+        step = self._tokenize(samples)
+        tokenized = time.monotonic()
         self._on_progress(Progress("load"))
         optimizer, steps_before = self._load()
-        step = StepTensors.from_packed(packed_tensors_from_dir(**disk_packed_tensors))
         loaded = time.monotonic()
-        metrics = self._optimize(optimizer, step, config, _config)
+        self._optimize(optimizer, step)
         trained = time.monotonic()
         self._on_progress(Progress("save"))
         checkpoint.save(self._model, optimizer, self._request, steps_before + 1)
         self.seconds_by_phase |= {
-            "load": loaded - started,
+            "tokenize": tokenized - started,
+            "load": loaded - tokenized,
             "checkpoint": time.monotonic() - trained,
         }
-        yield metrics
 
-    async def train_sft(
-        self, batches: Any, config: Any, verbose: bool = False
-    ) -> AsyncIterator[dict[str, float]]:
-        """Supervised fine-tuning is not offered."""
-        raise NotImplementedError("this trainer does reinforcement learning only")
-        yield {}  # makes it the async generator that ART's protocol asks for
+    def _tokenize(self, samples: list[Sample]) -> StepTensors:
+        """The samples as ART's packed tensors: one row of all sequences, without padding."""
+        wanted = self._request.hyperparameters
+        limit, balance = wanted.max_sequence_tokens, 1 - wanted.negative_scale
+        self.tokenized = tokenize_groups(
+            self._model.chat,
+            trajectory_groups(samples),
+            limit,
+            lambda done, total: self._on_progress(Progress("tokenize", done, total)),
+        )
+        sequences, dropped = self.tokenized.sequences, self.tokenized.dropped
+        if not sequences.teach(balance):
+            raise Final(
+                f"nothing to train: of the calls, {dropped['empty']} are empty, "
+                f"{dropped['too_long']} are longer than MAX_SEQUENCE_TOKENS ({limit}), the chat "
+                f"template refuses {dropped['template']}, and {len(sequences)} are left to teach; "
+                f"{self.tokenized.without_advantage} trajectories have no advantage, because "
+                "rewards that hardly differ cannot be compared (MIN_REWARD_SPREAD)"
+            )
+        return StepTensors.from_packed(sequences.packed(balance))
 
     def _load(self) -> tuple[torch.optim.Optimizer, int]:
         wanted = self._request.hyperparameters
@@ -96,18 +101,16 @@ class TorchService:
             group["lr"] = learning_rate(wanted, steps_before)
         return optimizer, steps_before
 
-    def _optimize(
-        self, optimizer: torch.optim.Optimizer, step: StepTensors, config: Any, loss_config: Any
-    ) -> dict[str, float]:
+    def _optimize(self, optimizer: torch.optim.Optimizer, step: StepTensors) -> None:
         wanted = self._request.hyperparameters
         started = time.monotonic()
         try:
             totals = accumulate_within_memory(
                 self._model,
                 step,
-                config.kl_penalty_coef,
+                wanted.kl_penalty,
                 wanted.micro_batch_tokens,
-                {**loss_config, "kl_penalty_coef": 0.0},  # the penalty is in the advantages
+                {},  # ART's defaults; the KL penalty is in the advantages
                 self._on_progress,
             )
         except OneSequenceTooLarge as error:
@@ -127,13 +130,13 @@ class TorchService:
             "forward_backward": computed - started,
             "optimizer": time.monotonic() - computed,
         }
-        metrics = {
+        self.metrics = {
             "loss": totals.loss,
             "entropy": totals.entropy,
             "grad_norm": float(norm),
             "micro_batches": float(totals.micro_batches),
             "learning_rate": optimizer.param_groups[0]["lr"],
+            **totals.ratios,
         }
         if totals.kl is not None:
-            metrics["kl"] = totals.kl
-        return metrics | totals.ratios
+            self.metrics["kl"] = totals.kl
