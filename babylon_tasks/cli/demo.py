@@ -63,7 +63,7 @@ def _run(windows: int, agents: int, seed: int) -> int:
         _empty(database_url)
         migrate(database_url)
         _say(started, "making a tiny base model")
-        model = make_tiny_model(HOME / "model").resolve()
+        model = _make_model(HOME / "model")
         env = _environment(database_url, redis_url, model)
         settings = with_environment(load_settings(), env)
         with psycopg.connect(settings.postgres()) as connection:
@@ -98,6 +98,17 @@ def _run(windows: int, agents: int, seed: int) -> int:
         raise UserError(f"not trained: {', '.join(missing)}; see {HOME / 'logs'}")
     _say(started, f"all {len(written.good_windows)} good windows trained; {path} has the figures")
     return 0
+
+
+def _make_model(folder: Path) -> Path:
+    """The base model, with a bar while it is trained: nothing else happens for ten seconds."""
+    with click.progressbar(length=1, label="         training it") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        return make_tiny_model(folder, show).resolve()
 
 
 def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, str]:

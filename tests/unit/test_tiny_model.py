@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from babylon_tasks.simulation import simulate
+from babylon_tasks.simulation import tiny_model as tiny_model_module
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 
 transformers = pytest.importorskip("transformers")
@@ -48,6 +49,20 @@ def test_a_finished_folder_is_used_again(folder: Path) -> None:
     assert make_tiny_model(folder) == folder
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_it_tells_how_far_it_is_and_leaves_torchs_threads_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model_module, "_WARM_STEPS", 2)
+    threads, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        make_tiny_model(tmp_path / "model", lambda *progress: seen.append(progress))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [(1, 2), (2, 2)]
 
 
 def test_shape(model: Any, tokenizer: Any) -> None:

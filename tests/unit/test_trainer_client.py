@@ -181,6 +181,17 @@ def test_a_missing_package_is_named(make: Make, request_: Any) -> None:
         trainer.step(request_, ignore)
 
 
+def test_a_release_of_art_without_a_module_that_a_step_uses_is_named(
+    make: Make, request_: Any
+) -> None:
+    trainer = make("torch")
+    program = "import sys; sys.modules['art.loss'] = None\n"
+    program += "from workers.trainer.__main__ import main; main()"
+    trainer._command = [sys.executable, "-c", program]
+    with pytest.raises(UserError, match=r"^ART has no art.loss, it is of another release: pip"):
+        trainer.step(request_, ignore)
+
+
 def test_a_fault_of_the_program_is_retryable_and_ends_the_process(
     make: Make, request_: Any
 ) -> None:
