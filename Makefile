@@ -1,4 +1,5 @@
-# `make` lists the targets. PYTHON=python3.12 chooses the interpreter of a new .venv.
+# `make` lists the targets. PYTHON=python3.12 chooses the interpreter of a new .venv. `demo`
+# installs what it needs, every other target all but vLLM: what the other has left stays.
 #
 # On Linux the default package index serves torch with its CUDA libraries (gigabytes). Without a
 # GPU, export PIP_EXTRA_INDEX_URL (an index that has CPU builds) or PIP_FIND_LINKS (a folder of
@@ -10,6 +11,8 @@ SECONDS ?= 600
 SEED ?= 1
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEMO_STAMP := .venv/.demo
+SET := pyproject.toml constraints.txt scripts/install.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo lint test chaos format clean
@@ -19,12 +22,15 @@ help: ## Show this list
 
 venv: $(STAMP) ## Make .venv with everything but vLLM, as constraints.txt says
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,embedded,dev]'
+$(STAMP): $(SET)
+	$(PYTHON) scripts/install.py dev
+	@touch $(DEMO_STAMP) $@
+
+$(DEMO_STAMP): $(SET)
+	$(PYTHON) scripts/install.py demo
 	@touch $@
 
-demo: venv ## Run the whole pipeline on this machine: no server, no GPU, no download
+demo: $(DEMO_STAMP) ## Run the whole pipeline on this machine: no server, no GPU, no download
 	$(BIN)/babylon demo
 
 lint: venv ## Check style, types and imports

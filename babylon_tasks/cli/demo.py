@@ -14,6 +14,7 @@ import click
 import psycopg
 from rich.table import Table
 
+from babylon_tasks import pipeline
 from babylon_tasks.cli.common import wide_console, with_environment
 from babylon_tasks.cli.progress import progress_until_idle
 from babylon_tasks.cockpit.report import read_reports, summarize, trained
@@ -28,7 +29,6 @@ from babylon_tasks.records.windows import WindowReport
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.simulation import simulate
 from babylon_tasks.simulation.tiny_model import make_tiny_model
-from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.signals import interrupt
@@ -62,24 +62,25 @@ def _run(windows: int, agents: int, seed: int) -> int:
         redis_url = stack.enter_context(embedded_redis(HOME / "redis", checks))
         _empty(database_url)
         migrate(database_url)
-        _say(started, "making a tiny base model")
-        model = _make_model(HOME / "model")
+        model = (HOME / "model").resolve()
         env = _environment(database_url, redis_url, model)
         settings = with_environment(load_settings(), env)
-        with psycopg.connect(settings.postgres()) as connection:
-            written = simulate.write(
-                connection, simulate.simulate(windows, agents, seed, datetime.now(UTC))
-            )
-        _say(
-            started,
-            f"wrote {written.trajectories} trajectories of {written.agents} agents, "
-            f"{len(written.malformed)} of them malformed",
-        )
         context = Context.of_deployment(settings, "demo")
         port = free_port()
         with Stack(roles(port), HOME / "logs", env, checks) as running:
             _say(started, f"beat, cpu worker, gpu worker, Flower at http://127.0.0.1:{port}")
-            _wait_for_windows(context, running, len(written.good_windows))
+            _say(started, "making a tiny base model")  # while they start
+            _make_model(model)
+            with psycopg.connect(settings.postgres()) as connection:
+                written = simulate.write(
+                    connection, simulate.simulate(windows, agents, seed, datetime.now(UTC))
+                )
+            _say(
+                started,
+                f"wrote {written.trajectories} trajectories of {written.agents} agents, "
+                f"{len(written.malformed)} of them malformed",
+            )
+            pipeline.produce(context)  # beat has looked already, and looks again in a minute
             for line in progress_until_idle(context, running):
                 _say(started, line)
             reports = read_reports(context)
@@ -100,15 +101,15 @@ def _run(windows: int, agents: int, seed: int) -> int:
     return 0
 
 
-def _make_model(folder: Path) -> Path:
-    """The base model, with a bar while it is trained: nothing else happens for ten seconds."""
+def _make_model(folder: Path) -> None:
+    """Make the base model, with a bar while it is trained: nothing else happens for seconds."""
     with click.progressbar(length=1, label="         training it") as bar:
 
         def show(done: int, total: int) -> None:
             bar.length = total
             bar.update(done - bar.pos)
 
-        return make_tiny_model(folder, show).resolve()
+        make_tiny_model(folder, show)
 
 
 def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, str]:
@@ -138,18 +139,6 @@ def _empty(database_url: str) -> None:
         connection.execute("DROP SCHEMA IF EXISTS rl CASCADE")
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
-
-
-def _wait_for_windows(context: Context, running: Stack, wanted: int) -> None:
-    """Until beat's first look has made the windows due."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        running.keep_running()
-        with context.database.transaction() as tx:
-            if sum(window_rows.count_states(tx, context.lineage.name).values()) >= wanted:
-                return
-        time.sleep(0.2)
-    raise UserError(f"beat made no windows due within 60 s: see {HOME / 'logs'}")
 
 
 def _question(env: dict[str, str], settings: Settings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from babylon_tasks.cockpit.status import database_status, is_idle
 from babylon_tasks.local.supervisor import Stack
@@ -22,11 +23,16 @@ def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
         ServerUnavailable: An embedded server ended.
     """
     started = time.monotonic()
-    shown, shown_at = "", 0.0
+    shown, shown_at, version = "", 0.0, None
     while True:
         running.keep_running()
-        line = _line(context)
+        status = database_status(context)
+        line = _line(status)
         seconds = time.monotonic() - started
+        if shown and status["version"] != version:
+            step = status["published_step"]
+            yield f"{seconds:6.1f} s  step {step} is trained: {status['version']}"
+        version = status["version"]
         if line != shown or seconds - shown_at >= _SILENCE_SECONDS:
             shown, shown_at = line, seconds
             yield f"{seconds:6.1f} s  {line}"
@@ -35,8 +41,7 @@ def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
         time.sleep(_POLL_SECONDS)
 
 
-def _line(context: Context) -> str:
-    status = database_status(context)
+def _line(status: dict[str, Any]) -> str:
     counts = status["windows"]
     windows = ", ".join(f"{counts[s]} {s}" for s in State if counts[s]) or "no windows"
     return f"{windows}; step {status['step']}, serving {status['version'] or 'the base model'}"
