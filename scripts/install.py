@@ -66,10 +66,10 @@ def pip_install(exact: list[str]) -> None:
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             lines.append(line)
-            name = re.match(r"(?:Collecting|Requirement already satisfied:) (\S+)", line)
+            name = re.match(r"(?:Collecting|Processing|Requirement already satisfied:) (\S+)", line)
             if name:
                 done += 1
-                print(f"{done:4}/{len(exact)}  {name[1]}", flush=True)
+                print(f"{done:4}/{len(exact)}  {Path(name[1]).name}", flush=True)
             elif line.startswith("Installing collected packages"):
                 print("unpacking them", flush=True)
     if process.returncode:

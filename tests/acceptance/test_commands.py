@@ -228,12 +228,13 @@ def _without_what_the_demo_lacks() -> str:
 import sys
 from importlib.machinery import PathFinder
 
-class Rest:
-    def find_spec(self, name, path=None, target=None):
+class Rest(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         if name.partition(".")[0] not in {sorted(hidden)}:
             return PathFinder.find_spec(name, path, target)
 
-sys.meta_path[sys.meta_path.index(PathFinder)] = Rest()
+sys.meta_path[sys.meta_path.index(PathFinder)] = Rest
 """
 
 
