@@ -72,7 +72,7 @@ def _structlog_formatter(colors: bool) -> ProcessorFormatter:
 
 
 def _fields(_: object, __: str, event: Any) -> dict[str, str]:
-    """What a line says. What the event quotes can neither forge a line nor fill a disk."""
+    """Return what a line says. What the event quotes can neither forge a line nor fill a disk."""
     record: logging.LogRecord = event["_record"]
     return {
         "time": logging.Formatter().formatTime(record),

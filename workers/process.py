@@ -46,7 +46,7 @@ class PoolProcess:
 
 @functools.cache
 def this_process() -> PoolProcess:
-    """The one of this process, made at its first task: after the fork, which connections need.
+    """Return the one of this process, made at its first task: after the fork.
 
     Raises:
         UserError: See `PoolProcess`; the next task tries again.

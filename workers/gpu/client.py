@@ -172,7 +172,7 @@ class TrainerProcess:
             process.end(grace_seconds)
 
     def _rest(self) -> None:
-        """The step is over: give the GPU to who waits for it, else watch the idle trainer."""
+        """End a step: give the GPU to who waits for it, else watch the idle trainer."""
         if self._process is None:
             return
         if self._wanted():

@@ -46,7 +46,7 @@ def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, Fil
     """
     name = f"{time.monotonic_ns():020d}-{secrets.token_hex(4)}"  # one clock for all processes
     tickets = {gpu: _queue(gpu) / name for gpu in gpus}
-    waits, told = 0, time.monotonic()
+    waits, logged_at = 0, time.monotonic()
     try:
         while True:
             for ticket in tickets.values():
@@ -55,10 +55,10 @@ def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, Fil
             for gpu in gpus:
                 if name <= min(waiting(gpu), default=name) and (lock := _take(gpu)):
                     return gpu, lock
-            if waits == 0 or time.monotonic() - told >= SIGN_SECONDS:
+            if waits == 0 or time.monotonic() - logged_at >= SIGN_SECONDS:
                 if waits % 30 == 0:
                     log.warning("another trainer holds %s; waiting for it", " and ".join(gpus))
-                waits, told = waits + 1, time.monotonic()
+                waits, logged_at = waits + 1, time.monotonic()
                 on_wait()
             time.sleep(LOOK_SECONDS)
     finally:

@@ -105,7 +105,11 @@ def main() -> None:
 
 
 def _listed(nvml: Any) -> list[Gpu]:
-    """Raises NVMLError."""
+    """List the GPUs, with their MIG instances.
+
+    Raises:
+        NVMLError: The driver is missing, or does not answer.
+    """
     nvml.nvmlInit()
     gpus = []
     for index in range(nvml.nvmlDeviceGetCount()):

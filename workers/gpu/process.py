@@ -45,6 +45,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._popen.pid
 
     @property
@@ -53,6 +54,7 @@ class ChildProcess:
         return self._popen.stdout
 
     def alive(self) -> bool:
+        """Tell whether it has not ended."""
         return self._popen.poll() is None
 
     def send(self, line: bytes) -> None:
@@ -70,16 +72,16 @@ class ChildProcess:
             raise self._death() from None
 
     def receive(self, timeout_seconds: float) -> wire.Answer | None:
-        """The next answer, or None when there is none in time.
+        """Return the next answer, or None when there is none in time.
 
         Raises:
             TrainerDied: The process ended, or what it said cannot be read.
         """
         deadline = time.monotonic() + timeout_seconds
         while not self._lines:
-            left = deadline - time.monotonic()
+            seconds_left = deadline - time.monotonic()
             # Rounded up: a poll that returns a moment early would spin.
-            if not self._poll.poll(max(0, int(left * 1000) + 1) if left > 0 else 0):
+            if not self._poll.poll(max(0, int(seconds_left * 1000) + 1) if seconds_left > 0 else 0):
                 return None
             data = os.read(self._stdout.fileno(), 65_536)
             if not data:

@@ -31,7 +31,7 @@ def shown(named: str | None, gpus: Sequence[Gpu] | None) -> list[str]:
     """List what CUDA_VISIBLE_DEVICES=`named` shows of these GPUs; None: they are not known."""
     if named is None:
         return [slot for gpu in gpus or () for slot in gpu.slots]
-    found: list[str] = []
+    names: list[str] = []
     for entry in named.split(",") if named.strip() else ():
         slots = _slots_of(entry.strip(), gpus)
         if not slots:
@@ -43,11 +43,11 @@ def shown(named: str | None, gpus: Sequence[Gpu] | None) -> list[str]:
                     entry.strip(),
                 )
             break
-        found += slots
-    if len(set(found)) < len(found):
+        names += slots
+    if len(set(names)) < len(names):
         log.warning("CUDA_VISIBLE_DEVICES=%s names a GPU twice: CUDA then shows none", named)
         return []
-    return found
+    return names
 
 
 def _slots_of(entry: str, gpus: Sequence[Gpu] | None) -> list[str]:

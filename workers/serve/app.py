@@ -44,7 +44,9 @@ class Resolve(Protocol):
     shows a promotion or a rollback.
     """
 
-    def __call__(self, name: str) -> ServedModel | None: ...
+    def __call__(self, name: str) -> ServedModel | None:
+        """Return the model, or None."""
+        ...
 
 
 def make_app(

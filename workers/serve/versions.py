@@ -63,5 +63,5 @@ class ServedModels:
             return published
         prefix, _, number = name.rpartition("@")
         # At most nine digits, which the column of steps can hold.
-        known = prefix == self._name and re.fullmatch(r"[0-9]{1,9}", number)
-        return int(number) if known else None
+        is_step_name = prefix == self._name and re.fullmatch(r"[0-9]{1,9}", number)
+        return int(number) if is_step_name else None

@@ -89,7 +89,7 @@ def _prepare_environment(base_model: str) -> None:
 
 
 def _hold_gpu(answers: _Answers) -> tuple[str, object]:
-    """The GPU that this process may use from now on, and its lock; no GPU, no lock."""
+    """Return the GPU that this process may use from now on, and its lock; no GPU, no lock."""
     gpus = [gpu for gpu in os.environ.get("BABYLON_GPUS", "").split(",") if gpu]
     if not gpus:
         return "cpu", None  # processes share a CPU well enough

@@ -156,7 +156,12 @@ def _log_all(database: Database, settings: Settings) -> None:
 
 
 def _log(settings: Settings, rows: Sequence[StepToLog]) -> None:
-    """Raises Retryable where W&B does not take the steps, UserError where wandb is missing."""
+    """Log the steps to the run of the lineage.
+
+    Raises:
+        Retryable: W&B does not take the steps.
+        UserError: wandb is not installed.
+    """
     for name in [name for name, value in os.environ.items() if not value]:
         if name.startswith("WANDB_"):
             del os.environ[name]  # wandb refuses an empty value

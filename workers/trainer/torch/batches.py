@@ -51,7 +51,7 @@ class StepTensors:
         )
 
     def take(self, rows: list[int], device: torch.device) -> MicroBatch:
-        """The sequences of these numbers as a micro-batch, padded on the right."""
+        """Return the sequences of these numbers as a micro-batch, padded on the right."""
         inputs = {}
         for key, padding in _PADDING.items():
             values = self.tensors[key]
@@ -80,7 +80,7 @@ class MicroBatch:
         return recorded_bt.flatten().index_select(0, self._positions_n(recorded_bt.device))
 
     def spread(self, values_n: torch.Tensor) -> torch.Tensor:
-        """A value for each trained token, in row order, where `predicts` is true; else 0. [B, T]"""
+        """Return a value a trained token, in row order, if `predicts` is true, else 0: [B, T]."""
         positions_n = self._positions_n(values_n.device)
         zeros = values_n.new_zeros(self.predicts.numel())
         return zeros.index_copy(0, positions_n, values_n).view(self.predicts.shape)
@@ -90,7 +90,7 @@ class MicroBatch:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy on the device that does not wait for what runs there."""
+    """Copy to the device without waiting for what runs there."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

@@ -37,7 +37,7 @@ class ChatFormat:
         self.end_ids = self._find_end()
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:
-        """The text that the model is shown before it answers.
+        """Return the text that the model is shown before it answers.
 
         Raises:
             jinja2.TemplateError: The template refuses these messages.
@@ -57,7 +57,7 @@ class ChatFormat:
         return ids
 
     def _check_roles(self, base_model: str) -> None:
-        """Some templates refuse a system message, others pass over it in silence."""
+        """Refuse a template that takes no system message: some refuse it, others pass over it."""
         turns = [
             {"role": "system", "content": _SYSTEM},
             {"role": "user", "content": _USER},
@@ -80,7 +80,7 @@ class ChatFormat:
                 )
 
     def _find_end(self) -> list[int]:
-        """The tokens that end an assistant's turn, e.g. `<|im_end|>` without its line break."""
+        """Return the tokens that end an assistant's turn, e.g. `<|im_end|>` without line break."""
         turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _RESPONSE}]
         text: str = self._tokenizer.apply_chat_template(turn, tokenize=False, **self._options)
         after = text.rpartition(_RESPONSE)[2]

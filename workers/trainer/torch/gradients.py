@@ -57,7 +57,7 @@ def accumulate_within_memory(
     loss_config: Any,
     on_progress: Callable[[Progress], None],
 ) -> Totals:
-    """The gradients, begun again in less memory whenever it runs out.
+    """Compute the gradients, begun again in less memory whenever it runs out.
 
     First without keeping activations (see `LanguageModel.save_memory`), then with half the
     micro-batch, down to one sequence.
@@ -124,7 +124,7 @@ class _Attempt:
         sums = torch.zeros(2, dtype=torch.float64, device=self._model.device)  # loss, entropy
         loss: float | None = None
         begun, tokens = time.monotonic(), 0
-        told = begun
+        reported_at = begun
         for number, rows in enumerate(self._batches):
             batch = self._take(rows)
             if kls is not None and kl is not None:
@@ -133,8 +133,8 @@ class _Attempt:
             tokens += sum(self._step.lengths[row] for row in rows)
             done = self._total - len(self._batches) + number + 1
             now = time.monotonic()
-            if done == self._total or now - told >= TELL_SECONDS:
-                told, loss = now, float(sums[0])
+            if done == self._total or now - reported_at >= TELL_SECONDS:
+                reported_at, loss = now, float(sums[0])
                 loss = loss if math.isfinite(loss) else None
             speed = tokens / max(now - begun, 1e-9)
             self._on_progress(Progress("train", done, self._total, loss, speed))

@@ -46,8 +46,8 @@ def out_of_memory(error: BaseException) -> bool:
     torch's allocator has a class for it. CUDA itself (a context, a kernel to load) and its
     libraries, of which each thread makes a handle of its own, have a message.
     """
-    said = ("out of memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
+    messages = ("out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in messages)
 
 
 class LanguageModel:
@@ -103,7 +103,7 @@ class LanguageModel:
         self.adapted.zero_grad(set_to_none=True)
 
     def _wrap(self, rank: int, alpha: int) -> None:
-        """Takes most of a second with hundreds of layers."""
+        """Make the adapter once: it takes most of a second with hundreds of layers."""
         if self._adapted is not None:
             self.network = self._adapted.unload()
         config = LoraConfig(
@@ -137,12 +137,12 @@ class LanguageModel:
         return True
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The adapter's weights, float32, in a fixed order."""
+        """Return the adapter's weights, float32, in a fixed order."""
         return [p for p in self.adapted.parameters() if p.requires_grad]
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
-        """The model without its adapter: the reference of the KL penalty."""
+        """Use the model without its adapter: the reference of the KL penalty."""
         with self.adapted.disable_adapter():
             yield
 

@@ -33,8 +33,8 @@ class Ratios:
         """
         old = torch.cat(self._old).cpu().double() if self._old else torch.empty(0)
         new = torch.cat(self._new).cpu().double() if self._new else torch.empty(0)
-        known = ~old.isnan()
-        old, new = old[known], new[known]
+        recorded = ~old.isnan()
+        old, new = old[recorded], new[recorded]
         share = {"logprobs_share": len(old) / trained_tokens}
         if not len(old):
             return share

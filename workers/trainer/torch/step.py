@@ -21,7 +21,7 @@ MAX_GRADIENT_NORM = 1.0
 
 
 def learning_rate(wanted: Hyperparameters, steps_before: int) -> float:
-    """The rate of the lineage's next step; it grows evenly to the full one in `warmup_steps`.
+    """Return the rate of the lineage's next step; it grows to the full one in `warmup_steps`.
 
     AdamW's first steps go the full rate in every direction, whatever the gradients' size: there
     is no history yet that would tell signal from noise.
@@ -68,7 +68,7 @@ class TorchStep:
         }
 
     def _tokenize(self, samples: list[Sample]) -> StepTensors:
-        """The samples as ART's packed tensors: one row of all sequences, without padding."""
+        """Return the samples as ART's packed tensors: one row of all sequences, without padding."""
         wanted = self._request.hyperparameters
         limit, balance = wanted.max_sequence_tokens, 1 - wanted.negative_scale
         self.tokenized = tokenize_groups(

@@ -133,7 +133,7 @@ def _tokenize(
     answers = iter(chat.encode([answer for texts in some for answer in texts.answers]))
     for texts in some:
         calls: list[_Call] = []
-        for known in texts.recorded:
+        for recorded in texts.recorded:
             prompt_ids, answer_ids = next(prompts), next(answers)
             trained = [*answer_ids, *chat.end_ids]
             if not answer_ids:
@@ -141,7 +141,7 @@ def _tokenize(
             elif len(prompt_ids) + len(trained) > max_sequence_tokens:
                 texts.dropped["too_long"] += 1
             else:
-                logprobs = _fitting(known, len(answer_ids), trained)
+                logprobs = _fitting(recorded, len(answer_ids), trained)
                 calls.append(_Call(prompt_ids, trained, logprobs))
         tokens = sum(len(call.answer) for call in calls)
         weight = 1 / (tokens + 1e-6)
@@ -156,7 +156,7 @@ def _tokenize(
 def _fitting(
     recorded: Logprobs | None, answer_tokens: int, trained: list[int]
 ) -> Sequence[float] | None:
-    """The values where they are of these tokens, the end's or not; None where of others."""
+    """Return the values if they are of these tokens, with or without the end; else None."""
     if recorded is None:
         return ()
     count = len(recorded.token_ids)

@@ -57,7 +57,7 @@ class WandbClient:
     async def open_model(
         self, entity: str | None, project: str, name: str, base_model: str
     ) -> RemoteModel:
-        """The model of this name, made at the first call."""
+        """Return the model of this name, made at the first call."""
         what = f"the model {name} in project {project} (WANDB_ENTITY, WANDB_PROJECT, MODEL_NAME)"
 
         async def ask() -> tuple[RemoteModel, str]:
@@ -82,7 +82,7 @@ class WandbClient:
         return model
 
     async def newest_step(self, model_id: str) -> int:
-        """The step of the newest checkpoint, 0 where there is none, or no such model."""
+        """Return the step of the newest checkpoint, 0 where there is none, or no such model."""
 
         async def ask() -> int:
             listed = self._client.models.checkpoints.list(model_id=model_id, order="desc", limit=1)
@@ -127,7 +127,7 @@ class WandbClient:
         return job_id
 
     async def events(self, job_id: str, after: str | None) -> list[Event] | None:
-        """The job's events after the one named, or None where W&B knows no such job."""
+        """Return the job's events after the one named, or None if W&B knows no such job."""
 
         async def ask() -> list[Event]:
             listed = self._client.training_jobs.events.list(
@@ -177,7 +177,7 @@ class WandbClient:
 
 @asynccontextmanager
 async def open_client(key: str, url: str, alive: Callable[[], None]) -> AsyncIterator[WandbClient]:
-    """A client for one event loop."""
+    """Yield a client for one event loop."""
     client = Client(api_key=key, base_url=url)
     try:
         yield WandbClient(client, alive)
@@ -194,7 +194,7 @@ class _NonsenseError(Exception):
 
 
 def _refusal(error: Exception, what: str) -> BabylonError:
-    """What an error of the client means for the step."""
+    """Say what an error of the client means for the step."""
     if not isinstance(error, APIStatusError):
         return RemoteUnavailable(f"W&B does not answer about {what}: {_words(error)}")
     status = error.status_code

@@ -107,19 +107,19 @@ class JobFollower:
         events = JobEvents()
         # Without an id there are no events: only the model's newest checkpoint tells.
         if job_id is None:
-            gone = JobNote(
+            ending = JobNote(
                 "lost",
                 why=f"no answer came to a job, and W&B's model stayed at step {before} for "
                 f"{self._remote.lost_seconds:g} s (SERVERLESS_LOST_SECONDS)",
             )
-            moved = await self._moved(model_id, before, lost_seconds, gone)
+            moved = await self._moved(model_id, before, lost_seconds, ending)
             return MadeCheckpoint(moved, events, None)
-        known = await self._hear_out(job_id, events)
+        is_known = await self._hear_out(job_id, events)
         if events.error is not None:
             raise JobGone(JobNote("failed", why=f"W&B's job {job_id} failed: {events.error}"))
-        why = "ended without a new checkpoint" if known else "is not known to W&B"
-        gone = JobNote("failed" if known else "lost", why=f"W&B's job {job_id} {why}")
-        moved = await self._moved(model_id, before, UNKNOWN_SECONDS, gone)
+        why = "ended without a new checkpoint" if is_known else "is not known to W&B"
+        ending = JobNote("failed" if is_known else "lost", why=f"W&B's job {job_id} {why}")
+        moved = await self._moved(model_id, before, UNKNOWN_SECONDS, ending)
         return MadeCheckpoint(moved, events, job_id)
 
     async def _hear_out(self, job_id: str, events: JobEvents) -> bool:
@@ -151,7 +151,7 @@ class JobFollower:
             done = events.gradient_steps
             self._on_progress(Progress("train", done, max(events.total, done), self._loss))
 
-    async def _moved(self, model_id: str, before: int, seconds: float, gone: JobNote) -> int:
+    async def _moved(self, model_id: str, before: int, seconds: float, ending: JobNote) -> int:
         """Wait until W&B's model stands beyond `before`; its step.
 
         Raises:
@@ -170,13 +170,13 @@ class JobFollower:
                 if step > before:
                     return step
                 if last:
-                    raise JobGone(gone)
+                    raise JobGone(ending)
                 wait_seconds = POLL_SECONDS
             await self._client.pause(wait_seconds)
 
 
 def _number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
+    """Return a finite number, or None for anything else."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -68,7 +68,7 @@ def _tokens(call: Call) -> int:
 
 def _choice(call: Call) -> Choice:
     assert call.logprobs is not None
-    told = zip(call.logprobs.token_ids, call.logprobs.values, strict=True)
+    tokens = zip(call.logprobs.token_ids, call.logprobs.values, strict=True)
     return Choice(
         index=0,
         finish_reason="stop",
@@ -77,7 +77,7 @@ def _choice(call: Call) -> Choice:
         logprobs=ChoiceLogprobs(
             content=[
                 ChatCompletionTokenLogprob(token=f"token_id:{id_}", logprob=value, top_logprobs=[])
-                for id_, value in told
+                for id_, value in tokens
             ]
         ),
     )

@@ -130,9 +130,9 @@ class _Step:
         if job is None:
             return None
         log.info("going on with the job %s of an earlier attempt", job.job_id or "(id not known)")
-        left = self._remote.lost_seconds - job.age_seconds
+        seconds_left = self._remote.lost_seconds - job.age_seconds
         try:
-            made = await follower.follow(model.id, job.remote_step, job.job_id, left)
+            made = await follower.follow(model.id, job.remote_step, job.job_id, seconds_left)
         except JobGone as gone:
             self._note(gone.note)
             if job.wanted:
@@ -199,7 +199,7 @@ class _Step:
         (output / REMOTE_FILE).write_bytes(msgspec.json.encode(checkpoint))
 
     def _read_parent(self, model: RemoteModel) -> RemoteCheckpoint | None:
-        """The head's checkpoint.
+        """Read the head's checkpoint.
 
         Raises:
             CheckpointUnreadable: It is not here.
@@ -228,17 +228,17 @@ class _Step:
         self._alive()
 
     def _note(self, note: JobNote) -> None:
-        """Returns once it is durable."""
+        """Tell the worker of a job, and return once that is durable."""
         self._on_progress(msgspec.structs.replace(self._progress, job=note))
 
 
 def _compare(remote_step: int, parent: RemoteCheckpoint | None) -> None:
     """Say so where W&B would not go on from the head: it takes its own newest checkpoint."""
-    known = parent.remote_step if parent else 0
-    if remote_step != known:
+    parent_step = parent.remote_step if parent else 0
+    if remote_step != parent_step:
         log.warning(
             "W&B's model stands at step %d, the head is its step %d: what was trained between is "
             "an abandoned job's, or somebody else's",
             remote_step,
-            known,
+            parent_step,
         )
