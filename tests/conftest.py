@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from filelock import FileLock
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -77,8 +78,17 @@ def postgres_url() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="babylon-pg-") as folder,
         embedded_postgres(Path(folder) / "data", "postgres") as url,
     ):
+        _need_not_survive(url)
         _ask_for_passwords(url)
         yield url
+
+
+def _need_not_survive(url: str) -> None:
+    """Nothing in this server is worth a wait for the disk; the chaos tests have one that waits."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "full_page_writes"):
+            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+        connection.execute("SELECT pg_reload_conf()")
 
 
 def _ask_for_passwords(url: str) -> None:
@@ -120,7 +130,7 @@ def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
     identifier = sql.Identifier(name)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
                 identifier, sql.Identifier(migrated_template)
             )
         )
@@ -176,13 +186,17 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's base model, made once."""
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    """The demo's base model, made once for all processes of this run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with FileLock(shared / "tiny_model.lock"):
+        return make_tiny_model(shared / "tiny_model" / "tiny")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trainer() -> Iterator[TrainerProcess]:
-    """A real trainer process that loads no model."""
+    """A real trainer process that loads no model, warm for all tests."""
     process = TrainerProcess(TrainerOptions("noop", None, "cpu-0", 1.0, 30.0, 60.0))
     yield process
     process.close()

@@ -14,7 +14,10 @@ import redis
 
 from babylon_tasks.settings import Settings
 from babylon_tasks.work.context import Context
+from tests.acceptance.in_process import Done, call
 from tests.rows import query
+
+Ended = Done | subprocess.CompletedProcess[str]
 
 
 class Deployment:
@@ -41,10 +44,14 @@ class Deployment:
         }
         self._processes: list[subprocess.Popen[str]] = []
 
+    def call(self, *arguments: str, env: dict[str, str] | None = None) -> Done:
+        """Run `babylon …`, or `-m …` for a module, to its end in this process."""
+        return call(arguments, self._env(env), self.folder)
+
     def run(
         self, *arguments: str, env: dict[str, str] | None = None, timeout: float = 90
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end: `babylon …`, or `celery …`, or `-m …` for a module."""
+        """Run a program to its end: `babylon …`, or `celery …`, or `-m …` for a module."""
         return subprocess.run(
             self._command(arguments),
             env=self._env(env),

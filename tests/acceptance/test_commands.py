@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Deployment
+from tests.acceptance.conftest import Deployment, Ended
 from tests.chaos.injection import Injection, injecting
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
@@ -33,7 +33,7 @@ def test_list_as_json(deployment: Deployment) -> None:
         (hours_ago(2), 3, 3, "ready"),
         (hours_ago(3), 1, 1, "few_agents"),
     ]  # fmt: skip
-    table = deployment.run("babylon", "windows", "list").stdout
+    table = deployment.call("babylon", "windows", "list").stdout
     assert hours_ago(2) in table
 
 
@@ -70,7 +70,7 @@ def test_mode_single_answers_a_request(deployment: Deployment) -> None:
     add_window(deployment.context, window)
     add_request(deployment.context, "batch-1", window, "v4.0.0")
     env = {"MODE": "single", "WINDOW_ID": window, "BATCH_ID": "batch-1", "MODEL_VERSION": "v4.0.0"}
-    done = deployment.run(*MODULE, env=env)
+    done = deployment.call(*MODULE, env=env)
     # The model "none" cannot be served, which is said after the training is safe.
     assert "Model: babylon-agent-v4.0.0 (step 1)" in done.stdout
     batch = one(deployment.context, "SELECT * FROM training_batches")
@@ -84,7 +84,7 @@ def test_mode_single_leaves_a_request_for_the_running_hour_waiting(deployment: D
     add_window(deployment.context, hours_ago(0))
     add_request(deployment.context, "batch-2", hours_ago(0), "v1.0.0")
     env = {"MODE": "single", "WINDOW_ID": hours_ago(0), "BATCH_ID": "batch-2"}
-    done = deployment.run(*MODULE, env=env)
+    done = deployment.call(*MODULE, env=env)
     assert done.returncode == 0, done.stderr
     assert f"Request batch-2 waits for window {hours_ago(0)}" in done.stdout
     assert one(deployment.context, "SELECT status FROM training_batches")["status"] == "pending"
@@ -94,8 +94,8 @@ def test_mode_single_beside_running_workers(deployment: Deployment) -> None:
     window = hours_ago(2)
     add_window(deployment.context, window)
     deployment.start("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-c", "1")
-    deployment.run("babylon", "windows", "enqueue")
-    done = deployment.run(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
+    deployment.call("babylon", "windows", "enqueue")
+    done = deployment.call(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
     assert "(step 1)" in done.stdout
     assert one(deployment.context, "SELECT count(*) AS n FROM rl.steps")["n"] == 1
 
@@ -139,28 +139,28 @@ def test_a_failed_window_tells_its_story_and_is_tried_again(deployment: Deployme
         error="babylon_tasks.errors.Final",
         arguments=("CUDA out of memory with one sequence",),
     )
-    failed = deployment.run(*MODULE, env={"MODE": "single", **injecting(refusal)})
+    failed = deployment.call(*MODULE, env={"MODE": "single", **injecting(refusal)})
     assert failed.returncode == 2
     assert "Final: CUDA out of memory" in failed.stderr
-    shown = deployment.run("babylon", "windows", "show", window)
+    shown = deployment.call("babylon", "windows", "show", window)
     assert "Final: CUDA out of memory with one sequence" in shown.stdout
-    story = json.loads(deployment.run("babylon", "windows", "show", window, "--json").stdout)
+    story = json.loads(deployment.call("babylon", "windows", "show", window, "--json").stdout)
     assert (story["state"], story["agents"]) == ("failed", 3)
     assert [(a["stage"], a["outcome"]) for a in story["attempts"]] == [
         ("score", "done"),
         ("train", "error"),
     ]
-    retried = deployment.run("babylon", "windows", "retry", window)
+    retried = deployment.call("babylon", "windows", "retry", window)
     assert retried.stdout == f"{window} is due\n"
-    again = deployment.run("babylon", "windows", "retry", window)
+    again = deployment.call("babylon", "windows", "retry", window)
     assert again.returncode == 2
     assert "neither failed nor skipped" in again.stderr
     assert (
-        "no window has failed" in deployment.run("babylon", "windows", "retry", "--failed").stdout
+        "no window has failed" in deployment.call("babylon", "windows", "retry", "--failed").stdout
     )
-    done = deployment.run(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
+    done = deployment.call(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
     assert "(step 1)" in done.stdout
-    assert "v1.0.0" in deployment.run("babylon", "windows", "show", window).stdout
+    assert "v1.0.0" in deployment.call("babylon", "windows", "show", window).stdout
 
 
 def test_a_mode_single_that_is_stopped_gives_its_window_back(deployment: Deployment) -> None:
@@ -178,7 +178,7 @@ def test_a_mode_single_that_is_stopped_gives_its_window_back(deployment: Deploym
 def test_windows_are_due_also_where_nobody_can_be_woken(deployment: Deployment) -> None:
     add_window(deployment.context, hours_ago(2))
     away = {"REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}
-    done = deployment.run("babylon", "windows", "enqueue", "--json", env=away)
+    done = deployment.call("babylon", "windows", "enqueue", "--json", env=away)
     assert done.returncode == 0
     assert json.loads(done.stdout)["due"] == [hours_ago(2)]
     assert "beat's sweep will ring" in done.stderr
@@ -270,10 +270,10 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
 def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_model: Path) -> None:
     add_window(deployment.context, hours_ago(2))
     env = {"BASE_MODEL": str(tiny_model), "TRAINER": "torch"}
-    well = deployment.run("babylon", "doctor", "--json", env=env)
+    well = deployment.call("babylon", "doctor", "--json", env=env)
     assert well.returncode == 0, well.stdout
     assert all(finding["ok"] for finding in json.loads(well.stdout))
-    ill = deployment.run(
+    ill = deployment.call(
         "babylon",
         "doctor",
         env={"DATABASE_URL": NOBODY, "REDIS_URL": "redis://:s3cret@127.0.0.1:1/0",
@@ -317,7 +317,18 @@ def test_mistakes_end_with_one_line_and_code_2(
     deployment: Deployment, command: tuple[str, ...], env: dict[str, str], says: str
 ) -> None:
     add_trajectory(deployment.context, hours_ago(2), "alone")
-    done = deployment.run(*command, env=env)
+    assert_one_line(deployment.call(*command, env=env), says)
+
+
+@pytest.mark.parametrize("command", [("babylon", "windows", "list"), MODULE])
+def test_a_mistake_in_a_program_of_its_own(
+    deployment: Deployment, command: tuple[str, ...]
+) -> None:
+    done = deployment.run(*command, env={"DATABASE_URL": NOBODY, "MODE": "list"})
+    assert_one_line(done, "is DATABASE_URL right?")
+
+
+def assert_one_line(done: Ended, says: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert says in line
@@ -325,28 +336,29 @@ def test_mistakes_end_with_one_line_and_code_2(
 
 
 def test_missing_migrations_are_named(deployment: Deployment, fresh_database: str) -> None:
+    env = {"DATABASE_URL": fresh_database}
     for command in (("babylon", "windows", "list"), MODULE):
-        done = deployment.run(*command, env={"DATABASE_URL": fresh_database})
+        done = deployment.call(*command, env=env)
         assert done.returncode == 2
         assert done.stderr.strip() == "migrations are not applied: run `babylon migrate`"
-    assert (
-        deployment.run("babylon", "migrate", env={"DATABASE_URL": fresh_database}).returncode == 0
-    )
+    assert deployment.run("babylon", "migrate", env=env).returncode == 0
+    assert deployment.call(*MODULE, env={**env, "MODE": "list"}).stderr.startswith("no windows")
 
 
 def test_a_window_without_signal_is_a_clear_end_of_single(deployment: Deployment) -> None:
     add_window(deployment.context, hours_ago(2), spread=0.0)
-    done = deployment.run(*MODULE, env={"MODE": "single"})
+    done = deployment.call(*MODULE, env={"MODE": "single"})
     assert done.returncode == 2
     assert "skipped: no signal" in done.stderr
 
 
 def test_every_command_has_help_with_an_example(deployment: Deployment) -> None:
-    commands = [(), ("windows",)]
+    done = deployment.run("babylon", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert deployment.call("babylon", "--help").stdout == done.stdout
+    assert deployment.call("babylon", "windows", "--help").returncode == 0
     for name in (["demo"], ["up"], ["migrate"], ["status"], ["doctor"], ["windows", "list"],
                  ["windows", "enqueue"]):  # fmt: skip
-        done = deployment.run("babylon", *name, "--help")
+        done = deployment.call("babylon", *name, "--help")
         assert done.returncode == 0
         assert "Example:" in done.stdout
-    for name_ in commands:
-        assert deployment.run("babylon", *name_, "--help").returncode == 0
