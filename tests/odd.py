@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -47,6 +48,16 @@ ODD_TOKENS = [
     "[]",
     "{}",
 ]
+
+
+def with_each(check: Callable[[str], object], tokens: Iterable[str] = ODD_TOKENS) -> None:
+    """Check the tokens one after the other; the report of a failure names its token."""
+    for token in tokens:
+        try:
+            check(token)
+        except BaseException as failure:
+            failure.add_note(f"with the odd token {token[:60]!r}, {len(token)} characters")
+            raise
 
 
 def valid_trace() -> list[dict[str, Any]]:

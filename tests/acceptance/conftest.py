@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -51,7 +53,7 @@ class Deployment:
     def run(
         self, *arguments: str, env: dict[str, str] | None = None, timeout: float = 90
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end: `babylon …`, or `celery …`, or `-m …` for a module."""
+        """Run a program to its end: `babylon …`, or `celery …`, or Python with `-m …` or `-c …`."""
         return subprocess.run(
             self._command(arguments),
             env=self._env(env),
@@ -89,9 +91,12 @@ class Deployment:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End every role that still runs."""
+        """End every role that still runs; whether they obey SIGTERM is for tests to say."""
         for process in self._processes:
-            process.terminate()
+            if Path(process.args[0]).name == "celery":  # it would end its tasks first
+                _kill_tree(process)
+            else:
+                process.terminate()
         for process in self._processes:
             try:
                 process.wait(timeout=15)
@@ -126,7 +131,7 @@ class Deployment:
         )
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        if arguments[0] == "-m":
+        if arguments[0] in ("-m", "-c"):
             return [sys.executable, *arguments]
         return [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]]
 
@@ -137,6 +142,15 @@ class Deployment:
             if name.lower() not in Settings.model_fields
         }
         return {**inherited, **self.env, **(changes or {})}
+
+
+def _kill_tree(process: subprocess.Popen[str]) -> None:
+    """Kill a process with its pool and its trainers."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
 
 
 @pytest.fixture

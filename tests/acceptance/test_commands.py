@@ -7,11 +7,15 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.local import ask
 from tests.acceptance.conftest import Deployment, Ended
 from tests.chaos.injection import Injection, injecting
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
@@ -90,7 +94,17 @@ def test_mode_single_leaves_a_request_for_the_running_hour_waiting(deployment: D
     assert one(deployment.context, "SELECT status FROM training_batches")["status"] == "pending"
 
 
-def test_mode_single_beside_running_workers(deployment: Deployment) -> None:
+@pytest.fixture
+def unserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new version is not asked: that takes a server, which imports for seconds."""
+
+    def refuse(env: Mapping[str, str]) -> NoReturn:
+        raise ServerUnavailable("nobody serves")
+
+    monkeypatch.setattr(ask, "serving", refuse)
+
+
+def test_mode_single_beside_running_workers(deployment: Deployment, unserved: None) -> None:
     window = hours_ago(2)
     add_window(deployment.context, window)
     deployment.start("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-c", "1")
@@ -130,7 +144,9 @@ def test_mode_continuous_outlives_a_lease_that_another_took(deployment: Deployme
     assert [t["outcome"] for t in told] == ["given_back", "done"]
 
 
-def test_a_failed_window_tells_its_story_and_is_tried_again(deployment: Deployment) -> None:
+def test_a_failed_window_tells_its_story_and_is_tried_again(
+    deployment: Deployment, unserved: None
+) -> None:
     window = hours_ago(2)
     add_window(deployment.context, window)
     refusal = Injection(
@@ -320,7 +336,9 @@ def test_mistakes_end_with_one_line_and_code_2(
     assert_one_line(deployment.call(*command, env=env), says)
 
 
-@pytest.mark.parametrize("command", [("babylon", "windows", "list"), MODULE])
+@pytest.mark.parametrize(
+    "command", [("babylon", "windows", "list"), ("babylon", "judge", "check"), MODULE]
+)
 def test_a_mistake_in_a_program_of_its_own(
     deployment: Deployment, command: tuple[str, ...]
 ) -> None:

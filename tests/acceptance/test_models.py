@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,17 @@ from babylon_tasks.work.context import Context
 from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
 from tests.rows import add_window, commit_steps, hours_ago, one, query
-from workers.gpu.client import TrainerOptions, TrainerProcess
+from workers.gpu.client import TrainerProcess
 
 
-def commit_with_retention(deployment: Deployment, count: int) -> None:
+def commit_with_retention(deployment: Deployment, trainer: TrainerProcess, count: int) -> None:
     """Steps without weights, of which no more stay than must."""
     settings = deployment.context.settings.model_copy(update={"keep_checkpoints": 1})
-    trainer = TrainerProcess(TrainerOptions("noop", None, "cpu-0", 1.0, 30.0, 60.0))
-    try:
-        commit_steps(Context.of_deployment(settings, "test:2"), trainer, count)
-    finally:
-        trainer.close()
+    commit_steps(Context.of_deployment(settings, "test:2"), trainer, count)
 
 
 def listed(deployment: Deployment) -> list[dict[str, Any]]:
-    done = deployment.run("babylon", "models", "list", "--json")
+    done = deployment.call("babylon", "models", "list", "--json")
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -41,10 +38,10 @@ def folders(deployment: Deployment) -> list[int]:
     return sorted(int(folder.name.split("-")[0]) for folder in store.glob("*/*"))
 
 
-def test_list(deployment: Deployment) -> None:
+def test_list(deployment: Deployment, trainer: TrainerProcess) -> None:
     assert listed(deployment) == []
     assert "no step of babylon-agent" in deployment.run("babylon", "models", "list").stdout
-    commit_with_retention(deployment, 5)
+    commit_with_retention(deployment, trainer, 5)
     query(deployment.context, "UPDATE rl.heads SET published_step = 4 RETURNING 1")
     found = listed(deployment)
     assert [(each["step"], each["version"], each["state"]) for each in found] == [
@@ -57,7 +54,7 @@ def test_list(deployment: Deployment) -> None:
     assert [each["removed_at"] is None for each in found] == [True] * 3 + [False] * 2
     assert found[0]["trajectories"] == 3
     assert found[0]["loss"] == 0.0
-    shown = deployment.run("babylon", "models", "list").stdout
+    shown = deployment.call("babylon", "models", "list").stdout
     assert f"{found[0]['checkpoint']} " in shown
     assert found[4]["checkpoint"] not in shown
 
@@ -68,15 +65,16 @@ def test_export_of_a_trained_model(deployment: Deployment, tmp_path: Path) -> No
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tests.unit.tiny import make_tiny_model
+    from workers.trainer.torch.trainer import TorchTrainer
 
     tiny_model = tmp_path / "tiny"
     make_tiny_model(tiny_model)
-    add_window(deployment.context, hours_ago(2))
-    env = {"TRAINER": "torch", "LEARNING_RATE": "0.01", "WARMUP_STEPS": "0"}
-    done = deployment.run("babylon", "train", env={**env, "BASE_MODEL": str(tiny_model)})
-    assert done.returncode == 0, done.stderr
+    changes = {"base_model": str(tiny_model), "learning_rate": 0.01, "warmup_steps": 0}
+    settings = deployment.context.settings.model_copy(update={"trainer": "torch", **changes})
+    torch_context = Context.of_deployment(settings, "test:2")
+    commit_steps(torch_context, TorchTrainer("cpu"), 1)
     adapter, model = tmp_path / "adapter", tmp_path / "model"
-    done = deployment.run("babylon", "models", "export", "v1.0.0", str(adapter))
+    done = deployment.call("babylon", "models", "export", "v1.0.0", str(adapter))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"step 1 (v1.0.0) of babylon-agent is in {adapter}\n"
     assert {file.name for file in adapter.iterdir()} == {
@@ -98,31 +96,32 @@ def test_export_of_a_trained_model(deployment: Deployment, tmp_path: Path) -> No
     assert (adapted - logits(load(tiny_model))).abs().max() > 1e-3
 
 
-def refuse(
-    deployment: Deployment, arguments: list[str], why: str, env: dict[str, str] | None = None
-) -> None:
-    done = deployment.run("babylon", "models", "export", *arguments, env=env)
+def refuse(deployment: Deployment, arguments: list[str], why: str) -> None:
+    done = deployment.call("babylon", "models", "export", *arguments)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert why in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_an_export_that_cannot_be_leaves_nothing(deployment: Deployment, tmp_path: Path) -> None:
+def test_an_export_that_cannot_be_leaves_nothing(
+    deployment: Deployment,
+    trainer: TrainerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("torch")
-    commit_with_retention(deployment, 1)
+    commit_with_retention(deployment, trainer, 1)
     checkpoint = Path(one(deployment.context, "SELECT checkpoint FROM rl.steps")["checkpoint"])
     for file in ADAPTER_FILES:
         (checkpoint / file).write_text("{}")
-    hidden = deployment.folder / "hidden"
-    (hidden / "peft").mkdir(parents=True)
-    (hidden / "peft" / "__init__.py").write_text("raise ModuleNotFoundError('x', name='peft')")
-    without_peft = {"PYTHONPATH": f"{hidden}:{os.environ.get('PYTHONPATH', '')}"}
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("mine")
     before = sorted(tmp_path.iterdir())
     new = str(tmp_path / "new")
-    refuse(deployment, ["1", new, "--merged"], "--merged needs the package peft", without_peft)
+    with monkeypatch.context() as without_peft:
+        without_peft.setitem(sys.modules, "peft", None)
+        refuse(deployment, ["1", new, "--merged"], "--merged needs the package peft")
     refuse(deployment, ["1", str(taken)], "is not an empty folder")
     refuse(deployment, ["v9.9.9", new], "has no version or step 'v9.9.9'")
     query(deployment.context, "UPDATE rl.heads SET base_model = '/no/such/model' RETURNING 1")
@@ -130,20 +129,24 @@ def test_an_export_that_cannot_be_leaves_nothing(deployment: Deployment, tmp_pat
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_export_of_what_has_no_weights(deployment: Deployment, tmp_path: Path) -> None:
+def test_export_of_what_has_no_weights(
+    deployment: Deployment, trainer: TrainerProcess, tmp_path: Path
+) -> None:
     new = str(tmp_path / "new")
     refuse(deployment, ["1", new], "has no version or step '1'")
-    commit_with_retention(deployment, 4)
+    commit_with_retention(deployment, trainer, 4)
     refuse(deployment, ["4", new], "step 4 (v1.0.3) of babylon-agent has no weights")
     refuse(deployment, ["v1.0.0", new], "the files of step 1 (v1.0.0) were removed on")
     refuse(deployment, ["9" * 30, new], "has no version or step")
     assert not list(tmp_path.glob("*new*"))
 
 
-def test_mode_single_for_a_window_whose_step_was_removed(deployment: Deployment) -> None:
-    commit_with_retention(deployment, 4)
+def test_mode_single_for_a_window_whose_step_was_removed(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    commit_with_retention(deployment, trainer, 4)
     env = {"MODE": "single", "WINDOW_ID": hours_ago(2)}
-    done = deployment.run("-m", "babylon_tasks", env=env)
+    done = deployment.call("-m", "babylon_tasks", env=env)
     assert done.returncode == 2
     assert done.stderr.startswith("the files of step 1 (v1.0.0) were removed on ")
     assert done.stderr.count("\n") == 1
@@ -158,10 +161,10 @@ def test_mode_single_for_a_window_whose_step_was_removed(deployment: Deployment)
     ],
 )
 def test_killed_while_it_removes(
-    deployment: Deployment, call: str, at: Any, left: list[int]
+    deployment: Deployment, trainer: TrainerProcess, call: str, at: Any, left: list[int]
 ) -> None:
     """Before the note, between note and removal, and in the middle of a removal."""
-    commit_with_retention(deployment, 4)
+    commit_with_retention(deployment, trainer, 4)
     add_window(deployment.context, hours_ago(20))
     kill = Injection(call, "kill", at=at)
     harm = injecting(kill, python_path=os.environ.get("PYTHONPATH", ""))
@@ -178,6 +181,6 @@ def test_killed_while_it_removes(
 
 def _trained(deployment: Deployment, window_id: str) -> bool:
     """Once the dead one's lease has run out."""
-    deployment.run("babylon", "train", env={"KEEP_CHECKPOINTS": "1"})
+    deployment.call("babylon", "train", env={"KEEP_CHECKPOINTS": "1"})
     row = one(deployment.context, "SELECT state FROM rl.windows WHERE window_id = %s", window_id)
     return bool(row["state"] == "trained")

@@ -36,23 +36,23 @@ def test_one_window_by_two_scorers(deployment: Deployment, judge: JudgeServer) -
     pipeline.produce(context)
     pipeline.score(context)
     deployment.start("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", env=judged(judge))
-    done = deployment.run("babylon", "windows", "enqueue", window, "--scoring", "ruler")
+    done = deployment.call("babylon", "windows", "enqueue", window, "--scoring", "ruler")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{window} is due\n"
     deployment.wait(lambda: one(context, "SELECT scorer FROM rl.windows")["scorer"] == "ruler")
     show = ("babylon", "windows", "show", window, "--scores")
-    told = json.loads(deployment.run(*show, "--json").stdout)
+    told = json.loads(deployment.call(*show, "--json").stdout)
     assert (told["state"], told["scoring"], told["scorer"]) == ("scored", "ruler", "ruler")
     assert told["judge"]["answers"] == 1
     assert told["judge"]["usd"] > 0
     assert [set(each["scores"]) for each in told["by_scorer"]] == [{"heuristic", "ruler"}] * 3
-    table = deployment.run(*show).stdout
+    table = deployment.call(*show).stdout
     assert "heuristic" in table
     assert "ruler" in table
-    status = json.loads(deployment.run("babylon", "status", "--json").stdout)
+    status = json.loads(deployment.call("babylon", "status", "--json").stdout)
     assert status["judge_today"]["answers"] == 1
     assert status["judge_today"]["daily_limit_usd"] is None
-    done = deployment.run("babylon", "windows", "enqueue", "--scoring", "ruler")
+    done = deployment.call("babylon", "windows", "enqueue", "--scoring", "ruler")
     assert done.returncode == 2
     assert done.stderr == "--scoring is for windows that are named\n"
 
@@ -63,11 +63,11 @@ def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
     add_trajectory(context, window, "agent-9", stepsJson=steps(1, count=1))
     add_trajectory(context, window, "agent-8", stepsJson="[{")
     add_trajectory(context, window, "agent-7", isEvaluation=True)
-    done = deployment.run("babylon", "train", "--max-per-window", "2", env={"MIN_ACTIONS": "2"})
+    done = deployment.call("babylon", "train", "--max-per-window", "2", env={"MIN_ACTIONS": "2"})
     assert done.returncode == 0, done.stderr
     assert "step 1 (v1.0.0): 1 windows, 2 trajectories" in done.stdout
     assert "v1.0.0 is ready" in done.stdout
-    told = json.loads(deployment.run("babylon", "windows", "show", window, "--json").stdout)
+    told = json.loads(deployment.call("babylon", "windows", "show", window, "--json").stdout)
     assert told["rows"] == {
         "not_training_data": 0,
         "evaluation": 1,
@@ -84,7 +84,7 @@ def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
         "calls": 6,
         "sequences": 6,
     }
-    table = deployment.run("babylon", "windows", "show", window).stdout
+    table = deployment.call("babylon", "windows", "show", window).stdout
     assert "1 unreadable, 1 few_actions, 1 over_maximum" in table
 
 
@@ -93,7 +93,7 @@ def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -
     add_window(deployment.context, hours_ago(4), agents=2)
     add_window(deployment.context, hours_ago(9), agents=3)
     options = ["--min-agents", "3", "--lookback-hours", "6", "--model", "none", "--dropout", "0.0"]
-    done = deployment.run("babylon", "train", *options, "--json", env={"REDIS_URL": ""})
+    done = deployment.call("babylon", "train", *options, "--json", env={"REDIS_URL": ""})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "steps": [{"step": 1, "version": "v1.0.0"}],
@@ -110,7 +110,7 @@ def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -
         (["--model", "other"], "model babylon-agent was started from none, BASE_MODEL is other"),
     ]:
         add_window(deployment.context, hours_ago(3))
-        done = deployment.run("babylon", "train", *wrong)
+        done = deployment.call("babylon", "train", *wrong)
         assert done.returncode == 2
         assert why in done.stderr
         assert "Traceback" not in done.stderr
@@ -121,7 +121,7 @@ def test_a_judge_is_checked(deployment: Deployment, judge: JudgeServer) -> None:
     add_window(deployment.context, window, agents=6)
     judge.position_bias = 0.1
     judge.score_of = lambda text: 0.5 if "$0" not in text else 0.4
-    done = deployment.run("babylon", "judge", "check", "--json", env=judged(judge))
+    done = deployment.call("babylon", "judge", "check", "--json", env=judged(judge))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["window_id"], told["trajectories"]) == (window, 6)
@@ -142,7 +142,7 @@ def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deplo
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("JUDGE_RUBRIC=nowhere.md cannot be read")
     env = {"SCORING": "ruler", "OPENAI_API_KEY": ""}
-    done = deployment.run("babylon", "doctor", "--json", env=env)
+    done = deployment.call("babylon", "doctor", "--json", env=env)
     found = {each["check"]: each for each in json.loads(done.stdout)}
     assert not found["scoring"]["ok"]
     assert "set JUDGE_API_KEY or OPENAI_API_KEY" in found["scoring"]["detail"]
@@ -156,18 +156,18 @@ def test_brackets_in_what_others_wrote_break_no_table(
         add_trajectory(context, window, agent, stepsJson=steps(100 * n))
     judge.default = replace(content_filter, error={"message": "bad [/INST] [bold] thing"})
     env = {**judged(judge), "SCORING": "ruler", "RETRY_SECONDS": "60"}
-    done = deployment.run("babylon", "train", env=env)
+    done = deployment.call("babylon", "train", env=env)
     assert done.returncode == 2
     assert "nothing was trained, windows wait: JudgeFault" in done.stderr
-    shown = deployment.run("babylon", "windows", "show", window, "--scores")
+    shown = deployment.call("babylon", "windows", "show", window, "--scores")
     assert shown.returncode == 0, shown.stderr
     assert "[/INST] [bold] thing" in shown.stdout
-    listed = deployment.run("babylon", "windows", "list")
+    listed = deployment.call("babylon", "windows", "list")
     assert listed.returncode == 0, listed.stderr
-    deployment.run("babylon", "windows", "enqueue", window, "--scoring", "heuristic")
-    deployment.run("babylon", "train")
-    shown = deployment.run("babylon", "windows", "show", window, "--scores")
+    deployment.call("babylon", "windows", "enqueue", window, "--scoring", "heuristic")
+    deployment.call("babylon", "train")
+    shown = deployment.call("babylon", "windows", "show", window, "--scores")
     assert "agent [bold]" in shown.stdout
-    told = deployment.run("babylon", "windows", "enqueue", window, "--scoring", "blend")
+    told = deployment.call("babylon", "windows", "enqueue", window, "--scoring", "blend")
     assert told.returncode == 2
     assert told.stderr == "a window that was trained is not scored again\n"

@@ -8,8 +8,10 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pydantic import SecretStr
 
 pytest.importorskip("art")
 
@@ -19,6 +21,8 @@ from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
 from tests.rows import add_window, hours_ago, one, query, states
 from tests.wandb_server import KEY, WandbServer
+from workers.gpu import slots
+from workers.gpu.client import TrainerOptions, TrainerProcess
 
 MODULE = ("-m", "babylon_tasks")
 NAME = "wandb-artifact:///team/babylon-rl/babylon-agent:step1"
@@ -40,17 +44,36 @@ def on_wandb(deployment: Deployment, server: WandbServer) -> Deployment:
         "BASE_MODEL": "OpenPipe/Qwen3-14B-Instruct",
         "SERVERLESS_URL": server.url,
         "REDIS_URL": "",
+        "WANDB_MODE": "disabled",  # of the steps' log; for that see test_step_log.py
     }
     return deployment
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[TrainerProcess]:
+    """A trainer process for all commands in this process: it imports ART's client for seconds."""
+    process = TrainerProcess(
+        TrainerOptions("serverless", None, "cpu-0", 0.5, 60.0, 600.0, "INFO", SecretStr(KEY))
+    )
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def warm_trainer(warm: TrainerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process train with that process, and leave it to the next one."""
+    kept = SimpleNamespace(step=warm.step, close=lambda: None)
+    monkeypatch.setattr(slots, "make_trainer", lambda slot: kept)
 
 
 def test_from_listing_to_an_answer(on_wandb: Deployment, server: WandbServer) -> None:
     window = hours_ago(2)
     add_window(on_wandb.context, window, recorded=True)
     add_window(on_wandb.context, hours_ago(3), agents=1, recorded=True)
-    listed = on_wandb.run(*MODULE, env={"MODE": "list"})
+    listed = on_wandb.call(*MODULE, env={"MODE": "list"})
     assert listed.stdout == f"Ready windows (1):\n  {window}: 3 agents\n"
-    done = on_wandb.run(*MODULE, env={"MODE": "single", "LOG_LEVEL": "DEBUG"})
+    env = {"MODE": "single", "LOG_LEVEL": "DEBUG", "WANDB_MODE": "offline"}
+    done = on_wandb.run(*MODULE, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == [
         f"Training on: {window}",
@@ -81,17 +104,19 @@ def test_what_w_and_b_would_not_train_ends_with_one_line(
     on_wandb: Deployment, server: WandbServer, env: dict[str, str], recorded: bool, says: str
 ) -> None:
     add_window(on_wandb.context, hours_ago(2), recorded=recorded)
-    done = on_wandb.run(*MODULE, env={"MODE": "single", "LOG_LEVEL": "ERROR", **env})
+    done = on_wandb.call(*MODULE, env={"MODE": "single", "LOG_LEVEL": "ERROR", **env})
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert server.posts == 0
 
 
-def test_w_and_b_away_ends_with_one_line_and_blames_nobody(on_wandb: Deployment) -> None:
+def test_w_and_b_away_ends_with_one_line_and_blames_nobody(
+    on_wandb: Deployment, warm_trainer: None
+) -> None:
     add_window(on_wandb.context, hours_ago(2), recorded=True)
     env = {"MODE": "single", "SERVERLESS_URL": "http://127.0.0.1:1/v1"}
-    done = on_wandb.run(*MODULE, env=env)
+    done = on_wandb.call(*MODULE, env=env)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "W&B does not answer" in done.stderr.strip().splitlines()[-1]
     row = one(on_wandb.context, "SELECT * FROM rl.windows")
@@ -111,13 +136,13 @@ def test_mode_continuous_outlives_a_window_without_logprobs(
 
 
 def test_babylon_train_goes_on_beyond_windows_without_logprobs(
-    on_wandb: Deployment, server: WandbServer
+    on_wandb: Deployment, server: WandbServer, warm_trainer: None
 ) -> None:
     """More of them than one claim scores, and then one that can be trained."""
     for hours in range(3, 3 + SCORE_BATCH):
         add_window(on_wandb.context, hours_ago(hours), agents=2)
     add_window(on_wandb.context, hours_ago(2), recorded=True)
-    done = on_wandb.run("babylon", "train", "--json", env={"RETRY_SECONDS": "600"})
+    done = on_wandb.call("babylon", "train", "--json", env={"RETRY_SECONDS": "600"})
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert told["steps"] == [{"step": 1, "version": "v1.0.0"}]
@@ -128,7 +153,7 @@ def test_babylon_train_says_why_nothing_was_trained(
     on_wandb: Deployment, server: WandbServer
 ) -> None:
     add_window(on_wandb.context, hours_ago(2))
-    done = on_wandb.run("babylon", "train", env={"RETRY_SECONDS": "600"})
+    done = on_wandb.call("babylon", "train", env={"RETRY_SECONDS": "600"})
     assert done.returncode == 2
     assert "LOGPROBS_URL" in done.stderr.strip().splitlines()[-1]
 
@@ -155,7 +180,11 @@ def killed(deployment: Deployment, injection: Injection | None = None) -> subpro
     ids=["before the POST", "after the POST"],
 )
 def test_killed_around_the_post_one_job_and_one_step(
-    on_wandb: Deployment, server: WandbServer, injection: Injection, jobs_before: int
+    on_wandb: Deployment,
+    server: WandbServer,
+    warm_trainer: None,
+    injection: Injection,
+    jobs_before: int,
 ) -> None:
     window = hours_ago(2)
     add_window(on_wandb.context, window, recorded=True)
@@ -168,7 +197,9 @@ def test_killed_around_the_post_one_job_and_one_step(
     _finished_by_another(on_wandb, server, window)
 
 
-def test_killed_in_the_post_one_job_and_one_step(on_wandb: Deployment, server: WandbServer) -> None:
+def test_killed_in_the_post_one_job_and_one_step(
+    on_wandb: Deployment, server: WandbServer, warm_trainer: None
+) -> None:
     """W&B has taken the job, and its answer is on its way."""
     window = hours_ago(2)
     add_window(on_wandb.context, window, recorded=True)
@@ -197,7 +228,7 @@ def test_a_trainer_process_that_is_killed_costs_no_second_job(
 
 
 def _finished_by_another(deployment: Deployment, server: WandbServer, window: str) -> None:
-    done = deployment.run(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
+    done = deployment.call(*MODULE, env={"MODE": "single", "WINDOW_ID": window})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Response: Wait for a dip." in done.stdout
     assert server.posts == 1

@@ -25,6 +25,12 @@ from workers.watch import step_log
 
 WORKER = ("celery", "-A", "babylon_tasks", "worker")
 LOG = ("-m", "workers.watch.step_log")
+# As it is, but W&B has 2 seconds to answer at all, and not 30.
+IMPATIENT = (
+    "-c",
+    "import sys\nfrom workers.watch import step_log\n"
+    "step_log._INIT_SECONDS = 2\nsys.exit(step_log.main())",
+)
 
 
 def train(deployment: Deployment, trainer: TrainerProcess, *hours: int) -> None:
@@ -98,7 +104,8 @@ def test_what_could_not_be_logged_is_logged_later(
     """W&B away: one line, without the key, and the steps wait."""
     key = "0123456789abcdef0123456789abcdef01234567"
     train(deployment, trainer, 2)
-    done = log_steps(deployment, WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:1")
+    away = {"WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:1"}
+    done = deployment.run(*IMPATIENT, env={"WANDB_DIR": str(deployment.folder), **away})
     assert done.returncode == 1
     assert "steps are not logged to W&B" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,6 +3,9 @@
 After each: every window ended as it should, none is in two steps, `rl.steps` is dense, tokens only
 grow, the head's checkpoint loads, and nothing is held (`verdict.py`). The fault's number is the one
 of docs/reliability.md.
+
+Each test costs seconds: `make test` does those that are not marked `slow`, one each of a worker
+that dies, a node that comes back too late, and each server that fails; `make chaos` does them all.
 """
 
 from __future__ import annotations
@@ -105,8 +108,8 @@ def slow_step(seconds: float) -> Injection:
                      "babylon_tasks.store.transitions.produce", "after", "score", marks=slow),
         pytest.param(3, "worker killed between message and claim", "cpu1",
                      "babylon_tasks.pipeline.score", "before", "score", marks=slow),
-        (4, "scorer killed after the claim", "cpu1",
-         "babylon_tasks.scoring.stage.score_claimed", "before", "score"),
+        pytest.param(4, "scorer killed after the claim", "cpu1",
+                     "babylon_tasks.scoring.stage.score_claimed", "before", "score", marks=slow),
         pytest.param(4, "trainer's worker killed after the claim", "gpu1",
                      "workers.gpu.client.TrainerProcess.step", "before", "train", marks=slow),
         pytest.param(5, "scorer killed between its scores and the commit", "cpu1",
@@ -137,11 +140,11 @@ def test_killed_at(
     trial(number, title, lost_and_found(world, since) or [next_attempt(world, stage, since)])
 
 
+@slow
 @pytest.mark.parametrize(
     ("title", "answers"),
     [
-        pytest.param("scorer killed between the judge's answers and its commit",
-                     [judge_server.hang(1)] * 4, marks=slow),
+        ("scorer killed between the judge's answers and its commit", [judge_server.hang(1)] * 4),
         ("scorer killed while it asks the judge (asked twice: in flight only)",
          [judge_server.hang(1), judge_server.hang(1), judge_server.hang(), judge_server.hang()]),
     ],
@@ -210,14 +213,13 @@ def waiting(world: World) -> int:
         return sum(int(client.llen(queue)) for queue in ("cpu", "gpu"))
 
 
+@slow
 @pytest.mark.parametrize(
     ("title", "harm"),
     [
         ("trainer killed in a step", {"do": "kill"}),
-        pytest.param("trainer hung in a step", {"do": "hang"}, marks=slow),
-        pytest.param(
-            "trainer out of memory", {"do": "raise", "error": "builtins.MemoryError"}, marks=slow
-        ),
+        ("trainer hung in a step", {"do": "hang"}),
+        ("trainer out of memory", {"do": "raise", "error": "builtins.MemoryError"}),
     ],
 )
 def test_trainer_fails(trial: Trial, world: World, title: str, harm: dict[str, Any]) -> None:
@@ -358,6 +360,7 @@ def babylon(world: World, *command: str) -> Any:
     return json.loads(done.stdout)
 
 
+@slow
 def test_the_same_message_ten_times(trial: Trial, world: World) -> None:
     windows = world.add_windows(3)
     start(world, "cpu1", "cpu2", "gpu1", "gpu2")
@@ -426,7 +429,8 @@ def test_a_gpu_node_away_past_its_lease(trial: Trial, world: World, how: str) ->
 OTHERWISE = Behaviour("otherwise", scores=(lambda s: [x | {"score": 1 - x["score"]} for x in s],))
 
 
-@pytest.mark.parametrize("how", ["cut off", pytest.param("suspended", marks=slow)])
+@slow
+@pytest.mark.parametrize("how", ["cut off", "suspended"])
 def test_the_judges_worker_away_past_its_lease(trial: Trial, world: World, how: str) -> None:
     """Its questions are in flight; it comes back with their answers, and writes no score."""
     wanted = judging.add_windows(world, 3)
@@ -546,6 +550,7 @@ def test_three_beats(trial: Trial, world: World) -> None:
     trial(18, "three beats")
 
 
+@slow
 def test_disk_full_at_the_checkpoint(trial: Trial, world: World) -> None:
     """The step fails cleanly and nobody is blamed; when there is room again, it goes on."""
     world.add_windows(2)
@@ -589,12 +594,13 @@ def test_a_node_that_cannot_read_the_store(trial: Trial, world: World) -> None:
 LIMITED, HANGS, NONSENSE = judge_server.rate_limited(2), judge_server.hang(), judge_server.refusal
 
 
+@slow
 @pytest.mark.parametrize(
     ("title", "behaviour", "tries", "round_seconds"),
     [
         ("judge answers 429: its windows wait", LIMITED, 4, 6),
-        pytest.param("judge hangs: its windows wait", HANGS, 4, 11, marks=slow),
-        pytest.param("judge answers nonsense: its windows wait", NONSENSE, 3, 1, marks=slow),
+        ("judge hangs: its windows wait", HANGS, 4, 11),
+        ("judge answers nonsense: its windows wait", NONSENSE, 3, 1),
     ],
 )
 def test_windows_wait_for_the_judge(

@@ -17,7 +17,7 @@ pytest.importorskip("peft")
 pytest.importorskip("art")
 from babylon_tasks.errors import CheckpointUnreadable, Final, Retryable, TrainerDied, UserError
 from babylon_tasks.records.steps import Progress
-from tests.unit.tiny import make_request, make_tiny_model, two_sided
+from tests.unit.tiny import make_request, two_sided
 from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.lock import hold_gpu, lock_path
 
@@ -249,29 +249,3 @@ def test_closing_the_pipe_ends_a_trainer_in_the_middle_of_its_work(
         trainer.step(request_, close_pipe)
     assert seen[0][1] == "load"
     held.release()
-
-
-def test_a_torch_trainer_killed_in_mid_step_trains_again(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base_model = make_tiny_model(tmp_path / "model")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.chdir(tmp_path)
-    # `import art` reads .env: with the key, ART would open a run at W&B and need the network.
-    (tmp_path / ".env").write_text("WANDB_API_KEY=" + "0" * 40 + "\n")
-    trainer = make("torch", stall_seconds=100)
-    request = make_request(tmp_path, base_model, two_sided())
-
-    def kill(progress: Progress | None) -> None:
-        if progress is not None and progress.phase == "train":
-            assert trainer.pid is not None
-            os.kill(trainer.pid, signal.SIGKILL)
-
-    with pytest.raises(TrainerDied, match="SIGKILL"):
-        trainer.step(request, kill)
-    beats: list[Any] = []
-    result = trainer.step(make_request(tmp_path, base_model, two_sided(), name="b"), beats.append)
-    assert (result.sequences, result.optimizer_steps) == (16, 1)
-    assert {b.phase for b in beats if b is not None} == {"load", "tokenize", "train", "save"}
-    with pytest.raises(UserError, match=r"BASE_MODEL=.* cannot be loaded"):
-        trainer.step(make_request(tmp_path, str(tmp_path), two_sided(), name="c"), ignore)

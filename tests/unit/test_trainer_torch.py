@@ -8,7 +8,6 @@ import json
 import math
 import os
 import random
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,9 @@ from openai.types.chat.chat_completion import Choice
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
 
-from babylon_tasks.errors import CheckpointUnreadable, Final, TrainerDied, UserError
+from babylon_tasks.errors import CheckpointUnreadable, Final, UserError
 from babylon_tasks.records.steps import Call, Logprobs, Progress, Sample, StepRequest, StepResult
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
-from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.trainer.samples import read_samples, trajectory_groups
 from workers.trainer.torch import gradients
 from workers.trainer.torch.batches import StepTensors, micro_batches
@@ -646,45 +644,6 @@ def test_a_step_repeated_in_another_process_gives_the_same_weights(
     assert any(not torch.equal(before[key], outputs[0][key]) for key in before)
     saved = torch.load(Path(second.output_dir) / "optimizer.pt", weights_only=True)
     assert {int(s["step"]) for s in saved["optimizer"]["state"].values()} == {2}
-
-
-def test_a_step_killed_in_the_middle_and_repeated_gives_the_same_weights(
-    trainer: TorchTrainer, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A real trainer process, SIGKILL while it trains, another process, the same request."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    first = make_request(tmp_path, base_model, two_sided(), name="first")
-    run(trainer, first)
-    second = make_request(
-        tmp_path, base_model, random_samples(4), first.output_dir, "second", micro_batch_tokens=16
-    )
-    process = TrainerProcess(
-        TrainerOptions(
-            "torch", None, "cpu-0", heartbeat_seconds=0.2, stall_seconds=60, idle_seconds=60
-        )
-    )
-
-    def kill(progress: Progress | None) -> None:
-        if progress is not None and progress.phase == "train":
-            os.kill(process.pid, signal.SIGKILL)
-
-    try:
-        with pytest.raises(TrainerDied):
-            process.step(second, kill)
-        assert not Path(second.output_dir).exists()
-        process.step(second, lambda progress: None)
-    finally:
-        process.close()
-    unhurt = make_request(
-        tmp_path, base_model, random_samples(4), first.output_dir, "unhurt", micro_batch_tokens=16
-    )
-    run(trainer, unhurt)
-    repeated, expected = weights(second.output_dir), weights(unhurt.output_dir)
-    before = weights(first.output_dir)
-    assert repeated.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(repeated[key], tensor, rtol=1e-5, atol=1e-8)
-    assert any(not torch.equal(before[key], expected[key]) for key in before)
 
 
 def test_the_learning_rate_grows_over_the_first_steps_of_a_lineage(
