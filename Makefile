@@ -13,9 +13,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO_STAMP := .venv/.demo
 SET := pyproject.toml constraints.txt scripts/install.py
+# Two at once, since tests wait for processes; CI's log says which of them take long.
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal $(if $(CI),--durations=25)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test chaos format clean
+.PHONY: help venv demo lint check test chaos format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +41,11 @@ lint: venv ## Check style, types and imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: venv lint ## lint, then all tests but the slow ones
-	$(BIN)/pytest -n 2 --dist worksteal
+check: lint ## lint and the unit tests: no server, under a minute; for every change
+	$(PYTEST) tests/unit
+
+test: lint ## lint, and all tests but the slow ones
+	$(PYTEST)
 
 chaos: venv ## Every fault ROUNDS times, a soak of SECONDS with kills drawn from SEED, and a table
 	$(BIN)/pytest tests/chaos -m '' --rounds $(ROUNDS) --seconds $(SECONDS) --seed $(SEED)
