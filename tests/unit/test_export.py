@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -157,18 +156,24 @@ def write(target: Path, text: str, meanwhile: Callable[[], None] = lambda: None)
         meanwhile()
 
 
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """A write beyond so many bytes fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_full_disk_is_named_by_the_file_that_is_written(tmp_path: Path) -> None:
     checkpoint, target = tmp_path / "checkpoint", tmp_path / "new"
     checkpoint.mkdir()
     for file in export.ADAPTER_FILES:
         (checkpoint / file).write_bytes(b"x" * 10_000)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
-    try:
-        with pytest.raises(UserError) as caught, export.new_folder(target) as draft:
-            export.copy_adapter(checkpoint, draft)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with files_up_to(5_000), pytest.raises(UserError) as caught, export.new_folder(target) as draft:
+        export.copy_adapter(checkpoint, draft)
     assert str(checkpoint) not in str(caught.value)
     assert f"({draft}" in str(caught.value)
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint"]
@@ -209,36 +214,25 @@ def test_an_export_that_ends_early_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def write_weights(base_model: str, checkpoint: Path, target: Path, merged: bool) -> None:
+    with export.new_folder(target) as draft:
+        if merged:
+            merge_adapter(base_model, checkpoint, draft)
+        else:
+            export.copy_adapter(checkpoint, draft)
+
+
 @pytest.mark.parametrize("how", ["adapter", "merged"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     base_model: str, trained: tuple[Path, torch.Tensor], tmp_path: Path, how: str
 ) -> None:
-    """A file-size limit: the write itself fails, as on a full disk."""
     target = tmp_path / "folder"
-    program = (
-        "import sys; from pathlib import Path; from babylon_tasks.checkpoints import export\n"
-        "base, checkpoint, target, how = sys.argv[1:]\n"
-        "try:\n"
-        "    with export.new_folder(Path(target)) as draft:\n"
-        "        if how == 'adapter':\n"
-        "            export.copy_adapter(Path(checkpoint), draft)\n"
-        "        else:\n"
-        "            from workers.trainer.torch.merge import merge_adapter\n"
-        "            merge_adapter(base, Path(checkpoint), draft)\n"
-        "except export.UserError as error:\n"
-        "    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, base_model, str(trained[0]), str(target), how],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.stdout.startswith(f"cannot export to {target}: "), done.stdout + done.stderr
-    assert "File too large" in done.stdout
-    assert done.stdout.count("\n") == 1
+    checkpoint = trained[0]
+    with files_up_to(100_000), pytest.raises(UserError) as caught:
+        write_weights(base_model, checkpoint, target, merged=how == "merged")
+    assert str(caught.value).startswith(f"cannot export to {target}: ")
+    assert "File too large" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ from workers.serve.app import main, make_app
 from workers.serve.engine import ADAPTERS_KEPT, Engine, ServedModel
 from workers.serve.versions import ServedModels
 
-ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-24-letters-ü-ok"
 
 
@@ -234,28 +230,3 @@ def test_our_own_question_carries_the_key(
 def test_a_name_that_no_step_can_have_is_unknown(name: str) -> None:
     models = ServedModels(Settings(model_name="agent", database_url="postgresql:///x"))
     assert models._step_of(name, published=3) is None
-
-
-def test_the_port_is_printed_before_the_first_request() -> None:
-    program = (
-        "from workers.serve.app import listen, make_app\n"
-        "listen(make_app(lambda name: None, list), '127.0.0.1', 0)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("listening on http://127.0.0.1:")
-        url = line.removeprefix("listening on ").strip()
-        with urllib.request.urlopen(f"{url}/healthz", timeout=20) as answer:
-            assert answer.read() == b'{"status":"ok"}'
-        process.terminate()
-        assert process.wait(20) in (0, -15)
-    finally:
-        process.kill()
-        process.stdout.close()
