@@ -119,7 +119,8 @@ def _run_commands(deployment: Deployment, changes: list[dict[str, str]]) -> Iter
         (("-m", "babylon_tasks"), {"MODE": "single", "WINDOW_ID": window, **changes[1]}),
     ]
     for arguments, change in runs:
-        done = deployment.run(*arguments, env=change)
+        run = deployment.call if arguments[0] == "babylon" else deployment.run
+        done = run(*arguments, env=change)
         assert "Traceback" not in done.stderr, done.stderr
         yield done.stdout + done.stderr
 

@@ -100,35 +100,35 @@ def _pool_size(deployment: Deployment) -> int:
     return len(stats["pool"]["processes"])
 
 
-@pytest.mark.parametrize(
-    "enqueue",
-    [
-        ("babylon", "windows", "enqueue"),
-        ("babylon", "windows", "enqueue", "WINDOW"),
-        ("celery", "-A", "babylon_tasks", "call", "babylon.produce"),
-        ("celery", "-A", "babylon_tasks", "call", "babylon.enqueue",
-         "--args", '[["WINDOW"]]'),
-        ("-m", "tests.acceptance.two_lines"),
-    ],
-)  # fmt: skip
-def test_any_scheduler_can_enqueue(deployment: Deployment, enqueue: tuple[str, ...]) -> None:
-    """Without beat: one call from outside sets the whole chain off."""
-    window = hours_ago(2)
-    add_window(deployment.context, window)
+ENQUEUE = [
+    ("babylon", "windows", "enqueue"),
+    ("babylon", "windows", "enqueue", "WINDOW"),
+    ("celery", "-A", "babylon_tasks", "call", "babylon.produce"),
+    ("celery", "-A", "babylon_tasks", "call", "babylon.enqueue", "--args", '[["WINDOW"]]'),
+    ("-m", "tests.acceptance.two_lines"),
+]
+
+
+def test_any_scheduler_can_enqueue(deployment: Deployment) -> None:
+    """Without beat: one call from outside sets the whole chain off, each time for a new window."""
     deployment.start(*CPU)
     deployment.start(*GPU)
     root = str(Path(__file__).parents[2])
-    command = [part.replace("WINDOW", window) for part in enqueue]
-    done = deployment.run(*command, env={"PYTHONPATH": root})
-    assert done.returncode == 0, done.stderr
-    deployment.wait(lambda: all_trained(deployment, window) and published(deployment))
+    windows: list[str] = []
+    for hours, enqueue in enumerate(ENQUEUE, start=2):
+        windows.append(hours_ago(hours))
+        add_window(deployment.context, windows[-1])
+        command = [part.replace("WINDOW", windows[-1]) for part in enqueue]
+        done = deployment.run(*command, env={"PYTHONPATH": root})
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        deployment.wait(lambda: all_trained(deployment, *windows) and published(deployment))
 
 
 def test_a_worker_that_may_not_train_says_so_and_does_not(deployment: Deployment) -> None:
     add_window(deployment.context, hours_ago(2))
     deployment.start(*GPU, env={"TRAIN_RL_LOCAL": ""})
     deployment.start(*CPU)
-    deployment.run("babylon", "windows", "enqueue")
+    deployment.call("babylon", "windows", "enqueue")
     deployment.wait(lambda: "training is off: set TRAIN_RL_LOCAL=true" in deployment.logs())
     assert states(deployment.context) == {hours_ago(2): "scored"}
 
@@ -137,13 +137,12 @@ def test_a_machine_that_cannot_train_leaves_the_messages_to_others(deployment: D
     """Without beat: the one message that it took comes to the machine that can."""
     add_window(deployment.context, hours_ago(2))
     unfit = {"CHECKPOINT_STORE": "/dev/null/none", "RETRY_SECONDS": "30"}
-    resting = deployment.start(*GPU, "-n", "nodisk@%h", env=unfit)
+    deployment.start(*GPU, "-n", "nodisk@%h", env=unfit)
     deployment.start(*CPU)
-    deployment.run("babylon", "windows", "enqueue")
+    deployment.call("babylon", "windows", "enqueue")
     deployment.wait(lambda: "cannot write the checkpoint" in deployment.logs())
     deployment.start(*GPU, "-n", "gpu@%h")
     deployment.wait(lambda: all_trained(deployment, hours_ago(2)))
-    resting.kill()  # SIGTERM would wait for its task
 
 
 @pytest.mark.parametrize(
