@@ -28,6 +28,9 @@ from babylon_tasks.work.context import Context
 from tests.clock import movable
 from workers.gpu.client import TrainerOptions, TrainerProcess
 
+# Nothing in these servers is worth a wait for the disk; the chaos tests have one that waits.
+NEVER_WAIT = {"fsync": "off", "full_page_writes": "off"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What `make chaos` may choose."""
@@ -83,19 +86,10 @@ def postgres_url() -> Iterator[str]:
         pytest.skip(why)
     with (
         tempfile.TemporaryDirectory(prefix="babylon-pg-") as folder,
-        embedded_postgres(Path(folder) / "data", "postgres") as url,
+        embedded_postgres(Path(folder) / "data", "postgres", settings=NEVER_WAIT) as url,
     ):
-        _need_not_survive(url)
         _ask_for_passwords(url)
         yield url
-
-
-def _need_not_survive(url: str) -> None:
-    """Nothing in this server is worth a wait for the disk; the chaos tests have one that waits."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        for setting in ("fsync", "full_page_writes"):
-            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
-        connection.execute("SELECT pg_reload_conf()")
 
 
 def _ask_for_passwords(url: str) -> None:
