@@ -56,6 +56,7 @@ def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) ->
     models = query(deployment.context, "SELECT status FROM trained_models")
     assert {m["status"] for m in models} == {"ready"}
     deployment.wait(lambda: _flower_shows(port, "score", windows[0]))
+    deployment.wait(lambda: len(query(deployment.context, "SELECT * FROM rl.canaries")) == 2)
     status = json.loads(deployment.run("babylon", "status", "--json").stdout)
     assert status["windows"]["trained"] == len(windows)
     assert status["version"] == f"v1.0.{len(steps) - 1}"
