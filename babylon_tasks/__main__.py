@@ -1,7 +1,7 @@
 """Upstream's entry point: `MODE=list|single|continuous python -m babylon_tasks`.
 
-The same claims and stages as the workers', in this process and one trainer process below it; no
-Redis and no running worker is needed, and running workers do no harm.
+It claims windows and runs the stages as the workers do, in this process and one trainer process
+below it. It needs neither Redis nor running workers; running workers do no harm.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ _HELD_ELSEWHERE_SECONDS = 1.0
 
 
 def main() -> int:
-    """Run the mode that MODE names; `single` without it."""
+    """Run the mode that MODE names; `single` without it.
+
+    Raises:
+        UserError: Training is not allowed, the trainer's packages are missing, or the mode failed.
+    """
     settings, arguments = load_settings(), load(RunArguments)
     configure_logging(settings.log_level)
     if arguments.mode == "list":
@@ -45,13 +49,17 @@ def main() -> int:
 
 
 def list_ready(settings: Settings) -> int:
-    """Print the windows that a step could take now."""
+    """Print the windows that a step could take now.
+
+    Raises:
+        UserError: There is none; the message says why.
+    """
     context = ready_context(settings)
     with context.database.transaction() as tx:
-        found = window_rows.listing(tx, settings.model_name, settings)
-    ready = [w for w in found if w.can_train]
+        listed = window_rows.listing(tx, context.lineage.name, settings)
+    ready = [window for window in listed if window.can_train]
     if not ready:
-        raise no_windows(context.database, settings, found)
+        raise no_windows(context, listed)
     print(f"Ready windows ({len(ready)}):")
     for window in ready:
         print(f"  {window.window_id}: {window.agents} agents")
@@ -59,7 +67,12 @@ def list_ready(settings: Settings) -> int:
 
 
 def single(settings: Settings, arguments: RunArguments) -> int:
-    """Train one window, alone, and ask the new version a question."""
+    """Train one window, alone, and ask the new version a question.
+
+    Raises:
+        UserError: No window is ready, the named one cannot be trained, or the model cannot be
+            asked; the message says why.
+    """
     signal.signal(signal.SIGTERM, interrupt)
     context = ready_context(settings)
     window = _choose_window(context, arguments)
@@ -70,22 +83,26 @@ def single(settings: Settings, arguments: RunArguments) -> int:
         why = window.reason or window.last_error
         raise UserError(f"window {window.window_id} is {window.state}: {why}")
     with context.database.transaction() as tx:
-        step = steps.read(tx, settings.model_name, window.trained_step)
+        step = steps.read(tx, context.lineage.name, window.trained_step)
     assert step is not None
     where = step.inference_name or step.files()
-    print(f"Model: {settings.model_name}-{step.version} (step {step.step}): {where}", flush=True)
+    print(f"Model: {context.lineage.name}-{step.version} (step {step.step}): {where}", flush=True)
     if step.inference_name:
         answer = ask.ask_wandb(step.inference_name)
     else:
         with ask.serving({}) as url:
-            answer = ask.ask(url, f"{settings.model_name}@{step.step}")
+            answer = ask.ask(url, f"{context.lineage.name}@{step.step}")
     print(f"Response: {answer}", flush=True)
     log_steps(settings)
     return 0
 
 
 def continuous(settings: Settings) -> int:
-    """Train whatever becomes due, until Ctrl-C or SIGTERM."""
+    """Train whatever becomes due, until Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: A person must change something.
+    """
     signal.signal(signal.SIGTERM, stop)
     context = ready_context(settings)
     trainer = slots.make_trainer(0)
@@ -104,7 +121,7 @@ def continuous(settings: Settings) -> int:
                 if step:
                     step_logger.step_committed()
                 pipeline.publish(context)
-            # A server is away, another worker has taken over, or windows wait for what they lack.
+            # A server does not answer, another worker took over, or traces lack log-probabilities.
             except (Retryable, NotRecorded) as error:
                 print(error, file=sys.stderr, flush=True)
             if not worked:
@@ -114,7 +131,12 @@ def continuous(settings: Settings) -> int:
 
 
 def _choose_window(context: Context, arguments: RunArguments) -> Window:
-    """The window that BATCH_ID or WINDOW_ID names, else the newest one that is ready."""
+    """Return the window that BATCH_ID or WINDOW_ID names, else the newest one that is ready.
+
+    Raises:
+        UserError: There is no such request, or no window is ready.
+        SystemExit: The request's hour has not ended and settled yet.
+    """
     settings = context.settings
     window_id, batch_id = arguments.window_id, arguments.batch_id
     if batch_id is not None:
@@ -129,10 +151,10 @@ def _choose_window(context: Context, arguments: RunArguments) -> Window:
         window_id = window_id or request.window_id
     if window_id is None:
         with context.database.transaction() as tx:
-            found = window_rows.listing(tx, settings.model_name, settings)
-        ready = [w for w in found if w.can_train]
+            listed = window_rows.listing(tx, context.lineage.name, settings)
+        ready = [window for window in listed if window.can_train]
         if not ready:
-            raise no_windows(context.database, settings, found)
+            raise no_windows(context, listed)
         window_id = ready[0].window_id
     if batch_id is not None and intake.must_wait(context, window_id):
         # The app asks for the hour that is still running: its request waits for it.
@@ -144,6 +166,7 @@ def _choose_window(context: Context, arguments: RunArguments) -> Window:
 
 
 def _waits(settings: Settings, batch_id: str, window_id: str) -> int:
+    """Print when the request's window can be trained, and return the exit code."""
     moment = due_at(window_id, settings.settle_seconds)
     print(
         f"Request {batch_id} waits for window {window_id}, which ends and settles at "
@@ -153,8 +176,7 @@ def _waits(settings: Settings, batch_id: str, window_id: str) -> int:
 
 
 def _work_off(context: Context, window: Window, requested_version: str | None) -> Window:
-    """Score and train one window; where other workers hold it, wait for them."""
-    settings = context.settings
+    """Score and train one window; while other workers hold it, wait for them."""
     only = [window.window_id]
     trainer = slots.make_trainer(0)
     try:
@@ -166,7 +188,7 @@ def _work_off(context: Context, window: Window, requested_version: str | None) -
                     pipeline.train(context, trainer, only=only, requested_version=requested_version)
                 )
             with context.database.transaction() as tx:
-                (window,) = window_rows.read(tx, settings.model_name, only)
+                (window,) = window_rows.read(tx, context.lineage.name, only)
             if not worked:
                 time.sleep(_HELD_ELSEWHERE_SECONDS)
     finally:

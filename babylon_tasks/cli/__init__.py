@@ -1,7 +1,7 @@
 """The command line: `babylon --help`.
 
 A person's mistake ends with one line on standard error and exit code 2, never with a traceback.
-Only what every command needs is imported here; a command's own module is imported when it runs.
+This module imports only what every command needs. A command's own module is imported when it runs.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import click
 from babylon_tasks.cli.lazy import LazyGroup
 from babylon_tasks.errors import BabylonError
 
-# The first line of each command's own help, as a test makes sure.
+# The first line of each command's own help; a test compares them.
 _SUMMARIES = {
     "demo": "Simulate traces, train a tiny model on them with every real role, and ask it a "
     "question.",
     "doctor": "Check servers, migrations, packages, settings and data; exit 0 only if all is well.",
-    "judge": "Look at the judge of SCORING=ruler and blend.",
-    "migrate": "Create or update our tables in DATABASE_URL; repeatable, safe beside a running "
-    "app.",
-    "models": "See the versions of the model, and take their weights out.",
-    "status": "Show how many windows stand where, which version serves, what waits in Redis.",
-    "train": "Score and train all that is due, in this process, and publish; then end.",
+    "judge": "Check the judge that SCORING=ruler and SCORING=blend ask.",
+    "migrate": "Create or update our tables in DATABASE_URL; safe to repeat, and while the app "
+    "runs.",
+    "models": "List the versions of the model, and export their weights.",
+    "status": "Show the windows by state, the version that serves, and what waits in Redis.",
+    "train": "Score, train and publish all that is due, in this process, then end.",
     "up": "Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.",
-    "windows": "See windows and make them due.",
+    "windows": "List windows and make them due.",
 }
 
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run(command: Callable[[], object]) -> int:
-    """Run a command and turn what it raises into an exit code."""
+    """Run a command and turn what it raises into an exit code; other errors pass through."""
     try:
         code = command()
     except BabylonError as error:

@@ -28,7 +28,7 @@ def print_json(value: Any) -> None:
 def wide_console() -> Console:
     """Make a console whose tables fit a terminal, and are never cut short in a file or a log.
 
-    Without markup: a judge's error or an agent's name may hold brackets.
+    It reads no markup, because a judge's error or an agent's name may hold brackets.
     """
     from rich.console import Console
 
@@ -37,7 +37,11 @@ def wide_console() -> Console:
 
 
 def with_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
-    """The settings, with some of their environment variables set otherwise."""
+    """Return the settings with other values for some of their environment variables.
+
+    Raises:
+        UserError: A value is out of range.
+    """
     return changed(settings, **{name.lower(): value for name, value in env.items()})
 
 
@@ -45,7 +49,8 @@ def ready_context(settings: Settings) -> Context:
     """Make the context of a command, on a database that answers and is migrated.
 
     Raises:
-        UserError: It does not answer, or `babylon migrate` was not run.
+        UserError: DATABASE_URL is missing or wrong, or `babylon migrate` was not run.
+        ServerUnavailable: The database does not answer.
     """
     require_applied(settings.postgres())
     return Context.of_deployment(settings, holder=f"{socket.gethostname()}:{os.getpid()}")

@@ -14,7 +14,7 @@ from babylon_tasks.scoring.judge.check import Check
 from babylon_tasks.scoring.judge.check import check as check_judge
 from babylon_tasks.scoring.judge.client import Judge
 from babylon_tasks.scoring.reading import read_window
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.traces import open_reader
 from babylon_tasks.work import aio
@@ -25,34 +25,35 @@ _ENDED = ("ready", "due", "scored", "trained", "failed")
 
 @click.group()
 def judge() -> None:
-    """Look at the judge of SCORING=ruler and blend."""
+    """Check the judge that SCORING=ruler and SCORING=blend ask."""
 
 
 @judge.command()
 @click.argument("window_id", required=False)
 @as_json
 def check(window_id: str | None, as_json: bool) -> None:
-    """Ask the judge twice about a window, in two orders, and compare; nothing else changes.
+    """Ask the judge about a window twice, in two orders, and compare the answers.
 
-    Without a window: the newest that has ended. It costs two questions.
+    Without WINDOW_ID, it takes the newest window that has ended. It costs two questions, and
+    changes no window and no score.
 
     Example: babylon judge check 2025-01-15T10:00
     """
     settings = load_settings()
     context = ready_context(settings)
     if window_id is None:
-        window_id = _newest(context, settings)
+        window_id = _newest(context)
     parse_window_id(window_id)
-    told = {"judge": settings.judge_model, **asdict(aio.run(_check(context, window_id)))}
+    figures = {"judge": settings.judge_model, **asdict(aio.run(_check(context, window_id)))}
     if as_json:
-        print_json(told)
+        print_json(figures)
         return
-    for key, value in told.items():
-        shown = "unknown" if value is None else f"{value:+.3f}" if key in _SIGNED else _told(value)
-        click.echo(f"{key:26} {shown}")
+    for key, value in figures.items():
+        text = "unknown" if value is None else f"{value:+.3f}" if key in _SIGNED else _plain(value)
+        click.echo(f"{key:26} {text}")
 
 
-def _told(value: object) -> object:
+def _plain(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
@@ -74,10 +75,10 @@ async def _check(context: Context, window_id: str) -> Check:
     return await check_judge(read.group, Judge(context))
 
 
-def _newest(context: Context, settings: Settings) -> str:
+def _newest(context: Context) -> str:
     with context.database.transaction() as tx:
-        found = window_rows.listing(tx, settings.model_name, settings)
-    ended = [window.window_id for window in found if window.state in _ENDED]
+        listed = window_rows.listing(tx, context.lineage.name, context.settings)
+    ended = [window.window_id for window in listed if window.state in _ENDED]
     if not ended:
-        raise no_windows(context.database, settings, found)
+        raise no_windows(context, listed)
     return ended[0]

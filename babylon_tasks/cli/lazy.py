@@ -10,9 +10,9 @@ import click
 
 
 class LazyGroup(click.Group):
-    """Knows the first line of each command's help; the rest is imported when it is asked for.
+    """A group that knows the first line of each command's help, and imports the rest when needed.
 
-    A command is the function of its name in the module of its name, beside the group's own module.
+    A command is the function of its name, in the module of its name in `package`.
     """
 
     def __init__(self, *args: Any, package: str, summaries: Mapping[str, str], **kwargs: Any):
@@ -21,11 +21,11 @@ class LazyGroup(click.Group):
         self._summaries = summaries
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands, sorted."""
+        """Return the names of the commands, sorted."""
         return sorted(self._summaries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command; None where there is none of this name."""
+        """Import one command; None if there is none of this name."""
         if cmd_name not in self._summaries:
             return None
         command = getattr(import_module(f"{self._package}.{cmd_name}"), cmd_name)
@@ -33,6 +33,6 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands of `--help`, without an import."""
+        """Write the list of commands for `--help`, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self._summaries[name]) for name in self.list_commands(ctx)])

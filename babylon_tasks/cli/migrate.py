@@ -12,7 +12,7 @@ from babylon_tasks.store import migrate as migrations
 @click.command()
 @as_json
 def migrate(as_json: bool) -> None:
-    """Create or update our tables in DATABASE_URL; repeatable, safe beside a running app.
+    """Create or update our tables in DATABASE_URL; safe to repeat, and while the app runs.
 
     Example: DATABASE_URL=postgresql://… babylon migrate
     """

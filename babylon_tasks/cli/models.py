@@ -25,7 +25,7 @@ from babylon_tasks.work.signals import interrupt
 
 @click.group()
 def models() -> None:
-    """See the versions of the model, and take their weights out."""
+    """List the versions of the model, and export their weights."""
 
 
 @models.command("list")
@@ -35,19 +35,20 @@ def list_models(as_json: bool) -> None:
 
     Example: babylon models list --json
     """
-    settings = load_settings()
-    with ready_context(settings).database.transaction() as tx:
-        head = steps.read_head(tx, settings.model_name)
-        found = steps.listing(tx, settings.model_name)
-    states = _states(head, found)
+    context = ready_context(load_settings())
+    name = context.lineage.name
+    with context.database.transaction() as tx:
+        head = steps.read_head(tx, name)
+        listed = steps.listing(tx, name)
+    states = _states(head, listed)
     if as_json:
-        print_json([{**asdict(step), "state": states[step.step]} for step in found])
+        print_json([{**asdict(step), "state": states[step.step]} for step in listed])
         return
-    if not found:
-        click.echo(f"no step of {settings.model_name} is committed yet")
+    if not listed:
+        click.echo(f"no step of {name} is committed yet")
         return
     table = Table("step", "version", "state", "committed (UTC)", "trajectories", "loss", "files")
-    for step in found:
+    for step in listed:
         table.add_row(
             str(step.step),
             step.version,
@@ -66,20 +67,21 @@ def list_models(as_json: bool) -> None:
 @click.option(
     "--merged",
     is_flag=True,
-    help="Base model and adapter as one model, with its tokenizer; needs the extra `train`.",
+    help="Merge the adapter into the base model, and write that with its tokenizer; needs the "
+    "extra `train`.",
 )
 def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
-    """Write a version's adapter, as PEFT and vLLM load it, into a new folder.
+    """Write a version's adapter into a new folder, in the form that PEFT and vLLM load.
 
     Example: babylon models export v1.0.3 /srv/adapters/v1.0.3
     """
-    settings = load_settings()
     signal.signal(signal.SIGTERM, interrupt)
-    with ready_context(settings).database.transaction() as tx:
-        step = _find(tx, settings.model_name, version_or_step)
-        head = steps.read_head(tx, settings.model_name)
+    context = ready_context(load_settings())
+    with context.database.transaction() as tx:
+        step = _find(tx, context.lineage.name, version_or_step)
+        head = steps.read_head(tx, context.lineage.name)
     assert head is not None
-    name = f"step {step.step} ({step.version}) of {settings.model_name}"
+    name = f"step {step.step} ({step.version}) of {context.lineage.name}"
     with export.new_folder(folder) as draft:
         checkpoint = checkpoint_files.open_local(step.files())
         export.require_adapter(checkpoint, name)
@@ -90,14 +92,14 @@ def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
     click.echo(f"{name} is in {folder}")
 
 
-def _states(head: Head | None, found: list[StepListing]) -> dict[int, str]:
-    """What each step is, in one word."""
-    there = [step.step for step in found if step.removed_at is None]
-    states = {step.step: "removed" if step.removed_at else "kept" for step in found}
+def _states(head: Head | None, listed: list[StepListing]) -> dict[int, str]:
+    """Name the state of each step in one word."""
+    kept = [step.step for step in listed if step.removed_at is None]
+    states = {step.step: "removed" if step.removed_at else "kept" for step in listed}
     if head:
         special = {
             head.step: "head",
-            retention.previous(there, head.published_step): "previous",
+            retention.previous(kept, head.published_step): "previous",
             head.published_step: "served",
         }
         states |= {step: word for step, word in special.items() if step in states}

@@ -1,4 +1,4 @@
-"""How far the roles have come, in lines: for `babylon up --until-idle` and `babylon demo`."""
+"""Lines of progress of the running roles, for `babylon up --until-idle` and `babylon demo`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SILENCE_SECONDS = 5.0
 
 
 def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
-    """Yield a line for each change and every few seconds, until nothing is left to do.
+    """Yield a line at each change and every few seconds, until nothing is left to do.
 
     Raises:
         UserError: A role refused to start.

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md: `python -m babylon_tasks.cli.reference > docs/cli.md`."""
+"""The page docs/cli.md: `python -m babylon_tasks.cli.reference > docs/cli.md` writes it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from babylon_tasks.cli import babylon
 _HEAD = """\
 # The command line
 
-Every command and its options, made from the commands themselves by
-`python -m babylon_tasks.cli.reference`; a test compares. `-h` and `--help` show the same. All
-settings come from the environment: see [settings.md](settings.md).
+Every command and its options. `python -m babylon_tasks.cli.reference` makes this page from the
+commands themselves, and a test compares the two. `-h` and `--help` show the same. All settings come
+from the environment: see [settings.md](settings.md).
 
-A command ends with 0; with 2 and one line on standard error where a person must change something;
-with 130 where Ctrl-C or SIGTERM ended it."""
+| exit code | meaning |
+|---|---|
+| 0 | the command did what it should |
+| 2 | a person must change something; one line on standard error says what |
+| 130 | Ctrl-C or SIGTERM ended the command |"""
 _EXAMPLE = "Example: "
 
 
 def reference() -> str:
-    """The whole page, as Markdown."""
+    """Return the whole page as Markdown."""
     context = click.Context(babylon, info_name="babylon")
     return "\n".join([_HEAD, *(line for each in _commands(context) for line in _section(each))])
 
 
 def _commands(context: click.Context) -> Iterator[click.Context]:
-    """Every command that does something, of the group and of the groups in it."""
+    """Yield each command of the group, and of the groups in it, that is no group itself."""
     group = context.command
     assert isinstance(group, click.Group)
     for name in group.list_commands(context):

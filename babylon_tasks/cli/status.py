@@ -8,26 +8,26 @@ from babylon_tasks.cli.common import as_json, print_json, ready_context
 from babylon_tasks.cockpit.status import database_status, queue_lengths
 from babylon_tasks.settings import load_settings
 
-# What a value that is not there is called.
+# The word for a value that is missing.
 _NOTHING = {"canary_age_seconds": "never"}
 
 
 @click.command()
 @as_json
 def status(as_json: bool) -> None:
-    """Show how many windows stand where, which version serves, what waits in Redis.
+    """Show the windows by state, the version that serves, and what waits in Redis.
 
-    A canary's age says when a message last came through Redis, a queue and a worker to Postgres;
-    `babylon doctor` says which part hangs.
+    A canary's age is the time since a message last went through Redis, a queue and a worker to
+    Postgres. `babylon doctor` says where messages get stuck.
 
     Example: babylon status --json
     """
     settings = load_settings()
-    found = {**database_status(ready_context(settings)), "queues": queue_lengths(settings)}
+    figures = {**database_status(ready_context(settings)), "queues": queue_lengths(settings)}
     if as_json:
-        print_json(found)
+        print_json(figures)
         return
-    for key, value in found.items():
+    for key, value in figures.items():
         if isinstance(value, dict):
             nothing = _NOTHING.get(key, "none")
             value = ", ".join(

@@ -15,7 +15,7 @@ _LONGEST_ID = 24
 
 
 def attempts_table(attempts: Sequence[Attempt]) -> Table:
-    """A line an attempt, oldest first."""
+    """Make a table with one line for each attempt, oldest first."""
     table = Table("attempt", "token", "who", "began", "seconds", "ended", "error")
     for attempt in attempts:
         ended = attempt.ended_at
@@ -33,7 +33,7 @@ def attempts_table(attempts: Sequence[Attempt]) -> Table:
 
 
 def funnel_table(rows: Mapping[str, int], funnel: Mapping[str, int]) -> Table:
-    """From the window's rows, as they are now, to the tokens that were trained."""
+    """Make a table from the window's rows, as they are now, to the tokens that were trained."""
     table = Table("stage", "count", "left out on the way to the next")
     left_out = {reason: count for reason, count in rows.items() if reason != "trajectories"}
     table.add_row("rows", str(rows["trajectories"]), _counts(left_out))
@@ -45,7 +45,7 @@ def funnel_table(rows: Mapping[str, int], funnel: Mapping[str, int]) -> Table:
 
 
 def scores_table(compared: Sequence[Comparison]) -> Table:
-    """A line a trajectory, a column a scorer."""
+    """Make a table with one line for each trajectory and one column for each scorer."""
     scorers = sorted({scorer for each in compared for scorer in each.scores})
     table = Table("agent", "trajectory", *scorers)
     for each in compared:
@@ -58,14 +58,13 @@ def scores_table(compared: Sequence[Comparison]) -> Table:
 
 
 def cell(value: object) -> str:
-    """A value of the story as a person reads it."""
+    """Write a value of the story for a person."""
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        known = {key: each for key, each in value.items() if each is not None}
-        return ", ".join(f"{key} {cell(each)}" for key, each in known.items())
+        return ", ".join(f"{key} {cell(each)}" for key, each in value.items() if each is not None)
     if isinstance(value, list):
         return "; ".join(cell(each) for each in value)
     return str(value)

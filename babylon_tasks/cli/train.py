@@ -15,7 +15,7 @@ from babylon_tasks.errors import NotRecorded, UserError
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import State
-from babylon_tasks.settings import Settings, changed, load_settings
+from babylon_tasks.settings import changed, load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.training.step import StepReport, loss_text
 from babylon_tasks.work.context import Context
@@ -34,10 +34,10 @@ from babylon_tasks.work.signals import interrupt
 @click.option("--max-per-window", type=int, help="Instead of MAX_PER_WINDOW.")
 @as_json
 def train(as_json: bool, **options: int | float | str | None) -> None:
-    """Score and train all that is due, in this process, and publish; then end.
+    """Score, train and publish all that is due, in this process, then end.
 
-    The same claims as the workers', so running workers do no harm; but what they score, they score
-    by their own settings. It needs no Redis.
+    It claims windows as the workers do, so workers may run beside it; they score by their own
+    settings. It needs no Redis.
 
     Example: babylon train --min-agents 3 --lookback-hours 48 --max-per-window 8
     """
@@ -52,7 +52,7 @@ def train(as_json: bool, **options: int | float | str | None) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     context = ready_context(settings)
     pipeline.produce(context)
-    _require_due(context, settings)
+    _require_due(context)
     steps: list[StepReport] = []
     published: list[str] = []
     with contextlib.closing(slots.make_trainer(0)) as trainer:
@@ -64,66 +64,66 @@ def train(as_json: bool, **options: int | float | str | None) -> None:
                     f"step {report.step} ({report.version}): {len(report.window_ids)} windows, "
                     f"{report.trajectories} trajectories, loss {loss_text(report.result)}"
                 )
-    left = _left(context, settings, bool(steps))
+    waiting = _count_waiting(context, bool(steps))
     if as_json:
         done = [{"step": report.step, "version": report.version} for report in steps]
-        print_json({"steps": done, "published": published, "left": left})
+        print_json({"steps": done, "published": published, "left": waiting})
     else:
-        _print_end(published, left)
+        _print_end(published, waiting)
     if steps:
         log_steps(settings)  # last: W&B may let it wait
 
 
-def _require_due(context: Context, settings: Settings) -> None:
-    """Refuse to go on where no window is due or scored.
+def _require_due(context: Context) -> None:
+    """Require that a window is due or scored.
 
     Raises:
-        UserError: There is none, and why.
+        UserError: There is none; the message says why.
     """
     with context.database.transaction() as tx:
-        states = window_rows.count_states(tx, settings.model_name)
-        listed = window_rows.listing(tx, settings.model_name, settings)
+        states = window_rows.count_states(tx, context.lineage.name)
+        listed = window_rows.listing(tx, context.lineage.name, context.settings)
     if not states[State.DUE] and not states[State.SCORED]:
-        raise no_windows(context.database, settings, listed)
+        raise no_windows(context, listed)
 
 
 def _work_off(context: Context, trainer: Trainer) -> Iterator[tuple[StepReport, list[str]]]:
-    """Score, train and publish until nothing moves; yields each step and what became ready."""
-    looked: list[str] | None = None
+    """Score, train and publish until nothing moves; yield each step and the versions now ready."""
+    due_before: list[str] | None = None
     while True:
         scored = pipeline.score(context)
         report = None
-        with contextlib.suppress(NotRecorded):  # those windows wait, others may be due yet
+        with contextlib.suppress(NotRecorded):  # those windows wait, others may still be due
             report = pipeline.train(context, trainer)
         if report:
             yield report, pipeline.publish(context)
         if scored or report:
             continue
-        # What failed waits; others may be due yet. The same ones again: nothing moves.
+        # A failed window waits, others may still be due. If the same are due again, nothing moves.
         due = pipeline.sweep(context, SCORE_BATCH).due
-        if not due or due == looked:
+        if not due or due == due_before:
             return
-        looked = due
+        due_before = due
 
 
-def _left(context: Context, settings: Settings, trained: bool) -> dict[str, int]:
+def _count_waiting(context: Context, trained: bool) -> dict[str, int]:
     """Count the windows that still wait, by state.
 
     Raises:
-        UserError: Some wait for what went wrong, and nothing was trained.
+        UserError: Windows wait after an error, and nothing was trained.
     """
     with context.database.transaction() as tx:
-        states = window_rows.count_states(tx, settings.model_name)
-        why = window_rows.last_error(tx, settings.model_name)
-    left = {str(state): states[state] for state in (State.DUE, State.SCORED) if states[state]}
-    if left and why and not trained:
+        states = window_rows.count_states(tx, context.lineage.name)
+        why = window_rows.last_error(tx, context.lineage.name)
+    waiting = {str(state): states[state] for state in (State.DUE, State.SCORED) if states[state]}
+    if waiting and why and not trained:
         raise UserError(f"nothing was trained, windows wait: {why}")
-    return left
+    return waiting
 
 
-def _print_end(published: list[str], left: dict[str, int]) -> None:
+def _print_end(published: list[str], waiting: dict[str, int]) -> None:
     for version in published:
         click.echo(f"{version} is ready")
-    if left:
-        waiting = ", ".join(f"{count} {state}" for state, count in left.items())
-        click.echo(f"left: {waiting} (held by other workers, or waiting: `babylon windows list`)")
+    if waiting:
+        counts = ", ".join(f"{count} {state}" for state, count in waiting.items())
+        click.echo(f"left: {counts} (held by other workers, or waiting: `babylon windows list`)")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from babylon_tasks import pipeline
 from babylon_tasks.cli.common import ready_context, with_environment
 from babylon_tasks.cli.progress import progress_until_idle
 from babylon_tasks.cockpit.status import queue_lengths
@@ -31,13 +30,18 @@ HOME = Path(".babylon")
 
 
 @click.command()
-@click.option("--until-idle", is_flag=True, help="Work off what is due, then stop.")
-@click.option("--flower-port", default=5555, show_default=True, help="Flower's port.")
+@click.option("--until-idle", is_flag=True, help="Score and train what is due, then stop.")
+@click.option(
+    "--flower-port",
+    default=5555,
+    show_default=True,
+    help="Flower's port; if it is taken, another one that is free.",
+)
 def up(until_idle: bool, flower_port: int) -> None:
     """Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.
 
-    With DATABASE_URL and REDIS_URL set they work on those servers; without both, on embedded ones
-    below .babylon/.
+    With DATABASE_URL and REDIS_URL set, they use those servers. With neither set, they use embedded
+    servers that keep their data in .babylon/.
 
     Example: TRAIN_RL_LOCAL=true babylon up --until-idle
     """
@@ -53,6 +57,8 @@ def up(until_idle: bool, flower_port: int) -> None:
         running = stack.enter_context(Stack(roles(port), HOME / "logs", env, checks))
         click.echo(f"running; logs in {HOME / 'logs'}; Flower: http://127.0.0.1:{port}")
         if until_idle:
+            from babylon_tasks import pipeline  # late: the roles run the stages
+
             failed_before = _failed(context)
             pipeline.produce(context)
             for line in progress_until_idle(context, running):
@@ -68,10 +74,14 @@ def up(until_idle: bool, flower_port: int) -> None:
 
 @contextlib.contextmanager
 def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str], list[Check]]]:
-    """The settings to work with, the environment for child processes, and checks of the servers.
+    """Use the servers that are set, or run embedded ones.
+
+    Yields:
+        The settings to work with, the environment for child processes, and checks of the servers.
 
     Raises:
-        UserError: Only one of DATABASE_URL and REDIS_URL is set.
+        UserError: Only one of DATABASE_URL and REDIS_URL is set, or a server did not start.
+        ServerUnavailable: An embedded server ended, and the caller failed because of that.
     """
     if settings.database_url and settings.redis_url:
         yield settings, {}, []

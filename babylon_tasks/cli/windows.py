@@ -8,7 +8,6 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
-from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
 from babylon_tasks.cli.story import attempts_table, cell, funnel_table, scores_table
 from babylon_tasks.cockpit.story import no_windows, read_story
@@ -21,7 +20,7 @@ from babylon_tasks.store import windows as window_rows
 
 @click.group()
 def windows() -> None:
-    """See windows and make them due."""
+    """List windows and make them due."""
 
 
 @windows.command("list")
@@ -31,20 +30,18 @@ def list_windows(as_json: bool) -> None:
 
     Example: babylon windows list --json
     """
-    settings = load_settings()
-    database = ready_context(settings).database
-    started = time.perf_counter()
-    with database.transaction() as tx:
+    context = ready_context(load_settings())
+    with context.database.transaction() as tx:
         started = time.perf_counter()
-        found = window_rows.listing(tx, settings.model_name, settings)
+        listed = window_rows.listing(tx, context.lineage.name, context.settings)
         query_seconds = time.perf_counter() - started
     if as_json:
-        print_json({"query_seconds": query_seconds, "windows": [asdict(w) for w in found]})
+        print_json({"query_seconds": query_seconds, "windows": [asdict(w) for w in listed]})
         return
-    if not found:
-        raise no_windows(database, settings, found)
+    if not listed:
+        raise no_windows(context, listed)
     table = Table("window", "agents", "trajectories", "late", "state", "step", "reason")
-    for window in found:
+    for window in listed:
         step = "" if window.trained_step is None else str(window.trained_step)
         table.add_row(
             window.window_id,
@@ -63,16 +60,18 @@ def list_windows(as_json: bool) -> None:
 @click.option(
     "--scoring",
     type=click.Choice(SCORERS),
-    help="Score the named windows so, again if they were scored before; SCORING stays as it is.",
+    help="Scorer of the named windows, instead of SCORING; a scored window is scored again.",
 )
 @as_json
 def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> None:
-    """Make windows due and wake the workers: those named, or all that are due now.
+    """Make the named windows due, or else all that are ready, and wake the workers.
 
     Example: babylon windows enqueue 2025-01-15T10:00 --scoring ruler
     """
     if scoring and not window_ids:
         raise UserError("--scoring is for windows that are named")
+    from babylon_tasks import pipeline  # late: to list windows needs no stage
+
     settings = load_settings()
     settings.redis()
     context = ready_context(settings)
@@ -98,23 +97,25 @@ def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> 
 
 @windows.command()
 @click.argument("window_id")
-@click.option("--scores", is_flag=True, help="Also every trajectory's score, by every scorer.")
+@click.option("--scores", is_flag=True, help="Also show each trajectory's score by each scorer.")
 @as_json
 def show(window_id: str, scores: bool, as_json: bool) -> None:
-    """Tell one window's story: its states, what was left out of it, every attempt.
+    """Show one window: its states, what was left out of it, and every attempt.
 
     Example: babylon windows show 2025-01-15T10:00 --scores
     """
     settings = load_settings()
     parse_window_id(window_id)
-    story = read_story(ready_context(settings).database, settings, window_id, scores)
+    story = read_story(ready_context(settings), window_id, scores)
     if as_json:
-        told = {
+        document = {
             **story.row,
             "rows": story.rows,
             "attempts": [asdict(attempt) for attempt in story.attempts],
         }
-        print_json({**told, "by_scorer": [asdict(c) for c in story.compared]} if scores else told)
+        if scores:
+            document["by_scorer"] = [asdict(comparison) for comparison in story.compared]
+        print_json(document)
         return
     for key, value in story.row.items():
         if key != "funnel" and value not in (None, [], {}):
@@ -127,15 +128,17 @@ def show(window_id: str, scores: bool, as_json: bool) -> None:
 
 @windows.command()
 @click.argument("window_ids", nargs=-1, metavar="[WINDOW_ID]...")
-@click.option("--failed", is_flag=True, help="Every window that failed.")
+@click.option("--failed", is_flag=True, help="Take every window that failed.")
 @as_json
 def retry(window_ids: tuple[str, ...], failed: bool, as_json: bool) -> None:
-    """Make failed (or skipped) windows due again, with all their attempts, and wake the workers.
+    """Make failed or skipped windows due again, count their attempts anew, and wake the workers.
 
     Example: babylon windows retry 2025-01-15T10:00
     """
     if failed == bool(window_ids):
         raise UserError("name the windows to try again, or all of them with --failed")
+    from babylon_tasks import pipeline
+
     for window_id in window_ids:
         parse_window_id(window_id)
     settings = load_settings()

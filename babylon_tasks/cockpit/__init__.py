@@ -1,1 +1,1 @@
-"""What people look at: read-only views of the databases and of this machine; nothing is printed."""
+"""What people look at: read-only views of the databases and of this machine. It prints nothing."""

@@ -1,7 +1,7 @@
 """What `babylon doctor` looks at: the servers, what waits on them, and the data.
 
-Each check returns what it has seen, or raises why that is not well. What a check of the machine
-needs of the workers (`cockpit.machine`) is passed in.
+Each check returns one line about what it saw, or raises an error that says what is wrong. The
+checks of this machine are in `cockpit.machine`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from babylon_tasks.store import canaries, leases
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import pending, require_applied
+from babylon_tasks.work.context import Context
 
 Check = Callable[[Settings], str]
 
-_PATIENCE_SECONDS = 20.0  # beyond three intervals, before a silent queue is called stuck
+_HOLDER = "babylon doctor"
+_PATIENCE_SECONDS = 20.0  # a queue that is silent this long after three intervals is stuck
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How one check went, and what it has seen, in one line."""
+    """The result of one check; `detail` is one line."""
 
     check: str
     ok: bool
@@ -33,12 +35,12 @@ class Finding:
 
 
 def run(name: str, check: Check, settings: Settings) -> Finding:
-    """Run one check; whatever it raises is its finding."""
+    """Run one check; if it raises an error, the finding says so."""
     try:
         return Finding(name, True, check(settings))
     except BabylonError as error:
         return Finding(name, False, str(error))
-    except Exception as error:  # noqa: BLE001 - a table with a NO says more than no table
+    except Exception as error:  # noqa: BLE001 - the other checks still run
         return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
@@ -46,7 +48,8 @@ def postgres(settings: Settings) -> str:
     """Ask Postgres for its version.
 
     Raises:
-        ServerUnavailable: It does not answer.
+        UserError: DATABASE_URL is missing or wrong.
+        ServerUnavailable: Postgres does not answer.
     """
     database = Database(settings.postgres())
     with database.transaction() as tx:
@@ -56,10 +59,10 @@ def postgres(settings: Settings) -> str:
 
 
 def migrations(settings: Settings) -> str:
-    """Compare the migrations with those that were applied.
+    """Check that all migrations are applied.
 
     Raises:
-        UserError: Some were not.
+        UserError: Some are not.
     """
     missing = pending(settings.postgres())
     if missing:
@@ -68,10 +71,11 @@ def migrations(settings: Settings) -> str:
 
 
 def redis(settings: Settings) -> str:
-    """Count what waits in Redis.
+    """Count the messages that wait in Redis.
 
     Raises:
-        ServerUnavailable: It does not answer.
+        UserError: REDIS_URL is missing or wrong.
+        ServerUnavailable: Redis does not answer.
     """
     lengths = queue_lengths(settings)
     return ", ".join(f"{length} waiting on {queue}" for queue, length in lengths.items())
@@ -81,49 +85,50 @@ def queues(settings: Settings) -> str:
     """Find where a message gets stuck between beat and Postgres.
 
     Raises:
-        UserError: Nothing has come through a queue for too long; the message says who is missing.
+        UserError: No message went through a queue for too long; the error says who is missing.
     """
     limit_seconds = 3 * settings.sweep_seconds + _PATIENCE_SECONDS
     waiting = queue_lengths(settings)
-    with Database(settings.postgres()).transaction() as tx:
-        answered = canaries.read(tx, settings.model_name)
-        held = leases.live(tx, settings.model_name)
-    seen = []
+    context = Context.of_deployment(settings, _HOLDER)
+    with context.database.transaction() as tx:
+        answered = canaries.read(tx, context.lineage.name)
+        held = leases.live(tx, context.lineage.name)
+    details = []
     for queue, resource in zip(QUEUES, ("window/", "model/"), strict=True):
         canary = answered.get(queue)
         if canary is not None and canary.age_seconds <= limit_seconds:
-            seen.append(f"{queue}: {canary.age_seconds:.0f} s ago, {canary.holder}")
+            details.append(f"{queue}: {canary.age_seconds:.0f} s ago, {canary.holder}")
             continue
         age = "never" if canary is None else f"{canary.age_seconds:.0f} s ago"
         at_work = next((lease for lease in held if lease.resource.startswith(resource)), None)
         if at_work:
-            seen.append(f"{queue}: {age}, {at_work.holder} is at work")
+            details.append(f"{queue}: {age}, {at_work.holder} is at work")
         elif waiting[queue]:
             raise UserError(
                 f"{waiting[queue]} messages wait on {queue} and nobody takes them (the last one "
                 f"{age}): is `celery -A babylon_tasks worker -Q {queue}` running?"
             )
         elif canary is None:
-            seen.append(f"{queue}: no message yet, start beat and a worker")
+            details.append(f"{queue}: no message yet, start beat and a worker")
         else:
             raise UserError(
                 f"nothing comes through {queue} (the last message {age}) and nothing waits there: "
                 "is `celery -A babylon_tasks beat` running?"
             )
-    return "; ".join(seen)
+    return "; ".join(details)
 
 
 def windows(settings: Settings) -> str:
     """Count the windows of the last LOOKBACK_HOURS and those that a step could take.
 
     Raises:
-        UserError: There is none to train and none was trained; the message says why.
+        UserError: There is none to train and none was trained; the error says why.
     """
-    database = Database(settings.postgres())
+    context = Context.of_deployment(settings, _HOLDER)
     require_applied(settings.postgres())
-    with database.transaction() as tx:
-        listed = window_rows.listing(tx, settings.model_name, settings)
+    with context.database.transaction() as tx:
+        listed = window_rows.listing(tx, context.lineage.name, settings)
     ready = [window for window in listed if window.can_train]
     if not ready and all(window.state != "trained" for window in listed):
-        raise no_windows(database, settings, listed)
+        raise no_windows(context, listed)
     return f"{len(listed)} in the last {settings.lookback_hours} hours, {len(ready)} to train"

@@ -1,6 +1,6 @@
 """What `babylon doctor` looks at on this machine: settings, packages, folders, GPUs.
 
-The workers know what trains and what judges; their own checks are passed in.
+The checks of the trainer and of the judge are the workers' own, and are passed in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Require = Callable[[Settings], None]  # raises UserError where something is miss
 
 
 def permission(settings: Settings) -> str:
-    """Look whether training is allowed.
+    """Check that training is allowed.
 
     Raises:
         UserError: It is not.
@@ -30,7 +30,7 @@ def permission(settings: Settings) -> str:
 
 
 def trainer(settings: Settings, require_trainer: Require) -> str:
-    """Look whether the trainer's packages are installed, or W&B can be asked.
+    """Check that the trainer's packages are installed, or that W&B can train.
 
     Raises:
         UserError: A package is missing, or W&B would refuse.
@@ -40,10 +40,10 @@ def trainer(settings: Settings, require_trainer: Require) -> str:
 
 
 def scoring(settings: Settings, require_judge: Require) -> str:
-    """Look whether the judge can be asked, and what it costs.
+    """Check that the judge can be asked, and say what it costs.
 
     Raises:
-        UserError: It cannot, or its price is needed and not known.
+        UserError: It cannot be asked, or a daily limit needs its price and that is not known.
     """
     require_judge(settings)
     if settings.scoring not in WITH_JUDGE:
@@ -64,7 +64,7 @@ def base_model(settings: Settings) -> str:
     """Look for BASE_MODEL's folder.
 
     Raises:
-        UserError: It looks like a folder and is none with a model in it.
+        UserError: BASE_MODEL looks like a path, and no model is there.
     """
     folder = Path(settings.base_model)
     looks_local = settings.base_model.startswith((".", "/", "~"))
@@ -74,10 +74,10 @@ def base_model(settings: Settings) -> str:
 
 
 def checkpoint_store(settings: Settings) -> str:
-    """Try to write where checkpoints go, and look how much room there is.
+    """Check that checkpoints can be written, and say how much space is free.
 
     Raises:
-        UserError: It cannot be written, or the package for S3 is missing.
+        UserError: CHECKPOINT_STORE is not writable, or the package for S3 is missing.
     """
     store = settings.checkpoint_store
     if "://" in store:

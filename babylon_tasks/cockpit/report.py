@@ -1,4 +1,4 @@
-"""What training gave: a line a window, and the whole as one record."""
+"""The results of training: one record for each window, and one for the whole."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from babylon_tasks.work.context import Context
 
 
 def read_reports(context: Context) -> list[WindowReport]:
-    """What each window of the model gave, oldest first."""
+    """Read the result of each window of the lineage, oldest first."""
     with context.database.transaction() as tx:
         return window_rows.report(tx, context.lineage.name)
 
 
 def trained(reports: Sequence[WindowReport]) -> set[str]:
-    """Ids of the windows that were trained."""
+    """Return the ids of the windows that were trained."""
     return {report.window_id for report in reports if report.state == State.TRAINED}
 
 

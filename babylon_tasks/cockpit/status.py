@@ -1,4 +1,4 @@
-"""Where everything stands: what Postgres says, and what waits in Redis."""
+"""The state of everything: windows, steps and versions in Postgres, and what waits in Redis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from babylon_tasks.work.context import Context
 
 
 def database_status(context: Context) -> dict[str, Any]:
-    """Say how many windows stand where, which version serves, what the last step cost."""
+    """Return the windows by state, the version that serves, and the cost of the last step."""
     name = context.lineage.name
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)
@@ -48,7 +48,7 @@ def database_status(context: Context) -> dict[str, Any]:
 
 
 def _economics(step: Step) -> dict[str, float | None]:
-    """What a step took, gave and cost."""
+    """Return the time, the tokens and the cost of a step."""
     return {
         "seconds": round(sum(step.seconds.values()), 1),
         "trainable_tokens": step.trainable_tokens,
@@ -67,6 +67,7 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
     """Count the messages that wait, by queue.
 
     Raises:
+        UserError: REDIS_URL is missing or wrong.
         ServerUnavailable: Redis does not answer.
     """
     client = redis.Redis.from_url(settings.redis(), socket_timeout=5, socket_connect_timeout=5)
@@ -82,7 +83,10 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
 
 
 def is_idle(context: Context) -> bool:
-    """Whether nothing is due (or waits for its next attempt), and the newest step is published."""
+    """Tell whether no window is due or scored, and the newest step is published.
+
+    A window that waits for its next attempt is due or scored as well.
+    """
     name = context.lineage.name
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)

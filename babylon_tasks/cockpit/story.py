@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.windows import WindowListing
-from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts
 from babylon_tasks.store import scores as score_rows
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Attempt
-from babylon_tasks.store.database import Database
 from babylon_tasks.store.scores import Comparison
+from babylon_tasks.work.context import Context
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All there is to say about one window."""
+    """All that the database knows about one window."""
 
-    row: dict[str, Any]  # its row in rl.windows, and what other tables say in one value
-    rows: dict[str, int]  # its trajectories as they are now, and why some are left out
+    row: dict[str, Any]  # its row in rl.windows, with single values from other tables
+    rows: dict[str, int]  # number of its trajectories now, and of those left out, by reason
     attempts: list[Attempt]
-    compared: list[Comparison]  # every trajectory's scores, by every scorer, where asked for
+    compared: list[Comparison]  # each trajectory's scores by each scorer, if asked for
 
 
-def read_story(database: Database, settings: Settings, window_id: str, with_scores: bool) -> Story:
+def read_story(context: Context, window_id: str, with_scores: bool) -> Story:
     """Read one window's story.
 
     Raises:
         UserError: The window has no row.
     """
-    with database.transaction() as tx:
-        row = window_rows.story(tx, settings.model_name, window_id)
-        tried = attempts.read(tx, settings.model_name, window_id)
-        rows = window_rows.count_excluded(tx, settings, window_id)
-        compared = score_rows.compare(tx, settings.model_name, window_id) if with_scores else []
+    name = context.lineage.name
+    with context.database.transaction() as tx:
+        row = window_rows.story(tx, name, window_id)
+        tried = attempts.read(tx, name, window_id)
+        rows = window_rows.count_excluded(tx, context.settings, window_id)
+        compared = score_rows.compare(tx, name, window_id) if with_scores else []
     if row is None:
         raise UserError(
-            f"window {window_id} has no row for {settings.model_name}: `babylon windows list` "
+            f"window {window_id} has no row for {name}: `babylon windows list` "
             f"shows those there are, `babylon windows enqueue {window_id}` makes it due"
         )
     return Story(row, rows, tried, compared)
 
 
-def no_windows(database: Database, settings: Settings, found: list[WindowListing]) -> UserError:
-    """Say why there is nothing to train, in one line."""
-    with database.transaction() as tx:
+def no_windows(context: Context, listed: Sequence[WindowListing]) -> UserError:
+    """Make the error that says, in one line, why there is nothing to train."""
+    settings = context.settings
+    with context.database.transaction() as tx:
         trajectories = window_rows.count_trajectories(tx)
     by_state: dict[str, int] = {}
-    for window in found:
+    for window in listed:
         by_state[window.state] = by_state.get(window.state, 0) + 1
     words = {
         "few_agents": f"too few agents (MIN_AGENTS_PER_WINDOW={settings.min_agents_per_window})",
@@ -62,6 +64,6 @@ def no_windows(database: Database, settings: Settings, found: list[WindowListing
     }
     why = ", ".join(f"{count} {words[state]}" for state, count in by_state.items())
     return UserError(
-        f"no windows found: {trajectories} trajectories in the database, {len(found)} windows in "
+        f"no windows found: {trajectories} trajectories in the database, {len(listed)} windows in "
         f"the last {settings.lookback_hours} hours (LOOKBACK_HOURS)" + (f": {why}" if why else "")
     )
