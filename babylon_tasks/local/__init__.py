@@ -1,1 +1,1 @@
-"""One machine without servers of its own: PostgreSQL, Redis and all roles below one process."""
+"""All on one machine: PostgreSQL, Redis and all roles as children of one process."""

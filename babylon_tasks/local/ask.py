@@ -1,4 +1,4 @@
-"""Asks a served model one question, over the OpenAI-compatible endpoint that the app would use."""
+"""One question to a served model, over the OpenAI-compatible endpoint that the app would use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUESTION = (
 
 @contextmanager
 def serving(env: Mapping[str, str]) -> Iterator[str]:
-    """A server of our own on a free port of loopback; yields its base URL.
+    """Run our model server on a free port of loopback, and yield its base URL.
 
     Raises:
         ServerUnavailable: It did not start; its own message is on standard error.
@@ -48,7 +48,7 @@ def serving(env: Mapping[str, str]) -> Iterator[str]:
 
 
 def ask(base_url: str, model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:
-    """The model's answer to the messages; our own server is asked with our own SERVE_API_KEY.
+    """Ask a model on our own server, with our SERVE_API_KEY, and return its answer.
 
     Raises:
         ServerUnavailable: The server refused or did not answer.
@@ -57,7 +57,11 @@ def ask(base_url: str, model: str, messages: tuple[dict[str, str], ...] = QUESTI
 
 
 def ask_wandb(model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:
-    """The answer of a model that W&B trained, by its inference name, from W&B's own endpoint.
+    """Ask a model that W&B trained at W&B's own endpoint, and return its answer.
+
+    Args:
+        model: The model's inference name at W&B.
+        messages: Chat messages of `role` and `content`.
 
     Raises:
         UserError: WANDB_API_KEY is not set.

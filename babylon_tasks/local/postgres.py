@@ -1,6 +1,6 @@
-"""A real PostgreSQL 18 from a wheel, as a child process, for a machine that has none.
+"""A real PostgreSQL 18 from a wheel, as a child process, for a machine without a server.
 
-It listens on a socket that only its own user may reach, and keeps its data in the folder given.
+It keeps its data in a folder, and listens on a socket that only its own user may reach.
 """
 
 from __future__ import annotations
@@ -39,13 +39,18 @@ def embedded_postgres(
     checks: list[Check] | None = None,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[str]:
-    """A server with its data in `folder`, made at the first call; yields the database's URL.
+    """Run a server with its data in `folder`, and yield the database's URL.
 
-    A check that it still runs is added to `checks`; `settings` are of postgresql.conf.
+    Args:
+        folder: The data folder; the first call makes it.
+        database: Name of the database; the first call makes it.
+        checks: A check that the server still runs is added to this list.
+        settings: Settings of postgresql.conf.
 
     Raises:
-        UserError: The extra is not installed, another process uses the folder, or it did not start.
-        ServerUnavailable: It ended, and the caller failed for that.
+        UserError: The extra `embedded` is not installed, another process uses the folder, or the
+            server did not start.
+        ServerUnavailable: The server ended, and the caller failed because of that.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +91,11 @@ def embedded_postgres(
 
 
 def server_command(folder: Path, settings: Mapping[str, str]) -> list[str]:
-    """The command of a server on the folder's data; run it as `pgdata.system_user()`.
+    """Return the command of a server on the folder's data; run it as `pgdata.system_user()`.
 
     Raises:
-        UserError: The extra is not installed.
+        UserError: The extra `embedded` is not installed.
+        CalledProcessError, OSError: As `pgdata.system_user` has it.
     """
     options = [f"--{name}={value}" for name, value in settings.items()]
     return [str(pgdata.program("postgres")), "-D", str(folder), *options]
@@ -97,13 +103,13 @@ def server_command(folder: Path, settings: Mapping[str, str]) -> list[str]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock; yields its descriptor.
+    """Hold the folder's lock, and yield its file descriptor.
 
-    Every process of the server inherits it. So the lock is free once the last of them has ended,
-    and the next start waits for a server that is being stopped.
+    Every process of the server inherits the descriptor. So the lock is free only when the last of
+    them has ended, and the next start waits for a server that still stops.
 
     Raises:
-        UserError: Another process has it for longer than a server takes to stop.
+        UserError: Another process holds the lock for longer than a server takes to stop.
     """
     with folder.with_name(f".{folder.name}.in_use").open("wb") as file:
         deadline = time.monotonic() + _IN_USE_SECONDS
@@ -120,7 +126,7 @@ def _lock(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def _socket_folder(folder: Path) -> Iterator[Path]:
-    """Where the socket lies: with the data, or, that path being too long, in a temporary folder."""
+    """Yield the socket's folder: the data folder, or a temporary one if that path is too long."""
     if len(os.fsencode(folder)) + len(f"/.s.PGSQL.{_PORT}") <= _LONGEST_SOCKET:
         yield folder
         return
@@ -133,7 +139,7 @@ def _socket_folder(folder: Path) -> Iterator[Path]:
 def _running(
     command: list[str], folder: Path, log: Path, lock: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the server; stop it at the end, its clients' connections included."""
+    """Run the server; at the end, stop it and close its clients' connections."""
     with log.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603
             command,
@@ -183,7 +189,7 @@ def _create_database(url: str, database: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """One line; of a failed program its name and code, as its arguments tell nobody anything."""
+    """Describe the error in one line; for a failed program, by its name and exit code only."""
     if isinstance(error, subprocess.CalledProcessError):
         return f"{Path(error.cmd[0]).name} ended with code {error.returncode}"
     return " ".join(str(error).split()) or type(error).__name__

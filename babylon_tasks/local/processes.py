@@ -1,4 +1,4 @@
-"""Child processes that end with us, and what is asked of the servers among them."""
+"""Child processes that end when we end, and checks of the servers among them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """In a child, before exec: be sent this signal when the parent ends, however it ends (Linux).
+    """Ask the kernel, in a child before exec, to send this signal when the parent ends (Linux).
 
-    The kernel means the thread that started the child, so start it from one that lives as long.
+    For the kernel the parent is the thread that started the child. So start the child from a thread
+    that lives as long as the process.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl"):
@@ -30,10 +31,12 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
 
 @contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder: two processes would share its servers, and the first to end stop them.
+    """Hold a folder for this process alone; `what` names the process in the error.
+
+    Two processes would share the folder's servers, and the first to end would stop them.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -51,10 +54,10 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def checked(check: Check, checks: list[Check] | None) -> Iterator[None]:
-    """Add the server's check to `checks`; where the body fails because it ended, say that instead.
+    """Add the server's check to `checks`, and run it if the body fails.
 
     Raises:
-        ServerUnavailable: The server ended, and the body failed for that.
+        ServerUnavailable: The body failed, and the server has ended.
     """
     if checks is not None:
         checks.append(check)
@@ -66,7 +69,7 @@ def checked(check: Check, checks: list[Check] | None) -> Iterator[None]:
 
 
 def ended(name: str, log: Path) -> ServerUnavailable:
-    """The error for a server of ours that ended by itself."""
+    """Make the error for an embedded server that ended by itself."""
     return ServerUnavailable(
         f"the embedded {name} ended: see {log}; start what you ran again, it goes on from there"
     )

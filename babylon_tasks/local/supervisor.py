@@ -1,4 +1,4 @@
-"""All roles as child processes of one supervisor: `babylon up` and `babylon demo`."""
+"""All roles as child processes of one supervisor, for `babylon up` and `babylon demo`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from babylon_tasks.local.processes import Check, end_with_parent
 
 log = logging.getLogger(__name__)
 
-_GRACE_SECONDS = 30.0  # a worker takes 20 to drop what it cannot finish
+_GRACE_SECONDS = 30.0  # a worker takes 20 s to give back what it cannot finish
 _USER_ERROR = 2
 
 
@@ -32,7 +32,7 @@ class Role:
 
 
 def roles(flower_port: int) -> list[Role]:
-    """Beat, a CPU worker, a GPU worker and Flower: the literal commands of the README."""
+    """Return beat, a CPU worker, a GPU worker and Flower, with the commands that the docs give."""
     celery = ("-m", "celery", "-A", "babylon_tasks")
     return [
         Role("beat", (*celery, "beat")),
@@ -43,19 +43,19 @@ def roles(flower_port: int) -> list[Role]:
 
 
 class Stack(AbstractContextManager["Stack"]):
-    """Starts the roles, restarts those that end, stops them all at the end.
+    """The running roles: starts them, restarts those that end, and stops all of them on exit.
 
-    Each role logs to `{folder}/{name}.log`. `checks` are of the servers that the roles need.
+    Each role logs to `{folder}/{name}.log`. `checks` are those of the servers that the roles need.
     """
 
     def __init__(
         self,
-        wanted: Sequence[Role],
+        roles: Sequence[Role],
         folder: Path,
         env: Mapping[str, str],
         checks: Sequence[Check] = (),
     ) -> None:
-        self._roles = list(wanted)
+        self._roles = list(roles)
         self._folder = folder
         self._env = {**os.environ, **env}
         self._checks = checks
@@ -86,11 +86,11 @@ class Stack(AbstractContextManager["Stack"]):
         self._running.clear()
 
     def keep_running(self) -> None:
-        """Start again what ended; call this every second or so.
+        """Restart the roles that ended; call this about once a second.
 
         Raises:
-            UserError: A role refused to start; the message is its own.
-            ServerUnavailable: A server of ours ended, which no role can mend.
+            UserError: A role refused to start; the message is the role's own.
+            ServerUnavailable: An embedded server ended; no role can work without it.
         """
         for check in self._checks:
             check()
