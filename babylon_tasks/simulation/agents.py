@@ -21,7 +21,7 @@ _YEAR_MS = 31_536_000_000
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent; the same index is the same agent in every window and for every seed."""
+    """An agent; an index names the same agent in every window and for every seed."""
 
     id: str
     username: str
@@ -32,7 +32,7 @@ class Agent:
 
 
 def agent(index: int, seed: int) -> Agent:
-    """Agent `index`; only its skill (0.2 to 0.9) depends on the seed."""
+    """Make agent `index`; only its skill (0.2 to 0.9) depends on the seed."""
     first = NAMES[index % len(NAMES)]
     spread = (index * 0.618034 + seeded("skill", seed).random()) % 1
     return Agent(

@@ -1,4 +1,4 @@
-"""Posts of the social feed: the bulk of a real trace."""
+"""Posts of the social feed; they are most of a real trace's bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _POSTS = 512
 
 
 def make_posts(rng: random.Random) -> list[Json]:
-    """Posts of unlike text, about 200 bytes each."""
+    """Make posts with different texts, about 200 bytes each."""
     words = [f"{a}{b}" for a in ("tra", "mo", "vel", "ki", "sen") for b in ("de", "ra", "nt", "lo")]
     return [
         {
@@ -26,7 +26,7 @@ def make_posts(rng: random.Random) -> list[Json]:
 
 
 def grow(rng: random.Random, steps: list[Json], posts: Sequence[Json], steps_bytes: int) -> None:
-    """Show posts in each step until the steps are about `steps_bytes` long as JSON."""
+    """Add posts to each step until the steps as JSON have about `steps_bytes` bytes."""
     missing = steps_bytes - len(dump(steps).encode())
     if missing <= 0:
         return

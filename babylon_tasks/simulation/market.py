@@ -1,4 +1,4 @@
-"""Prediction markets, of which momentum tells the outcome nine times in ten."""
+"""Prediction markets whose momentum predicts the outcome nine times in ten."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _EVENTS = (
     "{ticker} close above ${level} this hour", "{ticker} announce a merger today",
     "{ticker} beat its forecast", "the council back {ticker}'s permit",
 )  # fmt: skip
-_MOMENTUM_TELLS = 0.9
+_MOMENTUM_ACCURACY = 0.9  # probability that the outcome follows the momentum
 
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """A prediction market of one window, and (unseen by agents) its outcome."""
+    """A prediction market of one window, and its outcome, which agents do not see."""
 
     id: str
     question: str
@@ -26,29 +26,31 @@ class Market:
 
     @property
     def right_side(self) -> str:
-        """The side that its momentum speaks for."""
+        """The side that the momentum predicts."""
         return "YES" if self.momentum > 0 else "NO"
 
     @property
     def quote(self) -> str:
+        """The prices and the momentum, as prompts show them."""
         yes = self.yes_price
         return f"YES {yes:.2f}, NO {1 - yes:.2f}, momentum {self.momentum:+.1f}%"
 
 
 def make_markets(rng: random.Random, ids: Iterator[str]) -> list[Market]:
-    """A window's markets: six whose momentum tells something, then one that is flat."""
+    """Make a window's markets: six with a clear momentum, then a flat one."""
     momenta = [rng.choice((-1, 1)) * rng.uniform(1.5, 9) for _ in range(6)]
     momenta.append(rng.uniform(-0.3, 0.3))
     return [make_market(rng, next(ids), momentum) for momentum in momenta]
 
 
 def make_market(rng: random.Random, market_id: str, momentum: float) -> Market:
+    """Make a market with this momentum (percent), and draw its outcome."""
     event = rng.choice(_EVENTS).format(ticker=rng.choice(TICKERS), level=rng.randrange(40, 200, 5))
-    told = rng.random() < _MOMENTUM_TELLS
+    follows = rng.random() < _MOMENTUM_ACCURACY
     return Market(
         id=market_id,
         question=f"Will {event}?",
         yes_price=round(rng.uniform(0.3, 0.7), 2),
         momentum=round(momentum, 1),
-        outcome=(momentum > 0) == told,
+        outcome=(momentum > 0) == follows,
     )

@@ -1,4 +1,4 @@
-"""Rows that are malformed, that are strange but valid, or that must never count."""
+"""Rows that are malformed, strange but valid, or must never count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXTS: dict[Odd, str] = {
 
 
 def make_odd(steps: list[Json], odd: Sequence[Odd]) -> None:
-    """Change the steps; the oddities that are not in the steps are left to others."""
+    """Put the oddities into the steps; those of the row or of the window are made elsewhere."""
     for what in odd:
         if what == "string_numbers":
             for step in steps:
@@ -36,7 +36,7 @@ def make_odd(steps: list[Json], odd: Sequence[Odd]) -> None:
 
 
 def malformed(row: TrajectoryRow, what: Malformed) -> TrajectoryRow:
-    """The row with a `stepsJson` that nothing can be learned from."""
+    """Return the row with a malformed `stepsJson`."""
     steps = json.loads(row.steps_json)
     if what == "step_not_object":
         steps[1] = "HOLD"
@@ -51,7 +51,7 @@ def malformed(row: TrajectoryRow, what: Malformed) -> TrajectoryRow:
 
 
 def never_counting(row: TrajectoryRow, what: NeverCounts) -> TrajectoryRow:
-    """The row with the mark that keeps it from every scoring."""
+    """Return the row with a mark because of which it is never scored."""
     if what == "benchmark":
         return dataclasses.replace(row, scenario_id=f"benchmark-{row.scenario_id}")
     if what == "evaluation":

@@ -1,4 +1,4 @@
-"""What agents do in a window: skill is betting with the momentum, money follows the outcome."""
+"""What agents do in a window: a skilled one bets with the momentum, and the outcome pays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEADY_STEPS = 6
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What an agent did in a step, before it is written out."""
+    """What an agent did in a step, before it becomes JSON."""
 
     number: int  # of the step, from 0
     market: Market
@@ -28,19 +28,21 @@ class Turn:
     side: str = ""  # YES or NO of a trade
     amount: int = 0  # dollars
     success: bool = True
-    gain: float = 0.0  # dollars, seen from the next step on
+    gain: float = 0.0  # dollars, visible from the next step on
 
     @property
     def balance(self) -> float:
+        """The agent's money before it acted, in dollars."""
         return _START_BALANCE + self.pnl
 
     @property
     def open_positions(self) -> int:
+        """The number of open positions before the agent acted."""
         return min(self.number, 4)
 
 
 def play(rng: random.Random, markets: Sequence[Market], player: Agent) -> list[Turn]:
-    """3 to 12 steps; the first is a bet, and what the last one gains is not seen any more."""
+    """Play 3 to 12 steps; the first is a bet, and no step shows the gain of the last one."""
     turns: list[Turn] = []
     pnl = 0.0
     for number in range(rng.randint(3, 12)):
@@ -54,14 +56,14 @@ def play(rng: random.Random, markets: Sequence[Market], player: Agent) -> list[T
 def steady_play(
     rng: random.Random, markets: Sequence[Market], player: Agent, final_pnl: float
 ) -> list[Turn]:
-    """A play whose length and P&L (dollars) are the same for everyone."""
+    """Play with the same number of steps and the same P&L (dollars) for every agent."""
     path = [round(final_pnl * n / (_STEADY_STEPS - 1), 2) for n in range(_STEADY_STEPS)]
     turns = [_turn(rng, markets, player, n, "BUY_SHARES", pnl) for n, pnl in enumerate(path)]
     return [dataclasses.replace(turn, success=True) for turn in turns]
 
 
 def has_signal(plays: Sequence[tuple[Agent, list[Turn]]]) -> bool:
-    """Tell whether some agent gained and some agent lost over all its trajectories."""
+    """Tell whether, over all its trajectories, one agent gained and another one lost."""
     sums: dict[str, float] = {}
     for player, turns in plays:
         sums[player.id] = sums.get(player.id, 0.0) + turns[-1].pnl

@@ -1,4 +1,4 @@
-"""What the agents are asked, and answer."""
+"""The agents' prompts and answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from babylon_tasks.simulation.values import Json, dump
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One LLM call: what was asked and what was answered."""
+    """One LLM call: its prompts and its response."""
 
     system_prompt: str
     user_prompt: str
@@ -25,7 +25,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A fresh prompt with one market, and the side its momentum speaks for."""
+    """A new prompt with one market, and the side that its momentum predicts."""
 
     system_prompt: str
     user_prompt: str
@@ -35,7 +35,7 @@ class Question:
 def turn_calls(
     rng: random.Random, markets: Sequence[Market], player: Agent, turn: Turn
 ) -> list[Call]:
-    """One or two calls of a step: sometimes a thought first, then the action or the text."""
+    """Make the one or two calls of a step: sometimes a thought, then the action or the text."""
     system, market = player.system_prompt, turn.market
     if turn.action in ("CREATE_POST", "COMMENT"):
         what = "post" if turn.action == "CREATE_POST" else "comment"
@@ -59,6 +59,7 @@ def turn_calls(
 
 
 def short_prompt(player: Agent, turn: Turn) -> str:
+    """Write the prompt that agents get most often; it shows one market."""
     market = turn.market
     return (
         f"You are {player.display_name}. Strategy: {player.strategy}\n"

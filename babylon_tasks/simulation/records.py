@@ -1,4 +1,4 @@
-"""The rows of Babylon's tables, and the sorts of windows and rows that the simulation makes."""
+"""Rows of Babylon's tables, and the kinds of windows and rows that the simulation makes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEVER_COUNTS: tuple[NeverCounts, ...] = get_args(NeverCounts)
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRow:
-    """A row of `trajectories`; columns not named here keep their defaults."""
+    """A row of `trajectories`; the other columns keep their defaults."""
 
     id: str
     trajectory_id: str
@@ -53,7 +53,7 @@ class TrajectoryRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeRow:
-    """A row of `market_outcomes`: of a stock or of a prediction market."""
+    """A row of `market_outcomes`, for a stock or for a prediction market."""
 
     id: str
     window_id: str
@@ -71,7 +71,7 @@ class OutcomeRow:
 
 @dataclass(frozen=True, slots=True)
 class WindowRows:
-    """All rows of one window; the three mappings are by `trajectoryId`."""
+    """All rows of one window; the keys of the three mappings are `trajectoryId`s."""
 
     window_id: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""Makes all rows of a window."""
+"""All rows of a window."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from babylon_tasks.simulation.trajectories import make_trajectory
 from babylon_tasks.simulation.window import Window
 
 _FLAT_PNL = 84.0
-_TRAP_PNL = 5_000.0  # P&L of rows that never count: whoever counts them sees it in the scores
+_TRAP_PNL = 5_000.0  # P&L of rows that never count: counting them by mistake changes the scores
 
 
 def make_rows(
@@ -33,12 +33,12 @@ def make_rows(
     odd: Sequence[Odd],
     traps: Sequence[NeverCounts],
 ) -> WindowRows:
-    """The agents' own rows, then one more agent's malformed ones, then those that never count."""
+    """Make the agents' rows, then malformed rows of one more agent, then rows that never count."""
     rng, seed = window.rng, window.seed
     plays = _plays(window, kind, 1 if kind == "too_few" else agents, "repeated_agent" in odd)
     notes: dict[int, list[Odd]] = {}
     for index, what in enumerate(odd):
-        # The repeated agent is the last row; the other oddities go round the agents.
+        # The repeated agent has the last row; the other oddities go to the agents in turn.
         at = len(plays) - 1 if what == "repeated_agent" else index % agents
         notes.setdefault(at, []).append(what)
     rows = [
@@ -60,11 +60,11 @@ def make_rows(
         rows.append(never_counting(row, trap))
         trap_ids[row.trajectory_id] = trap
     used = {row.agent_id for row in rows}
-    known = (agent(index, seed) for index in range(agents + 1))
+    players = (agent(index, seed) for index in range(agents + 1))
     return WindowRows(
         window_id=window.id,
         kind=kind,
-        agents=tuple(player for player in known if player.id in used),
+        agents=tuple(player for player in players if player.id in used),
         trajectories=tuple(rows),
         outcomes=() if kind == "unfinished" else tuple(_outcomes(window)),
         malformed=malformed_ids,
@@ -76,7 +76,7 @@ def make_rows(
 def _plays(
     window: Window, kind: Kind, agents: int, repeated_agent: bool
 ) -> list[tuple[Agent, list[Turn]]]:
-    """Each agent's steps; a good window is drawn until somebody wins and somebody loses."""
+    """Draw each agent's steps; for a good window, until one agent wins and another one loses."""
     rng = window.rng
     players = [agent(index, window.seed) for index in range(agents)]
     if repeated_agent:
@@ -87,7 +87,7 @@ def _plays(
         plays = [(p, play(rng, window.markets, p)) for p in players]
         if kind != "good" or has_signal(plays):
             return plays
-        # All markets may favour one side; other outcomes make other winners.
+        # With these outcomes all agents may win, or all lose; new outcomes change that.
         window.markets = [
             dataclasses.replace(m, outcome=rng.random() < 0.5) for m in window.markets
         ]
@@ -95,7 +95,7 @@ def _plays(
 
 
 def _outcomes(window: Window) -> Iterator[OutcomeRow]:
-    """Stocks and predictions, written within five minutes of the window's end."""
+    """Yield outcomes of stocks and markets, written within five minutes after the window's end."""
     rng = window.rng
     at = window.start + timedelta(hours=1, seconds=rng.randint(5, 290))
     for ticker in TICKERS[:3]:

@@ -1,12 +1,12 @@
-"""Rows as Babylon writes them, made up from a seed: for the demo, the benchmarks and the tests.
+"""Simulated rows as Babylon writes them, for the demo, the benchmarks and the tests.
 
-The market is simple on purpose. Momentum stands in the prompt and says the outcome nine times in
-ten, an agent's skill is how often it bets with the momentum, and money follows the outcome. So
-what a model can learn from these rows is known: side YES when momentum is up, NO when it is down.
+The market is simple on purpose. The prompt shows the momentum, which predicts the outcome nine
+times in ten. An agent's skill is how often it bets with the momentum, and the outcome decides what
+it gains. So we know what a model can learn here: bet YES when momentum is up, NO when it is down.
 
-Which windows come out, in UTC hours before `now`'s hour (`0` is the unfinished one):
-`2 … windows + 1` good, and with `odd=True` one without signal, one with too few agents and the
-unfinished hour, beside rows that are malformed, strange but valid, or must never count.
+The windows, in UTC hours before `now`'s hour (`0` is the unfinished one): `2 … windows + 1` are
+good. With `odd=True` there is also one without signal, one with too few agents and the unfinished
+hour, and there are rows that are malformed, strange but valid, or must never count.
 """
 
 from __future__ import annotations
@@ -62,12 +62,15 @@ def simulate(
     """Make the rows of each window, oldest window first; the same arguments make the same rows.
 
     Args:
-        windows: Good windows, at least 1; the newest is two hours before `now`'s hour.
-        agents: Agents of a good window, at least 2; each has a row of its own there.
-        seed: Of everything random.
-        now: Naive means UTC.
-        odd: Also the special windows and the malformed, strange and never counting rows.
-        steps_bytes: Grow each `stepsJson` to about this size (UTF-8 bytes); 0: leave it alone.
+        windows: Number of good windows, at least 1; the newest is two hours before `now`'s hour.
+        agents: Number of agents in a good window, at least 2; each has a row of its own.
+        seed: Seed of everything random.
+        now: The time; a naive one is UTC.
+        odd: Also make the special windows, and the rows that are malformed, strange or never count.
+        steps_bytes: Grow each `stepsJson` to about this size (UTF-8 bytes); 0 leaves it as it is.
+
+    Raises:
+        ValueError: `windows` or `agents` is too small.
     """
     if windows < 1 or agents < 2:
         raise ValueError("simulate needs at least 1 window and 2 agents")
@@ -81,7 +84,7 @@ def simulate(
         end = min(start + timedelta(hours=1), max(now, start + timedelta(seconds=1)))
         window = Window(start, end, seed, steps_bytes)
         strange = odd and kind == "good"
-        share = slice(back - 2, None, windows)  # each fault and oddity falls on one good window
+        share = slice(back - 2, None, windows)  # each fault and oddity is in one good window
         yield make_rows(
             window,
             kind,
@@ -93,7 +96,7 @@ def simulate(
 
 
 def question(seed: int) -> Question:
-    """A prompt of the kind the agents get most often, with a market none of them met."""
+    """Make a prompt like those that agents get most often, with a market that no agent has seen."""
     rng = seeded("question", seed)
     market = make_market(rng, "0", rng.choice((-1, 1)) * rng.uniform(2, 9))
     user = short_prompt(agent(seed % 12, seed), Turn(0, market, "BUY_SHARES", pnl=0.0))
@@ -101,7 +104,7 @@ def question(seed: int) -> Question:
 
 
 def calls(seed: int, skill: float) -> Iterator[Call]:
-    """Endless LLM calls of agents of one skill (probability), for a supervised start."""
+    """Yield LLM calls of agents with this skill (probability), without end, to imitate."""
     rng = seeded("calls", seed)
     for index in itertools.count():
         player = dataclasses.replace(agent(index, seed), skill=skill)

@@ -1,4 +1,4 @@
-"""A trajectory's `stepsJson`, before it is text."""
+"""The steps of a trajectory, as `stepsJson` holds them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def make_steps(
     start: datetime,
     end: datetime,
 ) -> list[Json]:
+    """Make the steps of a trajectory that lasts from `start` to `end` (naive UTC)."""
     version = rng.choice((None, None, "v1.0.2", "v1.0.3"))
     apart_ms = (unix_ms(end) - unix_ms(start)) // len(turns)
     return [
@@ -89,7 +90,7 @@ def _call(rng: random.Random, call: Call, version: str | None) -> Json:
 
 
 def _action(turn: Turn) -> Json:
-    """The action with its result and correctness: both tell the future."""
+    """Make the action with its result and correctness; both contain the future."""
     parameters: Json = {}
     result: Json = {"held": True} if turn.action == "HOLD" else {"contentLength": 80}
     if turn.side:
@@ -113,7 +114,7 @@ def _action(turn: Turn) -> Json:
 
 
 def _reward(turn: Turn) -> float:
-    """1 or -1 for a trade on the side that came or did not come true (as the app rewrites it)."""
+    """Return the reward as the app rewrites it: 1 for a trade whose side came true, else -1."""
     if turn.side:
         return 1 if (turn.side == "YES") == turn.market.outcome else -1
     return 0.1 if turn.action in ("CREATE_POST", "COMMENT") else 0

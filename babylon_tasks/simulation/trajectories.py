@@ -1,4 +1,4 @@
-"""Makes a row of `trajectories` from what an agent did."""
+"""A row of `trajectories`, made from what an agent did."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from babylon_tasks.simulation.window import Window
 def make_trajectory(
     window: Window, player: Agent, turns: Sequence[Turn], odd: Sequence[Odd] = ()
 ) -> TrajectoryRow:
+    """Make the row of an agent's turns; its times are drawn within the window."""
     start, end = window.draw_times()
     steps = make_steps(window.rng, window.markets, player, turns, start, end)
     make_odd(steps, odd)
@@ -68,7 +69,7 @@ def make_trajectory(
 
 
 def _future(markets: Sequence[Market]) -> Json:
-    """What only the game knows: never to be shown to the model that is trained."""
+    """Return what only the game knows; the trained model must never see it."""
     return {
         "trueProbabilities": {m.id: 0.9 if m.outcome else 0.1 for m in markets},
         "actualOutcomes": {m.id: "YES" if m.outcome else "NO" for m in markets},

@@ -1,4 +1,4 @@
-"""An hour of the game, and the random sequence that all its rows are drawn from."""
+"""An hour of the game, and the random sequence from which all its rows are drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from babylon_tasks.simulation.values import milliseconds, seeded, snowflake, uni
 
 
 class Window:
-    """Its times are naive UTC; `end` is when its last trajectory has ended at the latest."""
+    """An hour of the game; times are naive UTC, and every trajectory has ended by `end`."""
 
     def __init__(self, start: datetime, end: datetime, seed: int, steps_bytes: int) -> None:
         self.id = f"{start:%Y-%m-%dT%H}:00"
@@ -25,7 +25,7 @@ class Window:
         self.posts = make_posts(self.rng) if steps_bytes else []
 
     def draw_times(self) -> tuple[datetime, datetime]:
-        """When a trajectory began and ended."""
+        """Draw when a trajectory began and ended."""
         whole = milliseconds(self.end - self.start)
         first = self.rng.randrange(whole // 2)
         last = self.rng.randrange(first + whole // 4, whole)

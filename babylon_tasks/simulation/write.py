@@ -1,4 +1,4 @@
-"""Writes the rows into Babylon's own tables."""
+"""Write the rows into Babylon's own tables."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SQL = load("demo")
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What `write` was given, to compare an outcome against."""
+    """What `write` has written, to compare the results of training with it."""
 
     good_windows: tuple[str, ...]
     agents: int
-    trajectories: int  # rows of every sort
+    trajectories: int  # rows of every kind
     malformed: Mapping[str, Malformed]  # by `trajectoryId`
 
 
