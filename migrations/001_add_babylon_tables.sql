@@ -1,17 +1,17 @@
 -- Babylon's own tables, for a database that the app has never seen (a demo, a test, a replica of
--- the traces). Where a table is there already, whoever made it and whatever its shape, nothing
--- about it changes: no column, no index, no constraint. Indexes are therefore built only on tables
--- that this file has just made, which are empty; no running app waits for one.
+-- the traces). A table that exists already stays as it is, whoever made it: no column, index or
+-- constraint changes. So indexes are built only on new and empty tables, and no running app waits
+-- for one.
 --
 -- Columns, defaults, indexes and foreign keys are those of the app's Prisma schema, except that
 -- "User" has only the columns that training reads. Timestamps are UTC without time zone, to the
 -- millisecond; "updatedAt" has no default because Prisma's client sets it.
 --
--- Prisma cannot migrate a database that this file made (it does not expect the tables): let the
--- app go first where both are wanted.
+-- Prisma cannot migrate a database that this file made, because it does not expect the tables. If
+-- you want both, let the app make its tables first.
 --
 -- Runs any number of times. A DO block makes a table together with its indexes, or nothing.
--- CREATE TABLE IF NOT EXISTS would ask for CREATE on the schema even where there is nothing to do.
+-- CREATE TABLE IF NOT EXISTS would need the right CREATE on the schema even if the table exists.
 
 DO $$
 BEGIN
@@ -213,8 +213,8 @@ BEGIN
 END
 $$;
 
--- Upstream's Python scripts make a `market_outcomes` of another shape when they run before the app.
--- It stays as it is; say so, because market outcomes cannot be read from it.
+-- Upstream's Python scripts, if they run before the app, make a `market_outcomes` of another shape.
+-- It stays as it is. Warn, because no market outcomes can be read from it.
 DO $$
 BEGIN
     IF NOT EXISTS (

@@ -1,5 +1,5 @@
--- What training must remember, in a schema of its own: upstream has tables of like names in
--- `public`, and Prisma would report ours there as drift. These names and columns are a contract
+-- The tables of training, in a schema of their own: upstream has tables with similar names in
+-- `public`, and Prisma would report ours there as drift. Their names and columns are a contract
 -- between all roles; later migrations only add to them.
 --
 -- Window ids (`YYYY-MM-DDTHH:00`) are COLLATE "C", so that their order is the order of time under
@@ -9,7 +9,7 @@
 
 DO $$
 BEGIN
-    -- CREATE SCHEMA IF NOT EXISTS would ask for CREATE on the database even where `rl` exists.
+    -- CREATE SCHEMA IF NOT EXISTS would need the right CREATE on the database even if `rl` exists.
     IF to_regnamespace('rl') IS NULL THEN
         CREATE SCHEMA rl;
     END IF;
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS rl.windows (
 COMMENT ON TABLE rl.windows IS
     'One row per hour of agents and model lineage: how far its training is, and why not further.';
 
--- The sweep asks for these every few seconds; trained windows, nearly all of them, are not inside.
+-- The sweep reads these every few seconds. Trained windows, which are nearly all, are not in them.
 CREATE INDEX IF NOT EXISTS windows_due_idx
     ON rl.windows (model_name, window_id) WHERE state = 'due';
 CREATE INDEX IF NOT EXISTS windows_scored_idx
@@ -115,7 +115,7 @@ CREATE TABLE IF NOT EXISTS rl.leases (
 COMMENT ON TABLE rl.leases IS
     'Who may write a resource now; a write carries the token, so a late one matches no row.';
 
--- One source for all resources: a token never comes twice, even after a lease row was deleted.
+-- One sequence for all resources: no token is given twice, even after a lease row was deleted.
 CREATE SEQUENCE IF NOT EXISTS rl.lease_tokens AS bigint;
 COMMENT ON SEQUENCE rl.lease_tokens IS 'Fencing tokens of rl.leases; they only grow.';
 

@@ -8,12 +8,12 @@
 -- "scenarioId" (older rows: `2025-01-15T10:00`, alone or as a prefix). COLLATE "C" makes range
 -- scans over ids right under any collation of the database. INCLUDE names the columns of the
 -- expression, which an index-only scan needs; listing windows then never touches the traces.
--- A query uses it when it repeats the expression, the collation and the predicate literally.
+-- A query uses it only if it repeats the expression, the collation and the predicate literally.
 --
--- The build waits for every transaction that is older than itself, however long that lasts:
--- pg_stat_progress_create_index shows for which (`babylon migrate` says it). A build that was
--- interrupted leaves an invalid index behind, which IF NOT EXISTS takes for a good one:
--- `babylon migrate` drops it first; by hand, run
+-- The build waits for every older transaction, however long that lasts.
+-- pg_stat_progress_create_index shows which one, and `babylon migrate` prints it. An interrupted
+-- build leaves an invalid index, which IF NOT EXISTS takes for a good one. `babylon migrate` drops
+-- it first; by hand, run
 --     DROP INDEX CONCURRENTLY public.rl_trajectories_window_idx;
 
 CREATE INDEX CONCURRENTLY IF NOT EXISTS rl_trajectories_window_idx

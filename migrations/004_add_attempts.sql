@@ -1,4 +1,4 @@
--- What became of every attempt, which files an attempt may have left, and whether the queues move.
+-- The result of every attempt, the files that an attempt may have left, and whether queues move.
 --
 -- Runs any number of times.
 

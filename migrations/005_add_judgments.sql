@@ -1,5 +1,5 @@
--- What the judge was asked, answered and cost; how a window is to be scored by hand; and how much of
--- a window was left out, and why.
+-- The judge's questions, answers and cost; the scorer that a person chose for a window; and how much
+-- of a window was left out, and why.
 --
 -- Runs any number of times.
 

@@ -1,5 +1,5 @@
--- What a step cost and how well it used its machine; when it was logged to W&B; and when its files
--- were removed.
+-- A step's cost and how well it used its machine; when it was logged to W&B; and when its files were
+-- removed.
 --
 -- Runs any number of times.
 

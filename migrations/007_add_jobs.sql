@@ -1,4 +1,5 @@
--- Jobs that the serverless trainer posts to W&B: the intent before, the job's id right after.
+-- Jobs that the serverless trainer posts to W&B: a row is written before, and gets the job's id right
+-- after.
 --
 -- Runs any number of times.
 
@@ -12,7 +13,7 @@ CREATE TABLE IF NOT EXISTS rl.jobs (
     job_id      text,                                -- NULL: whether it exists is not known
     state       text        NOT NULL DEFAULT 'intent'
         CHECK (state IN ('intent', 'posted', 'done', 'refused', 'failed', 'lost', 'abandoned')),
-    why         text,                                -- it did not become a step
+    why         text,                                -- why it did not become a step
     intended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     posted_at   timestamptz,
     ended_at    timestamptz,                         -- NULL: it may be running

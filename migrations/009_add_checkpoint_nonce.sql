@@ -1,4 +1,4 @@
--- Whose folder a committed step's is, so that retention removes no other database's.
+-- Which database a committed step's folder belongs to, so that retention removes no other one's.
 --
 -- Runs any number of times.
 

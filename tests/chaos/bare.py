@@ -48,7 +48,7 @@ def _connection() -> psycopg.Connection[Any]:
 
 @app.task(name="bare.run")  # type: ignore[untyped-decorator]
 def run(task_id: int) -> None:
-    """Work for a moment, then say so."""
+    """Work for a moment, then write that the task ran."""
     time.sleep(_WORK_SECONDS)
     _connection().execute("INSERT INTO bare_runs (task_id) VALUES (%s)", [task_id])
 
@@ -66,7 +66,7 @@ class BareReport:
 
 
 def run_bare(world: World, tasks: int, seconds: float, seed: int) -> BareReport:
-    """Send the tasks evenly over the time, kill a worker at each time of the schedule, count.
+    """Send the tasks evenly over the time, kill workers by the schedule, and count.
 
     Two workers of one process each; every kill hits one of them, whole, and it starts again.
     """
@@ -103,7 +103,7 @@ def run_bare(world: World, tasks: int, seconds: float, seed: int) -> BareReport:
 
 
 def _kill(world: World, planned: PlannedKill) -> int:
-    """How many it killed: none where its victim is just starting again."""
+    """Kill one, and return how many died: none if the victim is starting again."""
     victim = planned.pick(_WORKERS)
     if not world.fleet.lives(victim):
         return 0
@@ -112,7 +112,7 @@ def _kill(world: World, planned: PlannedKill) -> int:
 
 
 def _drain(world: World) -> float:
-    """Seconds until no message waits or is in anybody's hands, or nothing moves any more.
+    """Wait until no message waits or is taken, or nothing moves; return the seconds.
 
     What comes back does so after the visibility timeout; it is looked for every 10 s.
     """

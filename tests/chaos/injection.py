@@ -1,4 +1,4 @@
-"""Asks a role's processes to harm themselves at a chosen call."""
+"""Requests to a role's processes to harm themselves at a chosen call."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Injection:
 
 
 def injecting(*injections: Injection, python_path: str = "") -> dict[str, str]:
-    """The environment of a role that does this harm."""
+    """Return the environment of a role that does this harm."""
     wishes = []
     for injection in injections:
         wish = {name: value for name, value in asdict(injection).items() if value is not None}

@@ -17,7 +17,7 @@ Wanted = dict[str, dict[str, float]]  # window → trajectory id → the score t
 
 
 def asking(judge: JudgeServer, **settings: str) -> dict[str, str]:
-    """The environment of a worker that scores by this judge."""
+    """Return the environment of a worker that scores with this judge."""
     return {
         # What is measured is who takes over when, not the 5 to 10 s in which ART is imported.
         "BABYLON_PRELOAD": "art.rewards",
@@ -32,7 +32,7 @@ def asking(judge: JudgeServer, **settings: str) -> dict[str, str]:
 
 
 def add_windows(world: World, count: int) -> Wanted:
-    """Windows that the judge can tell apart; before anybody looks for windows."""
+    """Add windows that the judge can tell apart; call this before any role looks for windows."""
     return {
         window: add_judged_window(
             world.context, window, [round(0.25 * agent + n / 1000, 3) for agent in (1, 2, 3)]
@@ -42,18 +42,18 @@ def add_windows(world: World, count: int) -> Wanted:
 
 
 def all_scores(wanted: Wanted) -> dict[str, float]:
-    """Trajectory id → score, of all windows."""
+    """Return the scores of all windows, by trajectory id."""
     return {each: score for scores in wanted.values() for each, score in scores.items()}
 
 
 def questions(judge: JudgeServer, wanted: Wanted) -> Counter[str]:
-    """How often the judge was asked about each window."""
+    """Count the judge's questions about each window."""
     by_marks = {frozenset(scores.values()): window for window, scores in wanted.items()}
     return Counter(by_marks[frozenset(marks(request))] for request in list(judge.requests))
 
 
 def who_judges(world: World, names: Sequence[str]) -> str | None:
-    """The worker that holds the judge."""
+    """Return the worker that holds the judge's lease."""
     held = query(
         world.context,
         "SELECT holder FROM rl.leases WHERE resource = %s AND expires_at > clock_timestamp()",
@@ -65,7 +65,7 @@ def who_judges(world: World, names: Sequence[str]) -> str | None:
 
 @contextmanager
 def nobody_judges(world: World, processes: Mapping[str, int]) -> Iterator[None]:
-    """Keeps the judge from the workers started meanwhile until so many processes of each live."""
+    """Hold the judge's lease until each worker started in the body has so many processes."""
     with world.context.database.transaction() as tx:
         lease = leases.acquire(tx, _resource(world), world.context.holder, 600)
     assert lease is not None

@@ -20,7 +20,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Ledger:
-    """Entries by the fault's number and title; what is not one fault comes below the table."""
+    """Entries by the fault's number and title; other results come below the table."""
 
     entries: dict[tuple[int, str], Entry] = field(default_factory=dict)
     below: list[str] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Ledger:
     def add(
         self, number: int, title: str, lost: int, twice: int, recoveries: Sequence[float]
     ) -> None:
-        """One more trial of a fault."""
+        """Add a trial of a fault."""
         entry = self.entries.setdefault((number, title), Entry())
         entry.tried += 1
         entry.lost += lost
@@ -36,7 +36,7 @@ class Ledger:
         entry.recoveries.extend(recoveries)
 
     def table(self) -> str:
-        """Markdown, as docs/reliability.md has it."""
+        """Write the table as Markdown, as docs/reliability.md has it."""
         lines = [
             "| # | Fault | Tried | Lost | Twice | Recovery p50 s | p99 s |",
             "|--:|---|--:|--:|--:|--:|--:|",

@@ -1,4 +1,4 @@
-"""The way of a role to both servers, which can be cut for it alone."""
+"""One role's connection to both servers, which can be cut for this role alone."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ class Links:
 
     @classmethod
     def to(cls, postgres_port: int, redis_port: int) -> Links:
-        """New ones, to servers of this machine."""
+        """Make links to servers of this machine."""
         return cls(Proxy("127.0.0.1", postgres_port), Proxy("127.0.0.1", redis_port))
 
     def env(self, database_url: str, redis_url: str) -> dict[str, str]:
-        """The servers' URLs, led through the proxies."""
+        """Return the servers' URLs, through the proxies."""
         return {
             "DATABASE_URL": _through(database_url, self.postgres),
             "REDIS_URL": _through(redis_url, self.redis),
         }
 
     def cut(self) -> None:
-        """Both are black holes: the node is off the network."""
+        """Make both black holes: the node is off the network."""
         self.postgres.cut()
         self.redis.cut()
 
     def drop(self) -> None:
-        """Both close and refuse connections."""
+        """Let both close and refuse connections."""
         self.postgres.drop()
         self.redis.drop()
 
     def restore(self) -> None:
-        """Both pass bytes again."""
+        """Let both pass bytes again."""
         self.postgres.restore()
         self.redis.restore()
 

@@ -1,4 +1,4 @@
-"""Ports that stay ours while nobody listens on them."""
+"""Ports that no other process gets while nobody listens on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def quiet_port() -> int:
-    """A free port of loopback that the kernel gives to no outgoing connection.
+    """Find a free port of loopback that the kernel gives to no outgoing connection.
 
     A server that is down for a second would otherwise find its port taken by a client, or a client
     that keeps trying would in the end be connected to itself.

@@ -1,4 +1,4 @@
-"""Child processes in sessions of their own, which can be hurt as a whole (Linux)."""
+"""Child processes in sessions of their own, each of which gets signals as a whole (Linux)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def spawn(
 
 
 def session(leader: int) -> list[int]:
-    """The living processes of the session that `leader` leads or led, oldest first."""
+    """Return the living processes of the session that `leader` leads or led, oldest first."""
     found = []
     for pid in every_pid():
         with contextlib.suppress(ProcessLookupError):
@@ -57,7 +57,7 @@ def session(leader: int) -> list[int]:
 
 
 def signal_session(leader: int, number: signal.Signals) -> list[int]:
-    """Send a signal to all of them; returns whom."""
+    """Send a signal to all processes of the session, and return them."""
     hit = session(leader)
     for pid in hit:
         with contextlib.suppress(ProcessLookupError):
@@ -66,7 +66,7 @@ def signal_session(leader: int, number: signal.Signals) -> list[int]:
 
 
 def kill_session(leader: int) -> list[int]:
-    """SIGKILL all of them, and whom they forked meanwhile; returns whom."""
+    """Kill all processes of the session, also those they fork meanwhile, and return them."""
     killed: dict[int, None] = {}
     while hit := signal_session(leader, signal.SIGKILL):
         killed |= dict.fromkeys(hit)
@@ -75,18 +75,18 @@ def kill_session(leader: int) -> list[int]:
 
 
 def every_pid() -> list[int]:
-    """All processes of this machine, oldest first."""
+    """Return all processes of this machine, oldest first."""
     return sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 def parent(pid: int) -> int | None:
-    """Its parent's pid, or None where it is gone."""
+    """Return the pid of a process's parent; None if the process has ended."""
     fields = _stat(pid)
     return int(fields[1]) if fields else None
 
 
 def command_line(pid: int) -> str:
-    """Its command as one line; empty where it is gone."""
+    """Return a process's command as one line; empty if the process has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except OSError:
@@ -94,7 +94,7 @@ def command_line(pid: int) -> str:
 
 
 def working_folder(pid: int) -> Path | None:
-    """Where it runs, or None where it is gone."""
+    """Return a process's working folder; None if the process has ended."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink()
     except OSError:
@@ -102,7 +102,7 @@ def working_folder(pid: int) -> Path | None:
 
 
 def _die_with_parent() -> None:
-    """Not by SIGTERM: a Celery worker whose Redis dies with us would not end by that."""
+    """Ask for SIGKILL when we end: a Celery worker without Redis would not end at SIGTERM."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -112,7 +112,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent, …: what follows the name, which may itself hold spaces and brackets."""
+    """Return state, parent, …: what follows the name, which may hold spaces and brackets."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

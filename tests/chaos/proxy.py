@@ -14,7 +14,7 @@ _CHUNK_BYTES = 65_536
 
 
 class Proxy:
-    """Passes bytes between its own port of loopback and a server, until it is told not to.
+    """A proxy that passes bytes between its own port of loopback and a server.
 
     A client meets an accepted and then closed connection, not a refused one, where only the server
     behind is down.
@@ -32,7 +32,7 @@ class Proxy:
         self.restore()
 
     def cut(self) -> None:
-        """A black hole, as a node meets that is cut off: connections stay open, nothing passes.
+        """Become a black hole, as for a node cut off: connections stay open, nothing passes.
 
         Bytes and ends of connections that arrive meanwhile pass after `restore`, as TCP would send
         them again.
@@ -40,15 +40,15 @@ class Proxy:
         self._run(self._cut())
 
     def drop(self) -> None:
-        """Close every connection and refuse new ones, as a machine does whose server is gone."""
+        """Close every connection and refuse new ones, as a machine whose server has ended."""
         self._run(self._drop())
 
     def restore(self) -> None:
-        """Pass bytes, and take connections, again."""
+        """Pass bytes and take connections again."""
         self._run(self._restore())
 
     def close(self) -> None:
-        """Drop everything and end the thread. It may be called twice."""
+        """Drop everything and end the thread; a second call does nothing."""
         if self._thread.is_alive():
             self.drop()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -98,7 +98,7 @@ class Proxy:
         there_reader: asyncio.StreamReader,
         there_writer: asyncio.StreamWriter,
     ) -> None:
-        """Until one side has ended."""
+        """Relay both ways until one side has ended."""
         ways = [
             asyncio.create_task(self._relay(reader, there_writer)),
             asyncio.create_task(self._relay(there_reader, writer)),

@@ -1,4 +1,4 @@
-"""How long the work of the dead lay idle."""
+"""How long the work of killed processes lay idle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SELECT lost.holder, lost.started_at, next.started_at AS next_at
 
 
 def recoveries(context: Context, kills: Sequence[Kill]) -> list[float]:
-    """Seconds from each kill that lost an attempt to the window's next attempt, by another.
+    """Return the seconds from each kill that lost an attempt to another one's next attempt.
 
     The kill is the one of the holder's own process, else (a server's death, which may cost a lease
     too) the first that hit no process of ours while the attempt was under way.
@@ -39,7 +39,7 @@ def recoveries(context: Context, kills: Sequence[Kill]) -> list[float]:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The nearest rank: the smallest value that `share` of them do not exceed."""
+    """Return the nearest rank: the smallest value that `share` of the values do not exceed."""
     return sorted(values)[math.ceil(share * len(values)) - 1] if values else None
 
 

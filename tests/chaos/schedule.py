@@ -1,4 +1,4 @@
-"""When to kill what: drawn before it begins, so that a seed gives the same run again."""
+"""When to kill what, drawn before the run, so that a seed gives the same run again."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PlannedKill:
-    """At so many seconds, this victim; `draw` (0 to 1) picks among those of its kind."""
+    """A kill at so many seconds; `draw` (0 to 1) picks one among the victims of its kind."""
 
     after_seconds: float
     victim: str
     draw: float
 
     def pick(self, candidates: Sequence[T]) -> T:
-        """One of them."""
+        """Pick one of them."""
         return candidates[int(self.draw * len(candidates))]
 
 
 def kill_schedule(seed: int, seconds: float) -> list[PlannedKill]:
-    """A kill every 5 to 20 seconds, of one random component."""
+    """Plan a kill of one random component every 5 to 20 seconds."""
     rng = random.Random(seed)
     planned: list[PlannedKill] = []
     after = 0.0

@@ -1,4 +1,4 @@
-"""Real servers that a test may hurt: they come back on the same port, with the same password."""
+"""Real servers that a test may break; they come back on the same port and password."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """As the roles know it: over TCP, with a password, no superuser."""
+        """The roles' URL: over TCP, with a password, no superuser."""
         return f"postgresql://{_ROLE}:{self._password}@127.0.0.1:{self.port}/postgres"
 
     @property
     def admin_url(self) -> str:
-        """The superuser's, over the socket."""
+        """The superuser's URL, over the socket."""
         return f"postgresql://postgres@/postgres?host={self._data}&port={self.port}"
 
     @property
     def pid(self) -> int:
-        """The postmaster's."""
+        """The postmaster's pid."""
         assert self._process is not None
         return self._process.pid
 
@@ -78,15 +78,15 @@ class PostgresServer:
                 )
 
     def stop(self) -> None:
-        """End it properly, its clients' connections included (`pg_ctl stop -m fast`)."""
+        """Stop it and close its clients' connections (`pg_ctl stop -m fast`)."""
         self._end(signal.SIGINT)
 
     def stop_immediate(self) -> None:
-        """End it without a checkpoint (`pg_ctl stop -m immediate`)."""
+        """Stop it without a checkpoint (`pg_ctl stop -m immediate`)."""
         self._end(signal.SIGQUIT)
 
     def kill(self) -> None:
-        """SIGKILL the postmaster and wait until its backends, which notice, are gone."""
+        """Kill the postmaster, and wait until its backends notice that and end."""
         self._end(signal.SIGKILL)
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while orphans := self._processes():
@@ -96,7 +96,7 @@ class PostgresServer:
             time.sleep(0.02)
 
     def restart(self) -> None:
-        """Stop and start, as an administrator does: transactions in flight are rolled back."""
+        """Stop and start it, as an administrator does; open transactions are rolled back."""
         self.stop()
         self.start()
 
@@ -158,7 +158,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """With the password."""
+        """The URL with the password."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
 
     def running(self) -> bool:
@@ -179,23 +179,23 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """SIGKILL: everything in it is gone."""
+        """Kill it; everything in it is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, and nothing answers."""
+        """Freeze it with SIGSTOP: connections stay open, and nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: on as before; harmless where it was not frozen."""
+        """Let it go on with SIGCONT; harmless if it was not frozen."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def flush(self) -> None:
-        """FLUSHALL."""
+        """Delete everything in it (FLUSHALL)."""
         with redis.Redis.from_url(self.url) as client:
             client.flushall()
 
@@ -208,7 +208,7 @@ class RedisServer:
 
 
 class Servers:
-    """One of each for many tests: starting them anew would cost seconds a test.
+    """One of each for many tests, because to start them anew would cost each test seconds.
 
     Each test has a database of its own, copied from a migrated one.
     """
@@ -219,14 +219,14 @@ class Servers:
         self._template: str | None = None
 
     def repair(self) -> None:
-        """Both run and answer, whatever was done to them; their first start as well."""
+        """Make both run and answer, whatever was done to them; also start them first."""
         if self.redis.running():
             self.redis.thaw()
         self.redis.start()
         self.postgres.start()
 
     def fresh_database(self) -> str:
-        """URL of a migrated database without rows."""
+        """Make a migrated database without rows, and return its URL."""
         if self._template is None:
             template = self._create("template1")
             migrate(template)
@@ -234,7 +234,7 @@ class Servers:
         return self._create(self._template)
 
     def drop_database(self, url: str) -> None:
-        """Whoever is connected to it."""
+        """Drop the database, even if somebody is connected to it."""
         with psycopg.connect(self.postgres.admin_url, autocommit=True) as connection:
             name = sql.Identifier(urlsplit(url).path[1:])
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))

@@ -1,4 +1,4 @@
-"""All roles, and one of them killed every few seconds, while windows keep coming."""
+"""All roles run and windows keep coming, while one role is killed every few seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REDIS_DOWN_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SoakReport:
-    """What a soak found; recoveries in seconds, None where no attempt was lost to a kill."""
+    """The result of a soak; recoveries in seconds, None if no kill lost an attempt."""
 
     seconds: float
     windows: int
@@ -40,7 +40,7 @@ class SoakReport:
 def run_soak(
     world: World, seconds: float, seed: int, windows: int, drain_seconds: float = 120
 ) -> SoakReport:
-    """Insert `windows` evenly over the time, kill by the schedule, let everything drain, count.
+    """Insert `windows` evenly over the time, kill by the schedule, let all drain, and count.
 
     A window takes 0.1 s to score and a step 0.5 s, so that kills meet work under way. What has not
     ended `drain_seconds` after the last window is counted as lost.
@@ -70,7 +70,7 @@ def run_soak(
 
 
 def _kill(world: World, planned: PlannedKill) -> list[str]:
-    """Whom it hit: one, or nobody where no process of its kind lives just now."""
+    """Kill one, and return it; nobody if no process of its kind lives now."""
     fleet, servers = world.fleet, world.servers
     living = [name for name in (*WORKERS, "beat") if fleet.lives(name)]
     if planned.victim in ("child", "trainer"):
@@ -96,7 +96,7 @@ def _kill(world: World, planned: PlannedKill) -> list[str]:
 
 
 def _drain(world: World, limit_seconds: float) -> float:
-    """How long it took until everything had ended, or the limit."""
+    """Wait until everything has ended, or for the limit; return the seconds."""
     started = time.monotonic()
     while time.monotonic() - started < limit_seconds and not world.settled():
         time.sleep(_TICK_SECONDS)

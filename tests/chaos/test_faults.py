@@ -43,12 +43,12 @@ STEP = "workers.trainer.noop.NoopTrainer.step"
 
 
 def struck_at(file: Path) -> datetime:
-    """When the injected harm was done."""
+    """Return when the injected harm was done."""
     return datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
 def next_attempt(world: World, stage: str, since: datetime) -> float:
-    """Seconds from then to the next attempt at the stage."""
+    """Return the seconds from then to the next attempt at the stage."""
     row = one(
         world.context,
         "SELECT min(started_at) AS at FROM rl.attempts WHERE stage = %s AND started_at > %s",
@@ -59,7 +59,7 @@ def next_attempt(world: World, stage: str, since: datetime) -> float:
 
 
 def lost_and_found(world: World, since: datetime) -> list[float]:
-    """Seconds until each window whose attempt was lost was attempted again."""
+    """Return the seconds from each lost attempt to the window's next attempt."""
     rows = query(
         world.context,
         """SELECT (SELECT min(n.started_at) FROM rl.attempts n
@@ -71,7 +71,7 @@ def lost_and_found(world: World, since: datetime) -> list[float]:
 
 
 def attempts(world: World, stage: str, outcome: str | None) -> int:
-    """How many attempts at the stage ended so; None: are under way."""
+    """Count the attempts at the stage that ended so; None counts those under way."""
     row = one(
         world.context,
         """SELECT count(*) AS n FROM rl.attempts
@@ -88,7 +88,7 @@ def start(world: World, *names: str, **options: Any) -> None:
 
 
 def send(world: World, task: str, *args: Any, queue: str = "cpu", times: int = 1) -> None:
-    """Messages as any program may send them."""
+    """Send messages as any program may."""
     app = Celery(broker=world.servers.redis.url)
     for _ in range(times):
         app.send_task(task, args=args, queue=queue)
@@ -347,7 +347,7 @@ def test_redis_frozen(trial: Trial, world: World) -> None:
 
 
 def babylon(world: World, *command: str) -> Any:
-    """What a command prints as JSON, straight on the servers."""
+    """Run a command with a direct way to the servers, and return the JSON that it prints."""
     env = {
         **world.fleet.env,
         "DATABASE_URL": world.settings.postgres(),
@@ -532,7 +532,7 @@ def test_a_trace_of_100_mb(trial: Trial, world: World) -> None:
 
 
 def peak_megabytes(pid: int) -> float:
-    """The most memory that the process ever had."""
+    """Return the peak memory of the process."""
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
@@ -674,7 +674,7 @@ def test_a_judge_that_answers_nonsense_for_long(trial: Trial, world: World) -> N
 
 
 def start_two_processes(world: World, judge: JudgeServer, **settings: str) -> None:
-    """One CPU worker with two pool processes, both of which could ask the judge."""
+    """Start one CPU worker with two pool processes, both of which could ask the judge."""
     env = judging.asking(judge, JUDGE_TIMEOUT_SECONDS="1", **settings)
     with judging.nobody_judges(world, {"cpu1": 2}):
         world.start("cpu1", "-c", "2", env=env)
@@ -682,7 +682,7 @@ def start_two_processes(world: World, judge: JudgeServer, **settings: str) -> No
 
 
 def nothing_starves(world: World, seconds: float = 10) -> None:
-    """While the judge is away, a window that needs none is scored, and the canary answers."""
+    """Require that, without a judge, a window that needs none is scored and the canary answers."""
     bound = 2 * world.settings.sweep_seconds + 2
     (window,) = world.add_windows(1)
     pipeline.enqueue(world.context, window, scoring="heuristic")

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def echo_server() -> Iterator[int]:
-    """A server that sends back what it gets; its port."""
+    """Run a server that sends back what it gets, and yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve(connection: socket.socket) -> None:

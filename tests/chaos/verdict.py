@@ -1,4 +1,4 @@
-"""What must hold after any fault, asked of Postgres and of the files: faults.md, at its top."""
+"""What must hold after any fault, by the rows in Postgres and the files of checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Verdict:
 
 
 def judge(context: Context, expected: Mapping[str, str]) -> Verdict:
-    """Compare with the state that each window should have ended in.
+    """Compare each window with the state in which it should have ended.
 
     Leases and attempts of the dead are given the time that the pipeline promises to need.
     """
@@ -83,7 +83,7 @@ def _broken_head(context: Context) -> Iterator[str]:
 
 
 def _left_open(context: Context) -> list[str]:
-    """What is still held or under way when nothing can be: asked until recovery must be over."""
+    """List what is still held or under way after the longest recovery, when nothing should be."""
     settings = context.settings
     deadline = time.monotonic() + 2 * settings.lease_seconds + 2 * settings.sweep_seconds
     while (left := _open_now(context)) and time.monotonic() < deadline:

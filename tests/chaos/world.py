@@ -1,4 +1,4 @@
-"""A small world to break: servers, a network, roles, and windows to train."""
+"""A small world to break: servers, a network, roles and windows to train."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TERMINAL = {"trained", "skipped", "failed"}
 
 
 def command(name: str) -> tuple[str, ...]:
-    """The command of a role by its name: `cpu1`, `gpu2`, `beat`, `flower`."""
+    """Return the command of a role by its name: `cpu1`, `gpu2`, `beat`, `flower`."""
     role = name.rstrip("0123456789")
     celery = ("celery", "-A", "babylon_tasks")
     if role in ("beat", "flower"):
@@ -93,7 +93,7 @@ class World(AbstractContextManager["World"]):
         self.servers.drop_database(self._database_url)
 
     def own_links(self) -> Links:
-        """Another way to the same servers, for a node that shall be cut off alone."""
+        """Make other links to the same servers, for a node that is cut off alone."""
         made = Links.to(self.servers.postgres.port, self.servers.redis.port)
         self._all_links.append(made)
         return made
@@ -107,7 +107,7 @@ class World(AbstractContextManager["World"]):
         env: Mapping[str, str] | None = None,
         keep_running: bool = False,
     ) -> int:
-        """Start a role by its name (`cpu1`), with more arguments if need be; its pid.
+        """Start a role by its name (`cpu1`), with more arguments if given, and return its pid.
 
         Any other process: `fleet.start`.
         """
@@ -120,7 +120,7 @@ class World(AbstractContextManager["World"]):
         )
 
     def add_windows(self, count: int, first_hours_ago: int | None = None) -> list[str]:
-        """Windows of three agents each, going back in time from where the last call ended.
+        """Add windows of three agents each, going back in time from where the last call ended.
 
         They are expected to be trained; change `expected` where another end is right.
         """
@@ -146,7 +146,7 @@ class World(AbstractContextManager["World"]):
         return windows
 
     def next_windows(self, count: int, first_hours_ago: int | None = None) -> list[str]:
-        """Their ids alone, for a test that fills them itself; expected to be trained as well."""
+        """Return only ids, for a test that fills the windows itself; they should be trained too."""
         first = self._next_hours_ago if first_hours_ago is None else first_hours_ago
         self._next_hours_ago = first + count
         assert self._next_hours_ago < LOOKBACK_HOURS, "nobody would look back so far"
@@ -156,7 +156,7 @@ class World(AbstractContextManager["World"]):
         return windows
 
     def wait(self, condition: Callable[[], bool], seconds: float = 40) -> None:
-        """Until it holds; while Postgres is away, it does not.
+        """Wait until a condition holds; without Postgres it does not hold.
 
         Raises:
             AssertionError: It did not hold in time; with the end of the roles' logs.
@@ -169,28 +169,28 @@ class World(AbstractContextManager["World"]):
             time.sleep(0.1)
 
     def settled(self) -> bool:
-        """Every window that was added has ended, and the head is published."""
+        """Tell whether every window that was added has ended, and the head is published."""
         found = rows.states(self.context)
         if not all(found.get(window) in _TERMINAL for window in self.expected):
             return False
         return not rows.query(self.context, "SELECT FROM rl.heads WHERE step <> published_step")
 
     def verdict(self) -> Verdict:
-        """What was lost, what was done twice, and every other invariant that does not hold."""
+        """Report what was lost, what was done twice, and every other broken invariant."""
         return judge(self.context, self.expected)
 
     def invariants(self) -> Verdict:
-        """The same, where nothing else may be broken."""
+        """Require that no invariant is broken, and return the verdict."""
         found = self.verdict()
         assert not found.broken, "\n".join(found.broken)
         return found
 
     def recoveries(self, kills: Sequence[Kill] | None = None) -> list[float]:
-        """Seconds from each kill that lost an attempt to the window's next attempt."""
+        """Return the seconds from each kill that lost an attempt to the window's next attempt."""
         return recoveries(self.context, self.fleet.kills if kills is None else kills)
 
     def attempts(self) -> dict[str, int]:
-        """How many attempts ended how."""
+        """Count the attempts by their end."""
         found = rows.query(
             self.context,
             """SELECT coalesce(outcome, 'open') AS outcome, count(*)::int AS n
@@ -205,7 +205,7 @@ class World(AbstractContextManager["World"]):
             return False
 
     def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
-        """Every role's: ours without a developer's own settings, and with these."""
+        """Return every role's environment: ours, with these settings and no others."""
         inherited = {
             name: value
             for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""Harm at a chosen call, done by whichever process makes it; `tests/chaos/injection.py` asks.
+"""Harm at a chosen call, in the process that makes it; `tests/chaos/injection.py` asks for it.
 
 A module is changed right after it was imported, so nothing is imported early or for its own sake.
 Code that took the function earlier, at its definition (a decorator's registry), keeps the old one:
@@ -23,7 +23,7 @@ from typing import Any
 
 
 def install(text: str) -> None:
-    """Do the harm that the JSON text asks for, where it is asked of this process."""
+    """Prepare the harm that the JSON text asks for, if it is meant for this process."""
     command = " ".join(sys.orig_argv)
     harms = [Harm(**wish) for wish in json.loads(text) if wish.pop("in", "") in command]
     if not harms:
@@ -59,11 +59,11 @@ class Harm:
         self._wrapped = False
 
     def may_be_in(self, module_name: str) -> bool:
-        """Whether the call's path leads through this module."""
+        """Tell whether the call's path leads through this module."""
         return self.call.startswith(f"{module_name}.")
 
     def wrap(self, module_name: str, module: ModuleType) -> None:
-        """Wrap the function if it is in this module: a shorter prefix of its path has none."""
+        """Wrap the function if it is in this module; a package on its path may not have it."""
         if self._wrapped or not self.may_be_in(module_name):
             return
         *path, name = self.call.removeprefix(f"{module_name}.").split(".")
@@ -123,7 +123,7 @@ class Harm:
 
 
 class _Watcher:
-    """Finds no module itself; changes what the other finders find, once it has been executed."""
+    """A finder that finds no module itself; it changes modules of other finders after they ran."""
 
     def __init__(self, harms: Sequence[Harm]) -> None:
         self._harms = harms
@@ -131,7 +131,7 @@ class _Watcher:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that another finder has, for a module that a call's path leads through."""
+        """Return another finder's spec, for a module on a call's path."""
         wanted = [harm for harm in self._harms if harm.may_be_in(name)]
         if not wanted:
             return None
