@@ -3,16 +3,16 @@
     python benchmarks/attach_logprobs.py --url http://127.0.0.1:8000/v1 --base-model FOLDER \
         --name babylon-agent@1 [--checkpoint FOLDER] [--calls 200] [--json]
 
-The server is yours to start, with the same base model; `--name` is what it calls it, or the adapter
-of `--checkpoint` that was loaded into it:
+Start the server yourself, with the same base model. `--name` is its name for that model, or for the
+adapter of `--checkpoint` that you loaded into it:
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server \
         --model FOLDER --enable-lora --dtype bfloat16
     curl -X POST host:8000/v1/load_lora_adapter -H 'Content-Type: application/json' \
         -d '{"lora_name": "babylon-agent@1", "lora_path": "FOLDER"}'
 
-Calls as in train_step.py are asked about as the scoring of a window does, eight at a time. Then the
-trainer's model says what it thinks of the same tokens.
+The calls are like those of train_step.py. The server is asked about them as scoring does it, eight
+at a time. Then the trainer's model computes the log-probabilities of the same tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ AT_ONCE = 8  # as babylon_tasks/scoring/logprobs/attach.py
 
 
 async def ask_all(url: str, name: str, calls: list[Call], key: str | None) -> list[Logprobs]:
-    """Every call's, a few at a time."""
+    """Ask the server about every call, a few at a time."""
     slots = asyncio.Semaphore(AT_ONCE)
     async with httpx.AsyncClient(timeout=60) as client:
         server = LogprobServer(client, url, SecretStr(key) if key else None)
@@ -61,8 +61,8 @@ async def ask_all(url: str, name: str, calls: list[Call], key: str | None) -> li
 
 
 @torch.no_grad()
-def own(model: LanguageModel, call: Call) -> Logprobs:
-    """What the trainer's model says of a call, its end of turn included."""
+def trainer_logprobs(model: LanguageModel, call: Call) -> Logprobs:
+    """Compute the trainer's own log-probabilities of a response and its end of turn."""
     messages = [{"role": "system", "content": call.system}, {"role": "user", "content": call.user}]
     prompt, answer = model.chat.encode([model.chat.prompt(messages), call.response])
     answer += model.chat.end_ids
@@ -74,7 +74,7 @@ def own(model: LanguageModel, call: Call) -> Logprobs:
 
 
 def load(base_model: str, checkpoint: Path | None) -> LanguageModel:
-    """The trainer's model, with the checkpoint's adapter or one that changes nothing."""
+    """Load the trainer's model, with the checkpoint's adapter or one that changes nothing."""
     model = LanguageModel(base_model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = json.loads((checkpoint / "adapter_config.json").read_text()) if checkpoint else {}
     model.add_adapter(config.get("r", 8), config.get("lora_alpha", 16), seed=1)
@@ -84,12 +84,12 @@ def load(base_model: str, checkpoint: Path | None) -> LanguageModel:
     return model
 
 
-def compare(model: LanguageModel, calls: list[Call], told: list[Logprobs]) -> dict[str, Any]:
-    """How far apart the two are, token by token."""
+def compare(model: LanguageModel, calls: list[Call], answers: list[Logprobs]) -> dict[str, Any]:
+    """Compare the two, token by token."""
     apart: list[float] = []
     other_tokens = 0
-    for call, theirs in zip(calls, told, strict=True):
-        ours = own(model, call)
+    for call, theirs in zip(calls, answers, strict=True):
+        ours = trainer_logprobs(model, call)
         if ours.token_ids != theirs.token_ids:
             other_tokens += 1
             continue
@@ -123,9 +123,9 @@ def main() -> None:
     key = os.environ.get("LOGPROBS_API_KEY")
     asyncio.run(ask_all(arguments.url, arguments.name, calls[:1], key))  # it compiles at the first
     begun = time.monotonic()
-    told = asyncio.run(ask_all(arguments.url, arguments.name, calls, key))
+    answers = asyncio.run(ask_all(arguments.url, arguments.name, calls, key))
     seconds = time.monotonic() - begun
-    figures = {**compare(model, calls, told), "calls_per_second": len(calls) / seconds}
+    figures = {**compare(model, calls, answers), "calls_per_second": len(calls) / seconds}
     if arguments.json:
         print(json.dumps(figures))
     else:

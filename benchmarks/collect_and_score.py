@@ -3,19 +3,19 @@
     python benchmarks/collect_and_score.py [--json] [--agents 100] [--windows 4] [--rounds 7]
 
 An embedded Postgres holds windows of trajectories of 60 KB, as the app writes them (see
-`babylon_tasks/simulation/simulate.py`). This process is held to one core and the server to the
-others, so the figures are trajectories a second and core of a worker. The three ways take turns;
-shown is the median of the rounds. Linux only.
+`babylon_tasks/simulation/simulate.py`). This process runs on one core and the server on the others,
+so the figures are trajectories per second on one core of a worker. The three ways take turns; the
+figures are medians of the rounds. Linux only.
 
 - *ours*: what a scoring task does before it writes: `TraceReader.read`, `decode`, the heuristic.
   Every prompt and response is checked and hashed on the way.
 - *upstream*: what `babylon_trainer.py` does: fetch the window's rows by an OR over two columns,
   `json.loads` of every text, the same heuristic. Both give the same scores, to 1e-9.
-- *fetch alone*: asyncpg with our query, and nothing done with the rows: the most that any client
-  could reach (Postgres decompresses each text, which is most of it).
+- *fetch alone*: asyncpg with our query, and nothing done with the rows. No client can be faster
+  (most of the time goes into Postgres decompressing each text).
 
-Then a fresh process with a CPU worker's modules scores one window of 200 agents of 300 KB with
-`pipeline.score`; its peak memory is what that whole process ever held.
+Then a new process with a CPU worker's modules scores one window of 200 agents of 300 KB with
+`pipeline.score`; the peak memory is that of the whole process.
 """
 
 from __future__ import annotations
@@ -76,32 +76,32 @@ SELECT t."trajectoryId", t."agentId", t."stepsJson", u.username
 
 
 async def ours(reader: traces.TraceReader, window_id: str) -> Scores:
-    """As `pipeline._score_window` up to its transaction."""
+    """Score a window as `pipeline.score` does, up to its transaction."""
     outcomes = [decode(raw).outcome async for raw in reader.read(window_id)]
     return {score.agent_id: score.score for score in heuristic(outcomes)}
 
 
 async def upstream(connection: Any, window_id: str) -> Scores:
-    """The window in full, parsed in full."""
+    """Score a window as upstream does: fetch every row and parse all of it."""
     agents: dict[str, list[tuple[float, list[Any]]]] = {}
     for row in await connection.fetch(_UPSTREAM_COLLECT, window_id):
         steps = json.loads(row["stepsJson"])
         pnl = float(steps[-1].get("environmentState", {}).get("agentPnL", 0)) if steps else 0.0
         agents.setdefault(row["agentId"], []).append((pnl, steps))
-    return {agent: upstream_score(own) for agent, own in agents.items()}
+    return {agent: upstream_score(runs) for agent, runs in agents.items()}
 
 
-def upstream_score(own: list[tuple[float, list[Any]]]) -> float:
-    """Half P&L, three tenths win rate, two tenths activity."""
-    wins = sum(pnl > 0 for pnl, _ in own)
-    decided = wins + sum(pnl < 0 for pnl, _ in own)
-    earned = max(0.0, min(1.0, (sum(pnl for pnl, _ in own) + 1000) / 2000))
-    active = min(1.0, sum(len(steps) for _, steps in own) / 20)
+def upstream_score(runs: list[tuple[float, list[Any]]]) -> float:
+    """Return the weighted sum of P&L (0.5), win rate (0.3) and activity (0.2)."""
+    wins = sum(pnl > 0 for pnl, _ in runs)
+    decided = wins + sum(pnl < 0 for pnl, _ in runs)
+    earned = max(0.0, min(1.0, (sum(pnl for pnl, _ in runs) + 1000) / 2000))
+    active = min(1.0, sum(len(steps) for _, steps in runs) / 20)
     return 0.5 * earned + 0.3 * (wins / decided if decided else 0.5) + 0.2 * active
 
 
 async def fetch_alone(connection: Any, settings: Settings, window_id: str) -> None:
-    """Our rows, unread."""
+    """Fetch our rows and do nothing with them."""
     await connection.fetch(
         traces._SQL["select_traces"],
         window_id,
@@ -113,7 +113,7 @@ async def fetch_alone(connection: Any, settings: Settings, window_id: str) -> No
 async def take_turns(
     settings: Settings, window_ids: list[str], trajectories: int, rounds: int
 ) -> dict[str, Any]:
-    """Each way over all windows, round after round."""
+    """Time each way over all windows, round after round."""
     connection = await asyncpg.connect(settings.postgres())
     async with traces.open_reader(settings) as reader:
         ways: dict[str, Callable[[str], Awaitable[Scores | None]]] = {
@@ -138,20 +138,20 @@ async def take_turns(
     for name in ways:
         figures[f"{name}_per_second"] = round(trajectories / statistics.median(wall[name]), 1)
         figures[f"{name}_per_cpu_second"] = round(trajectories / statistics.median(cpu[name]), 1)
-    ratios = [theirs / own for own, theirs in zip(wall["ours"], wall["upstream"], strict=True)]
+    ratios = [theirs / mine for mine, theirs in zip(wall["ours"], wall["upstream"], strict=True)]
     figures["ratio_to_upstream"] = round(statistics.median(ratios), 2)
     figures["ratio_of_rounds"] = [round(ratio, 2) for ratio in ratios]
     return figures
 
 
-def check_same(own: Scores, theirs: Scores) -> None:
-    """Every agent has the same score both ways."""
-    assert own.keys() == theirs.keys()
-    assert all(abs(own[agent] - theirs[agent]) <= 1e-9 for agent in own)
+def check_same(mine: Scores, theirs: Scores) -> None:
+    """Require that every agent has the same score both ways."""
+    assert mine.keys() == theirs.keys()
+    assert all(abs(mine[agent] - theirs[agent]) <= 1e-9 for agent in mine)
 
 
 def pin(folder: Path) -> None:
-    """This process on one core, the server and its children to come on the others."""
+    """Put this process on one core, and the server and its later children on the others."""
     *rest, mine = sorted(os.sched_getaffinity(0))
     server = int((folder / "postmaster.pid").read_text().split("\n", 1)[0])
     os.sched_setaffinity(server, rest or [mine])
@@ -159,7 +159,7 @@ def pin(folder: Path) -> None:
 
 
 def score_one_window(window_id: str) -> None:
-    """In a process of its own: score the window as a worker does, print the peak memory."""
+    """Score the window as a worker does, and print the peak memory of this process."""
     for module in CPU_WORKER_MODULES:
         importlib.import_module(module)
     settings = load_settings()
@@ -170,14 +170,17 @@ def score_one_window(window_id: str) -> None:
 
 
 def peak_mib() -> float:
-    """The most this program held. Not getrusage: that carries the parent's peak over an exec."""
+    """Return this program's peak memory in MiB.
+
+    `getrusage` would not do: it keeps the parent's peak after an exec.
+    """
     status = Path("/proc/self/status").read_text()
     kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return round(int(kibibytes) / 1024, 1)
 
 
 def measure_memory(url: str, window_id: str) -> dict[str, float]:
-    """What `score_one_window` says."""
+    """Run `score_one_window` in a process of its own, and return what it prints."""
     settings = Settings(database_url=url, lookback_hours=240)  # type: ignore[arg-type, call-arg]
     context = Context.of_deployment(settings, "benchmark")
     assert window_id in pipeline.produce(context)
@@ -188,8 +191,8 @@ def measure_memory(url: str, window_id: str) -> dict[str, float]:
         stdout=subprocess.PIPE,
         check=True,
     )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    memory: dict[str, float] = json.loads(done.stdout)
+    return memory
 
 
 def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -235,7 +238,7 @@ def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, An
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Write the figures for people."""
     lines = [
         f"{figures['trajectories']} trajectories of {figures['bytes_each']:,} bytes "
         f"({figures['stored_bytes_each']:,} stored), one core (PostgreSQL {figures['postgres']}, "

@@ -11,7 +11,9 @@ COLOURS = ("#c0392b", "#e67e22", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#1
 def svg(
     panels: Mapping[str, Mapping[str, Sequence[float]]], limits: Mapping[str, float], last: int
 ) -> str:
-    """A panel each with a curve a name, values 0 to 1, evenly spaced over steps 0 to `last`.
+    """Draw one panel for each title, with one curve for each name.
+
+    Values are from 0 to 1, evenly spaced over steps 0 to `last`.
 
     `limits` has the value of each panel's dashed line.
     """
@@ -22,11 +24,11 @@ def svg(
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for column, (title, curves) in enumerate(panels.items()):
-        left = column * wide + MARGIN
-        parts.append(_axes(left, title, limits[title], last))
+        left_edge = column * wide + MARGIN
+        parts.append(_axes(left_edge, title, limits[title], last))
         for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
             points = " ".join(
-                f"{left + WIDTH * at / (len(values) - 1):.0f},{_y(value):.0f}"
+                f"{left_edge + WIDTH * at / (len(values) - 1):.0f},{_y(value):.0f}"
                 for at, value in enumerate(values)
             )
             parts.append(
@@ -43,17 +45,17 @@ def _y(value: float) -> float:
     return MARGIN + HEIGHT * (1 - value)
 
 
-def _axes(left: int, title: str, limit: float, last: int) -> str:
+def _axes(left_edge: int, title: str, limit: float, last: int) -> str:
     bottom = MARGIN + HEIGHT
     ticks = "".join(
-        f'<text x="{left - 6}" y="{_y(tick) + 4:.0f}" text-anchor="end">{tick:g}</text>'
+        f'<text x="{left_edge - 6}" y="{_y(tick) + 4:.0f}" text-anchor="end">{tick:g}</text>'
         for tick in (0, 0.5, 1)
     )
     return (
-        f'<text x="{left}" y="{MARGIN - 12}" font-weight="bold">{title}</text>'
-        f'<rect x="{left}" y="{MARGIN}" width="{WIDTH}" height="{HEIGHT}" fill="none" '
-        f'stroke="#999"/><line x1="{left}" x2="{left + WIDTH}" y1="{_y(limit):.0f}" '
+        f'<text x="{left_edge}" y="{MARGIN - 12}" font-weight="bold">{title}</text>'
+        f'<rect x="{left_edge}" y="{MARGIN}" width="{WIDTH}" height="{HEIGHT}" fill="none" '
+        f'stroke="#999"/><line x1="{left_edge}" x2="{left_edge + WIDTH}" y1="{_y(limit):.0f}" '
         f'y2="{_y(limit):.0f}" stroke="#999" stroke-dasharray="4"/>{ticks}'
-        f'<text x="{left}" y="{bottom + 18}">step 0</text>'
-        f'<text x="{left + WIDTH}" y="{bottom + 18}" text-anchor="end">{last}</text>'
+        f'<text x="{left_edge}" y="{bottom + 18}">step 0</text>'
+        f'<text x="{left_edge + WIDTH}" y="{bottom + 18}" text-anchor="end">{last}</text>'
     )

@@ -3,14 +3,15 @@
     python benchmarks/train_step.py --device cuda [--json] [--profile]
     python benchmarks/train_step.py --device cuda --scaled-down    # the same code on a CPU
 
-Qwen2.5-0.5B and Qwen3-0.6B by their configurations, with the vocabulary of 151,936 in embeddings
-and head (the tiny model's tokenizer fills the first 2,000), LoRA rank 16, bfloat16. *ours* is a
-whole warm step of the trainer, from the file of samples to the checkpoint; *padded* a plain
-transformers and peft loop: batches of 8 in the order they were recorded, padded to the longest,
-attention mask, autocast, logits at every position, an optimizer step a batch; reading and
-tokenizing are not counted for it. Where 8 do not fit, half as many are taken, and so on.
+The models have the configurations of Qwen2.5-0.5B and Qwen3-0.6B, with the vocabulary of 151,936 in
+embeddings and head (the tiny model's tokenizer uses the first 2,000), LoRA rank 16, bfloat16.
 
-Each shape runs in a process of its own: one that fails costs no other its figures. The matrix rate
+- *ours*: a whole warm step of the trainer, from the file of samples to the checkpoint.
+- *padded*: a plain transformers and peft loop: batches of 8 in the recorded order, padded to the
+  longest, attention mask, autocast, logits at every position, one optimizer step for each batch.
+  Its reading and tokenizing are not counted. If 8 do not fit, it takes 4, then 2, then 1.
+
+Each shape runs in a process of its own, so one that fails does not stop the others. The matrix rate
 behind the MFU is measured in that process.
 """
 
@@ -76,7 +77,7 @@ class Shape:
     plain: bool = True
 
     def scaled_down(self) -> Shape:
-        """So small that a CPU takes seconds."""
+        """Make the shape so small that a CPU takes seconds."""
         small = self.config.to_dict() | {
             "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16,
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4096,
@@ -111,7 +112,7 @@ SHAPES = {
 
 
 def make_model(folder: Path, shape: Shape, device: torch.device) -> str:
-    """Random weights in bfloat16, and the tiny model's tokenizer."""
+    """Write a model with random weights in bfloat16, and the tiny model's tokenizer."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     shape.config.eos_token_id, shape.config.pad_token_id = (
@@ -125,7 +126,7 @@ def make_model(folder: Path, shape: Shape, device: torch.device) -> str:
 
 
 class PlainLoop:
-    """transformers and peft as they come."""
+    """A training loop with transformers and peft, without further tuning."""
 
     def __init__(self, base_model: str, device: torch.device) -> None:
         network = AutoModelForCausalLM.from_pretrained(
@@ -140,7 +141,7 @@ class PlainLoop:
         self.weights, self.optimizer = weights, torch.optim.AdamW(weights, lr=1e-4)
 
     def run(self, step: StepTensors, kl_penalty: float, batch: int) -> None:
-        """An optimizer step for each batch, as they come."""
+        """Make one optimizer step for each batch, in the recorded order."""
         for first in range(0, len(step.lengths), batch):
             rows = list(range(first, min(first + batch, len(step.lengths))))
             inputs = step.take(rows, self.device).inputs
@@ -173,7 +174,7 @@ def finish(device: torch.device) -> None:
 
 
 def padded(base_model: str, device: torch.device, step: StepTensors, kl: float) -> dict[str, Any]:
-    """Seconds of the plain loop, with the largest batch that fits."""
+    """Measure the seconds of the plain loop, with the largest batch that fits."""
     batch = BATCH
     while batch:
         try:
@@ -193,7 +194,7 @@ def padded(base_model: str, device: torch.device, step: StepTensors, kl: float) 
 
 
 def measure(shape: Shape, folder: Path, device: torch.device, profile: bool) -> dict[str, Any]:
-    """The figures of one shape."""
+    """Measure one shape."""
     base_model = make_model(folder / "model", shape, device)
     trainer = TorchTrainer("GPU" if device.type == "cuda" else "cpu")
     # In bfloat16 also on the CPU: there it is the path of CUDA that is tried.
@@ -265,7 +266,7 @@ def measure(shape: Shape, folder: Path, device: torch.device, profile: bool) -> 
 
 
 def show_profile(step: Any) -> None:
-    """Where the device's time goes, on stderr."""
+    """Print to stderr where the device's time goes."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     order = "self_cpu_time_total"
     if torch.cuda.is_available():
@@ -277,7 +278,7 @@ def show_profile(step: Any) -> None:
 
 
 def measure_all(scaled_down: bool, profile: bool) -> dict[str, Any]:
-    """Each shape in a process of its own; what failed has its last line as `error`."""
+    """Measure each shape in a process of its own; a failed one has its reason as `error`."""
     figures = {}
     for number, name in enumerate(SHAPES):
         command = [sys.executable, str(Path(__file__).resolve()), str(number)]
@@ -296,20 +297,20 @@ def measure_all(scaled_down: bool, profile: bool) -> dict[str, Any]:
 
 
 def report(figures: dict[str, Any]) -> str:
-    """For a person."""
+    """Write the figures for people."""
     lines = []
-    for name, found in figures.items():
-        if "error" in found:
-            lines.append(f"{name}: {found['error']}")
+    for name, shape in figures.items():
+        if "error" in shape:
+            lines.append(f"{name}: {shape['error']}")
             continue
         lines.append(
             "{name} ({device}): {context_tokens} tokens, {tokens_per_second} tokens/s; "
             "MFU {mfu:.1%} of {matrix_tflops} TFLOP/s; {outside_share:.1%} outside; "
-            "{peak_gb} GB".format(name=name, **found)
+            "{peak_gb} GB".format(name=name, **shape)
         )
-        if "padded_batch" in found:
+        if "padded_batch" in shape:
             lines[-1] += "; padded (batches of {}): {} times ours".format(
-                found["padded_batch"], found.get("ratio_padded", "does not fit")
+                shape["padded_batch"], shape.get("ratio_padded", "does not fit")
             )
     return "\n".join(lines)
 

@@ -1,32 +1,33 @@
-"""How well a window's ranking survives being judged in groups: ways to one scale, by simulation.
+"""Ways to bring a window's judged groups to one scale: how well each keeps the ranking, simulated.
 
     python benchmarks/judge_groups.py [--draws 20] [--seed 1] [--json]
 
-Each draw has agents with a true worth in [0, 1] and a prior ranking that knows something of it
-(correlation 0.5 on the normal scale) or nothing (0). `groups.plan` makes the groups. The judge sees
-a group's worths with noise (the given standard deviation, the worths' range being 1) and answers
-in one of three ways:
+Each draw has agents with a true worth in [0, 1], and a prior ranking whose correlation with it is
+0.5 or 0 (on the normal scale). `groups.plan` makes the groups. The judge sees a group's worths with
+noise (the given standard deviation; the worths' range is 1) and answers in one of three ways:
 
-- *squeezed*: times 0.5 to 1.5 and plus -0.25 to 0.25, anew for each group, and where that leaves
-  [0, 1] the group's numbers are squeezed into it;
+- *squeezed*: times 0.5 to 1.5, plus -0.25 to 0.25, drawn anew for each group; if numbers leave
+  [0, 1], all numbers of the group are squeezed into it;
 - *clipped*: the same, but cut off at 0 and 1;
 - *min-max*: the group's least is 0 and its greatest 1.
 
 A figure is the mean rank correlation (Spearman) with the truth, divided by that of one group with
-all agents and the same noise; ids that several groups share are judged more than once, so it may
-exceed 1. Rows are means over the judges and both priors; *lowest* is that of a single setting,
-the first such line of the settings with even worths and no group halved. With 20 draws that is
-chance in part; 150 settle it, in two minutes.
+all agents and the same noise. It may exceed 1, because ids that several groups share are judged
+more than once. Rows are means over the judges and both priors. *Lowest* is the figure of the worst
+setting; *lowest, even worths* leaves out two camps and halved groups. With 20 draws the lowest
+figures are partly chance; 150 draws make them stable, in two minutes.
 
-- *none*: the numbers as the judge gave them, like all below with the mean for shared ids;
+The methods; each takes the mean for shared ids:
+
+- *none*: the numbers as the judge gave them;
 - *offset*: each group shifted to agree on shared ids, by least squares;
-- *line*: stretched as well, with a ridge of 0.3 towards 1;
-- *moments*: each group brought to one mean and spread, without regard to shared ids;
+- *line*: each group also stretched, with a ridge of 0.3 towards 1;
+- *moments*: each group brought to one mean and spread; shared ids play no part;
 - *ours*: `scale.on_one_scale`, spread by moments and shift by shared ids and means;
 - *both*: moments, then a line with ridges of 4 and 2.
 
-Worths are *even* over [0, 1], or of *two camps*: a sixth of the agents are far better, so that
-groups are less alike. *Halved*: the judge failed on every third group, which `groups.halves` split.
+Worths are *even* over [0, 1], or of *two camps*: a sixth of the agents are far better, so groups
+differ more. *Halved*: the judge failed on every third group, and `groups.halves` split it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ JUDGES = ("squeezed", "clipped", "min-max")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated; `noise` is a standard deviation, `prior` a correlation."""
+    """One setting to simulate; `noise` is a standard deviation, `prior` a correlation."""
 
     agents: int = 64
     size: int = 12
@@ -72,21 +73,21 @@ class Setting:
 
 
 def means(judged: Sequence[Numbers]) -> dict[str, float]:
-    """The mean of each id's numbers."""
+    """Return the mean of each id's numbers."""
     numbers: dict[str, list[float]] = defaultdict(list)
     for group in judged:
         for each, number in group.items():
             numbers[each].append(number)
-    return {each: fmean(own) for each, own in numbers.items()}
+    return {each: fmean(judgments) for each, judgments in numbers.items()}
 
 
 def moments(judged: Sequence[Numbers]) -> dict[str, float]:
-    """Means after each group got the mean 0 and the common spread."""
+    """Return means, after each group was brought to mean 0 and the common spread."""
     return means(match_spreads(judged))
 
 
 def lines(judged: Sequence[Numbers], slope_ridge: float, shift_ridge: float) -> dict[str, float]:
-    """Means after a·u + b in each group, so that shared ids agree.
+    """Return means of a·u + b, with a and b for each group such that shared ids agree.
 
     By turns, least Σ (a_g u_ig + b_g - s_i)² + slope_ridge Σ (a_g - 1)² + shift_ridge Σ b_g².
     """
@@ -124,13 +125,13 @@ METHODS: dict[str, Method] = {
 
 
 def _in_spreads(judged: Sequence[Numbers]) -> list[Numbers]:
-    """In units of the common spread, which the ridges are for."""
+    """Divide by the common spread, because the ridges are meant for that unit."""
     spread = math.sqrt(fmean(u * u for group in judged for u in group.values())) or 1.0
     return [{each: u / spread for each, u in group.items()} for group in judged]
 
 
 def draw(setting: Setting, rng: random.Random) -> tuple[dict[str, float], list[str]]:
-    """Agents' true worths, and the agents in the prior's order, best first."""
+    """Draw the agents' true worths, and rank the agents by the prior, best first."""
     worths, guesses = {}, {}
     for number in range(setting.agents):
         z = rng.gauss(0, 1)
@@ -146,7 +147,7 @@ def draw(setting: Setting, rng: random.Random) -> tuple[dict[str, float], list[s
 def answer(
     setting: Setting, worths: Numbers, group: Sequence[str], rng: random.Random
 ) -> dict[str, float]:
-    """The judge's numbers for one group."""
+    """Draw the judge's numbers for one group."""
     seen = {each: worths[each] + rng.gauss(0, setting.noise) for each in group}
     if setting.judge == "min-max":
         lowest, highest = min(seen.values()), max(seen.values())
@@ -160,7 +161,7 @@ def answer(
 
 
 def planned(setting: Setting, ranked: Sequence[str], seed: str) -> list[list[str]]:
-    """The groups, where the setting says so with every third one halved."""
+    """Plan the groups; if the setting says so, halve every third one."""
     plan = groups.plan(ranked, setting.size, seed)
     if not setting.halved:
         return plan
@@ -172,7 +173,10 @@ def planned(setting: Setting, ranked: Sequence[str], seed: str) -> list[list[str
 
 
 def simulate(setting: Setting, names: Sequence[str], draws: int, seed: int) -> dict[str, float]:
-    """`single`: the rank correlation of one group with all; by each method: its share of that."""
+    """Simulate one setting.
+
+    `single` is the rank correlation of one group with all agents; a method has its share of that.
+    """
     rng = random.Random(f"{seed} {setting}")
     sums = dict.fromkeys(("single", *names), 0.0)
     for number in range(draws):
@@ -191,7 +195,7 @@ def simulate(setting: Setting, names: Sequence[str], draws: int, seed: int) -> d
 
 
 def measure(draws: int, seed: int) -> list[dict[str, Any]]:
-    """The figures of each setting."""
+    """Simulate each setting."""
     rows = [
         *(Setting(*sizes) for sizes in ((24, 8), (24, 12), (64, 8), (64, 12), (64, 16), (200, 12))),
         Setting(halved=True),
@@ -205,15 +209,15 @@ def measure(draws: int, seed: int) -> list[dict[str, Any]]:
 
 
 def table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """The figures for people."""
+    """Write the figures for people."""
     by_row = defaultdict(list)
     for each in figures:
         kind = "halved" if each["halved"] else each["truth"]
         by_row[each["agents"], each["size"], kind, each["noise"]].append(each)
     names = ("single", *METHODS)
     lines = ["agents  size  worths     noise" + "".join(f"{name:>9}" for name in names)]
-    for (agents, size, kind, noise), own in by_row.items():
-        numbers = "".join(f"{fmean(each[name] for each in own):9.3f}" for name in names)
+    for (agents, size, kind, noise), settings in by_row.items():
+        numbers = "".join(f"{fmean(each[name] for each in settings):9.3f}" for name in names)
         lines.append(f"{agents:6}{size:6}  {kind:<9}{noise:7.2f}{numbers}")
     even = [each for each in figures if each["truth"] == "even" and not each["halved"]]
     mean = [f"{fmean(each[name] for each in figures):9.3f}" for name in METHODS]

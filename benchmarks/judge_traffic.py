@@ -2,15 +2,15 @@
 
     python benchmarks/judge_traffic.py [--windows 16] [--judge-seconds 2] [--json]
 
-The judge is the tests' local HTTP server, which answers each question after `--judge-seconds` and
-takes no more than 32,000 tokens (cl100k_base). On embedded Postgres and Redis:
+The judge is the tests' local HTTP server. It answers each question after `--judge-seconds`, and
+takes at most 32,000 tokens (cl100k_base). On embedded Postgres and Redis:
 
-- *first*: so many windows of 8 agents, on a worker that never asked a judge (it imports ART and
-  litellm, 4 to 8 s, once a process);
+- *first*: `--windows` windows of 8 agents, on a worker that has not asked a judge yet (it imports
+  ART and litellm, 4 to 8 s, once in each process);
 - *warm*: as many again, on the same worker. One pool process claims them all and overlaps their
-  questions; asked one after another they would take windows x judge-seconds;
+  questions; one after another they would take windows x judge-seconds;
 - *large*: one window of 64 agents x 60 steps, in overlapping groups; the rank correlation of its
-  scores with what the judge was told to think of each agent.
+  scores with the scores that the judge was told to give.
 
 The clock runs from the message that makes the windows due to the last one's commit.
 """
@@ -96,7 +96,7 @@ def main() -> None:
         window = window_hours_ago(next(hours))
         wanted = write(connection, window, agents=64, steps=60)
         figures["large_seconds"] = round(score(app, connection, [window]), 2)
-        found = dict(connection.execute("SELECT trajectory_id, score FROM rl.scores").fetchall())
+        scores = dict(connection.execute("SELECT trajectory_id, score FROM rl.scores").fetchall())
         figures["large_questions"] = len(judge.requests) - asked
         figures["large_longest_prompt"] = max(
             judge.prompt_tokens(request) for request in judge.requests[asked:]
@@ -104,7 +104,7 @@ def main() -> None:
         figures["large_refused"] = sum(
             request.behaviour == "context_too_long" for request in judge.requests[asked:]
         )
-        rank = spearman(list(wanted.values()), [found[each] for each in wanted])
+        rank = spearman(list(wanted.values()), [scores[each] for each in wanted])
         figures["large_rank_correlation"] = None if rank is None else round(rank, 4)
     if options.json:
         print(json.dumps(figures))
@@ -114,14 +114,14 @@ def main() -> None:
 
 
 def window_hours_ago(hours: int) -> str:
-    """The id of the window that many hours before the current one."""
+    """Return the id of the window that many hours before the current one."""
     return window_id_at(datetime.now(UTC) - timedelta(hours=hours))
 
 
 def write(
     connection: psycopg.Connection[Any], window: str, agents: int, steps: int
 ) -> dict[str, float]:
-    """One window; what the judge should think of each trajectory, by id."""
+    """Write one window, and return the score that the judge should give each trajectory."""
     rng = random.Random(window)
     wanted = {}
     for number in range(agents):
@@ -137,7 +137,7 @@ def write(
 
 
 def play(rng: random.Random, steps: int, score: float) -> Iterator[dict[str, Any]]:
-    """An agent's steps, with a P&L that moves at each; the first tells the judge what to think."""
+    """Yield an agent's steps, with a P&L that moves; the first tells the judge its score."""
     pnl = 0.0
     for step in range(steps):
         side = rng.choice(("YES", "NO"))
@@ -167,15 +167,15 @@ def play(rng: random.Random, steps: int, score: float) -> Iterator[dict[str, Any
 
 
 def score(app: Any, connection: psycopg.Connection[Any], windows: list[str]) -> float:
-    """Seconds from the message to the last commit."""
+    """Score the windows, and return the seconds from the message to the last commit."""
     started = time.perf_counter()
     app.send_task("babylon.enqueue", args=[windows], queue="cpu")
     while True:
-        (left,) = connection.execute(
+        (unscored,) = connection.execute(
             "SELECT %s - count(*) FROM rl.windows WHERE state = 'scored' AND window_id = ANY (%s)",
             [len(windows), windows],
         ).fetchone() or (1,)
-        if not left:
+        if not unscored:
             return time.perf_counter() - started
         time.sleep(0.02)
 

@@ -3,19 +3,19 @@
     python benchmarks/list_windows.py [--trajectories 100000] [--json]
     python benchmarks/list_windows.py --trajectories 1000000 --no-upstream
 
-An embedded Postgres gets trajectories evenly over 72 hours, the hour that is running being full,
-each of a few steps and less than 2 KB (real ones have 20 to 300 KB: upstream gets off lightly). An
-agent has one in most windows. Vacuumed are the oldest nine tenths, as autovacuum leaves a table
-that grows; the newest hours are not. All figures are medians, warm.
+An embedded Postgres gets trajectories evenly over 72 hours; the running hour is full. Each has a
+few steps and less than 2 KB. Real ones have 20 to 300 KB, so the comparison favours upstream. An
+agent has one trajectory in most windows. The oldest nine tenths are vacuumed and the newest hours
+are not, as in a growing table with autovacuum. All figures are medians of warm runs.
 
-- *ours, steady*: `babylon windows list` in production. The producer came by within the last minute,
-  so ended windows are read from `rl.windows` and the running hour is counted.
+- *ours, steady*: `babylon windows list` in production. The producer ran within the last minute, so
+  ended windows are read from `rl.windows` and the running hour is counted.
 - *ours, cold*: before the producer's first run, when every window is counted.
 - *producer*: one run of `pipeline.produce`, the first (72 windows become due) and every later one.
 - *upstream*: `MODE=list` of `babylon_trainer.py` collects each hour from 2 to 71 hours ago in
-  full: all columns that it trains on, by an OR over two columns, every text parsed.
+  full: it reads all columns that it trains on, by an OR over two columns, and parses every text.
 
-`--locale` is the database's. In `C`, the default, upstream's LIKE can use an index; in any other
+`--locale` is the database's. In `C`, the default, upstream's LIKE can use an index. In any other
 (`C.UTF-8` here, `en_US.UTF-8` in the usual images) it reads the whole table for each hour.
 """
 
@@ -92,7 +92,7 @@ SELECT t."trajectoryId", t."agentId", t."stepsJson", u.username
 
 
 def steps_json() -> str:
-    """A short trace; "PNL" stands where each row gets its own number."""
+    """Make a short trace; each row gets its own number instead of "PNL"."""
     return json.dumps(
         [
             {
@@ -117,7 +117,7 @@ def steps_json() -> str:
 
 
 def load(url: str, trajectories: int, now: datetime) -> int:
-    """Fill the app's tables as they stand in production; returns how many agents there are."""
+    """Fill the app's tables as in production, and return the number of agents."""
     agents = max(2, trajectories // HOURS)
     oldest = now.replace(minute=0, second=0, microsecond=0, tzinfo=None)
     values = {
@@ -141,7 +141,7 @@ def load(url: str, trajectories: int, now: datetime) -> int:
 
 
 def seconds(action: Callable[[], object], repeats: int = 1) -> list[float]:
-    """How long each of some runs took."""
+    """Run an action several times, and return the seconds of each run."""
     taken = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -151,7 +151,7 @@ def seconds(action: Callable[[], object], repeats: int = 1) -> list[float]:
 
 
 async def upstream_list(url: str, window_ids: list[str]) -> dict[str, int]:
-    """Agents of each window, by collecting it in full."""
+    """Count the agents of each window, as upstream does: by collecting it in full."""
     connection = await asyncpg.connect(url)
     try:
         return {each: len(await upstream_collect(connection, each)) for each in window_ids}
@@ -160,7 +160,7 @@ async def upstream_list(url: str, window_ids: list[str]) -> dict[str, int]:
 
 
 async def upstream_collect(connection: Any, window_id: str) -> dict[str, Any]:
-    """Agent id → its name and its parsed trajectories."""
+    """Return each agent's name and parsed trajectories, by agent id."""
     agents: dict[str, Any] = {}
     for row in await connection.fetch(_UPSTREAM_COLLECT, window_id):
         agent = agents.setdefault(
@@ -173,7 +173,7 @@ async def upstream_collect(connection: Any, window_id: str) -> dict[str, Any]:
 
 
 def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[str, Any]:
-    """Load, then list in every way."""
+    """Load the rows, then list the windows in every way."""
     now = datetime.now(UTC)
     migrate(url)
     (load_seconds,) = seconds(lambda: load(url, trajectories, now))
@@ -201,9 +201,9 @@ def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[s
     window_ids = [window_id_at(now - timedelta(hours=hours)) for hours in UPSTREAM_HOURS]
     for _ in range(3 if upstream else 0):
         started = time.perf_counter()
-        found = asyncio.run(upstream_list(url, window_ids))
+        agents_by_window = asyncio.run(upstream_list(url, window_ids))
         upstream_seconds.append(time.perf_counter() - started)
-        assert all(steady_rows[window] == agents for window, agents in found.items())
+        assert all(steady_rows[window] == agents for window, agents in agents_by_window.items())
         with context.database.transaction() as tx:
             steady += seconds(ours, repeats)
 
@@ -226,7 +226,7 @@ def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[s
 
 
 def make_database(url: str, locale: str) -> str:
-    """A database of that locale on the server given; its URL."""
+    """Make a database with that locale on the server, and return its URL."""
     statement = sql.SQL("CREATE DATABASE listing TEMPLATE template0 ENCODING 'UTF8' LOCALE {}")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement.format(locale))
@@ -262,7 +262,7 @@ def main() -> None:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Write the figures for people."""
     lines = [
         f"{figures['trajectories']:,} trajectories in {HOURS} windows, locale {figures['locale']} "
         f"(PostgreSQL {figures['postgres']}, Python {figures['python']}, {figures['cpus']} CPUs, "

@@ -1,19 +1,19 @@
-"""What fixed, off-policy data does to a model over 50 steps, by recipe, on a task with an answer.
+"""Effect of fixed, off-policy data on a model over 50 steps, by recipe, on a task with an answer.
 
     python benchmarks/off_policy.py [--json] [--seeds 5] [--recipe default] [--plot curves.svg]
 
-The tiny model is taught first to answer YES or NO to a market's momentum, without knowing which is
-right. The data is 240 recorded calls of 80 agents whose skill (how often they answer right) goes
-from 0.2 to 0.9; an agent's score is how many of its three answers were right. Each step trains on
-all of them with the real trainer, so the data gets older with every step. After each step, on 64
-prompts that are not in the data:
+First the tiny model learns to answer YES or NO to a market's momentum, but not which is right. The
+data is 240 recorded calls of 80 agents. Their skill (how often they answer right) goes from 0.2 to
+0.9; an agent's score is the share of its three answers that were right. Each step trains on all
+calls with the real trainer, so the data gets older with every step. After each step, on 64 prompts
+that are not in the data:
 
 - *right*: probability of the right answer against the wrong one.
-- *well-formed*: probability of either answer with its end; what is missing went to anything else.
+- *well-formed*: probability of either answer with its end; the rest is that of any other text.
 
 Two recipes get the agents' own log-probabilities with their calls, as a server could attach them:
-an agent of skill 0.2 says the right answer with log 0.2, the wrong one with log 0.8. The others
-know of none, so that each answer counts as the model's own.
+an agent of skill 0.2 gives the right answer with log 0.2, the wrong one with log 0.8. The other
+recipes get none, so that each answer counts as the model's own.
 
 A recipe is sound if in every seed *right* ends at 0.75 or more and *well-formed* never falls under
 0.9.
@@ -72,14 +72,14 @@ PASSES = {"right": 0.75, "well_formed": 0.9}
 
 
 def prompt(rng: random.Random) -> tuple[str, str]:
-    """A question about a market, and the right answer."""
+    """Draw a question about a market, and return it with the right answer."""
     momentum = rng.choice((-1, 1)) * rng.randint(1, 9)
     text = f"{rng.randint(100, 999)}: momentum {momentum:+d}"
     return text, ANSWERS[momentum < 0]
 
 
 def recorded(seed: int, chat: ChatFormat | None = None) -> list[Sample]:
-    """Windows of agents of skill 0.2 to 0.9; the score says how often they were right.
+    """Make windows of agents of skill 0.2 to 0.9; the score says how often they were right.
 
     With a `chat` the calls carry their agent's log-probabilities.
     """
@@ -93,21 +93,21 @@ def recorded(seed: int, chat: ChatFormat | None = None) -> list[Sample]:
                 text, answer = prompt(rng)
                 hit = rng.random() < skill
                 right += hit
-                said = answer if hit else ANSWERS[1 - ANSWERS.index(answer)]
-                likely = logprobs(chat, said, skill if hit else 1 - skill) if chat else None
-                calls.append(Call("", text, said, likely))
+                response = answer if hit else ANSWERS[1 - ANSWERS.index(answer)]
+                likely = logprobs(chat, response, skill if hit else 1 - skill) if chat else None
+                calls.append(Call("", text, response, likely))
             samples.append(Sample(f"w{window}", f"w{window}-{agent}", right / CALLS, calls))
     return samples
 
 
 def logprobs(chat: ChatFormat, answer: str, probability: float) -> Logprobs:
-    """The choice is made at the first token; what follows it is certain."""
+    """Return an answer's log-probabilities: the first token is the choice, the rest is certain."""
     token_ids = (*chat.encode([answer])[0], *chat.end_ids)
     return Logprobs(token_ids, (math.log(probability), *[0.0] * (len(token_ids) - 1)))
 
 
 def teach_the_form(folder: Path, seed: int) -> None:
-    """Supervised steps on YES and NO at random: the model learns to answer, not which is right."""
+    """Train on random YES and NO: the model learns to answer, not which answer is right."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForCausalLM.from_pretrained(folder)
     chat = ChatFormat(tokenizer, str(folder))
@@ -124,7 +124,7 @@ def teach_the_form(folder: Path, seed: int) -> None:
 
 
 def as_batch(chat: ChatFormat, asked: list[tuple[str, str]]) -> Any:
-    """Questions with their answers as a micro-batch."""
+    """Make a micro-batch of questions with their answers."""
     sequences = Sequences()
     for text, answer in asked:
         asked_as = chat.prompt([{"role": "user", "content": text}])
@@ -136,7 +136,7 @@ def as_batch(chat: ChatFormat, asked: list[tuple[str, str]]) -> Any:
 
 @torch.no_grad()
 def look(model: LanguageModel) -> dict[str, float]:
-    """Mean `right` and `well_formed` over prompts that are not in the data."""
+    """Measure mean `right` and `well_formed` over prompts that are not in the data."""
     rng = random.Random(-1)
     asked = [prompt(rng) for _ in range(64)]
     chances = []
@@ -152,7 +152,7 @@ def look(model: LanguageModel) -> dict[str, float]:
 
 
 def run(folder: Path, seed: int, steps: int, name: str) -> Iterator[dict[str, Any]]:
-    """The look before the first step and after each."""
+    """Train step by step, and yield a look before the first step and after each."""
     trainer = TorchTrainer("cpu-0")
     samples = folder / "samples.jsonl"
     base_model = folder.parent / "model"
@@ -182,7 +182,7 @@ def run(folder: Path, seed: int, steps: int, name: str) -> Iterator[dict[str, An
 
 
 def summary(runs: list[list[dict[str, float]]]) -> dict[str, Any]:
-    """Of one recipe over its seeds."""
+    """Summarize the runs of one recipe over its seeds."""
     ends = [run[-1]["right"] for run in runs]
     lows = [min(look["well_formed"] for look in run) for run in runs]
     return {
@@ -198,7 +198,7 @@ def summary(runs: list[list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def report(figures: dict[str, Any]) -> str:
-    """A line a recipe, and its curve: the mean over the seeds, every fifth step."""
+    """Write a line for each recipe, and its curve: the mean over the seeds, every fifth step."""
     lines = []
     for name, one in figures["recipes"].items():
         lines.append(
@@ -214,7 +214,7 @@ def report(figures: dict[str, Any]) -> str:
 
 
 def plot(figures: dict[str, Any]) -> str:
-    """The mean curves of all recipes."""
+    """Draw the mean curves of all recipes."""
     panels = {
         measure: {
             name: [point[measure] for point in one["curve"]]

@@ -2,10 +2,10 @@
 
     python benchmarks/pipeline.py [--windows 1000] [--agents 8] [--json]
 
-Real processes on embedded servers: Celery (beat, one CPU worker with a pool process a core, one
-GPU worker with one slot), Redis, Postgres. The clock runs from the start of beat, which sends the
-first message, until the last window is trained and the last step published; writing the traces
-before, and starting the workers, is not counted. What is measured is the machinery around a step:
+Real processes run on embedded servers: Celery (beat, one CPU worker with a pool process for each
+core, one GPU worker with one slot), Redis, Postgres. The clock runs from the start of beat, which
+sends the first message, until the last window is trained and the last step published. Writing the
+traces and starting the workers are not counted. What is measured is the machinery around a step:
 finding, claiming, reading, decoding, scoring, committing.
 """
 
@@ -90,7 +90,7 @@ def _wait_for_workers(count: int) -> None:
 
 
 def _wait_for_the_end(url: str, windows: int) -> int:
-    """Until all is trained and published, by the rows alone; the steps it took."""
+    """Wait until the rows say that all is trained and published; return the number of steps."""
     query = """SELECT (SELECT count(*) FROM rl.windows WHERE state = 'trained') AS trained,
                       (SELECT step FROM rl.heads WHERE step = published_step) AS step"""
     with psycopg.connect(url, autocommit=True) as connection:

@@ -29,7 +29,7 @@ def recorded_calls(
     longest: int = LONGEST,
     response: tuple[int, int] = RESPONSE,
 ) -> list[Sample]:
-    """`windows` x `agents` trajectories of so many calls each; rewards are random."""
+    """Make `windows` x `agents` trajectories of `calls` calls each, with random rewards."""
     rng = random.Random(seed)
     words = [f" {word}" for word in WORDS]
     cost = dict(zip(words, map(len, chat.encode(words)), strict=True))
@@ -37,7 +37,7 @@ def recorded_calls(
     around = len(chat.encode([chat.prompt(system)])[0]) + len(chat.end_ids)
 
     def text(tokens: int) -> str:
-        """Words of so many tokens, or of one less: the tokenizer merges none of them."""
+        """Draw words of `tokens` tokens, or one less; the tokenizer merges none of them."""
         picked = []
         while fitting := [word for word in words if cost[word] <= tokens]:
             picked.append(rng.choice(fitting))
@@ -57,5 +57,5 @@ def recorded_calls(
 
 
 def write_samples(path: Path, samples: list[Sample]) -> None:
-    """One JSON line each, as the worker writes them for its trainer."""
+    """Write one JSON line for each sample, as the worker does for its trainer."""
     path.write_bytes(b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))

@@ -1,28 +1,30 @@
-"""Which scorer finds the agents that are good: ranks by each, against a skill that is known.
+"""Which scorer finds the good agents: each scorer's ranks, compared with the agents' known skill.
 
     python benchmarks/scorers.py [--windows 60] [--agents 12] [--noise 0.1] [--seed 1] [--json]
 
-Windows as `babylon demo` simulates them, 3 to 12 steps an agent. An agent's skill is the share of
-its bets that it means to place with the momentum, which tells a market's outcome nine times in ten.
-Each window is scored by `heuristic`, `correctness`, `ruler` and `blend` through the pipeline, on an
+The windows are those that `babylon demo` simulates, with 3 to 12 steps for each agent. An agent's
+skill is its probability of betting with the momentum, which predicts a market's outcome nine times
+in ten. The pipeline scores each window with `heuristic`, `correctness`, `ruler` and `blend`, on an
 embedded Postgres; RULER asks over HTTP, through litellm and ART's `ruler()`.
 
-**The judge is a script, not a language model.** It reads what a judge is sent, the markets'
-outcomes and the agents' lines but not their words, follows the default rubric by arithmetic, and
-errs by up to `--noise` either way, evenly spread. Its figures show that what a judge needs reaches
-it and that its opinion reaches the scores. How good a real judge is, they do not show.
+**The judge is a script, not a language model.** From the prompt it reads the markets' outcomes and
+the agents' actions, but not their words. It follows the default rubric by arithmetic, and adds an
+even error of up to `--noise` either way. The figures show that a judge gets what it needs and that
+its opinion reaches the scores. They do not show how good a real judge is.
 
 Figures are means over windows of Spearman's rank correlation within a window, ± their standard
-error: with the agents' skill, and with the P&L that their runs ended with. *No signal* is the share
-of windows that the pipeline skipped; of a component, that in which all agents had the same.
+error: with the agents' skill, and with the P&L at the end of their runs. *No signal* is the share
+of windows that the pipeline skipped; for a component, the share in which all agents had the same
+value.
 
-- *P&L*: ranks by money alone, as the runs ended.
-- *bets as meant*: ranks by the share of bets with the momentum, which no scorer sees: about the
-  most that so few bets can tell of the skill.
+- *P&L*: ranks by the P&L at the end of the runs alone.
+- *bets as meant*: ranks by the share of bets with the momentum, which no scorer sees. So few bets
+  can hardly say more about the skill.
 
-Lines with a dash are the components of the scorer above them; the blend's are the heuristic's. The
-blend asks nothing here: RULER's answers to the same questions are kept, and taken. Tokens are those
-of the prompts (cl100k_base) and of the script's short answers (characters / 4).
+Lines with a dash are the components of the scorer above them; those of the blend are the
+heuristic's. The blend asks nothing here, because RULER's answers to the same questions are kept and
+used. Tokens are those of the prompts (cl100k_base) and of the script's short answers (characters /
+4).
 """
 
 from __future__ import annotations
@@ -72,21 +74,21 @@ _BET = re.compile(r"^[\d-]+ (BUY|SELL)_SHARES (YES|NO) (\d+) (M\d+)\b(?! FAILED)
 
 
 class RubricJudge(JudgeServer):
-    """Reads its prompt, and scores it by the rubric; the noise is the server's."""
+    """A judge that scores what its prompt says by the rubric; the server adds the noise."""
 
     def completion(self, request: Received, behaviour: Behaviour) -> dict[str, Any]:
-        """The answer, of which `written_score` reads the scores from the texts."""
-        told = json.loads(_CONTEXT.findall(text_of(request.messages[-1]))[0])[0]["content"]
+        """Answer with scores, which `written_score` reads from the marked texts."""
+        context = json.loads(_CONTEXT.findall(text_of(request.messages[-1]))[0])[0]["content"]
         texts = {
             each: json.loads(text)[0]["content"] for each, text in request.trajectories.items()
         }
-        found = by_rubric(dict(_OUTCOME.findall(told)), texts)
-        marked = {each: f"JUDGE-SCORE={found[each]:.6f}\n{text}" for each, text in texts.items()}
+        score = by_rubric(dict(_OUTCOME.findall(context)), texts)
+        marked = {each: f"JUDGE-SCORE={score[each]:.6f}\n{text}" for each, text in texts.items()}
         return super().completion(dataclasses.replace(request, trajectories=marked), behaviour)
 
 
 def by_rubric(outcomes: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, float]:
-    """The rubric's four criteria, each in [0, 1], as figures that the texts hold.
+    """Score by the rubric's four criteria, each in [0, 1], with figures from the texts.
 
     Profit: the last P&L between the question's worst and best. Timing: the share of bets that came
     true. Risk: the share of the money outside the market with most of it. Opportunity: the share
@@ -94,7 +96,7 @@ def by_rubric(outcomes: Mapping[str, str], texts: Mapping[str, str]) -> dict[str
     """
     pnl = {each: float(_LAST_PNL.findall(text)[0]) for each, text in texts.items()}
     worst, best = min(pnl.values()), max(pnl.values())
-    found = {}
+    score = {}
     for each, text in texts.items():
         money, right = Counter[str](), Counter[str]()
         bets = 0
@@ -111,12 +113,12 @@ def by_rubric(outcomes: Mapping[str, str], texts: Mapping[str, str]) -> dict[str
             "risk": 1 - max(money.values()) / money.total() if bets else 0.5,
             "opportunity": sum(n > 0 for n in right.values()) / len(outcomes),
         }
-        found[each] = sum(CRITERIA[name] * value for name, value in criteria.items())
-    return found
+        score[each] = sum(CRITERIA[name] * value for name, value in criteria.items())
+    return score
 
 
 def bets_as_meant(row: TrajectoryRow) -> float:
-    """The share of its bets that went with the momentum; the reasons given say so."""
+    """Return the share of bets that followed the momentum, by the reasons that were given."""
     reasons = [
         json.loads(step["llmCalls"][-1]["response"])["reason"]
         for step in json.loads(row.steps_json)
@@ -129,7 +131,7 @@ Ranks = dict[str, list[float]]  # a window's trajectories, in order, by what ran
 
 
 def measure(windows: int, agents: int, noise: float, seed: int) -> dict[str, Any]:
-    """Score everything by everyone."""
+    """Score every window with every scorer."""
     simulated = list(simulate(windows, agents, seed, NOW, odd=False))
     cost: dict[str, dict[str, float]] = {}
     started = time.perf_counter()
@@ -176,25 +178,25 @@ def measure(windows: int, agents: int, noise: float, seed: int) -> dict[str, Any
 
 
 def tokens_paid(context: Context, simulated: Sequence[WindowRows]) -> int:
-    """For all answers so far."""
-    model_name = context.settings.model_name
+    """Return the tokens of all answers so far."""
+    name = context.lineage.name
     with context.database.transaction() as tx:
-        costs = [judgments.cost(tx, model_name, window.window_id) for window in simulated]
+        costs = [judgments.cost(tx, name, window.window_id) for window in simulated]
     return sum(cost.tokens or 0 for cost in costs)
 
 
 def rank(context: Context, window: WindowRows) -> Ranks:
-    """By scorer, by component (`scorer.component`), and by what is known of the agents."""
+    """Rank by scorer, by component (`scorer.component`), and by the facts about the agents."""
     with context.database.transaction() as tx:
-        compared = scores.compare(tx, context.settings.model_name, window.window_id)
-    found = {each.trajectory_id: each for each in compared}
-    own = [found[row.trajectory_id] for row in window.trajectories]
+        compared = scores.compare(tx, context.lineage.name, window.window_id)
+    comparison = {each.trajectory_id: each for each in compared}
+    in_order = [comparison[row.trajectory_id] for row in window.trajectories]
     by: Ranks = {}
     for name in SCORERS:
-        by[name] = [each.scores[name] for each in own]
-        # The blend's are the heuristic's, and the scores that it mixes.
-        for component in own[0].components[name] if name != "blend" else ():
-            by[f"{name}.{component}"] = [each.components[name][component] for each in own]
+        by[name] = [each.scores[name] for each in in_order]
+        # The blend's components are the heuristic's, and the scores that it mixes.
+        for component in in_order[0].components[name] if name != "blend" else ():
+            by[f"{name}.{component}"] = [each.components[name][component] for each in in_order]
     skills = {agent.id: agent.skill for agent in window.agents}
     by["P&L"] = [row.final_pnl for row in window.trajectories]
     by["bets as meant"] = [bets_as_meant(row) for row in window.trajectories]
@@ -203,25 +205,25 @@ def rank(context: Context, window: WindowRows) -> Ranks:
 
 
 def summary(name: str, ranked: Sequence[Ranks]) -> dict[str, Any]:
-    """Mean rank correlations, and the share of windows in which all are equal."""
-    found: dict[str, Any] = {"no_signal": fmean(len(set(by[name])) == 1 for by in ranked)}
+    """Return mean rank correlations, and the share of windows in which all are equal."""
+    figures: dict[str, Any] = {"no_signal": fmean(len(set(by[name])) == 1 for by in ranked)}
     for truth in TRUTHS:
         values = [r for by in ranked if (r := spearman(by[name], by[truth])) is not None]
         error = stdev(values) / math.sqrt(len(values)) if values[1:] else None
-        found[truth] = {"mean": fmean(values) if values else None, "standard_error": error}
-    return found
+        figures[truth] = {"mean": fmean(values) if values else None, "standard_error": error}
+    return figures
 
 
 def typical(simulated: Sequence[WindowRows], ranked: Sequence[Ranks]) -> tuple[WindowRows, Ranks]:
-    """The window whose rank correlations with skill are nearest to the means, by least squares."""
-    found = [[spearman(by[name], by["skill"]) or 0.0 for name in SCORERS] for by in ranked]
-    means = [fmean(column) for column in zip(*found, strict=True)]
-    nearest = min(range(len(ranked)), key=lambda at: math.dist(found[at], means))
+    """Find the window whose rank correlations with skill are nearest to the means."""
+    rows = [[spearman(by[name], by["skill"]) or 0.0 for name in SCORERS] for by in ranked]
+    means = [fmean(column) for column in zip(*rows, strict=True)]
+    nearest = min(range(len(ranked)), key=lambda at: math.dist(rows[at], means))
     return simulated[nearest], ranked[nearest]
 
 
 def one_window(window: WindowRows, by: Ranks) -> dict[str, Any]:
-    """Every scorer's score of each agent, the most skilled first."""
+    """Return each agent's score by each scorer, the most skilled agent first."""
     names = {agent.id: agent.display_name for agent in window.agents}
     rows = [
         {"agent": names[row.agent_id], **{name: round(by[name][at], 4) for name in SHOWN}}
@@ -235,16 +237,16 @@ def one_window(window: WindowRows, by: Ranks) -> dict[str, Any]:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures for people, in Markdown."""
+    """Write the figures for people, in Markdown."""
     given = "{windows} windows x {agents} agents, noise {noise}, seed {seed}, {seconds} s. {judge}"
     lines = [given.format_map(figures), ""]
     lines += line("ranked by", "with skill", "with P&L", "no signal", "questions", "tokens")
     lines += line(*["---"] * 6)
-    for name, own in figures["ranks"].items():
-        means = [" ± ".join(map(decimals, own[truth].values())) for truth in TRUTHS]
-        cost = [f"{own[key]:,}" if key in own else "" for key in ("questions", "tokens")]
+    for name, row in figures["ranks"].items():
+        means = [" ± ".join(map(decimals, row[truth].values())) for truth in TRUTHS]
+        cost = [f"{row[key]:,}" if key in row else "" for key in ("questions", "tokens")]
         title = re.sub(r"^.*\.", "- ", name)
-        lines += line(title, *means, f"{own['no_signal']:.0%}", *cost)
+        lines += line(title, *means, f"{row['no_signal']:.0%}", *cost)
     one = figures["one_window"]
     lines += [
         "",
@@ -261,12 +263,12 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def decimals(number: float | None) -> str:
-    """Two of them; a question mark where there is no number."""
+    """Write a number with two decimals; None is a question mark."""
     return "?" if number is None else f"{number:.2f}"
 
 
 def line(*cells: str) -> list[str]:
-    """A line of a table in Markdown."""
+    """Write a line of a table in Markdown."""
     return [f"| {' | '.join(cells)} |"]
 
 

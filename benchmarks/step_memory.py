@@ -3,9 +3,9 @@
     python benchmarks/step_memory.py [--json]
 
 12,000 recorded calls as in train_step.py (about 10 million tokens) go through the trainer with the
-tiny model: the file of samples is read, tokenized, packed, every micro-batch
-is put together, and the checkpoint is written. Only the first micro-batches, which hold the longest
-calls, are also trained: one needs as much memory as the other, and all would take an hour.
+tiny model. It reads, tokenizes and packs the file of samples, puts every micro-batch together, and
+writes the checkpoint. It trains only the first micro-batches, which hold the longest calls: the
+others need no more memory, and all would take an hour.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TRAINED = 3  # micro-batches
 
 
 class ShortStep(TorchStep):
-    """Puts every micro-batch together and trains the first few."""
+    """A step that puts every micro-batch together and trains the first few."""
 
     def _optimize(self, optimizer: torch.optim.Optimizer, step: StepTensors) -> None:
         batches = micro_batches(step.lengths, self._model.most_tokens_at_once)
@@ -61,12 +61,12 @@ class ShortStep(TorchStep):
 
 
 def peak_bytes() -> int:
-    """Of this process so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """One step; the process must be a fresh one."""
+    """Measure one step; the process must be a new one."""
     base_model = str(make_tiny_model(folder / "model"))
     trainer = TorchTrainer("cpu-0")
     model = trainer._load_model(base_model)

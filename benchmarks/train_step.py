@@ -3,25 +3,27 @@
     python benchmarks/train_step.py [--json] [--kl-penalty 0.1] [--trajectories 64]
     python benchmarks/train_step.py --device cuda [--json]
 
-On a GPU other shapes are measured: `gpu_step.py` says which.
+On a GPU it measures other shapes: see `gpu_step.py`.
 
 On the CPU all three train the same tiny model, with the same LoRA adapter and ART's loss, on the
-same recorded calls: 64 trajectories of 4 calls in windows of 8; the calls' lengths are log-normal
-(median 500 tokens, sigma 1.0, cut at 4,000), their responses have 20 to 80 tokens.
+same recorded calls: 64 trajectories of 4 calls in windows of 8. The calls' lengths are log-normal
+(median 500 tokens, sigma 1.0, cut at 4,000), and their responses have 20 to 80 tokens.
 
-- *ours*: a whole step of the trainer, from the file of samples to the checkpoint: sequences of like
-  length share a forward pass, logits of trained positions only, one optimizer step.
-- *ART's shape*: what its Unsloth service does: every call a sequence padded to the longest rounded
-  up to a multiple of 2,048, log-probabilities at every position in chunks of 1,024, an optimizer
-  step each. Its rows cost the same each, so a few are measured and counted for all. Without
-  Unsloth's kernels and without putting vLLM to sleep: neither runs on a CPU.
-- *padded*: a plain loop: batches of 8 in the order they were recorded, padded to the longest of
-  the batch, attention mask, logits at every position, an optimizer step a batch. Reading and
-  tokenizing are not counted for it.
+- *ours*: a whole step of the trainer, from the file of samples to the checkpoint. Sequences of
+  similar length share a forward pass, there are logits of trained positions only, and one
+  optimizer step.
+- *ART's shape*: what its Unsloth service does. Every call is a sequence, padded to the length of
+  the longest rounded up to a multiple of 2,048, with log-probabilities at every position in chunks
+  of 1,024 and an optimizer step. All rows cost the same, so a few are measured and stand for all.
+  Unsloth's kernels and vLLM's sleep are left out: neither runs on a CPU.
+- *padded*: a plain loop. Batches of 8 in the recorded order, padded to the longest of the batch,
+  attention mask, logits at every position, one optimizer step for each batch. Its reading and
+  tokenizing are not counted.
 
-Ours is measured before, between and after the others. Besides the wall clock, the process's CPU
-seconds are given: other programs on the machine disturb them less. With a KL penalty all make a
-pass of the base model; ours makes one more, because its mean is the step's and not the batch's.
+Ours is measured before, between and after the others. Besides wall seconds, the figures give the
+process's CPU seconds, which other programs on the machine disturb less. With a KL penalty, each
+makes a pass of the base model; ours makes one more, because its mean is that of the step, not of
+the batch.
 """
 
 from __future__ import annotations
@@ -74,14 +76,14 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds by the clock, and of all cores."""
+    """Seconds by the wall clock, and CPU seconds of all cores."""
 
     wall: float
     cpu: float
 
     @classmethod
     def of(cls, work: Callable[[], Any]) -> Cost:
-        """Of one run."""
+        """Measure one run."""
         wall, cpu = time.perf_counter(), time.process_time()
         work()
         return cls(time.perf_counter() - wall, time.process_time() - cpu)
@@ -90,12 +92,12 @@ class Cost:
         return Cost(self.wall + other.wall, self.cpu + other.cpu)
 
     def times(self, factor: float) -> Cost:
-        """So many of it."""
+        """Return the cost of that many runs."""
         return Cost(self.wall * factor, self.cpu * factor)
 
 
 def optimizer_step(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
-    """As ours: clipped, stepped, forgotten."""
+    """Clip the gradients, step and clear them, as our trainer does."""
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -112,6 +114,7 @@ class ArtShapedService:
     async def train(
         self, disk_packed_tensors: Any, config: Any, _config: Any, verbose: bool = False
     ) -> AsyncIterator[dict[str, float]]:
+        """Train on the packed tensors as ART's service does."""
         model, wanted = self.model, self.request.hyperparameters
         model.add_adapter(wanted.lora_rank, wanted.lora_alpha, self.request.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
@@ -140,7 +143,7 @@ class ArtShapedService:
         optimizer_step(self.model, optimizer)
 
     def _logprobs(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `art.unsloth.train._calculate_logprobs`: every position, in chunks."""
+        """Compute every position in chunks, as `art.unsloth.train._calculate_logprobs` does."""
         with torch.autocast("cuda", torch.bfloat16, enabled=self.model.device.type == "cuda"):
             hidden = self.model._body()(input_ids=tokens, use_cache=False).last_hidden_state
             following = shift_tensor(tokens, 0)
@@ -157,7 +160,7 @@ class ArtShapedService:
 
 
 class ArtShapedBackend(LocalBackend):  # type: ignore[misc]
-    """ART's tokens and its padding, unchanged."""
+    """ART's backend, with its tokens and its padding unchanged."""
 
     def __init__(self, path: str, service: ArtShapedService) -> None:
         super().__init__(path=path, in_process=True)
@@ -185,7 +188,7 @@ def art_groups(samples: list[Sample]) -> list[art.TrajectoryGroup]:
 
 
 def art_shaped_step(model: LanguageModel, request: StepRequest) -> tuple[Cost, ArtShapedService]:
-    """Run one step of ART's shape; its cost with all rows."""
+    """Run one step of ART's shape, and return its cost for all rows."""
     service = ArtShapedService(model, request)
     backend = ArtShapedBackend(str(Path(request.scratch_dir) / "art"), service)
     backend._tokenizers[(request.base_model, None)] = model.tokenizer  # warm
@@ -209,7 +212,7 @@ def art_shaped_step(model: LanguageModel, request: StepRequest) -> tuple[Cost, A
 
 
 def padded_loop(model: LanguageModel, request: StepRequest, step: StepTensors) -> None:
-    """A plain loop over batches as they come; the mean of the KL is the batch's."""
+    """Train batch after batch, in the recorded order; the mean of the KL is the batch's."""
     wanted = request.hyperparameters
     model.add_adapter(wanted.lora_rank, wanted.lora_alpha, request.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=wanted.learning_rate)
@@ -241,7 +244,7 @@ def padded_loop(model: LanguageModel, request: StepRequest, step: StepTensors) -
 
 
 def measure(folder: Path, trajectories: int, kl_penalty: float) -> dict[str, Any]:
-    """All three, in turn, on one model in this process."""
+    """Measure all three in turn, on one model in this process."""
     base_model = str(make_tiny_model(folder / "model"))
     trainer = TorchTrainer("cpu-0")
     model = trainer._load_model(base_model)
@@ -281,7 +284,7 @@ def measure(folder: Path, trajectories: int, kl_penalty: float) -> dict[str, Any
     padded = Cost.of(lambda: padded_loop(model, plain, step))
     our_step()
 
-    own = Cost(*(statistics.median(getattr(c, name) for c in ours) for name in ("wall", "cpu")))
+    mine = Cost(*(statistics.median(getattr(c, name) for c in ours) for name in ("wall", "cpu")))
     result = results[0]
     outside = [1 - _in_step(r) / c.wall for r, c in zip(results, ours, strict=True)]
     return {
@@ -292,11 +295,11 @@ def measure(folder: Path, trajectories: int, kl_penalty: float) -> dict[str, Any
         "context_tokens": result.context_tokens,
         "longest": max(step.lengths),
         "kl_penalty": kl_penalty,
-        "ratio_art_shape": round(arts.wall / own.wall, 1),
-        "ratio_padded": round(padded.wall / own.wall, 1),
-        "ratio_art_shape_cpu": round(arts.cpu / own.cpu, 1),
-        "ratio_padded_cpu": round(padded.cpu / own.cpu, 1),
-        "tokens_per_second": round(result.context_tokens / own.wall),
+        "ratio_art_shape": round(arts.wall / mine.wall, 1),
+        "ratio_padded": round(padded.wall / mine.wall, 1),
+        "ratio_art_shape_cpu": round(arts.cpu / mine.cpu, 1),
+        "ratio_padded_cpu": round(padded.cpu / mine.cpu, 1),
+        "tokens_per_second": round(result.context_tokens / mine.wall),
         "outside_share": round(statistics.median(outside), 4),
         "ours_seconds": [round(c.wall, 2) for c in ours],
         "art_shape_seconds": round(arts.wall, 1),
@@ -307,13 +310,13 @@ def measure(folder: Path, trajectories: int, kl_penalty: float) -> dict[str, Any
 
 
 def _in_step(result: StepResult) -> float:
-    """Seconds of forward, backward and optimizer."""
+    """Return the seconds of forward, backward and optimizer."""
     phases = result.seconds_by_phase
     return phases["forward_backward"] + phases["optimizer"]
 
 
 def report(figures: dict[str, Any]) -> str:
-    """The figures for a person."""
+    """Write the figures for people."""
     seconds = statistics.median(figures["ours_seconds"])
     return (
         "{trajectories} trajectories, {calls} calls, {context_tokens} tokens (the longest "
@@ -328,7 +331,7 @@ def report(figures: dict[str, Any]) -> str:
 
 
 def measure_on_gpu(scaled_down: bool, profile: bool, as_json: bool) -> None:
-    """The shapes of `gpu_step.py`, one after another."""
+    """Measure the shapes of `gpu_step.py`, one after another."""
     if not torch.cuda.is_available() and not scaled_down:
         sys.exit(f"torch {torch.__version__} sees no GPU; --scaled-down tries the code without")
     figures = gpu_step.measure_all(scaled_down, profile)
