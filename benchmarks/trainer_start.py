@@ -51,7 +51,7 @@ with open(figures, "w") as file:
 
 
 def measure(kind: str, folder: Path) -> dict[str, float]:
-    """One start; the model is made before."""
+    """Measure one start; the model is made before."""
     if kind == "torch":
         # In another process: what this one has imported does not matter to the one measured.
         from babylon_tasks.simulation.tiny_model import make_tiny_model

@@ -1,12 +1,12 @@
--- The time by which everything in `rl` is decided: the server's, shifted where a transaction, a
--- session or a database says so. Only tests do (`rl.clock_offset`, an interval such as '1 hour'):
--- they move time instead of waiting for it.
+-- The clock of everything in `rl`: the server's time, shifted by the setting `rl.clock_offset` (an
+-- interval such as '1 hour') of a transaction, a session or a database. Only tests set it, to move
+-- time instead of waiting for it.
 --
--- Both are as Postgres' functions of the same name: now() is one moment for a whole transaction,
--- and the planner sees it; clock_timestamp() goes on within it, which a lease needs, since whoever
--- waited for a lock must not believe in the time before. The planner puts their bodies in their
--- place, so that they cost what those cost. A pooler is safe: the setting of a transaction ends with
--- it, and is then empty, not absent.
+-- Both functions work like Postgres' own of the same name. now() is one moment for a whole
+-- transaction, and the planner knows it. clock_timestamp() goes on within a transaction. A lease needs
+-- that: after a wait for a lock, the time before the wait must not count. The planner inlines both, so
+-- they cost no more than Postgres' own. A pooler is safe: the setting of a transaction ends with it,
+-- and is then empty, not absent.
 --
 -- Runs any number of times.
 

@@ -26,7 +26,7 @@ from babylon_tasks.local.processes import Check, alone
 from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.records.windows import WindowReport
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import load_settings
 from babylon_tasks.simulation import simulate
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store.migrate import migrate
@@ -37,13 +37,13 @@ HOME = Path(".babylon/demo")
 
 
 @click.command()
-@click.option("--windows", default=8, show_default=True, help="Windows with signal.")
-@click.option("--agents", default=8, show_default=True, help="Agents in each.")
-@click.option("--seed", default=1, show_default=True, help="Of the simulated traces.")
+@click.option("--windows", default=8, show_default=True, help="Number of windows with a signal.")
+@click.option("--agents", default=8, show_default=True, help="Number of agents in each window.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the simulated traces.")
 def demo(windows: int, agents: int, seed: int) -> int:
     """Simulate traces, train a tiny model on them with every real role, and ask it a question.
 
-    Needs no server, no GPU and no download; everything stays below .babylon/demo/.
+    It needs no server, no GPU and no download, and keeps all its files in .babylon/demo/.
 
     Example: babylon demo
     """
@@ -85,7 +85,7 @@ def _run(windows: int, agents: int, seed: int) -> int:
                 _say(started, line)
             reports = read_reports(context)
             _print(reports)
-            answer = _question(env, settings)
+            answer = _ask_question(env, context.lineage.name)
         summary = summarize(context, reports) | {
             "windows_expected": len(written.good_windows),
             "answer": answer,
@@ -102,7 +102,7 @@ def _run(windows: int, agents: int, seed: int) -> int:
 
 
 def _make_model(folder: Path) -> None:
-    """Make the base model, with a bar while it is trained: nothing else happens for seconds."""
+    """Make the base model, and show a bar while it is trained, which takes seconds."""
     with click.progressbar(length=1, label="         training it") as bar:
 
         def show(done: int, total: int) -> None:
@@ -113,7 +113,7 @@ def _make_model(folder: Path) -> None:
 
 
 def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, str]:
-    """A small model learns with a large rate, and nobody wants to wait."""
+    """Return the roles' environment: a tiny model needs a large rate, and the sweep is quick."""
     return {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
@@ -134,22 +134,22 @@ def _environment(database_url: str, redis_url: str, model: Path) -> dict[str, st
 
 
 def _empty(database_url: str) -> None:
-    """Every demo starts from nothing, in a database of its own."""
+    """Delete everything in the demo's own database: each demo starts from nothing."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS rl CASCADE")
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
 
 
-def _question(env: dict[str, str], settings: Settings) -> str:
-    asked = simulate.question(seed=1)
+def _ask_question(env: dict[str, str], model: str) -> str:
+    question = simulate.question(seed=1)
     messages = (
-        {"role": "system", "content": asked.system_prompt},
-        {"role": "user", "content": asked.user_prompt},
+        {"role": "system", "content": question.system_prompt},
+        {"role": "user", "content": question.user_prompt},
     )
     with ask.serving(env) as url:
-        answer = ask.ask(url, settings.model_name, messages)
-    click.echo(f"\nasked  {settings.model_name}: {asked.user_prompt}")
+        answer = ask.ask(url, model, messages)
+    click.echo(f"\nasked  {model}: {question.user_prompt}")
     click.echo(f"answer {answer}\n")
     return answer
 

@@ -1,8 +1,8 @@
-"""A language model of about a million weights, made on the spot where none can be downloaded.
+"""A language model of about a million weights, made here, so that nothing is downloaded.
 
-It has the shape of the real ones (Qwen2, byte-level BPE, ChatML), so all code that loads a hub
-model loads it too. A few seconds of supervised training on made-up calls teach it what an action
-looks like, and to lean towards the side that the momentum in its prompt speaks for.
+It has the shape of real ones (Qwen2, byte-level BPE, ChatML), so all code that loads a hub model
+loads it too. A few seconds of supervised training on simulated calls teach it what an action looks
+like, and to prefer the side that the momentum in its prompt predicts.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def make_tiny_model(
 
     `on_progress` gets (training steps done, steps in all).
 
-    A finished folder is used again. The files are written beside it and renamed, so a process
-    that dies leaves nothing that looks finished, and of two at once either may win.
+    If the folder is complete, it is used again. The files are written to another folder, which is
+    then renamed. So a process that dies leaves nothing that looks complete, and two processes may
+    do this at once.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -89,7 +90,7 @@ def _make(folder: Path, on_progress: Callable[[int, int], None]) -> None:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Two would wait for each other: the work between two waits is tiny."""
+    """Run torch on one thread: the work is so small that two would mostly wait for each other."""
     import torch
 
     threads = torch.get_num_threads()
@@ -101,7 +102,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _tokenizer() -> Any:
-    """A byte-level BPE tokenizer of about 2,000 tokens, trained on made-up calls."""
+    """Train a byte-level BPE tokenizer of about 2,000 tokens on simulated calls."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -155,7 +156,7 @@ def _new_model(tokenizer: Any) -> Any:
 
 
 def _warm_start(model: Any, tokenizer: Any, on_progress: Callable[[int, int], None]) -> None:
-    """Supervised steps on made-up actions; the prompts themselves are not learned."""
+    """Train with supervision on simulated actions; the prompts themselves are not learned."""
     import torch
 
     optimizer = torch.optim.AdamW(
@@ -177,7 +178,7 @@ def _warm_start(model: Any, tokenizer: Any, on_progress: Callable[[int, int], No
 
 
 def _loss(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the answers; other positions never reach the vocabulary."""
+    """Compute the mean cross-entropy over the answers; only their positions get logits."""
     import torch
 
     # Padding is on the right, so causal attention needs no mask.
@@ -189,7 +190,7 @@ def _loss(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
 
 def _batches(tokenizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches (tokens, labels) of actions of like length, padded on the right."""
+    """Yield batches (tokens, labels) of actions of similar length without end, padded right."""
     rng = random.Random(_SEED)  # noqa: S311 - repeatable, not secret
     actions = (call for call in calls(_SEED + 1, _WARM_SKILL) if call.purpose == "action")
     while True:
@@ -203,14 +204,14 @@ def _batches(tokenizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _encode(tokenizer: Any, call: Call) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a call: the answer and its end token are learned."""
+    """Return tokens and labels of a call; the answer and its end token are learned."""
     asked: list[int] = tokenizer.encode(_ask(call), add_special_tokens=False)
     answer: list[int] = tokenizer.encode(call.response + TURN_END, add_special_tokens=False)
     return asked + answer, [_IGNORE] * len(asked) + answer
 
 
 def _ask(call: Call) -> str:
-    """The prompt as the chat template writes it."""
+    """Write the prompt as the chat template does."""
     return (
         f"{TURN_START}system\n{call.system_prompt}{TURN_END}\n"
         f"{TURN_START}user\n{call.user_prompt}{TURN_END}\n{TURN_START}assistant\n"
