@@ -1,1 +1,1 @@
-"""What flows: windows, traces, scores, steps, versions; plain records, no I/O."""
+"""What flows through the pipeline: windows, traces, scores, steps, versions. No I/O."""

@@ -1,8 +1,8 @@
-"""Plays: what an agent did in a run, step by step, for a judge who compares runs.
+"""Agent runs: what an agent did, step by step, for a judge who compares runs.
 
-A judge may see what tells the future, and training may not. So this decoding stands apart from
-`traces`, which feeds training, and nothing on the way to the trainer imports it. Of the future
-only P&L is read: `action.result` and `action.correctness` stay undecoded here too.
+A judge may see what tells the future; training may not. So this decoding is apart from `traces`,
+which feeds training, and nothing on the way to the trainer imports it. Of the future only P&L is
+read: `action.result` and `action.correctness` stay undecoded here too.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from babylon_tasks.text import one_line
 Scalar = str | int | float | bool
 
 _MAX_DOLLARS = 1e15
-# A play stays in memory beside all others of its window; a judge reads far less than this.
-_MAX_SAID = 1_000  # characters
+# A run stays in memory beside all others of its window; a judge reads far less than this.
+_MAX_REASON = 1_000  # characters
 _MAX_RESPONSE = 20_000  # characters searched for a reason
 _MAX_NAME = 100  # characters of an action type or a parameter's name
 _MAX_TEXT = 200  # characters of a parameter or an error
 _MAX_PARAMETERS = 20
 
-# Where the app's actions name what they trade, and which way.
+# The parameters in which the app's actions name the market and the side.
 MARKET_KEYS = ("marketId", "ticker", "market", "symbol")
 SIDE_KEYS = ("side", "direction", "outcome")
 _FAILED = frozenset({"", "0", "false", "no", "failed", "failure", "error"})
@@ -52,9 +52,9 @@ _T = TypeVar("_T")
 class RunStep:
     """One step of a run.
 
-    `index` counts the steps from 0; `action` is "" where the app recorded none; `pnl` and
-    `balance` are the game's dollars as the agent saw them **before** it acted (so the app records
-    them), None where unknown; `said` is what best tells why it acted, "" where nothing does.
+    `index` counts the steps from 0. `action` is "" if the app recorded none. `pnl` and `balance`
+    are the game's dollars **before** the agent acted (as the app records them), None if unknown.
+    `reason` is the recorded text that best tells why it acted, "" if there is none.
     """
 
     index: int
@@ -64,11 +64,11 @@ class RunStep:
     error: str | None
     pnl: float | None
     balance: float | None
-    said: str
+    reason: str
 
     @property
     def market(self) -> str | None:
-        """The market's id or the ticker that the action names."""
+        """The market's id or ticker, as the action names it."""
         return _first_text(self.parameters, MARKET_KEYS)
 
     @property
@@ -88,7 +88,7 @@ class AgentRun:
 
     trajectory_id: str
     agent_id: str
-    moves: tuple[RunStep, ...]
+    steps: tuple[RunStep, ...]
 
 
 class _State(msgspec.Struct, gc=False):
@@ -110,12 +110,14 @@ _any_decoder = msgspec.json.Decoder(object)
 
 
 def run_of(raw: RawTrace, steps: Sequence[RecordedStep]) -> AgentRun:
-    """Tell a run from a row's parsed steps; a step's odd parts become unknown."""
-    return AgentRun(raw.trajectory_id, raw.agent_id, tuple(map(_move, range(len(steps)), steps)))
+    """Return the run of a row's parsed steps; malformed parts of a step become unknown."""
+    return AgentRun(
+        raw.trajectory_id, raw.agent_id, tuple(map(_run_step, range(len(steps)), steps))
+    )
 
 
 def decode_run(raw: RawTrace) -> AgentRun:
-    """Decode a row.
+    """Decode a row into a run.
 
     Raises:
         Unusable: `stepsJson` as a whole cannot be decoded, or is empty.
@@ -123,33 +125,34 @@ def decode_run(raw: RawTrace) -> AgentRun:
     return run_of(raw, parse_steps(raw))
 
 
-def pnl_path(play: AgentRun) -> list[float]:
-    """P&L in dollars before each step, without the steps where it is unknown."""
-    return [move.pnl for move in play.moves if move.pnl is not None]
+def pnl_path(run: AgentRun) -> list[float]:
+    """Return the P&L in dollars before each step, without the steps where it is unknown."""
+    return [step.pnl for step in run.steps if step.pnl is not None]
 
 
-def trades(play: AgentRun) -> list[RunStep]:
-    """Return the moves that name a market and a side, failed ones too."""
-    return [move for move in play.moves if move.is_trade]
+def trades(run: AgentRun) -> list[RunStep]:
+    """Return the steps that name a market and a side, failed ones too."""
+    return [step for step in run.steps if step.is_trade]
 
 
-def failed_share(play: AgentRun) -> float:
-    """Return the share (0 to 1) of the recorded actions that failed; 0 where none was recorded."""
-    acted = [move for move in play.moves if move.action]
-    return sum(not move.success for move in acted) / len(acted) if acted else 0.0
+def failed_share(run: AgentRun) -> float:
+    """Return the share (0 to 1) of the recorded actions that failed; 0 if none was recorded."""
+    acted = [step for step in run.steps if step.action]
+    return sum(not step.success for step in acted) / len(acted) if acted else 0.0
 
 
 def _part(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw) -> _T | None:
-    """Return a part of a step; None where it is odd."""
+    """Return a part of a step, or None if it is malformed."""
     try:
         return decode_leniently(decoder, raw)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
 
 
-def _move(index: int, step: RecordedStep) -> RunStep:
-    state = _part(_state_decoder, step.environmentState) or _State()
-    action = _part(_action_decoder, step.action) or _Action()
+def _run_step(index: int, recorded: RecordedStep) -> RunStep:
+    state = _part(_state_decoder, recorded.environmentState) or _State()
+    action = _part(_action_decoder, recorded.action) or _Action()
+    reasoning = _text(_part(_any_decoder, action.reasoning))
     error = _error(_part(_any_decoder, action.error))
     return RunStep(
         index=index,
@@ -159,7 +162,7 @@ def _move(index: int, step: RecordedStep) -> RunStep:
         error=error,
         pnl=_dollars(_part(_any_decoder, state.agentPnL)),
         balance=_dollars(_part(_any_decoder, state.agentBalance)),
-        said=_said(_text(_part(_any_decoder, action.reasoning)), step.llmCalls or ())[:_MAX_SAID],
+        reason=_reason(reasoning, recorded.llmCalls or ())[:_MAX_REASON],
     )
 
 
@@ -168,26 +171,26 @@ def _text(value: object) -> str:
 
 
 def _parameters(value: object) -> dict[str, Scalar]:
-    """Return the first scalars of an object; nothing of anything else."""
-    found: dict[str, Scalar] = {}
+    """Return the first scalars of an object; an empty dict for any other value."""
+    parameters: dict[str, Scalar] = {}
     for key, each in value.items() if isinstance(value, dict) else ():
-        if len(found) == _MAX_PARAMETERS:
+        if len(parameters) == _MAX_PARAMETERS:
             break
         if isinstance(each, str):
-            found[str(key)[:_MAX_NAME]] = each[:_MAX_TEXT]
+            parameters[str(key)[:_MAX_NAME]] = each[:_MAX_TEXT]
         elif isinstance(each, bool | int | float):
-            found[str(key)[:_MAX_NAME]] = each
-    return found
+            parameters[str(key)[:_MAX_NAME]] = each
+    return parameters
 
 
 def _error(value: object) -> str | None:
-    """Return the message of an error that is text, or an object with a message."""
+    """Return the message of an error, which is text or an object with a message."""
     text = _text(value.get("message") if isinstance(value, dict) else value)
     return one_line(text, _MAX_TEXT) or None
 
 
 def _success(value: object, error: str | None) -> bool:
-    """As recorded; where nothing readable is, an action without an error has succeeded."""
+    """Return the recorded success; if it is unreadable, an action without an error succeeded."""
     if isinstance(value, bool | int | float):
         return bool(value)
     if isinstance(value, str):
@@ -205,11 +208,11 @@ def _dollars(value: object) -> float | None:
     return dollars if abs(dollars) <= _MAX_DOLLARS else None  # None for NaN too
 
 
-def _said(reasoning: str, calls: Sequence[RecordedCall]) -> str:
-    """Return the action's reasoning, else a call's, else an answer; acting calls first."""
+def _reason(reasoning: str, calls: Sequence[RecordedCall]) -> str:
+    """Return the action's reasoning, else a call's, else an answer; acting calls come first."""
     if reasoning:
         return reasoning
-    # From the last call back, and those that acted before those that only thought.
+    # The last call first, and calls that acted before calls that only thought.
     acted: list[RecordedCall] = []
     others: list[RecordedCall] = []
     for call in reversed(calls):
@@ -226,10 +229,10 @@ def _said(reasoning: str, calls: Sequence[RecordedCall]) -> str:
 
 
 def _reason_in(answer: str) -> str:
-    """Return the reason that an answer in JSON gives; the whole answer where there is none."""
-    for found in _REASON.finditer(answer):
+    """Return the reason that a JSON answer gives, or the whole answer if it gives none."""
+    for match in _REASON.finditer(answer):
         try:
-            reason = json.loads(f'"{found[1]}"', strict=False)
+            reason = json.loads(f'"{match[1]}"', strict=False)
         except ValueError:
             continue
         if isinstance(reason, str) and reason.strip():

@@ -9,7 +9,7 @@ from babylon_tasks.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What is trained: `name` is in every row, versions are `{name}-vX.Y.Z`.
+    """A model under training: `name` is in every row, versions are `{name}-vX.Y.Z`.
 
     `base_model` is the hub id or the folder of the first step's weights. Only the `primary` lineage
     answers the app's requests and is written into the app's own tables.

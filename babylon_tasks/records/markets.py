@@ -1,4 +1,4 @@
-"""Markets of a window and how they came out: the future, which only judges may see."""
+"""A window's markets and their outcomes: the future, which only judges may see."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Market:
         return self.start_price is not None and self.end_price is not None
 
     def was_right(self, side: str) -> bool | None:
-        """Whether a bet on that side (YES, NO, LONG, SHORT) came true; None where unknown."""
+        """Return whether a bet on that side (YES, NO, LONG, SHORT) came true; None if unknown."""
         side = side.strip().upper()
         if side in ("YES", "NO"):
             outcome = (self.outcome or "").strip().upper()

@@ -1,7 +1,7 @@
 """`stepsJson` as the app records it, decoded once for all who read it.
 
-A row holds its steps as JSON text, 20 to 300 KB each, most of which (provider data) nothing here
-reads: a typed decoder skips it. What may tell the future (`action.result`, `action.correctness`,
+A row holds its steps as JSON text, 20 to 300 KB each. Most of it (provider data) is not needed, and
+a typed decoder skips it. What may tell the future (`action.result`, `action.correctness`,
 `metadataJson`) is in no field, so it stays undecoded.
 """
 
@@ -15,8 +15,8 @@ import msgspec
 
 from babylon_tasks.text import one_line
 
-# What a row may say that an honest one never does, and that would cost others dearly: an index
-# entry that Postgres refuses, minutes of hashing.
+# Only a malicious row exceeds these, and it would harm others: Postgres refuses an index entry that
+# is too long, and hashing would take minutes.
 _MAX_ID_BYTES = 1000
 _MAX_CALLS = 100_000
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Unusable(Exception):
-    """A trace that must be set aside: `reason` is a short code, `detail` a line that says more."""
+    """A trace that must be set aside: `reason` is a short code, `detail` explains it in a line."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -35,7 +35,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RawTrace:
-    """A row as the database gives it; `steps` is None where it is larger than allowed."""
+    """A row as the database gives it; `steps` is None if it is larger than allowed."""
 
     trajectory_id: str
     agent_id: str
@@ -43,7 +43,7 @@ class RawTrace:
     steps: str | None
 
 
-# Raw: what older rows hold in these may be of any shape, and must not cost the row.
+# Left raw: older rows may hold any shape in these fields, and must stay usable all the same.
 Odd = msgspec.Raw
 NULL = Odd(b"null")
 
@@ -92,7 +92,7 @@ def parse_steps(raw: RawTrace) -> list[RecordedStep]:
 
 
 def decode_leniently(decoder: msgspec.json.Decoder[T], text: str | msgspec.Raw) -> T:
-    """Decode with types; where that fails, once more without lone surrogates.
+    """Decode with types; if that fails, decode once more without lone surrogates.
 
     JavaScript writes lone surrogates as escapes, which strict decoders refuse.
 
@@ -110,7 +110,7 @@ def decode_leniently(decoder: msgspec.json.Decoder[T], text: str | msgspec.Raw) 
 
 
 def clean(text: str) -> str:
-    """Return text that UTF-8 can carry: a lone surrogate becomes U+FFFD."""
+    """Return the text as UTF-8 can carry it: a lone surrogate becomes U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

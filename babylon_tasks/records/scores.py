@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Score:
     """A row of `rl.scores`.
 
-    `raw_score` is the scorer's own number before any scaling; where a judge was asked, the judge's.
-    `judge_model` is who that was.
+    `raw_score` is the scorer's (or the judge's) own number before any scaling. `judge_model` names
+    the judge, if one was asked.
     """
 
     trajectory_id: str
@@ -25,10 +25,10 @@ class Score:
 
 
 def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:
-    """Why a group teaches nothing, or None where it does.
+    """Return why a group teaches nothing, or None if it can be trained on.
 
     Dividing by a tiny standard deviation turns rounding noise into full-strength advantages,
-    so the spread (largest less smallest reward) must reach a tolerance first.
+    so the spread (largest minus smallest reward) must reach a tolerance first.
     """
     if len(rewards) < 2:
         return f"{len(rewards)} trainable trajectories, a comparison needs 2"

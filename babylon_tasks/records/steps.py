@@ -1,7 +1,7 @@
-"""A training step as data: what a trainer is asked for, what it says, what it gives back.
+"""A training step as data: the request, the trainer's progress, and the result.
 
-The records cross process borders as JSON, so they hold nothing but plain values. Every trainer
-(torch on this machine, none at all in benchmarks) satisfies the one protocol `Trainer`.
+The records cross process borders as JSON, so they hold plain values only. Every trainer (`torch`,
+`serverless`, `noop`) satisfies the one protocol `Trainer`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Literal, Protocol
 
 import msgspec
 
-# vLLM says -9999 of what could not be said; far below it nobody meant a log-probability.
+# vLLM writes -9999 for a token that cannot occur; a value far below that is no log-probability.
 LEAST_LOGPROB = -1e6
 
 
 class Logprobs(msgspec.Struct, frozen=True):
     """The tokens of a response and their log-probabilities, by the policy that answered.
 
-    Both of one length; values from `LEAST_LOGPROB` to 0. The end-of-turn token may be the last of
-    them, or missing.
+    Both have the same length; values are from `LEAST_LOGPROB` to 0. The end-of-turn token is the
+    last one, or missing.
     """
 
     token_ids: tuple[int, ...]
@@ -50,7 +50,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Hyperparameters(msgspec.Struct, frozen=True):
-    """What a step may vary by setting; the names are those of `Settings`."""
+    """The settings that a step depends on, under their names in `Settings`."""
 
     learning_rate: float
     warmup_steps: int
@@ -65,9 +65,9 @@ class Hyperparameters(msgspec.Struct, frozen=True):
 class OpenJob(msgspec.Struct, frozen=True):
     """A job at W&B that an earlier attempt left open.
 
-    `remote_step` is where W&B's model stood before it; without `job_id` it is not known whether
-    the job exists. `wanted` says whether it is about the very windows and traces of this step, so
-    that its result may become the step.
+    `remote_step` is the step of W&B's model before the job. Without `job_id` it is unknown whether
+    the job exists. `wanted`: the job trains exactly this step's windows and traces, so its result
+    may become the step.
     """
 
     remote_step: int
@@ -77,9 +77,9 @@ class OpenJob(msgspec.Struct, frozen=True):
 
 
 class Remote(msgspec.Struct, frozen=True):
-    """Where the serverless trainer trains; the key to it is in its environment.
+    """Where the serverless trainer trains; its key is in its environment.
 
-    A job that was posted without an answer is taken for lost after `lost_seconds`.
+    A job whose POST got no answer counts as lost after `lost_seconds`.
     """
 
     url: str
@@ -114,9 +114,9 @@ class StepRequest(msgspec.Struct, frozen=True):
 class JobNote(msgspec.Struct, frozen=True):
     """What became of a job at W&B.
 
-    `intent`: it is about to be posted, W&B's model stands at `remote_step`. `posted`: it has this
-    `job_id`. The others end it, `why` says how: W&B `refused` it, or it `failed`; it is taken for
-    `lost`; or its result is not wanted any more.
+    `intent`: it is about to be posted, and W&B's model is at `remote_step`. `posted`: it has this
+    `job_id`. The other states end it, and `why` gives the reason: W&B `refused` it, it `failed`, it
+    counts as `lost`, or it is `abandoned` since its result is not wanted any more.
     """
 
     state: Literal["intent", "posted", "refused", "failed", "lost", "abandoned"]
@@ -140,10 +140,10 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class WindowShare(msgspec.Struct, frozen=True):
-    """What one window gave to a step: `sequences` LLM calls of so many `trainable_tokens`.
+    """A window's share of a step: `sequences` LLM calls with `trainable_tokens` in all.
 
-    `dropped` calls were longer than `max_sequence_tokens`, or could not be put into the template;
-    the window's other calls belong to trajectories of the average reward, which teach nothing.
+    `dropped` calls were longer than `max_sequence_tokens`, or the chat template could not take
+    them. The window's other calls belong to trajectories of average reward, which teach nothing.
     """
 
     sequences: int
@@ -154,15 +154,15 @@ class WindowShare(msgspec.Struct, frozen=True):
 class StepResult(msgspec.Struct, frozen=True):
     """What a step did. `metrics` holds finite numbers only.
 
-    `trainable_tokens` counts response tokens (with their end token) that took part in the loss;
-    `context_tokens` all unpadded tokens of the sequences; `dropped_sequences` calls longer than
-    `max_sequence_tokens`, or empty ones; `loss` is the mean over the step's trainable tokens;
-    `seconds_by_phase` names load, tokenize, forward_backward, optimizer and checkpoint, each as
-    far as the trainer has it; `mfu` is the share of the device's matrix rate (0 to 1), and
-    `peak_memory_bytes` the most memory held, on the GPU or without one in the process; None where
-    not known. `cost_usd` is set by a trainer that knows its price. `windows` has the shares by
-    window id. `inference_name` is what W&B's endpoint calls the new version; `loss` is None where
-    W&B has not said it.
+    `loss` is the mean over the step's trainable tokens; None if W&B did not report it.
+    `trainable_tokens` counts the response tokens (with their end token) that took part in the loss;
+    `context_tokens` counts all unpadded tokens of the sequences; `dropped_sequences` counts calls
+    that are empty or longer than `max_sequence_tokens`. `seconds_by_phase` has load, tokenize,
+    forward_backward, optimizer and checkpoint, if the trainer has the phase. `windows` has the
+    shares by window id. `mfu` is the share of the device's matrix rate (0 to 1);
+    `peak_memory_bytes` is the most memory held, on the GPU or, without one, in the process; both
+    are None if unknown. `cost_usd` is set by a trainer that knows its price. `inference_name` is
+    the name of the new version at W&B's endpoint.
     """
 
     loss: float | None
@@ -189,11 +189,11 @@ class Trainer(Protocol):
         """Run one step.
 
         `on_beat` is called with each sign of life, and with None at least every heartbeat while
-        there is none; what it raises ends the step and is passed on.
+        there is none. An error that it raises ends the step and is passed on.
 
         Raises:
             TrainerDied: The process ended or stalled; the same step may be tried again.
-            Final: The step can never work as asked (nothing in it can be trained, or one sequence
+            Final: The step can never work like this (nothing in it can be trained, or one sequence
                 needs more memory than the GPU has); the message says which setting to change.
             UserError: This machine cannot train at all (a package or the base model is missing).
         """

@@ -31,10 +31,10 @@ _MAX_DOLLARS = 1e15  # beyond it, sums are no longer numbers
 class Outcome:
     """What scoring needs of a trace, without its texts.
 
-    `pnl` is in the game's dollars at the last step; `steps` counts steps (upstream's "actions"),
-    `failed` those whose action failed; `calls` counts LLM calls, and `left_out` those that teach
-    nothing, by the reason; `text_bytes` are the bytes of the other ones' prompts and responses;
-    `content_hash` covers every prompt and response.
+    `pnl` is in the game's dollars at the last step. `steps` counts the steps (upstream's
+    "actions"), `failed` the steps whose action failed. `calls` counts the LLM calls, `left_out` the
+    calls that teach nothing, by the reason. `text_bytes` counts the bytes of the other calls'
+    prompts and responses. `content_hash` covers every prompt and response.
     """
 
     trajectory_id: str
@@ -52,7 +52,7 @@ class Outcome:
 class Trace:
     """A decoded trace: its outcome, and the calls that can be trained on.
 
-    `versions` has the model version that each of the calls says it was answered by, or None.
+    `versions` has, for each call, the recorded version of the model that answered, or None.
     """
 
     outcome: Outcome
@@ -85,40 +85,40 @@ _number_decoder = msgspec.json.Decoder(int | float | str)
 _json_decoder = msgspec.json.Decoder(msgspec.Raw)
 _TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 
-_CHARACTERS_A_TOKEN = 3.5  # of English and JSON at least, in common vocabularies
+_CHARACTERS_A_TOKEN = 3.5  # at least, of English and JSON, in common vocabularies
 _SENTENCE_ENDS = frozenset(".!?…\"'\u201d\u2019)]}*`:;|>")
 
 
 def decode(raw: RawTrace, steps: Sequence[RecordedStep] | None = None) -> Trace:
-    """Decode one row; `steps` are its parsed steps, where the caller has them already.
+    """Decode one row; `steps` are its parsed steps, if the caller already has them.
 
     Raises:
         Unusable: It is too large, cut short, of another shape, empty, or without a readable P&L.
     """
     steps = parse_steps(raw) if steps is None else steps
-    found = _Calls()
+    calls = _Calls()
     for step in steps:
         for recorded in step.llmCalls or ():
-            found.add(recorded)
+            calls.add(recorded)
     outcome = Outcome(
         trajectory_id=raw.trajectory_id,
         agent_id=raw.agent_id,
         pnl=_final_pnl(steps[-1]),
         steps=len(steps),
         failed=sum(map(_failed, steps)),
-        calls=len(found.calls) + sum(found.left_out.values()),
-        left_out=found.left_out,
-        text_bytes=found.text_bytes,
-        content_hash=found.digest.hexdigest(),
+        calls=len(calls.kept) + sum(calls.left_out.values()),
+        left_out=calls.left_out,
+        text_bytes=calls.text_bytes,
+        content_hash=calls.digest.hexdigest(),
     )
-    return Trace(outcome, found.calls, found.versions)
+    return Trace(outcome, calls.kept, calls.versions)
 
 
 class _Calls:
-    """The calls of one trace as they come: those to train on, the others counted, all hashed."""
+    """Collects the calls of one trace: keeps those to train on, counts the others, hashes all."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.kept: list[Call] = []
         self.versions: list[str | None] = []
         self.left_out: dict[str, int] = {}
         self.text_bytes = 0
@@ -127,7 +127,7 @@ class _Calls:
 
     def add(self, recorded: RecordedCall) -> None:
         call = Call(recorded.systemPrompt or "", recorded.userPrompt or "", recorded.response or "")
-        # The decoders let no lone surrogate through: all of it can be encoded.
+        # The decoders let no lone surrogate through, so encoding cannot fail.
         system, user, response = call.system.encode(), call.user.encode(), call.response.encode()
         self.digest.update(
             b"".join(
@@ -145,11 +145,11 @@ class _Calls:
         if why_not:
             self.left_out[why_not] = self.left_out.get(why_not, 0) + 1
             return
-        self._seen.add(call)  # as it stands: what was recorded beside it makes it no other
+        self._seen.add(call)  # without log-probabilities: they do not make it another call
         logprobs = _logprobs(recorded.logprobs)
         if logprobs is not None:
             call = msgspec.structs.replace(call, logprobs=logprobs)
-        self.calls.append(call)
+        self.kept.append(call)
         self.versions.append(_string(recorded.modelVersion))
         self.text_bytes += len(system) + len(user) + len(response)
 
@@ -158,8 +158,8 @@ def _why_not_train(call: Call, recorded: RecordedCall, seen: set[Call]) -> str |
     if not call.response or call.response.isspace():
         return "empty"
     if call in seen:
-        # The app records some calls twice. Only within a trajectory: two agents who said the same
-        # have rewards of their own, and their gradients belong against each other.
+        # The app records some calls twice. Only repeats within a trajectory are left out: two
+        # agents with the same answer have different rewards, and their gradients must oppose.
         return "repeated"
     if is_truncated(call.response, _number(recorded.maxTokens)):
         return "truncated"
@@ -167,20 +167,20 @@ def _why_not_train(call: Call, recorded: RecordedCall, seen: set[Call]) -> str |
 
 
 def is_truncated(response: str, max_tokens: float | None) -> bool:
-    """Tell whether a response was cut off by its token limit; the app does not record why it ended.
+    """Tell whether a response was cut off by its token limit; the app does not record it.
 
-    It was if it is JSON that ends too early, or a code block without its end, or as long as
-    `max_tokens` make it (3.5 characters a token) without an end of a sentence.
+    It was cut off if it is JSON that ends too early, or has a code block without an end, or is as
+    long as `max_tokens` allow (3.5 characters a token) and does not end a sentence.
     """
     text = response.strip()
     if text[:1] in ("{", "["):
         try:
             _json_decoder.decode(text)
         except msgspec.DecodeError as error:
-            # "12." and "-" are invalid numbers to it, wanting at the byte after the last.
+            # For the decoder "12." and "-" are invalid numbers, with the error after the last byte.
             if str(error).endswith(("truncated", f"(byte {len(text.encode())})")):
                 return True
-            # Else it only begins like JSON: "[BUY] because …".
+            # Otherwise it only begins like JSON: "[BUY] because …".
         except RecursionError:
             return False
         else:
@@ -196,7 +196,7 @@ def _failed(step: RecordedStep) -> bool:
     try:
         return not _action_decoder.decode(step.action).success
     except (msgspec.DecodeError, RecursionError):
-        return False  # not known
+        return False  # unknown
 
 
 def _string(value: msgspec.Raw) -> str | None:
@@ -218,9 +218,10 @@ def _number(value: msgspec.Raw) -> float | None:
 
 
 def _logprobs(value: msgspec.Raw) -> Logprobs | None:
-    """As OpenAI's API gives them, with `token_id:N` for tokens (vLLM's return_tokens_as_token_ids).
+    """Return log-probabilities in the form of OpenAI's API, with `token_id:N` as tokens.
 
-    Texts of tokens are none: another tokenizer may have cut the same text otherwise.
+    vLLM writes them so with `return_tokens_as_token_ids`. Tokens given as text are not usable:
+    another tokenizer may have split the same text differently.
     """
     if value is NULL:
         return None
@@ -228,8 +229,8 @@ def _logprobs(value: msgspec.Raw) -> Logprobs | None:
         content = _logprobs_decoder.decode(value).content
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    found = [_TOKEN_ID.fullmatch(each.token) for each in content]
-    token_ids = tuple(int(match[1]) for match in found if match)
+    matches = [_TOKEN_ID.fullmatch(each.token) for each in content]
+    token_ids = tuple(int(match[1]) for match in matches if match)
     values = tuple(each.logprob for each in content if LEAST_LOGPROB <= each.logprob <= 0)
     if not len(token_ids) == len(values) == len(content) > 0:
         return None
@@ -237,7 +238,7 @@ def _logprobs(value: msgspec.Raw) -> Logprobs | None:
 
 
 def _final_pnl(step: RecordedStep) -> float:
-    """P&L after the last step; 0 where the app recorded none, as upstream counts it."""
+    """Return the P&L at the last step; 0 if the app recorded none, as upstream counts it."""
     try:
         environment = _environment_decoder.decode(step.environmentState)
         pnl = float((environment or _Environment()).agentPnL or 0.0)

@@ -20,7 +20,7 @@ class Head:
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
-    """Return the three numbers of a version, six digits each at most, or None for anything else."""
+    """Return a version's three numbers, each of at most six digits; None for any other text."""
     match = _VERSION.fullmatch(text)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
@@ -28,7 +28,7 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
 def choose_version(requested: str | None, taken: Collection[str]) -> str:
     """Return the requested version if it is well formed and free, else the one after the highest.
 
-    The app itself counts only the last number up, so a chosen one does the same.
+    The next one counts up the last number only, as the app itself does.
     """
     if requested is not None and requested not in taken and parse_version(requested):
         return requested
@@ -44,11 +44,11 @@ def choose_version(requested: str | None, taken: Collection[str]) -> str:
 
 
 class Versions:
-    """Steps of a lineage's versions, as traces name them: `v1.0.3` or `{model_name}-v1.0.3`."""
+    """Finds the step of a version that a trace names: `v1.0.3` or `{model_name}-v1.0.3`."""
 
     def __init__(self, model_name: str, steps: Mapping[str, int]) -> None:
         self._prefix, self._steps = f"{model_name}-", steps
 
     def step_of(self, version: str | None) -> int | None:
-        """None where it is not recorded, or none of this lineage."""
+        """Return the step of a version, or None if it is not recorded or of another lineage."""
         return None if version is None else self._steps.get(version.removeprefix(self._prefix))

@@ -1,4 +1,4 @@
-"""A window: one hour of the game, the group whose agents met the same market.
+"""A window: one hour of the game; its trajectories form a group, since all saw the same market.
 
 Its id is the hour's start in UTC, `YYYY-MM-DDTHH:00`. A window moves through the states
 due → scored → trained | skipped | failed, one row of `rl.windows` a model.
@@ -14,11 +14,11 @@ from enum import StrEnum
 from babylon_tasks.errors import UserError
 
 _WINDOW_ID = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:00")
-_LAST_YEAR = 9000  # beyond it, an end may no longer be a date
+_LAST_YEAR = 9000  # later, the end of a window may overflow the range of dates
 
 
 class State(StrEnum):
-    """Where a window stands; the last three are terminal."""
+    """The states of a window; the last three are terminal."""
 
     DUE = "due"
     SCORED = "scored"
@@ -31,8 +31,8 @@ class State(StrEnum):
 class Window:
     """A row of `rl.windows`.
 
-    `scoring` is how it is to be scored, where that was asked for by hand, and `scorer` how it was;
-    `may_share` is how many may train with it, None for any number.
+    `scoring` names the scorer to use, if a person chose one; `scorer` names the scorer that was
+    used. `may_share` is the largest number of windows in its step, None for any number.
     """
 
     window_id: str
@@ -60,15 +60,15 @@ class Window:
         return self.text_bytes // 4 + 1
 
     def scorer_to_use(self, by_setting: str) -> str:
-        """Return the scorer's name: as asked for by hand, else as SCORING says."""
+        """Return the scorer's name: the one chosen by hand, else that of SCORING."""
         return self.scoring or by_setting
 
     @property
     def trains_alone(self) -> bool:
         """Whether it may not share a step.
 
-        The app looks for the model of its own request, and a window that failed once must not
-        take others down with it.
+        The app looks for a model of its own request alone, and a window that failed once must not
+        make others fail.
         """
         return self.batch_id is not None or self.attempts > 0 or self.may_share == 1
 
@@ -77,9 +77,8 @@ class Window:
 class WindowListing:
     """One line of `babylon windows list`.
 
-    `state` is a `State`, or, for a window without a row: `open` (its hour has not ended),
-    `settling` (ended, but slow agents may still write), `few_agents`, or `ready` (the producer
-    has not come by yet).
+    `state` is a `State`. A window without a row is `open` (its hour has not ended), `settling`
+    (ended, but slow agents may still write), `few_agents`, or `ready` (not produced yet).
     """
 
     window_id: str
@@ -98,7 +97,7 @@ class WindowListing:
 
 @dataclass(frozen=True, slots=True)
 class WindowReport:
-    """What one window gave: scores in [0, 1], and its step's loss and wall time in seconds."""
+    """A window's result: scores in [0, 1], and its step's loss and wall time in seconds."""
 
     window_id: str
     state: str
@@ -137,14 +136,18 @@ def window_id_at(moment: datetime) -> str:
 
 
 def due_at(window_id: str, settle_seconds: int) -> datetime:
-    """When a window has ended and settled."""
+    """Return the moment, in UTC, at which a window has ended and settled.
+
+    Raises:
+        UserError: The text is no window id.
+    """
     return parse_window_id(window_id) + timedelta(hours=1, seconds=settle_seconds)
 
 
 def share_a_step(windows: list[Window], max_tokens: int) -> list[Window]:
-    """Return the first windows, in the order given, that train in one step together.
+    """Return the first windows, in the given order, that fit into one step.
 
-    Always at least one where there is any; a window that trains alone comes alone.
+    At least one if there is any; a window that trains alone is returned alone.
     """
     chosen: list[Window] = []
     tokens = 0

@@ -1,1 +1,1 @@
-"""Stage 2: what a window was worth."""
+"""Stage 2: scores each due window's trajectories."""

@@ -1,4 +1,4 @@
-"""The judge's opinion and the money made, mixed."""
+"""The weighted mean of the judge's score and the heuristic."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ class Blend:
         self._weight = ruler_weight
 
     async def score(self, group: Group) -> list[Score]:
-        """Both scores of each trajectory are among its components."""
+        """Score by both; each trajectory's components hold the two scores.
+
+        Raises:
+            JudgeUnavailable, JudgeFault, ServerUnavailable: As `Ruler.score` does.
+        """
         by_money = {score.trajectory_id: score for score in heuristic(group.outcomes)}
-        mixed = []
+        blended = []
         for judged in await self._ruler.score(group):
             money = by_money[judged.trajectory_id]
             components = {**money.components, "ruler": judged.score, "heuristic": money.score}
-            mixed.append(
+            blended.append(
                 replace(
                     judged,
                     score=self._weight * judged.score + (1 - self._weight) * money.score,
@@ -36,4 +40,4 @@ class Blend:
                     reasoning=f"{judged.reasoning}; {money.reasoning}",
                 )
             )
-        return mixed
+        return blended

@@ -1,7 +1,6 @@
-"""A score from what the traces hold: bets that came true, return for its risk, actions that worked.
+"""A score without a judge: bets that came true, risk-adjusted return, actions that worked.
 
-It asks nobody and costs nothing, but it needs market outcomes; where a run has none of a component,
-that component is 0.5.
+It costs nothing, but it needs market outcomes. A component without data is 0.5.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from babylon_tasks.scoring.scorer import Group
 
 WEIGHTS = {"correctness": 0.5, "risk_adjusted": 0.3, "success": 0.2}
 
-_EXITS = ("SELL", "CLOSE")  # in an action's type: it leaves the side that it names
+_EXITS = ("SELL", "CLOSE")  # in an action's type: the action sells the side that it names
 
 
 class Correctness:
@@ -29,7 +28,7 @@ class Correctness:
     rubric: Rubric | None = None
 
     async def score(self, group: Group) -> list[Score]:
-        """At once; a trajectory each, whoever its agent is."""
+        """Score each trajectory by itself."""
         markets = {key: m for m in group.markets for key in (m.ticker, m.id) if key}
         scores = []
         for outcome in group.outcomes:
@@ -50,32 +49,32 @@ class Correctness:
         return scores
 
 
-def rate(play: AgentRun, markets: Mapping[str, Market]) -> dict[str, float]:
+def rate(run: AgentRun, markets: Mapping[str, Market]) -> dict[str, float]:
     """Return the three components, each in [0, 1].
 
     Correctness is the share of decided bets that came true: a purchase of a side that won, or a
-    sale of one that lost. Risk-adjusted return is the Sharpe ratio of the P&L's steps (mean over
-    deviation; 1 or -1 where there is only one step), mapped by (1 + tanh) / 2. Success is the share
-    of actions that worked.
+    sale of a side that lost. Risk-adjusted return is the Sharpe ratio of the P&L's changes (mean
+    over deviation; 1 or -1 if there is only one change), mapped by (1 + tanh) / 2. Success is the
+    share of actions that worked.
     """
     decided = [
         right
-        for move in play.moves
-        if move.is_trade and move.success and (right := _was_right(move, markets)) is not None
+        for step in run.steps
+        if step.is_trade and step.success and (right := _was_right(step, markets)) is not None
     ]
     return {
         "correctness": sum(decided) / len(decided) if decided else 0.5,
-        "risk_adjusted": (1 + math.tanh(_sharpe(pnl_path(play)))) / 2,
-        "success": 1 - failed_share(play),
+        "risk_adjusted": (1 + math.tanh(_sharpe(pnl_path(run)))) / 2,
+        "success": 1 - failed_share(run),
     }
 
 
-def _was_right(move: RunStep, markets: Mapping[str, Market]) -> bool | None:
-    market = markets.get(move.market or "")
-    right = market.was_right(move.side or "") if market else None
+def _was_right(step: RunStep, markets: Mapping[str, Market]) -> bool | None:
+    market = markets.get(step.market or "")
+    right = market.was_right(step.side or "") if market else None
     if right is None:
         return None
-    return right != any(word in move.action.upper() for word in _EXITS)
+    return right != any(word in step.action.upper() for word in _EXITS)
 
 
 def _sharpe(path: list[float]) -> float:
@@ -84,7 +83,7 @@ def _sharpe(path: list[float]) -> float:
         return 0.0
     mean = sum(changes) / len(changes)
     deviation = math.sqrt(sum((change - mean) ** 2 for change in changes) / len(changes))
-    if deviation < 1e-9:  # cents are the smallest change: it went the same way at every step
+    if deviation < 1e-9:  # cents are the smallest change, so all changes were equal
         if abs(mean) < 1e-9:
             return 0.0
         return math.copysign(math.inf if len(changes) > 1 else 1.0, mean)

@@ -1,8 +1,8 @@
-"""Which trajectories deserve training, and the count of those that do not.
+"""Filters of whole trajectories: which of them deserve training, and how many do not.
 
-`isTrainingData`, `isEvaluation` and excluded scenarios are decided in SQL, unreadable traces by
-`traces.decode`, and calls that teach nothing there as well. What is here looks at whole
-trajectories, before anybody is asked for a score, so that no judge is paid for them.
+Other filters are elsewhere: SQL decides on `isTrainingData`, `isEvaluation` and excluded scenarios;
+`traces.decode` on unreadable traces and on calls that teach nothing. The filters here run before
+any scorer, so that no judge is paid for a trajectory that is left out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from babylon_tasks.records.traces import Outcome
 from babylon_tasks.settings import Settings
 
-# From rows to trained tokens: stage → what is left out on the way to the next. The keys of
-# `rl.windows.funnel`; those of the last stage are known once the window was trained.
+# The keys of `rl.windows.funnel`, from rows to trained tokens: each stage, and the reasons to leave
+# something out before the next. The last ones are written when the window is trained.
 STAGES: dict[str, tuple[str, ...]] = {
     "trajectories": (
         "unreadable", "few_actions", "failed_actions", "duplicate", "dropout", "over_maximum",
@@ -29,13 +29,13 @@ STAGES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def keep(
+def apply(
     outcomes: Iterable[Outcome], settings: Settings, window_id: str
 ) -> tuple[list[Outcome], Counter[str]]:
-    """Return the trajectories that deserve a score, and how many do not by the reason.
+    """Return the trajectories that deserve a score, and the count of the others by the reason.
 
-    What is drawn (DROPOUT, MAX_PER_WINDOW) depends on the ids alone, so that a window scored again
-    keeps the same ones.
+    The random choice (DROPOUT, MAX_PER_WINDOW) depends on the ids alone, so that a window that is
+    scored again keeps the same trajectories.
     """
     kept: list[Outcome] = []
     left_out: Counter[str] = Counter()
@@ -63,10 +63,12 @@ def keep(
 
 
 def _choose(outcomes: Sequence[Outcome], most: int, window_id: str) -> set[str]:
-    """Trajectory ids drawn by lot, the agents taking turns: as many agents as possible stay."""
+    """Draw trajectory ids at random, one of each agent in turn, to keep many agents."""
     drawn = sorted(outcomes, key=lambda o: _draw(window_id, "maximum", o.trajectory_id))
     turns: Counter[str] = Counter()
-    places: list[tuple[int, int, str]] = []  # whose turn, by lot, trajectory id
+    places: list[
+        tuple[int, int, str]
+    ] = []  # the agent's turn, the order of the draw, trajectory id
     for outcome in drawn:
         places.append((turns[outcome.agent_id], len(places), outcome.trajectory_id))
         turns[outcome.agent_id] += 1
@@ -74,6 +76,6 @@ def _choose(outcomes: Sequence[Outcome], most: int, window_id: str) -> set[str]:
 
 
 def _draw(*parts: str) -> float:
-    """Return a number in [0, 1) that the parts decide."""
+    """Return a number in [0, 1) that depends on the parts alone."""
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

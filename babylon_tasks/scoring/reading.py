@@ -1,4 +1,4 @@
-"""A window's traces as scorers get them: decoded, filtered, what is left out counted."""
+"""Reads a window's traces for the scorers: decodes and filters them, counts what is left out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from babylon_tasks.work.context import Context
 
 @dataclass(frozen=True, slots=True)
 class ReadWindow:
-    """A window's traces: those to score, those that cannot be read, and the count of the others."""
+    """A window's traces: those to score, the unusable ones, and the counts of what is left out."""
 
     group: Group
     counts: Counts
@@ -38,8 +38,8 @@ async def read_window(
 ) -> ReadWindow:
     """Read a window and leave out what does not deserve a score.
 
-    `sees_runs` says whether the scorer is shown what tells the future; `on_row` is called with each
-    trace that is read.
+    With `sees_runs` the group also gets the runs and the markets, which tell the future. `on_row`
+    is called once for each trace that is read.
 
     Raises:
         ServerUnavailable, Retryable, Final: As `TraceReader.read` does.
@@ -60,19 +60,19 @@ async def read_window(
                 outcomes.append(outcome)
             except Unusable as verdict:
                 unusable[raw.trajectory_id] = verdict
-    kept, funnel = filters.keep(outcomes, context.settings, window_id)
+    kept, funnel = filters.apply(outcomes, context.settings, window_id)
     funnel["trajectories"] = len(outcomes) + len(unusable)
     funnel["unreadable"] = len(unusable)
     funnel["scored"] = len(kept)
     for outcome in kept:
         funnel["calls"] += outcome.calls
         funnel.update(outcome.left_out)
-    known = []
+    window_markets = []
     if sees_runs:
         with context.database.transaction() as tx:
-            known = markets.read(tx, window_id)
+            window_markets = markets.read(tx, window_id)
     return ReadWindow(
-        Group(window_id, kept, runs, known),
+        Group(window_id, kept, runs, window_markets),
         Counts(len(agents), len(outcomes) + len(unusable)),
         unusable,
         funnel,

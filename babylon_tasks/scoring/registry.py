@@ -1,4 +1,4 @@
-"""From a scorer's name to the scorer."""
+"""The scorers by their names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCORERS = (*WITHOUT_JUDGE, *WITH_JUDGE)
 
 
 class _NoJudge:
-    """For a judge that cannot be asked as it is set: windows say why, and wait or fall back."""
+    """Stands in for a judge with unusable settings: its windows show why, and wait or fall back."""
 
     sees_runs = False
     rubric: Rubric | None = None
@@ -33,7 +33,7 @@ class _NoJudge:
 
 
 def judged_scorers(context: Context) -> dict[str, Scorer]:
-    """Those that ask a judge, for one task."""
+    """Return the scorers that ask a judge, for one task."""
     settings = context.settings
     try:
         ruler = Ruler(Judge(context), settings.judge_model)

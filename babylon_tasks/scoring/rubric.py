@@ -1,4 +1,4 @@
-"""What the judge is told to value."""
+"""The rubric: how the judge is to score."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ equally well, their scores should be equal."""
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """The text, and its weights by criterion where they are known."""
+    """The text, and its weights by criterion, if they are known."""
 
     text: str
     criteria: dict[str, float] | None
 
     @property
     def hash(self) -> str:
-        """Names this text in `rl.judgments` and `reward_judgments`."""
+        """The name of this text in `rl.judgments` and `reward_judgments`."""
         return hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
 
     def as_json(self) -> str:
-        """As the app keeps criteria: the weights where they are known, and the text."""
+        """Return the rubric in the app's form of criteria: the weights, if known, and the text."""
         return json.dumps({"rubric": self.hash, "criteria": self.criteria, "text": self.text})
 
 
 def load_rubric(path: str | None) -> Rubric:
-    """Return the rubric of a file, or upstream's without one.
+    """Return the rubric in a file, or upstream's if `path` is None.
 
     Raises:
         UserError: The file cannot be read, is empty, or is too long for a prompt.
@@ -54,7 +54,7 @@ def load_rubric(path: str | None) -> Rubric:
         return Rubric(_DEFAULT, CRITERIA)
     try:
         with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)  # cut here, its last letter may be no UTF-8
+            content = file.read(_MAX_BYTES + 1)  # cut off, its last letter may be broken UTF-8
         text = "" if len(content) > _MAX_BYTES else content.decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"JUDGE_RUBRIC={path} cannot be read as UTF-8 text: {error}") from None

@@ -1,4 +1,4 @@
-"""RULER: a judge compares the trajectories of a window, several at a time, knowing the outcomes."""
+"""RULER: a judge who knows the outcomes compares a window's trajectories, several at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group
 from babylon_tasks.work.aio import all_done
 
-_SPLITS = 2  # of a question without a usable answer: into halves, and those once more
+_SPLITS = 2  # a question without a usable answer is split into halves, and these once more
 
-Judgments = list[dict[str, Judged]]  # a mapping a question: trajectory id → judged
+Judgments = list[dict[str, Judged]]  # one dict a question: trajectory id → judged
 
 
 class Ruler:
-    """Scores by `judge`; one question where all fit its context, else groups with anchors."""
+    """Scores by `judge`: one question if all fit into its context, else groups with anchors."""
 
     name = "ruler"
     sees_runs = True
@@ -33,26 +33,33 @@ class Ruler:
         self._judge_model = judge_model
 
     async def score(self, group: Group) -> list[Score]:
-        """Score by the judge's numbers on one scale; `raw_score` is the mean of what it gave."""
+        """Score by the judge's numbers on one scale; `raw_score` is the mean of its own numbers.
+
+        Raises:
+            JudgeUnavailable: The judge cannot be asked now.
+            JudgeFault: It gave no usable answer, even for the halves of a question.
+            ServerUnavailable: Postgres does not answer.
+        """
         # In a thread: long runs take seconds to condense, and leases must be renewed meanwhile.
         exhibit = await asyncio.to_thread(prepare, group, self._judge)
         if len(set(exhibit.texts.values())) == 1:
-            # Nothing to compare, so nobody is paid: equal scores, of which nobody learns.
+            # Nothing to compare, so no judge is paid: scores are equal, and the window is skipped.
             return [_alike(outcome) for outcome in group.outcomes]
-        judged = await self._compare(exhibit)
-        numbers = [{each: found.score for each, found in one.items()} for one in judged]
+        judgments = await self._compare(exhibit)
+        numbers = [{each: judged.score for each, judged in one.items()} for one in judgments]
         scaled = on_one_scale(numbers)
         scores = []
         for outcome in group.outcomes:
-            found = [one[outcome.trajectory_id] for one in judged if outcome.trajectory_id in one]
+            trajectory_id = outcome.trajectory_id
+            several = [one[trajectory_id] for one in judgments if trajectory_id in one]
             scores.append(
                 Score(
-                    trajectory_id=outcome.trajectory_id,
+                    trajectory_id=trajectory_id,
                     agent_id=outcome.agent_id,
-                    score=scaled[outcome.trajectory_id],
-                    raw_score=sum(each.score for each in found) / len(found),
-                    components={"groups": float(len(found))} if len(judged) > 1 else {},
-                    reasoning=f"ruler: {found[0].explanation}",
+                    score=scaled[trajectory_id],
+                    raw_score=sum(each.score for each in several) / len(several),
+                    components={"groups": float(len(several))} if len(judgments) > 1 else {},
+                    reasoning=f"ruler: {several[0].explanation}",
                     content_hash=outcome.content_hash,
                     judge_model=self._judge_model,
                 )
@@ -60,13 +67,13 @@ class Ruler:
         return scores
 
     async def _compare(self, exhibit: Exhibit) -> Judgments:
-        """Return what the judge says, a mapping a question; anchors are in several."""
+        """Return the judge's answers, one dict a question; anchors are in several."""
         questions = plan(exhibit.ranked, exhibit.together, seed=exhibit.window_id)
         answers = await all_done(self._ask(exhibit, members, _SPLITS) for members in questions)
-        return [one for several in answers for one in several]
+        return [one for judgments in answers for one in judgments]
 
     async def _ask(self, exhibit: Exhibit, members: Sequence[str], splits: int) -> Judgments:
-        """One question, or two smaller ones where it gets no usable answer."""
+        """Ask one question, or two smaller ones if it gets no usable answer."""
         try:
             shown = exhibit.shown(members)
             return [await self._judge.ask(exhibit.window_id, shown, exhibit.context)]
@@ -75,7 +82,7 @@ class Ruler:
             if not smaller:
                 raise
         answers = await all_done(self._ask(exhibit, half, splits - 1) for half in smaller)
-        return [one for several in answers for one in several]
+        return [one for judgments in answers for one in judgments]
 
 
 def _alike(outcome: Outcome) -> Score:

@@ -1,4 +1,4 @@
-"""Scores the windows of one claim: each is read, filtered, scored and committed by itself."""
+"""The scoring of one claim: each window is read, filtered, scored and committed by itself."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """Scores and whose they are, or why there are none to train on.
+    """Scores and their scorer, or the reason to skip the window.
 
-    `fell_back` is whether a judge was asked before, perhaps paid, and gave none of them.
+    `fell_back`: a judge was asked first, and perhaps paid, but none of the scores is the judge's.
     """
 
     scorer: str
@@ -61,7 +61,7 @@ class _Verdict:
 
 
 class ScoringRun:
-    """The work on one claim: its windows by their leases, and the connection that reads traces."""
+    """The work on one claim: `claimed` has the lease of each window."""
 
     def __init__(
         self,
@@ -74,10 +74,15 @@ class ScoringRun:
         self._context, self._keeper = context, keeper
         self._claimed, self._scorers = claimed, scorers
         self._reader, self._attacher = sources
-        self._reading = asyncio.Lock()  # one connection
+        self._reading = asyncio.Lock()  # the reader is one connection
 
     async def in_turn(self) -> list[str]:
-        """Score one window after another; return those that moved on."""
+        """Score one window after another; return those that moved on.
+
+        Raises:
+            LeaseLost, StaleClaim: Another worker has taken over.
+            ServerUnavailable: Postgres does not answer.
+        """
         moved: list[str] = []
         for window in self._still_due():
             if moved and self._attacher and not self._attacher.has_time():
@@ -87,13 +92,18 @@ class ScoringRun:
         return moved
 
     async def together(self) -> list[str]:
-        """Score all windows at the same time, since a judge takes its time; return as above."""
+        """Score all windows at the same time, since a judge is slow; return those that moved on.
+
+        Raises:
+            LeaseLost, StaleClaim: Another worker has taken over.
+            ServerUnavailable: Postgres does not answer.
+        """
         windows = self._still_due()
         done = await all_done(map(self._score_window, windows))
         return [window.window_id for window, moved in zip(windows, done, strict=True) if moved]
 
     def _still_due(self) -> list[Window]:
-        """Without those that somebody finished, or wants otherwise, since we claimed them."""
+        """Return the claimed windows that are still due, and still for one of these scorers."""
         name = self._context.lineage.name
         with self._context.database.transaction() as tx:
             windows = window_rows.read(tx, name, list(self._claimed))
@@ -118,7 +128,7 @@ class ScoringRun:
         except (LeaseLost, StaleClaim, ServerUnavailable):
             raise
         except JudgeUnavailable as error:
-            log.error("window %s waits: %s", window.window_id, error)  # noqa: TRY400 - it says all
+            log.error("window %s waits: %s", window.window_id, error)  # noqa: TRY400 - the message is enough
             failures.wait(context, window, lease, error, error.wait_seconds)
         except Exception as error:
             if not isinstance(error, JudgeFault):
@@ -146,20 +156,20 @@ class ScoringRun:
             return _Verdict(scorer.name, [], why_skip)
         fell_back = False
         try:
-            given = await scorer.score(group)
+            judged = await scorer.score(group)
         except (JudgeUnavailable, JudgeFault) as error:
             if settings.judge_fallback == "wait" or isinstance(error, JudgePaused):
                 raise
             log.warning("window %s falls back to the heuristic: %s", group.window_id, error)
             scorer, fell_back = WITHOUT_JUDGE["heuristic"], True
-            given = await scorer.score(group)
+            judged = await scorer.score(group)
         trainable = {o.trajectory_id for o in group.outcomes if o.text_bytes}
-        rewards = [s.score for s in given if s.trajectory_id in trainable]
+        rewards = [s.score for s in judged if s.trajectory_id in trainable]
         why_skip = no_signal(rewards, settings.min_reward_spread)
-        return _Verdict(scorer.name, given, why_skip, scorer.rubric, fell_back)
+        return _Verdict(scorer.name, judged, why_skip, scorer.rubric, fell_back)
 
     async def _attach(self, window: Window, read: ReadWindow, verdict: _Verdict) -> None:
-        """Ask for log-probabilities of what will be trained, where a server can tell them."""
+        """Ask a server, if one is set, for the log-probabilities of the calls that will train."""
         if self._attacher and verdict.why_skip is None:
             read.funnel["unattached"] = await self._attacher.attach(
                 self._reader,
@@ -213,7 +223,7 @@ async def scoring_run(
     claimed: Mapping[str, Lease],
     scorers: Mapping[str, Scorer],
 ) -> AsyncIterator[ScoringRun]:
-    """Open what a run reads from: one connection, and the server of LOGPROBS_URL where it is set.
+    """Open a run's sources: a connection, and the server of LOGPROBS_URL, if it is set.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
@@ -234,7 +244,7 @@ def _scored(read: ReadWindow, verdict: _Verdict) -> Scored:
 
 
 def _too_small(settings: Settings, outcomes: Sequence[Outcome]) -> str | None:
-    """Why a group cannot train, so that no judge is asked about it; None where it can."""
+    """Return why a group is too small to train, so that no judge is asked; else None."""
     agents = len({o.agent_id for o in outcomes})
     if agents < settings.min_agents_per_window:
         return f"{agents} agents with usable traces, needs {settings.min_agents_per_window}"

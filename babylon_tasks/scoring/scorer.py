@@ -1,4 +1,4 @@
-"""What every scorer is given, and what it is."""
+"""The protocol of all scorers, and the group that they score."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from babylon_tasks.scoring.rubric import Rubric
 class Group:
     """A window's trajectories, scored against each other.
 
-    `runs` (by trajectory id) and `markets` tell the future; they are there for scorers that ask
-    for them, and are read for no other purpose.
+    `runs` (by trajectory id) and `markets` tell the future. They are filled only for scorers that
+    ask for them (`sees_runs`), and only those read them.
     """
 
     window_id: str
@@ -32,14 +32,14 @@ class Scorer(Protocol):
 
     name: str  # the column `scorer` of rl.scores
     sees_runs: bool  # whether a group needs `runs` and `markets`
-    rubric: Rubric | None  # what its judge is told; None without a judge
+    rubric: Rubric | None  # of its judge; None without a judge
 
     async def score(self, group: Group) -> list[Score]:
-        """One score for every outcome of the group, in any order.
+        """Return one score for every outcome of the group, in any order.
 
         Raises:
-            JudgeUnavailable: There is a judge, and it cannot be asked now.
-            JudgeFault: It was asked often enough, and gave no usable answer.
-            UserError: It can never be asked like this (key, model, price, rubric).
+            JudgeUnavailable: The scorer's judge cannot be asked now.
+            JudgeFault: The judge was asked several times, and gave no usable answer.
+            ServerUnavailable: Postgres does not answer.
         """
         ...

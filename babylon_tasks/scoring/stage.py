@@ -1,4 +1,4 @@
-"""Stage 2, what a window was worth: `due` → `scored` or `skipped`, with a row in rl.scores each."""
+"""Stage 2, scoring: windows go from `due` to `scored` or `skipped`, with rows in rl.scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]:
     """Claim up to `limit` due windows and score them, one commit each; return those moved on.
 
-    Windows that need no judge come first; a judge is asked only where none of them moved.
+    Windows that need no judge come first; a judge is asked only if none of them moved on.
 
     Raises:
         LeaseLost, StaleClaim: Another worker has taken over; nothing was written.
@@ -50,11 +50,12 @@ def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]
 def _score_with_judge(context: Context, due: DueQuery, limit: int) -> list[str]:
     """Claim due windows for a judge, and the judge with them.
 
-    One worker at a time judges for a lineage, many questions at once: so JUDGE_CONCURRENCY holds
-    for all of them together, and a judge that hangs keeps one pool process busy and no more.
+    Only one worker at a time judges for a lineage, with many questions at once. So
+    JUDGE_CONCURRENCY holds for all workers together, and a judge that hangs blocks only one pool
+    process.
     """
     settings, resource = context.settings, f"judge/{context.lineage.name}"
-    scorers = judged_scorers(context)  # may import for seconds: before anything is held
+    scorers = judged_scorers(context)  # may import for seconds, so it comes before any lease
     with context.database.transaction() as tx:
         lease = leases.acquire(tx, resource, context.holder, settings.lease_seconds)
         if lease is None:
@@ -67,7 +68,12 @@ def _score_with_judge(context: Context, due: DueQuery, limit: int) -> list[str]:
 async def score_claimed(
     context: Context, keeper: LeaseKeeper, claimed: Mapping[str, Lease]
 ) -> list[str]:
-    """Score the claimed windows one after another; return those that moved on."""
+    """Score the claimed windows one after another; return those that moved on.
+
+    Raises:
+        LeaseLost, StaleClaim: Another worker has taken over.
+        ServerUnavailable: Postgres does not answer.
+    """
     async with scoring_run(context, keeper, claimed, WITHOUT_JUDGE) as run:
         return await _with_beats(context, keeper, run.in_turn())
 
@@ -78,13 +84,18 @@ async def judge_claimed(
     claimed: Mapping[str, Lease],
     scorers: Mapping[str, Scorer],
 ) -> list[str]:
-    """Score the claimed windows with a judge, their questions at the same time."""
+    """Score the claimed windows with a judge, all at the same time; return those that moved on.
+
+    Raises:
+        LeaseLost, StaleClaim: Another worker has taken over.
+        ServerUnavailable: Postgres does not answer.
+    """
     async with scoring_run(context, keeper, claimed, scorers) as run:
         return await _with_beats(context, keeper, run.together())
 
 
 async def _with_beats(context: Context, keeper: LeaseKeeper, work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work returns; its leases live meanwhile, and it ends where one is lost."""
+    """Await the work while its leases are renewed; cancel it if one is lost."""
     beats = asyncio.create_task(_beat(keeper, context.settings.heartbeat_seconds / 2))
     scoring = asyncio.create_task(work)
     try:
@@ -99,7 +110,7 @@ async def _with_beats(context: Context, keeper: LeaseKeeper, work: Coroutine[Any
 
 
 async def _beat(keeper: LeaseKeeper, every_seconds: float) -> None:
-    """Beat for as long as it runs: a server answers, or is given up, in bounded time."""
+    """Beat until it is cancelled; no progress is checked, since every request has a time limit."""
     while True:
         await asyncio.sleep(every_seconds)
         keeper.beat()

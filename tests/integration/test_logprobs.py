@@ -248,7 +248,7 @@ def test_nothing_is_asked_twice(make_asking: MakeContext, vllm_server: LogprobsS
 def test_what_was_answered_before_a_crash_is_kept(
     make_asking: MakeContext, vllm_server: LogprobsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attach, "_TOGETHER", 2)
+    monkeypatch.setattr(attach, "_BATCH", 2)
     context = make_asking()
     window = hours_ago(3)
     add_window(context, window)

@@ -53,7 +53,7 @@ def step(**parts: Any) -> dict[str, Any]:
 
 
 def only(**parts: Any) -> RunStep:
-    (move,) = decode_run(raw(json.dumps([step(**parts)]))).moves
+    (move,) = decode_run(raw(json.dumps([step(**parts)]))).steps
     return move
 
 
@@ -84,7 +84,7 @@ def test_a_trade_names_a_market_and_a_side() -> None:
 def test_the_pnl_path_leaves_out_what_is_unknown() -> None:
     states = [{"agentPnL": 5}, {}, {"agentPnL": "-2.5"}, {"agentPnL": "abc"}, None]
     play = decode_run(raw(json.dumps([step(environmentState=state) for state in states])))
-    assert [move.pnl for move in play.moves] == [5.0, None, -2.5, None, None]
+    assert [move.pnl for move in play.steps] == [5.0, None, -2.5, None, None]
     assert pnl_path(play) == [5.0, -2.5]
 
 
@@ -122,7 +122,7 @@ def test_without_a_readable_success_an_error_is_a_failure() -> None:
 @pytest.mark.parametrize("value", [True, "nan", "inf", "abc", "", [1], 2e15, 10**400, "1" * 5000])
 def test_dollars_that_are_none(value: Any) -> None:
     text = json.dumps([step(environmentState={"agentPnL": value, "agentBalance": "7"})])
-    (move,) = decode_run(raw(text)).moves
+    (move,) = decode_run(raw(text)).steps
     assert move.pnl is None
     assert move.balance == 7.0
 
@@ -144,7 +144,7 @@ def call(response: str = "", purpose: Any = "action", **more: Any) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("calls", "said"),
+    ("calls", "reason"),
     [
         ([], ""),
         (None, ""),
@@ -157,17 +157,17 @@ def call(response: str = "", purpose: Any = "action", **more: Any) -> dict[str, 
         ([call("kept", reasoning={"not": "text"})], "kept"),
     ],
 )
-def test_what_an_agent_said(calls: Any, said: str) -> None:
-    assert only(llmCalls=calls).said == said
+def test_what_an_agent_said(calls: Any, reason: str) -> None:
+    assert only(llmCalls=calls).reason == reason
 
 
 def test_the_actions_own_reasoning_goes_first() -> None:
-    assert acted(reasoning="Cheap.").said == "Cheap."
-    assert acted(reasoning="  ").said == "I buy."
+    assert acted(reasoning="Cheap.").reason == "Cheap."
+    assert acted(reasoning="  ").reason == "I buy."
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "reason"),
     [
         ('{"action":"BUY","reason":"momentum is up"}', "momentum is up"),
         ('```json\n{"trade": {"reasoning": "it \\"will\\" turn"}}\n```', 'it "will" turn'),
@@ -177,13 +177,13 @@ def test_the_actions_own_reasoning_goes_first() -> None:
         ('{"reason": "half \\ud83d"}', "half \ufffd"),
     ],
 )
-def test_the_reason_in_an_answer(answer: str, said: str) -> None:
-    assert only(llmCalls=[call(answer)]).said == said
+def test_the_reason_in_an_answer(answer: str, reason: str) -> None:
+    assert only(llmCalls=[call(answer)]).reason == reason
 
 
 def test_long_texts_are_cut() -> None:
     long = only(action={"actionType": "A" * 9999, "reasoning": "w" * 99_999, "error": "e" * 9999})
-    assert [len(t) for t in (long.action, long.said, long.error or "")] == [100, 1000, 200]
+    assert [len(t) for t in (long.action, long.reason, long.error or "")] == [100, 1000, 200]
 
 
 def test_lone_surrogates_and_nul_in_one_part_leave_the_others() -> None:
@@ -194,7 +194,7 @@ def test_lone_surrogates_and_nul_in_one_part_leave_the_others() -> None:
     )
     parameters: dict[str, Scalar] = {"side": "\ufffd"}
     expected = RunStep(0, "BUY\ufffd", parameters, False, "x\ufffdy", 3.0, None, "a\ufffdz\x00")
-    assert decode_run(raw(text)).moves == (expected,)
+    assert decode_run(raw(text)).steps == (expected,)
 
 
 @pytest.mark.parametrize(
@@ -231,12 +231,12 @@ def check(text: str) -> None:
 
 def check_play(text: str, play: AgentRun) -> None:
     with contextlib.suppress(Unusable):
-        assert len(play.moves) == decode(raw(text)).outcome.steps
+        assert len(play.steps) == decode(raw(text)).outcome.steps
     assert all(math.isfinite(pnl) for pnl in pnl_path(play))
     assert 0 <= failed_share(play) <= 1
-    assert len(trades(play)) <= len(play.moves)
-    for move in play.moves:
-        texts = [move.action, move.said, move.error or "", *map(str, move.parameters.values())]
+    assert len(trades(play)) <= len(play.steps)
+    for move in play.steps:
+        texts = [move.action, move.reason, move.error or "", *map(str, move.parameters.values())]
         "".join([*texts, *move.parameters]).encode()
 
 
@@ -295,9 +295,9 @@ def test_simulated_rows_read_as_they_were_made() -> None:
     for window in simulate(1, 6, 3, datetime(2025, 11, 20, 12), odd=False):
         for row in window.trajectories:
             play = decode_run(RawTrace(row.trajectory_id, row.agent_id, 0, row.steps_json))
-            assert len(play.moves) == row.episode_length
+            assert len(play.steps) == row.episode_length
             assert len(trades(play)) == row.trades_executed
             assert pnl_path(play)[-1] == row.final_pnl
-            assert play.moves[-1].balance == row.final_balance
+            assert play.steps[-1].balance == row.final_balance
             assert (failed_share(play) > 0) == (row.final_status == "completed_with_errors")
-            assert all(move.said for move in play.moves)
+            assert all(move.reason for move in play.steps)

@@ -31,13 +31,13 @@ WIDE = 1_000_000  # tokens: room for everything
 
 
 def move(
-    action: str = "HOLD", pnl: float | None = 0.0, said: str = "", **parameters: Any
+    action: str = "HOLD", pnl: float | None = 0.0, reason: str = "", **parameters: Any
 ) -> RunStep:
-    return RunStep(0, action, parameters, True, None, pnl, None, said)
+    return RunStep(0, action, parameters, True, None, pnl, None, reason)
 
 
-def buy(pnl: float | None = 0.0, said: str = "", market: str = "m1", amount: int = 50) -> RunStep:
-    return move("BUY", pnl, said, marketId=market, side="YES", amount=amount)
+def buy(pnl: float | None = 0.0, reason: str = "", market: str = "m1", amount: int = 50) -> RunStep:
+    return move("BUY", pnl, reason, marketId=market, side="YES", amount=amount)
 
 
 def play(*moves: RunStep) -> AgentRun:
@@ -56,7 +56,7 @@ def test_a_small_play() -> None:
         buy(0, "momentum is up"),
         refused,
         move(pnl=12.5),
-        move(pnl=12.5, said="no edge"),
+        move(pnl=12.5, reason="no edge"),
         move("SELL", -3.25, "turns", ticker="ORBX", side="NO", price=0.5, limit=True),
         move("", None),
         move("POST", 40, content="Up, up and away we go, all of us"),
@@ -188,9 +188,9 @@ def test_words_are_cut_at_their_ends() -> None:
 
 def test_trades_have_the_first_word_and_share_it_fairly() -> None:
     moves = [buy(n, "because " * 20, market=f"m{n}") for n in range(4)] + [
-        move(pnl=9, said="nothing to do " * 9)
+        move(pnl=9, reason="nothing to do " * 9)
     ]
-    bare = estimate_tokens(condense(play(*(replace(m, said="") for m in moves)), WIDE))
+    bare = estimate_tokens(condense(play(*(replace(m, reason="") for m in moves)), WIDE))
     few = condense(play(*moves), bare + 60).splitlines()
     quoted = [line.partition('"')[2] for line in few[1:]]
     assert len({len(words) for words in quoted[:4]}) == 1
@@ -205,14 +205,14 @@ def test_trades_have_the_first_word_and_share_it_fairly() -> None:
 
 def test_short_words_leave_their_share_to_long_ones() -> None:
     moves = [buy(n, "go", f"m{n}") for n in range(5)] + [buy(9, "because " * 30)]
-    bare = estimate_tokens(condense(play(*(replace(m, said="") for m in moves)), WIDE))
+    bare = estimate_tokens(condense(play(*(replace(m, reason="") for m in moves)), WIDE))
     assert condense(play(*moves), bare + 5 * 6 + 40).count("because") == 30
 
 
 def test_the_middle_is_summarised_where_actions_do_not_fit() -> None:
     path = [0, 10, 20, -50, 70, 30, 40, 60, 5]
     run = play(*(buy(pnl, "why", f"m{n}") for n, pnl in enumerate(path)))
-    full = condense(play(*(replace(m, said="") for m in run.moves)), WIDE)
+    full = condense(play(*(replace(m, reason="") for m in run.steps)), WIDE)
     lines = condense(run, estimate_tokens(full) - 1).splitlines()
     assert lines == [
         "9 steps: 9 BUY. 9 trades, 0 failed. P&L: first 0, lowest -50, highest 70, last 5.",
@@ -243,7 +243,7 @@ moves = st.builds(
     error=st.none() | texts,
     pnl=st.none() | st.floats(-1e15, 1e15) | cents,
     balance=st.none(),
-    said=texts | texts.map(lambda text: text * 20),
+    reason=texts | texts.map(lambda text: text * 20),
 )
 
 
@@ -260,7 +260,7 @@ def test_no_play_exceeds_its_budget(made: list[RunStep], budget: int) -> None:
 def test_every_action_is_kept_where_the_bare_ones_fit(
     made: list[RunStep], data: st.DataObject
 ) -> None:
-    bare = condense(play(*(replace(m, said="") for m in made)), WIDE)
+    bare = condense(play(*(replace(m, reason="") for m in made)), WIDE)
     text = condense(play(*made), estimate_tokens(bare) + data.draw(st.integers(0, 500)))
     spans = [line.split(" ", 1)[0].split("-") for line in text.splitlines()[1:]]
     steps = [n for span in spans for n in range(int(span[0]), int(span[-1]) + 1)]
@@ -279,7 +279,7 @@ def long_plays() -> list[AgentRun]:
             run = decode_run(RawTrace(row.trajectory_id, row.agent_id, 0, row.steps_json))
             mine = moves.setdefault(row.agent_id, [])
             before = (mine[-1].pnl or 0) if mine else 0
-            mine += [replace(m, pnl=round(before + (m.pnl or 0), 2)) for m in run.moves]
+            mine += [replace(m, pnl=round(before + (m.pnl or 0), 2)) for m in run.steps]
     for agent, made in moves.items():
         assert len(made) >= 60
         found.append(replace(play(*made[:60]), agent_id=agent))
@@ -288,7 +288,7 @@ def long_plays() -> list[AgentRun]:
 
 
 def wordless(run: AgentRun) -> AgentRun:
-    return replace(run, moves=tuple(replace(m, said="") for m in run.moves))
+    return replace(run, steps=tuple(replace(m, reason="") for m in run.steps))
 
 
 def test_64_agents_of_60_steps_fit_a_32k_context_in_groups() -> None:
@@ -401,7 +401,7 @@ def test_the_estimate_adds_up(counters: list[Counter], lines: list[str]) -> None
 @quick
 @given(path=st.lists(cents, min_size=1, max_size=80))
 def test_bare_tokens_are_enough_for_every_action_and_not_one_more(path: list[float]) -> None:
-    run = play(*(buy(pnl, amount=50 + n, said="words " * 9) for n, pnl in enumerate(path)))
+    run = play(*(buy(pnl, amount=50 + n, reason="words " * 9) for n, pnl in enumerate(path)))
     needed = bare_tokens(run)
     bare = condense(run, needed)
     assert "left out" not in bare

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.records.scores import no_signal
 from babylon_tasks.records.traces import Outcome, decode
-from babylon_tasks.scoring.filters import STAGES, keep
+from babylon_tasks.scoring.filters import STAGES, apply
 from babylon_tasks.settings import Settings
 from babylon_tasks.simulation.simulate import simulate
 
@@ -33,14 +33,14 @@ def many(count: int, prefix: str = "t") -> list[Outcome]:
 
 def kept(outcomes: list[Outcome], window_id: str = WINDOW, **changes: Any) -> list[str]:
     """Ids of those kept, having checked that the counts add up."""
-    found, left_out = keep(outcomes, Settings(**changes), window_id)
+    found, left_out = apply(outcomes, Settings(**changes), window_id)
     assert len(found) + left_out.total() == len(outcomes)
     assert set(left_out) <= set(STAGES["trajectories"])
     return [outcome.trajectory_id for outcome in found]
 
 
 def reasons(outcomes: list[Outcome], **changes: Any) -> Counter[str]:
-    return +keep(outcomes, Settings(**changes), WINDOW)[1]
+    return +apply(outcomes, Settings(**changes), WINDOW)[1]
 
 
 def test_the_defaults_keep_a_normal_window_in_its_order() -> None:
@@ -171,7 +171,7 @@ def test_two_draws_are_not_one() -> None:
 
 
 def test_nothing_comes_of_nothing() -> None:
-    assert keep([], Settings(), WINDOW) == ([], Counter())
+    assert apply([], Settings(), WINDOW) == ([], Counter())
 
 
 @given(

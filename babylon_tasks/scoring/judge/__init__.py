@@ -1,1 +1,1 @@
-"""Scores by RULER: what an LLM judge is shown, asked and believed."""
+"""The LLM judge: its prompt, its client, and the check of its answers."""

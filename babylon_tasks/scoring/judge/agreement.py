@@ -8,7 +8,10 @@ from statistics import correlation, fmean
 
 
 def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties with their mean rank; None where one side is all ties."""
+    """Return Spearman's rank correlation, None if all numbers of a side are equal.
+
+    Ties get their mean rank.
+    """
     if any(len(set(numbers)) < 2 for numbers in (ours, theirs)):
         return None
     return correlation(_ranks(ours), _ranks(theirs))

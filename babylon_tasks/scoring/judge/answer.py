@@ -1,4 +1,4 @@
-"""A judge's answer, read with suspicion: each trajectory named exactly once, scores in [0, 1]."""
+"""A judge's answer and its checks: each trajectory named exactly once, scores in [0, 1]."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from babylon_tasks.text import one_line
 
 _OBJECT = re.compile(r'\{\s*"')
-_MAX_OBJECTS = 1000  # looked at in one answer
-_MAX_DIGITS = 300  # of a whole number; more overflow a float
+_MAX_OBJECTS = 1000  # tried in one answer
+_MAX_DIGITS = 300  # of a whole number; a longer one overflows a float
 
 
 def _whole_number(digits: str) -> int | float:
@@ -25,7 +25,7 @@ _decoder = json.JSONDecoder(parse_int=_whole_number)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the judge says of the trajectory that it saw as number `id`."""
+    """The judge's score and explanation for the trajectory that it saw as number `id`."""
 
     id: str
     score: float
@@ -34,9 +34,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back and was paid for; `entries` is None where it could not be read.
+    """An answer that was paid for; `entries` is None if it could not be read.
 
-    `cut_off` is whether it ended for want of tokens; `usd` is None where no price is known.
+    `cut_off`: it reached the token limit. `usd` is None if the price is unknown.
     """
 
     entries: Sequence[Entry] | None
@@ -47,10 +47,10 @@ class Answer:
 
 
 def find_entries(content: str) -> list[Entry] | None:
-    """Return the entries in a text that should be `{"scores": […]}` alone, and often is not.
+    """Return the entries in a text that should be only `{"scores": […]}`, but often has more.
 
-    Of several (a draft, then the answer) the last. Each part of the text is read once, however odd
-    it is: this runs in the event loop.
+    Of several such objects (a draft, then the answer) the last one counts. Each part of the text is
+    read only once, since this runs in the event loop.
     """
     end, last = 0, None
     for _ in range(_MAX_OBJECTS):
@@ -58,14 +58,14 @@ def find_entries(content: str) -> list[Entry] | None:
         if start is None:
             break
         try:
-            found, end = _decoder.raw_decode(content, start.start())
+            candidate, end = _decoder.raw_decode(content, start.start())
         except json.JSONDecodeError as error:
             end = max(error.pos, start.end())
         except RecursionError:
             break
         else:
-            if isinstance(found.get("scores"), list):
-                last = _entries(found["scores"])
+            if isinstance(candidate.get("scores"), list):
+                last = _entries(candidate["scores"])
     return last
 
 
@@ -96,7 +96,7 @@ def fault_of(answer: Answer, count: int) -> str | None:
     ids = [entry.id for entry in answer.entries]
     wanted = [str(number) for number in range(1, count + 1)]
     faults = []
-    for what, found in (
+    for what, faulty in (
         ("scores are missing for ids", [each for each in wanted if each not in ids]),
         ("there are no ids", sorted({each for each in ids if each not in wanted})),
         ("more than one score for ids", [each for each in wanted if ids.count(each) > 1]),
@@ -105,6 +105,6 @@ def fault_of(answer: Answer, count: int) -> str | None:
             [entry.id for entry in answer.entries if not 0 <= entry.score <= 1],
         ),
     ):
-        if found:
-            faults.append(f"{what} {', '.join(found[:20])}")
+        if faulty:
+            faults.append(f"{what} {', '.join(faulty[:20])}")
     return one_line("; ".join(faults), 500) if faults else None

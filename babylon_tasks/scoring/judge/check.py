@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: asked twice about the same trajectories, in two orders."""
+"""The check of a judge: it is asked twice about the same trajectories, in opposite orders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from babylon_tasks.work.aio import all_done
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What two answers in opposite orders say of a judge.
+    """What two answers in opposite orders say about a judge.
 
-    Correlations are Spearman's, -1 to 1, None where all numbers of a side are equal.
-    `self_consistency` is between the two answers, `largest_change` the most that one score moved.
-    `position_bias` is the mean score of the first half of a prompt less that of the second, over
-    both orders, in which every trajectory is once in each: 0 for a judge who does not mind.
+    Correlations are Spearman's, -1 to 1, None if all numbers of a side are equal.
+    `self_consistency` is the correlation of the two answers; `largest_change` is the largest
+    difference between a trajectory's two scores. `position_bias` is the mean score in the first
+    half of a prompt minus that in the second half. Over both orders each trajectory is once in each
+    half, so it is 0 for a judge who ignores the position.
     """
 
     window_id: str
@@ -37,13 +38,14 @@ class Check:
 
 
 async def check(group: Group, judge: Judge) -> Check:
-    """Ask twice about 3 trajectories or more, whatever was bought before.
+    """Ask twice about at least 3 trajectories, even if the answers were bought before.
 
-    Of a large window the first group only.
+    Of a large window only the first group is used.
 
     Raises:
         UserError: All trajectories look the same.
-        JudgeUnavailable, JudgeFault: It gave no answer to check.
+        JudgeUnavailable, JudgeFault: The judge gave no answer to check.
+        ServerUnavailable: Postgres does not answer.
     """
     exhibit = prepare(group, judge)
     if len(set(exhibit.texts.values())) == 1:
@@ -56,7 +58,7 @@ async def check(group: Group, judge: Judge) -> Check:
     first = [forth[each].score for each in members]
     second = [back[each].score for each in members]
     half = len(members) // 2
-    # Whoever was in the first half of one order was in the second half of the other.
+    # A trajectory in the first half of one order is in the second half of the other.
     early = fmean([*first[:half], *second[-half:]])
     late = fmean([*first[-half:], *second[:half]])
     both = [(a + b) / 2 for a, b in zip(first, second, strict=True)]

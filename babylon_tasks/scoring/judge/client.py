@@ -1,6 +1,6 @@
-"""A judge that is asked no more often, no faster and for no more money than allowed.
+"""The judge's client: it limits tries, questions at the same time, and dollars a day.
 
-Every answer is kept in `rl.judgments` as soon as it is there: a crash does not buy it again.
+Every answer is stored in `rl.judgments` at once, so that no crash makes us pay for it again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 120  # of one trajectory's id, explanation and score
 _AROUND_ANSWER_TOKENS = 200  # braces, fences, a polite sentence
-_QUESTION_TOKENS = 400  # of what ruler() and the provider put around our texts
+_QUESTION_TOKENS = 400  # that ruler() and the provider add to our texts
 
-_TRIES = 4  # for any answer
-_ANSWERS = 3  # for a usable one
+_TRIES = 4  # until any answer comes
+_ANSWERS = 3  # until a usable answer comes
 _FIRST_WAIT_SECONDS = 1.0  # between tries, doubled with each
-_LONGEST_WAIT_SECONDS = 60.0  # a judge that asks for more is asked again in another task
+_LONGEST_WAIT_SECONDS = 60.0  # if the judge demands more, another task asks again
 _LIMIT_WAIT_SECONDS = 600.0  # JUDGE_DAILY_USD may have been raised by then
-_FOR_OTHERS_SECONDS = 1.0  # between looks at what the questions in flight have cost
+_FOR_OTHERS_SECONDS = 1.0  # between looks at the cost of the questions in flight
 _TASK_SECONDS = 1200.0  # then the rest is left to another task; workers end theirs after 1800
 
 _FORM = """
@@ -58,25 +58,25 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the judge says of one trajectory, compared with the others of its question."""
+    """The judge's score of one trajectory, in comparison with the others of its question."""
 
     score: float
     explanation: str
 
 
 class Judge:
-    """Asks for one task.
+    """Asks the judge on behalf of one task.
 
     Raises:
         UserError: The rubric cannot be read or is too long, ART or the judge's key is missing, or
-            there is a daily limit for a judge of unknown price.
+            a daily limit is set for a judge of unknown price.
     """
 
     def __init__(self, context: Context) -> None:
-        self._worker = context
+        self._context = context
         self._settings = context.settings
         self.rubric = load_rubric(self._settings.judge_rubric)
-        ruler_call.load()  # takes seconds: here nobody holds a lease yet
+        ruler_call.load()  # takes seconds, so it is done before a lease is held
         ruler_call.require_key(self._settings)
         self._price = ruler_call.price(self._settings)
         if self.room("") < self._settings.judge_context_tokens // 2:
@@ -87,51 +87,52 @@ class Judge:
         if self._settings.judge_daily_usd is not None and self._price is None:
             raise UserError(ruler_call.no_price(self._settings))
         self._slots = asyncio.Semaphore(self._settings.judge_concurrency)
-        self._wait_until = 0.0  # monotonic; the judge asked everybody to wait
-        self._gone: JudgeUnavailable | None = None
+        self._wait_until = 0.0  # monotonic; the judge demanded that all questions wait
+        self._unavailable: JudgeUnavailable | None = None
         self._asking_usd = 0.0  # what the questions in flight may cost
         self._answered = 0
         self._ends_at = time.monotonic() + _TASK_SECONDS
         self.tokens = 0  # spent so far
-        self.usd: float | None = 0.0  # None where no price is known
+        self.usd: float | None = 0.0  # None if the price is unknown
 
     def room(self, context: str) -> int:
-        """Tokens that are left for trajectories and the answers about them."""
+        """Return the tokens that trajectories and the answers about them may take."""
         around = estimate_tokens(self._rubric_for(1) + context) + _QUESTION_TOKENS
         return self._settings.judge_context_tokens - around - self._longest_answer(0)
 
     async def ask(
         self, window_id: str, shown: Sequence[Shown], context: str, *, again: bool = False
     ) -> dict[str, Judged]:
-        """Compare the trajectories; trajectory id → what the judge says of it.
+        """Compare the trajectories; return the judge's scores by trajectory id.
 
-        An answer to the same question that was bought before is taken instead, unless `again`.
+        If the same question was answered before, that answer is returned, unless `again`.
 
         Raises:
             JudgeUnavailable: It does not answer, refuses, or the daily limit is reached.
-            JudgeFault: It gave no usable answer, the last one's fault is named.
+            JudgeFault: It gave no usable answer; the message names the last one's fault.
+            ServerUnavailable: Postgres does not answer.
         """
         question = self._question(shown, context)
         if not again:
-            with self._worker.database.transaction() as tx:
-                known = judgments.find(tx, question)
-            if known:
+            with self._context.database.transaction() as tx:
+                verdict = judgments.find(tx, question)
+            if verdict:
                 return {
                     trajectory_id: Judged(score, explanation)
                     for trajectory_id, score, explanation in zip(
-                        known.trajectory_ids, known.scores, known.explanations, strict=True
+                        verdict.trajectory_ids, verdict.scores, verdict.explanations, strict=True
                     )
                 }
         rubric = self._rubric_for(len(shown))
         fault: str | None = None
         for _ in range(_ANSWERS):
-            told = f"\n\nYour last answer was refused: {fault}." if fault else ""
-            answer = await self._answer([each.text for each in shown], context, rubric + told)
+            correction = f"\n\nYour last answer was refused: {fault}." if fault else ""
+            answer = await self._answer([each.text for each in shown], context, rubric + correction)
             fault = fault_of(answer, len(shown))
             by_id = {entry.id: entry for entry in answer.entries or ()}
             entries = [] if fault else [by_id[str(n + 1)] for n in range(len(shown))]
             judged = [Judged(e.score, one_line(e.explanation, 2000)) for e in entries]
-            self._keep(
+            self._store(
                 Judgment(
                     model_name=self._settings.model_name,
                     window_id=window_id,
@@ -148,12 +149,11 @@ class Judge:
                 )
             )
             if fault is None:
-                return {
-                    each.trajectory_id: found for each, found in zip(shown, judged, strict=True)
-                }
+                ids = [each.trajectory_id for each in shown]
+                return dict(zip(ids, judged, strict=True))
             log.warning("window %s: %s's answer is refused: %s", window_id, self._name, fault)
             if answer.cut_off:
-                break  # it would be again
+                break  # the next answer would be cut off too
         raise JudgeFault(f"no usable answer from {self._name}: {fault}")
 
     @property
@@ -173,14 +173,14 @@ class Judge:
         ]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
-    def _keep(self, judgment: Judgment) -> None:
+    def _store(self, judgment: Judgment) -> None:
         self.tokens += judgment.prompt_tokens + judgment.completion_tokens
         self.usd = None if self.usd is None or judgment.usd is None else self.usd + judgment.usd
-        with self._worker.database.transaction() as tx:
+        with self._context.database.transaction() as tx:
             judgments.add(tx, judgment)
 
     async def _answer(self, texts: Sequence[str], context: str, rubric: str) -> Answer:
-        """Any answer, after a few tries."""
+        """Return an answer, usable or not; try several times."""
         answered_before = self._answered
         for tried in range(1, _TRIES + 1):
             async with self._slots:
@@ -205,32 +205,32 @@ class Judge:
                     if tried == _TRIES and answers_others:
                         raise JudgeFault(f"no answer to this question: {error}") from None
                     if tried == _TRIES or wait > _LONGEST_WAIT_SECONDS:
-                        self._gone = JudgeUnavailable(
+                        self._unavailable = JudgeUnavailable(
                             f"the judge does not answer: {error}; is it well, and is "
                             "JUDGE_BASE_URL right?",
                             error.wait_seconds or 0.0,
                         )
-                        raise self._gone from None
+                        raise self._unavailable from None
                     log.warning("asking again in %.1f s: %s", wait, error)
                     if error.wait_seconds is not None:
                         self._wait_until = max(self._wait_until, time.monotonic() + wait)
                 except JudgeUnavailable as error:
-                    self._gone = error
+                    self._unavailable = error
                     raise
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
     async def _my_turn(self) -> None:
-        """Wait as long as the judge asked for; leave where it has gone for another question."""
-        while (wait := self._wait_until - time.monotonic()) > 0 and self._gone is None:
+        """Wait as long as the judge demanded; stop if it became unavailable to another question."""
+        while (wait := self._wait_until - time.monotonic()) > 0 and self._unavailable is None:
             await asyncio.sleep(wait)
         if time.monotonic() > self._ends_at:
-            self._gone = JudgePaused("judging took too long; it goes on in another task")
-        if self._gone is not None:
-            raise self._gone
+            self._unavailable = JudgePaused("judging took too long; it goes on in another task")
+        if self._unavailable is not None:
+            raise self._unavailable
 
     def _longest_answer(self, count: int) -> int:
-        """Tokens after which the judge is cut off."""
+        """Return the number of tokens after which an answer is cut off."""
         thinking = self._settings.judge_thinking_tokens
         return count * ANSWER_TOKENS + _AROUND_ANSWER_TOKENS + thinking
 
@@ -243,14 +243,14 @@ class Judge:
 
     @asynccontextmanager
     async def _reserved(self, usd: float) -> AsyncIterator[None]:
-        """Set aside the most that a question may cost, until its cost is in the database.
+        """Reserve the largest cost that a question may have, until its real cost is stored.
 
         Raises:
-            JudgeUnavailable: The day's money does not allow it.
+            JudgeUnavailable: The daily limit does not allow it.
         """
         limit = self._settings.judge_daily_usd
         while limit is not None:
-            with self._worker.database.transaction() as tx:
+            with self._context.database.transaction() as tx:
                 spent = judgments.spent_today(tx).usd
             if spent + self._asking_usd + usd <= limit:
                 break
@@ -261,7 +261,7 @@ class Judge:
                     f"${usd:.4f}; judging goes on tomorrow, or when the limit is raised",
                     _LIMIT_WAIT_SECONDS,
                 )
-            await asyncio.sleep(_FOR_OTHERS_SECONDS)  # they may cost less than they could
+            await asyncio.sleep(_FOR_OTHERS_SECONDS)  # those in flight may cost less than reserved
         self._asking_usd += usd
         try:
             yield

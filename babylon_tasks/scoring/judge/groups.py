@@ -1,7 +1,7 @@
-"""Which trajectories a judge sees together, where a window holds more than one prompt can.
+"""Groups of trajectories that a judge sees together, if one prompt cannot hold the whole window.
 
-A judge's numbers can be compared within one prompt only. So a few trajectories, the anchors, are in
-every group, and `judge.scale` brings the groups to one scale by them.
+A judge's numbers can be compared only within one prompt. So a few trajectories, the anchors, are in
+every group, and `judge.scale` uses them to bring the groups to one scale.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
-ANCHORS = 4  # more cost judgements in every group; benchmarks/judge_groups.py has the figures
+ANCHORS = 4  # each costs a judgement in every group; benchmarks/judge_groups.py has the figures
 _SMALLEST_TO_SPLIT = 4  # two anchors, and one more for each half
 
 
 def plan(ranked: Sequence[str], size: int, seed: str) -> list[list[str]]:
     """Return the groups to judge, each of at most `size` ids, in the order that the judge sees.
 
-    `ranked` are distinct ids, best guess first; the guess only serves to make the groups alike. One
-    group where all fit. Otherwise all groups share the same anchors (4, or `size // 2` where that
-    is fewer, but at least 2), spread over the ranking, and each other id is in one group. Every
-    group covers the whole range, and their sizes differ by one at most. The same arguments give
-    the same groups on any machine, so those that were judged before a crash need no new judgement.
+    `ranked` are distinct ids, best guess first; the guess only serves to make the groups alike. If
+    all ids fit, there is one group. Otherwise all groups share the same anchors (`size // 2`, but
+    at least 2 and at most 4), spread over the ranking, and each other id is in one group. Every
+    group covers the whole range, and sizes differ by one at most. The same arguments give the same
+    groups on any machine, so groups that were judged before a crash need no new judgement.
 
     Raises:
         ValueError: Not all fit into one group, and `size` is less than 3.
@@ -35,11 +35,11 @@ def plan(ranked: Sequence[str], size: int, seed: str) -> list[list[str]]:
 
 
 def halves(group: Sequence[str], ranked: Sequence[str], seed: str) -> list[list[str]]:
-    """Split a group that the judge could not answer for in two, which share anchors.
+    """Split a group without a usable answer into two that share anchors.
 
-    A quarter of the group, 2 to 4 ids, are the anchors of both; each other id is in one half. Empty
-    where the group is too small to split (fewer than 4): nothing is left but to give it up. A half
-    may be split in its turn, down to groups of 3.
+    A quarter of the group, 2 to 4 ids, are the anchors of both halves; each other id is in one
+    half. A group of fewer than 4 cannot be split: the result is empty. A half may be split again,
+    down to groups of 3.
 
     Raises:
         ValueError: An id of the group is not in `ranked`.
@@ -54,11 +54,11 @@ def halves(group: Sequence[str], ranked: Sequence[str], seed: str) -> list[list[
 
 
 def _deal(ranked: Sequence[str], anchors: int, count: int, seed: str) -> list[list[str]]:
-    """`count` groups: the anchors in all of them, the others forth and back in order of rank.
+    """Return `count` groups with all anchors in each; the other ids are dealt by rank.
 
-    Dealt so, as captains choose teams, no group gets the better of each round.
+    Every second round goes backwards, so that no group gets the best id of each round.
     """
-    # The middles of so many equal stretches of the ranking: its very ends may be odd ones out.
+    # The middles of equal stretches of the ranking: the ids at its ends may be outliers.
     places = {(2 * n + 1) * len(ranked) // (2 * anchors) for n in range(anchors)}
     groups = [[ranked[place] for place in sorted(places)] for _ in range(count)]
     others = [each for place, each in enumerate(ranked) if place not in places]
@@ -70,5 +70,5 @@ def _deal(ranked: Sequence[str], anchors: int, count: int, seed: str) -> list[li
 
 
 def _shuffled(ids: Sequence[str], seed: str) -> list[str]:
-    """In an order that says nothing: a judge must not learn a rank, or an anchor, from a place."""
+    """Return the ids in an order from which the judge cannot guess a rank or an anchor."""
     return sorted(ids, key=lambda each: sha256(f"{seed}\n{each}".encode()).digest())

@@ -1,4 +1,4 @@
-"""The ground truth that a judge is told, and nobody else."""
+"""The ground truth, which only a judge is told."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _QUESTION_CHARS = 200
 
 
 def most_traded(markets: Sequence[Market], runs: Iterable[AgentRun]) -> list[Market]:
-    """Return the markets in the order of the number of trades in them."""
-    traded = Counter(move.market for play in runs for move in trades(play))
+    """Return the markets, those with the most trades first."""
+    traded = Counter(step.market for run in runs for step in trades(run))
     return sorted(markets, key=lambda m: -(traded[m.id] + traded[m.ticker]))
 
 
 def short_names(markets: Iterable[Market]) -> dict[str, str]:
-    """M1, M2, … for the ids of prediction markets, which are long and alike."""
+    """Return M1, M2, … for the ids of prediction markets, which are long and alike."""
     ids = dict.fromkeys(market.id for market in markets if market.id and not market.ticker)
     return {market_id: f"M{number}" for number, market_id in enumerate(ids, start=1)}
 
 
-def tell(markets: Sequence[Market], names: Mapping[str, str], max_tokens: int) -> str:
-    """How the markets came out, under their short names; those that do not fit are counted."""
+def describe(markets: Sequence[Market], names: Mapping[str, str], max_tokens: int) -> str:
+    """Return the markets' outcomes by their short names; those that do not fit are counted."""
     if not markets:
         return "How the markets came out is not known: judge by what the traders could know."
     lines = ["How the markets of this hour came out, which the traders could not know:"]
-    left = max_tokens - estimate_tokens(lines[0]) - estimate_tokens(_left_out(len(markets)))
-    for told, market in enumerate(markets):
+    budget = max_tokens - estimate_tokens(lines[0]) - estimate_tokens(_left_out(len(markets)))
+    for listed, market in enumerate(markets):
         line = _line(market, names)
-        left -= estimate_tokens(f"\n{line}")
-        if left < 0:
-            lines.append(_left_out(len(markets) - told))
+        budget -= estimate_tokens(f"\n{line}")
+        if budget < 0:
+            lines.append(_left_out(len(markets) - listed))
             break
         lines.append(line)
     return "\n".join(lines)

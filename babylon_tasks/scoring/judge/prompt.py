@@ -1,4 +1,4 @@
-"""What a judge is shown of a window: each run as text, and how the markets came out."""
+"""What a judge is shown of a window: each run as text, and the markets' outcomes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from babylon_tasks.scoring.judge.client import ANSWER_TOKENS, Judge, Shown
 from babylon_tasks.scoring.judge.condense import LEGEND, bare_tokens, condense
 from babylon_tasks.scoring.scorer import Group
 
-MOST_TOGETHER = 32  # more make a judge careless, however long its context
+MOST_TOGETHER = 32  # with more a judge becomes careless, even if its context is long
 _WITH_WORDS_TOKENS = 2_000  # of 60 steps, with most of what the agent said
-_MOST_TOKENS = 4_000  # for words; a judge reads no better for more
-_LEAST_TOGETHER = 4  # fewer compare badly; rather the middle of a very long run is summarised
+_MOST_TOKENS = 4_000  # with the agent's words; more do not help a judge
+_LEAST_TOGETHER = 4  # fewer compare badly; better to summarise the middle of a very long run
 
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
     """A window, ready to be judged.
 
-    `texts` are by trajectory id, of which `ranked` has the best guess first (the judge does not
-    see it); at most `together` of them fit into one question after `context`.
+    `texts` are by trajectory id. `ranked` has the ids, best guess first; the judge does not see
+    this order. At most `together` texts fit into one question after `context`.
     """
 
     window_id: str
@@ -32,17 +32,17 @@ class Exhibit:
     together: int
 
     def shown(self, members: Sequence[str]) -> list[Shown]:
-        """Those of one question, in their order."""
+        """Return the trajectories of one question, in the given order."""
         return [Shown(each, self.texts[each]) for each in members]
 
 
 def prepare(group: Group, judge: Judge) -> Exhibit:
-    """Condense a group, of at least one trajectory, so that questions fit the judge's context."""
+    """Condense a group of at least one trajectory, so that questions fit the judge's context."""
     guesses = sorted(heuristic(group.outcomes), key=lambda score: -score.score)
     ranked = [score.trajectory_id for score in guesses]
     markets = outcomes.most_traded(group.markets, group.runs.values())
     names = outcomes.short_names(markets)
-    context = f"{outcomes.tell(markets, names, judge.room(LEGEND) // 4)}\n\n{LEGEND}"
+    context = f"{outcomes.describe(markets, names, judge.room(LEGEND) // 4)}\n\n{LEGEND}"
     needed = max(bare_tokens(group.runs[each], names) for each in ranked)
     together, tokens = _fit(len(ranked), judge.room(context), needed)
     texts = {each: condense(group.runs[each], tokens, names) for each in ranked}
@@ -50,9 +50,9 @@ def prepare(group: Group, judge: Judge) -> Exhibit:
 
 
 def _fit(count: int, room: int, needed: int) -> tuple[int, int]:
-    """How many of `count` trajectories share a question, and tokens for each of them.
+    """Return how many of `count` trajectories share a question, and the tokens for each.
 
-    `needed` is what the longest takes with all its actions and none of its words.
+    `needed`: the tokens of the longest run with all its actions and none of the agent's words.
     """
     fitting = room // (max(needed, _WITH_WORDS_TOKENS) + ANSWER_TOKENS)
     together = min(count, MOST_TOGETHER, max(_LEAST_TOGETHER, fitting))

@@ -1,6 +1,6 @@
-"""The one place that calls ART: its `ruler()`, and what that does not hand out.
+"""The only call of ART: its `ruler()`, and the raw response that it does not return.
 
-ART and litellm are imported with the first call: they take seconds and hundreds of megabytes.
+The first call imports ART and litellm: they take seconds and hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MISNAMED = (
 )
 
 # At DEBUG they log prompts and keys, at INFO a line for every call.
-_TALKATIVE = (
+_VERBOSE_LOGGERS = (
     "LiteLLM",
     "LiteLLM Router",
     "LiteLLM Proxy",
@@ -46,14 +46,14 @@ _TALKATIVE = (
     "aiohttp",
 )
 
-# The response of the call in this task; ruler() gives only parsed scores, or an error.
+# The raw response to this task's call; ruler() returns only parsed scores, or raises.
 _received: ContextVar[list[Any]] = ContextVar("received")
 
 
 class Busy(Exception):
-    """The judge did not answer this time; `wait_seconds` is what it asked for, or None.
+    """The judge did not answer this time; `wait_seconds` is the wait that it demands, or None.
 
-    `limited` is whether it has too much to do, whatever it is asked.
+    `limited`: it is overloaded, whatever the question.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Dollars a token."""
+    """Dollars for one token of the input, and of the output."""
 
     input: float
     output: float
@@ -83,10 +83,10 @@ def require_installed() -> None:
 
 
 def require_key(settings: Settings) -> None:
-    """Refuse to judge without a provider or a key, which litellm would take for the judge's fault.
+    """Refuse to judge without a provider or a key: litellm would blame the judge for it.
 
     Raises:
-        UserError: One is missing; the message names the variables.
+        UserError: One is missing (the message names the variables), or ART is.
     """
     litellm, _ = load()
     if not settings.judge_base_url:
@@ -101,7 +101,7 @@ def require_key(settings: Settings) -> None:
         return
     for name, value in list(os.environ.items()):
         if name.endswith("_API_KEY") and not value:
-            del os.environ[name]  # litellm takes an empty one for a key
+            del os.environ[name]  # litellm would use the empty value as a key
     missing = litellm.validate_environment(_model(settings))["missing_keys"]
     if missing:
         raise UserError(
@@ -111,7 +111,7 @@ def require_key(settings: Settings) -> None:
 
 
 def no_price(settings: Settings) -> str:
-    """Return what a daily limit needs and lacks."""
+    """Return the message that a daily limit needs a price."""
     return (
         f"JUDGE_DAILY_USD is set, but nobody knows what {settings.judge_model} costs: set "
         "JUDGE_INPUT_USD_PER_MILLION and JUDGE_OUTPUT_USD_PER_MILLION"
@@ -119,7 +119,11 @@ def no_price(settings: Settings) -> str:
 
 
 def price(settings: Settings) -> Price | None:
-    """Return what the judge costs, by setting or by litellm's list; None where neither knows."""
+    """Return the judge's price, from the settings or litellm's list; None if neither has it.
+
+    Raises:
+        UserError: ART is missing.
+    """
     if (
         settings.judge_input_usd_per_million is not None
         and settings.judge_output_usd_per_million is not None
@@ -129,12 +133,12 @@ def price(settings: Settings) -> Price | None:
         )
     litellm, _ = load()
     try:
-        known = litellm.get_model_info(_model(settings))
+        info = litellm.get_model_info(_model(settings))
     except Exception:  # noqa: BLE001 - litellm raises a plain Exception for a model it does not list
         return None
-    if not known.get("input_cost_per_token") and not known.get("output_cost_per_token"):
+    if not info.get("input_cost_per_token") and not info.get("output_cost_per_token"):
         return None  # listed without a price
-    return Price(known["input_cost_per_token"] or 0.0, known["output_cost_per_token"] or 0.0)
+    return Price(info["input_cost_per_token"] or 0.0, info["output_cost_per_token"] or 0.0)
 
 
 async def ask_ruler(
@@ -145,14 +149,15 @@ async def ask_ruler(
     per_token: Price | None,
     max_tokens: int,
 ) -> Answer:
-    """Ask once about the texts, which the judge sees as trajectories "1", "2" and so on.
+    """Ask once about the texts; the judge sees them as trajectories "1", "2" and so on.
 
     The answer is cut off after `max_tokens`.
 
     Raises:
         Busy: No answer: a rate limit, a server's fault, a timeout, a connection cut off.
-        JudgeFault: The prompt is longer than the judge takes, or says what it does not read.
-        JudgeUnavailable: It refuses to be asked at all (key, model, request).
+        JudgeFault: The judge refuses this prompt, for instance because it is too long.
+        JudgeUnavailable: The judge refuses every question (key, model, address, account).
+        UserError: ART is missing.
     """
     litellm, ruler = load()
     received: list[Any] = []
@@ -160,7 +165,7 @@ async def ask_ruler(
     shared = {"role": "system", "content": context}
     entries: list[Entry] | None = None
     try:
-        # litellm's own timeout is for each silence, and an answer may come a byte at a time.
+        # litellm's own timeout starts again with each byte, so a slow answer would never reach it.
         async with asyncio.timeout(settings.judge_timeout_seconds):
             scores = await ruler(
                 [[shared, {"role": "user", "content": text}] for text in texts],
@@ -170,7 +175,7 @@ async def ask_ruler(
             )
         entries = [Entry(s.trajectory_id.strip(), s.score, s.explanation) for s in scores]
     except ValueError:
-        # A wrong number of scores, prose around the JSON, …: what it said is looked at below.
+        # A wrong number of scores, prose around the JSON, …: the raw answer is read below.
         pass
     except TimeoutError:
         raise Busy(f"{settings.judge_model} took too long (JUDGE_TIMEOUT_SECONDS)") from None
@@ -199,24 +204,24 @@ async def ask_ruler(
 
 
 def _refusal(error: Any, settings: Settings) -> Exception:
-    """Say what an error of litellm means. Its classes go by words; the status says more."""
+    """Map litellm's error to one of ours, by its status and by words in its message."""
     status = getattr(error, "status_code", None)
-    said = f"{type(error).__name__} {error} {_codes(error)}".lower()
+    message = f"{type(error).__name__} {error} {_codes(error)}".lower()
     where = f" at {urlsplit(settings.judge_base_url).netloc}" if settings.judge_base_url else ""
     why = _redacted(f"{settings.judge_model}{where} ({type(error).__name__}): {error}", settings)
-    if status in (401, 402, 403, 404, 405) or any(words in said for words in _MISNAMED):
+    if status in (401, 402, 403, 404, 405) or any(words in message for words in _MISNAMED):
         return JudgeUnavailable(
             f"{why}: check JUDGE_MODEL, JUDGE_BASE_URL, the judge's key and its account"
         )
     if status in (400, 413, 422):
-        # It is about this question: others may well be answered.
+        # Only this question is refused: the judge may answer others.
         lower = f": lower JUDGE_CONTEXT_TOKENS (now {settings.judge_context_tokens})"
-        return JudgeFault(why + (lower if any(words in said for words in _TOO_LONG) else ""))
+        return JudgeFault(why + (lower if any(words in message for words in _TOO_LONG) else ""))
     return Busy(why, _retry_after(error), limited=status in (429, 503, 529))
 
 
 def _codes(error: BaseException | None) -> str:
-    """Return the provider's own words for what is wrong, which litellm's message leaves out."""
+    """Return the provider's own error code and type, which litellm's message lacks."""
     for _ in range(5):
         if error is None:
             break
@@ -229,7 +234,7 @@ def _codes(error: BaseException | None) -> str:
 
 @functools.cache
 def load() -> tuple[Any, Any]:
-    """Import litellm and ART's `ruler`, kept quiet, with our receipts.
+    """Import litellm and ART's `ruler`, make them log less, and record each raw response.
 
     Raises:
         UserError: ART is missing.
@@ -248,22 +253,22 @@ def load() -> tuple[Any, Any]:
         async def async_post_call_success_deployment_hook(
             self, request_data: Any, response: Any, call_type: Any
         ) -> None:
-            """Awaited in the caller's own task, before ruler() reads the answer."""
-            kept = _received.get(None)
-            if kept is not None:
-                kept.append(response)
+            """Record the response; called in the caller's own task, before ruler() reads it."""
+            responses = _received.get(None)
+            if responses is not None:
+                responses.append(response)
 
     litellm.callbacks.append(Receipts())
     litellm.suppress_debug_info = True
-    # It serializes with the types of one version of its SDK what came with those of another.
+    # litellm serializes objects of one SDK version with the types of another, which warns.
     warnings.filterwarnings("ignore", message="Pydantic serializer warnings")
-    for name in _TALKATIVE:
+    for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     return litellm, ruler
 
 
 def _model(settings: Settings) -> str:
-    """Name a provider, which litellm needs; an address of one's own speaks OpenAI's protocol."""
+    """Return the model with a provider, which litellm needs: OpenAI's for JUDGE_BASE_URL."""
     if settings.judge_base_url and not _has_provider(settings.judge_model):
         return f"openai/{settings.judge_model}"
     return settings.judge_model
@@ -279,12 +284,12 @@ def _parameters(settings: Settings) -> dict[str, object]:
         "temperature": 0,
         "drop_params": True,  # a reasoning model takes no temperature
         "timeout": settings.judge_timeout_seconds,
-        "max_retries": 0,  # we count, and wait as the judge asks for
+        "max_retries": 0,  # we retry ourselves, and wait as the judge demands
         "num_retries": 0,
     }
     if settings.judge_base_url:
         parameters["api_base"] = settings.judge_base_url
-        # Without this one, the key of OPENAI_API_KEY would go to that address.
+        # Without it litellm would send OPENAI_API_KEY to that address.
         parameters["api_key"] = "none"
     if settings.judge_api_key:
         parameters["api_key"] = settings.judge_api_key.get_secret_value()
@@ -293,19 +298,19 @@ def _parameters(settings: Settings) -> dict[str, object]:
 
 def _retry_after(error: Any) -> float | None:
     headers = getattr(error, "litellm_response_headers", None) or {}
-    told = str(headers.get("retry-after", "")).strip()
+    text = str(headers.get("retry-after", "")).strip()
     try:
-        wait = float(told)
+        wait = float(text)
     except ValueError:
         try:
-            wait = (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
+            wait = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return None
     return min(max(wait, 0.0), 86_400.0) if math.isfinite(wait) else None
 
 
 def _redacted(text: str, settings: Settings) -> str:
-    """One line, without the key that some servers repeat."""
+    """Return the text as one line, without keys: some servers repeat them."""
     keys = [settings.judge_api_key.get_secret_value()] if settings.judge_api_key else []
     keys += [value for name, value in os.environ.items() if name.endswith("_API_KEY") and value]
     for key in keys:

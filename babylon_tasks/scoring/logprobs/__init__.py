@@ -1,1 +1,1 @@
-"""Log-probabilities of recorded answers, told by a server that still has the versions."""
+"""Log-probabilities of recorded answers, from a server that still has the versions."""

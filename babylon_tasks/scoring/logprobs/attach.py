@@ -1,6 +1,6 @@
-"""Attaches log-probabilities to the recorded calls of a window, before it counts as scored.
+"""Attaches log-probabilities to the recorded calls of a window, before it becomes `scored`.
 
-Nothing here holds a window up for long: where the server is away or refuses, it goes on without.
+It delays no window for long: if the server is away or refuses, the window goes on without them.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from babylon_tasks.work.context import Context
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 8  # calls asked about at the same time
-_TOGETHER = 64  # calls whose answers are stored in one transaction
-_IN_A_ROW = 8  # calls without an answer, one after the other: the server is away
-_WINDOW_SECONDS = 600.0  # what is not asked about by then goes without
-# Of one claim, which a judge may have kept for long: workers end their task after 1800.
-_BEGIN_SECONDS = 900.0  # then no other window is begun where they come one after another
-_CLAIM_SECONDS = 1500.0  # then all that is left goes without
+_BATCH = 64  # calls whose answers are stored in one transaction
+_IN_A_ROW = 8  # so many calls in a row without an answer: the server counts as away
+_WINDOW_SECONDS = 600.0  # for one window; its other calls get no log-probabilities
+# For one claim, which may already have waited long for a judge: workers end a task after 1800.
+_BEGIN_SECONDS = 900.0  # after it no other window is begun, if they come one after another
+_CLAIM_SECONDS = 1500.0  # after it no other call gets log-probabilities
 _TOO_LATE = "it took too long"
-_HELD_BYTES = 64_000_000  # texts in memory; the traces are read again for what is beyond
+_HELD_BYTES = 64_000_000  # of texts in memory; for more the traces are read again
 
 
 class Attacher:
-    """Asks for the windows of one claim, `_AT_ONCE` calls at a time for all of them."""
+    """Asks for the windows of one claim, at most `_AT_ONCE` calls at a time in all."""
 
     def __init__(self, context: Context, server: LogprobServer) -> None:
-        self._worker, self._server = context, server
+        self._context, self._server = context, server
         self._name = context.settings.model_name
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._made_at = time.monotonic()
         with context.database.transaction() as tx:
             self._versions = Versions(self._name, steps.steps_of_versions(tx, self._name))
         self._absent: set[str] = set()  # names that the server does not have
-        self._failed = 0  # in a row
+        self._failed = 0  # calls in a row without an answer
         self._away = False
-        self._why = ""  # the last call got no answer
+        self._why = ""  # why the last such call got no answer
 
     def has_time(self) -> bool:
-        """Tell whether another window may be begun; else it is left to the next claim."""
+        """Tell whether another window may be begun; if not, the next claim takes it."""
         return time.monotonic() < self._made_at + _BEGIN_SECONDS
 
     async def attach(
@@ -65,28 +65,35 @@ class Attacher:
         trajectory_ids: Collection[str],
         on_row: Callable[[], None],
     ) -> int:
-        """Ask about every call that has none, recorded or stored; return how many stay without.
+        """Get log-probabilities for every call that has none; return how many still have none.
 
-        `on_row` is called with each trace that is read. Running it again asks about those only.
+        `on_row` is called once for each trace that is read. A second run asks only about calls that
+        still have none.
+
+        Raises:
+            ServerUnavailable, Retryable, Final: As `TraceReader.read` does.
         """
-        # As the loop's clock has it.
+        # `timeout_at` takes the event loop's time, which is the monotonic one.
         ends_at = min(time.monotonic() + _WINDOW_SECONDS, self._made_at + _CLAIM_SECONDS)
-        with self._worker.database.transaction() as tx:
-            done = logprobs.asked(tx, self._name, window_id)
+        with self._context.database.transaction() as tx:
+            asked_before = logprobs.asked(tx, self._name, window_id)
         asked = without = 0
         more = True
         while more:
             async with reading:
-                pending, more = await self._pending(reader, window_id, trajectory_ids, done, on_row)
+                pending, more = await self._pending(
+                    reader, window_id, trajectory_ids, asked_before, on_row
+                )
             asked += len(pending)
             each = iter(pending.items())
-            while together := list(islice(each, _TOGETHER)):
-                found = await all_done(self._ask(one, call, ends_at) for one, call in together)
-                good = [(one, got) for (one, _), got in zip(together, found, strict=True) if got]
-                with self._worker.database.transaction() as tx:
-                    logprobs.add(tx, self._name, window_id, good)
-                without += len(together) - len(good)
-            done |= pending.keys()
+            while batch := list(islice(each, _BATCH)):
+                answers = await all_done(self._ask(one, call, ends_at) for one, call in batch)
+                pairs = zip(batch, answers, strict=True)
+                answered = [(one, answer) for (one, _), answer in pairs if answer]
+                with self._context.database.transaction() as tx:
+                    logprobs.add(tx, self._name, window_id, answered)
+                without += len(batch) - len(answered)
+            asked_before |= pending.keys()
         if without:
             log.warning(
                 "window %s goes on with %d of %d calls without log-probabilities: %s",
@@ -108,7 +115,7 @@ class Attacher:
                 return None
             try:
                 async with asyncio.timeout_at(ends_at):
-                    found = await self._server.ask(asked.asked_of, call)
+                    answer = await self._server.ask(asked.asked_of, call)
             except TimeoutError:
                 self._why = _TOO_LATE
                 return None
@@ -124,22 +131,22 @@ class Attacher:
                 self._away = self._away or self._failed >= _IN_A_ROW
                 return None
             self._failed = 0
-            return found
+            return answer
 
     def _name_of(self, version: str | None) -> str | None:
-        """Return the server's name for the model that answered; None where nobody can tell."""
+        """Return the server's name for the model that answered; None if it is unknown."""
         step = self._versions.step_of(version)
-        return self._worker.settings.logprobs_model if step is None else f"{self._name}@{step}"
+        return self._context.settings.logprobs_model if step is None else f"{self._name}@{step}"
 
     async def _pending(
         self,
         reader: TraceReader,
         window_id: str,
         trajectory_ids: Collection[str],
-        done: set[Asked],
+        asked_before: set[Asked],
         on_row: Callable[[], None],
     ) -> tuple[dict[Asked, Call], bool]:
-        """Return calls to ask about, and whether there are more than may be held at once."""
+        """Return calls to ask about, and whether there are more than memory may hold."""
         pending: dict[Asked, Call] = {}
         held = 0
         async with aclosing(reader.read(window_id)) as rows:
@@ -152,13 +159,13 @@ class Attacher:
                 try:
                     trace = decode(raw)
                 except Unusable:
-                    continue  # rewritten since it was scored, which training will notice
+                    continue  # rewritten since it was scored; training will notice it
                 for call, version in zip(trace.calls, trace.versions, strict=True):
                     name = self._name_of(version)
                     if call.logprobs or name is None:
                         continue
                     asked = Asked(raw.trajectory_id, hash_of(call), name)
-                    if asked not in done:
+                    if asked not in asked_before:
                         pending[asked] = call
                         held += len(call.system) + len(call.user) + len(call.response)
         return pending, False
@@ -166,7 +173,11 @@ class Attacher:
 
 @asynccontextmanager
 async def attaching(context: Context) -> AsyncIterator[Attacher | None]:
-    """For one claim; None without LOGPROBS_URL."""
+    """Yield an `Attacher` for one claim, or None without LOGPROBS_URL.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     settings = context.settings
     if settings.logprobs_url is None:
         yield None

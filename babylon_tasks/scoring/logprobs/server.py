@@ -1,9 +1,9 @@
 """Asks a vLLM server for the log-probabilities of recorded responses.
 
-Three requests a call. `/tokenize` gives the tokens of the prompt, as the chat template writes it
-before an answer, and those of the response: the same that the trainer makes. `/v1/completions` with
-both, and `prompt_logprobs`, says how likely each was. So the border between prompt and response is
-exact; in the text of a whole conversation a token may lie across it.
+Each call takes three requests. `/tokenize` gives the tokens of the prompt, as the chat template
+writes it before an answer, then those of the response; the trainer makes the same tokens.
+`/v1/completions` with both and `prompt_logprobs` gives the log-probability of each. So the border
+between prompt and response is exact; in the text of a whole conversation a token may cross it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from pydantic import SecretStr
 from babylon_tasks.records.steps import LEAST_LOGPROB, Call, Logprobs
 from babylon_tasks.text import one_line
 
-ANSWER_SECONDS = 30.0  # for one answer; a server's first takes long
+ANSWER_SECONDS = 30.0  # for one answer; a server's first answer is slow
 _TRIES = 3
-_WAIT_SECONDS = 0.5  # before the second try, doubled before the next
+_WAIT_SECONDS = 0.5  # before the second try; doubled before the third
 _BUSY = (408, 429, 500, 502, 503, 504)
 
-# What the trainer tells the chat template (workers/trainer/torch/chat_format.py).
+# What the trainer, too, passes to the chat template (workers/trainer/torch/chat_format.py).
 _TEMPLATE = {"enable_thinking": False, "preserve_thinking": True}
 
 T = TypeVar("T")
 
 
 class NoAnswer(Exception):
-    """No log-probabilities for this call, now; the message says why in one line."""
+    """The server gave no log-probabilities for this call; the message says why in one line."""
 
 
 class Refused(NoAnswer):
-    """The server is well and will not answer this; `status` is HTTP's."""
+    """The server works, but refuses this request; `status` is HTTP's."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -68,13 +68,14 @@ class LogprobServer:
         self._headers = (
             {b"Authorization": b"Bearer " + key.get_secret_value().strip().encode()} if key else {}
         )
-        self._ends: dict[str, list[int]] = {}  # end of turn, by the model's name
+        self._ends: dict[str, list[int]] = {}  # end-of-turn tokens by the model's name
 
     async def ask(self, model: str, call: Call) -> Logprobs:
-        """How likely the call's response and its end of turn were to this model.
+        """Return this model's log-probabilities of the call's response and its end of turn.
 
         Raises:
-            NoAnswer: It refuses, is away, or says what is no answer to this.
+            Refused: The server works, but refuses a request.
+            NoAnswer: It is away, or its answer is unusable.
         """
         if model not in self._ends:
             self._ends[model] = await self._end(model)
@@ -93,7 +94,7 @@ class LogprobServer:
         return _read(completion, prompt, answer)
 
     async def _end(self, model: str) -> list[int]:
-        """Return the token after a response, or none where a template does not just go on there."""
+        """Return the token after a response; empty if the template changes the text before it."""
         user, word = {"role": "user", "content": "x"}, "y"
         prompt = await self._tokens(model, messages=[user], add_generation_prompt=True)
         before = prompt + await self._tokens(model, prompt=word)
@@ -105,7 +106,7 @@ class LogprobServer:
         return whole[len(before) : len(before) + 1] if whole[: len(before)] == before else []
 
     async def _tokens(self, model: str, **of: Any) -> list[int]:
-        """Token ids of messages, or of a text alone."""
+        """Return the token ids of messages, or of a text."""
         about = {"chat_template_kwargs": _TEMPLATE} if "messages" in of else {}
         answer = await self._post(
             "/tokenize", _Tokens, model=model, add_special_tokens=False, **about, **of
@@ -113,7 +114,7 @@ class LogprobServer:
         return answer.tokens
 
     async def _post(self, path: str, kind: type[T], **body: Any) -> T:
-        """Ask, and again where the server is busy or away."""
+        """Send a request, and repeat it if the server is busy or away."""
         wait_seconds = _WAIT_SECONDS
         for tried in range(1, _TRIES + 1):
             try:
@@ -128,9 +129,9 @@ class LogprobServer:
         raise AssertionError("unreachable")
 
     async def _try(self, path: str, kind: type[T], body: dict[str, Any]) -> T:
-        at = f"LOGPROBS_URL ({path})"  # no more of it: it may hold a password
+        at = f"LOGPROBS_URL ({path})"  # not its value, which may hold a password
         try:
-            # httpx's own limit is for each read: a server that drips would never reach it.
+            # httpx's own limit is for each read: a server that sends slowly would never reach it.
             async with asyncio.timeout(ANSWER_SECONDS):
                 response = await self._client.post(
                     self._url + path, json=body, headers=self._headers
@@ -138,32 +139,34 @@ class LogprobServer:
         except TimeoutError:
             raise NoAnswer(f"{at} does not answer in {ANSWER_SECONDS:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            # Without its text, which may quote the key.
+            # The error's text may quote the key, so it is left out.
             raise NoAnswer(f"{at} cannot be asked: {type(error).__name__}") from None
         if response.is_success:
             with contextlib.suppress(msgspec.DecodeError, UnicodeError, RecursionError):
                 return msgspec.json.decode(response.content, type=kind)
-        said = one_line(response.content[:400].decode(errors="replace"), 200)
+        reply = one_line(response.content[:400].decode(errors="replace"), 200)
         if response.status_code in _BUSY:
-            raise NoAnswer(f"{at} says {response.status_code}: {said}")
+            raise NoAnswer(f"{at} says {response.status_code}: {reply}")
         if not response.is_success:
-            raise Refused(f"{at} says {response.status_code}: {said}", response.status_code)
-        raise NoAnswer(f"{at} gives an answer that is none of vLLM's: {said}")
+            raise Refused(f"{at} says {response.status_code}: {reply}", response.status_code)
+        raise NoAnswer(f"{at} gives an answer that is none of vLLM's: {reply}")
 
 
 def _read(completion: _Completion, prompt: Sequence[int], answer: Sequence[int]) -> Logprobs:
-    """Return the answer's part, token by token: vLLM has None for the prompt's first.
+    """Return the log-probabilities of the answer's tokens, which follow those of the prompt.
 
     Raises:
-        NoAnswer: It is about other tokens than were asked about.
+        NoAnswer: The server's answer is about other tokens.
     """
-    told = completion.choices[0].prompt_logprobs if completion.choices else []
-    if not answer or len(told) != len(prompt) + len(answer):
-        raise NoAnswer(f"log-probabilities of {len(told)} tokens, not {len(prompt) + len(answer)}")
+    likelihoods = completion.choices[0].prompt_logprobs if completion.choices else []
+    if not answer or len(likelihoods) != len(prompt) + len(answer):
+        raise NoAnswer(
+            f"log-probabilities of {len(likelihoods)} tokens, not {len(prompt) + len(answer)}"
+        )
     values = []
-    for token_id, likely in zip(answer, told[len(prompt) :], strict=True):
-        found = likely.get(str(token_id)) if likely else None
-        if found is None or not LEAST_LOGPROB <= found.logprob <= 0:
+    for token_id, likely in zip(answer, likelihoods[len(prompt) :], strict=True):
+        value = likely.get(str(token_id)) if likely else None
+        if value is None or not LEAST_LOGPROB <= value.logprob <= 0:
             raise NoAnswer(f"no log-probability of token {token_id}, which was asked about")
-        values.append(found.logprob)
+        values.append(value.logprob)
     return Logprobs(tuple(answer), tuple(values))
