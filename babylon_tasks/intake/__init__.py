@@ -1,1 +1,1 @@
-"""Stage 1: what is due."""
+"""Stage 1: finds due windows and takes the app's requests."""

@@ -1,4 +1,4 @@
-"""Says in one line why a window is not due."""
+"""The reasons why a window is not due, each in one line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from babylon_tasks.work.context import Context
 
 
 def why_not_due(tx: Connection, context: Context, window_id: str) -> str | None:
-    """Return why a window without a row cannot be due, or None where it can.
+    """Return why a window without a row cannot become due, or None if it can.
 
     Raises:
-        UserError: No window id.
+        UserError: The text is no window id.
     """
     settings = context.settings
     due = due_at(window_id, settings.settle_seconds)
@@ -39,5 +39,5 @@ def why_not_due(tx: Connection, context: Context, window_id: str) -> str | None:
 
 
 def story(window: Window) -> str:
-    """Return what a window came to, and why."""
+    """Return a window's state and its reason."""
     return f"{window.state}: {window.reason or window.last_error or 'no reason given'}"

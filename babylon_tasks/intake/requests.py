@@ -1,4 +1,4 @@
-"""The app's requests: each is attached to its window, waits for it, or ends at once."""
+"""The app's requests: each is attached to its window, waits until the hour is over, or ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from babylon_tasks.work.context import Context
 
 
 def take(tx: Connection, context: Context, request: Request) -> list[str]:
-    """Attach a request to its window, wait for the window, or end the request.
+    """Attach a request to its window, leave it for later, or end it.
 
-    Returns the window that this made due, if any.
+    Returns the id of the window that this made due, if any, in a list.
     """
     name, settings = context.lineage.name, context.settings
     try:
@@ -42,9 +42,9 @@ def take(tx: Connection, context: Context, request: Request) -> list[str]:
 
 
 def answer(tx: Connection, model_name: str, batch_id: str, window: Window) -> None:
-    """Attach a request to its window, or end it as the window ended."""
+    """Attach a request to its window; if the window has ended, end the request likewise."""
     if window.state == State.TRAINED:
-        training_batches.complete_known(tx, model_name, window.window_id, batch_id)
+        training_batches.complete_trained(tx, model_name, window.window_id, batch_id)
     elif window.state in (State.SKIPPED, State.FAILED):
         training_batches.fail(tx, batch_id, f"window {window.window_id} is {story(window)}")
     else:

@@ -1,4 +1,4 @@
-"""Stage 1, what is due: trajectories in Babylon's table → rows of rl.windows in state `due`."""
+"""Stage 1, intake: trajectories in Babylon's table become rows of rl.windows, state `due`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ log = logging.getLogger(__name__)
 
 
 def produce(context: Context) -> list[str]:
-    """Make windows due and take the app's pending requests; return the windows made due."""
+    """Make windows due and take the app's pending requests; return the ids of the due windows.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     lineage = context.lineage
     with context.database.transaction() as tx:
         made = transitions.produce(tx, lineage.name, context.settings)
         waiting = training_batches.pending(tx) if lineage.primary else []
     for request in waiting:
-        # A transaction each: an odd request must not undo the windows, or stop the others.
+        # One transaction each: a malformed request must not undo the windows or stop the others.
         with context.database.transaction() as tx:
             made += requests.take(tx, context, request)
     if made:
@@ -33,13 +37,15 @@ def produce(context: Context) -> list[str]:
 
 
 def enqueue(context: Context, window_id: str, scoring: str | None) -> Window:
-    """Make one window due by name, however old, and return its row.
+    """Make one window due by its id, however old it is, and return its row.
 
-    With `scoring` it is due for that scorer, even where it was scored, skipped or failed before;
-    a request that failed with it waits for it again.
+    With `scoring` it is due for that scorer, even if it was scored, skipped or failed before; a
+    request that failed with it waits for it again.
 
     Raises:
-        UserError: No window id, not ended and settled, nobody in it, or too few agents.
+        UserError: The id is malformed, or the window has not ended and settled, or has no or too
+            few agents.
+        ServerUnavailable: Postgres does not answer.
     """
     name = context.lineage.name
     parse_window_id(window_id)
@@ -62,6 +68,9 @@ def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
     """Make failed or skipped windows due again (None: all that failed); return their ids.
 
     A request that failed with its window waits for it again.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
     """
     with context.database.transaction() as tx:
         retried = transitions.retry(tx, context.lineage.name, window_ids)
@@ -72,10 +81,11 @@ def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
 
 
 def must_wait(context: Context, window_id: str) -> bool:
-    """Tell whether the window has not ended and settled yet, by the database's clock.
+    """Tell whether the window has not yet ended and settled, by the database's clock.
 
     Raises:
-        UserError: No window id.
+        UserError: The text is no window id.
+        ServerUnavailable: Postgres does not answer.
     """
     due = due_at(window_id, context.settings.settle_seconds)
     with context.database.transaction() as tx:
@@ -83,6 +93,10 @@ def must_wait(context: Context, window_id: str) -> bool:
 
 
 def answer_request(context: Context, batch_id: str, window: Window) -> None:
-    """Let this window answer the request; done at once where it was trained before."""
+    """Let this window answer the request; if the window has ended, the request ends at once.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     with context.database.transaction() as tx:
         requests.answer(tx, context.lineage.name, batch_id, window)

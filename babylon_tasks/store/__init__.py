@@ -1,1 +1,1 @@
-"""Everything that speaks SQL: the only code that knows tables and columns."""
+"""All SQL: the only code that knows tables and columns."""

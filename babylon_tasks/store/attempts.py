@@ -1,4 +1,4 @@
-"""Reads and writes `rl.attempts`: every try at a window, and how it ended."""
+"""Reads and writes `rl.attempts`: every attempt at a window, and how it ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A row of `rl.attempts`; `ended_at` is None while it is under way."""
+    """A row of `rl.attempts`; `ended_at` is None while the attempt runs."""
 
     stage: str
     token: int
@@ -40,7 +40,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class LostAttempt:
-    """A window whose worker died; `state` is what became of it."""
+    """An attempt whose worker died; `state` is the window's state now."""
 
     window_id: str
     state: str
@@ -51,7 +51,7 @@ class LostAttempt:
 def open_step(
     connection: Connection, model_name: str, holder: str, token: int, window_ids: Sequence[str]
 ) -> None:
-    """Begin a step over these windows; attempts at scoring begin with the claim itself."""
+    """Begin an attempt at a step over these windows; a claim to score begins its own attempts."""
     connection.execute(
         _SQL["open_attempts"],
         {
@@ -71,7 +71,7 @@ def end(
     error: str | None = None,
     window_ids: Sequence[str] | None = None,
 ) -> None:
-    """End the open attempts under these tokens, of all their windows or of the named ones."""
+    """End the open attempts under these tokens, of all their windows or of `window_ids`."""
     connection.execute(
         _SQL["end_attempts"],
         {
@@ -85,17 +85,17 @@ def end(
 
 
 def reap_scores(connection: Connection, model_name: str, max_attempts: int) -> list[LostAttempt]:
-    """End the scoring attempts whose lease is gone, and count them."""
+    """End the scoring attempts whose lease ran out, and count them against their windows."""
     return _reap(connection, "reap_scores", model_name, max_attempts)
 
 
 def reap_steps(connection: Connection, model_name: str, max_attempts: int) -> list[LostAttempt]:
-    """End every open attempt at a step, and count it; only the holder of the model may."""
+    """End every open attempt at a step, and count it; only for the holder of the model's lease."""
     return _reap(connection, "reap_steps", model_name, max_attempts)
 
 
 def read(connection: Connection, model_name: str, window_id: str) -> list[Attempt]:
-    """All attempts at one window, oldest first."""
+    """Return all attempts at one window, oldest first."""
     with connection.cursor(row_factory=class_row(Attempt)) as cursor:
         return cursor.execute(
             _SQL["read_attempts"], {"model_name": model_name, "window_id": window_id}

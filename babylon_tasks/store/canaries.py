@@ -1,4 +1,4 @@
-"""Reads and writes `rl.canaries`: whether messages still come through."""
+"""Reads and writes `rl.canaries`: the last message that each queue delivered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SQL = load("canaries")
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """The newest message that came through a queue: who took it, and how long ago."""
+    """The newest message that a queue delivered: who took it, and how long ago."""
 
     queue: str
     holder: str
@@ -22,14 +22,14 @@ class Canary:
 
 
 def note(connection: Connection, model_name: str, queue: str, holder: str) -> None:
-    """Note that a message has just come through this queue."""
+    """Note that this queue has just delivered a message."""
     connection.execute(
         _SQL["note_canary"], {"model_name": model_name, "queue": queue, "holder": holder}
     )
 
 
 def read(connection: Connection, model_name: str) -> dict[str, Canary]:
-    """Return the canaries by queue; a queue that none ever came through is missing."""
+    """Return the canaries by queue, without the queues that never delivered a message."""
     with connection.cursor(row_factory=class_row(Canary)) as cursor:
-        found = cursor.execute(_SQL["canary_ages"], {"model_name": model_name}).fetchall()
-    return {canary.queue: canary for canary in found}
+        canaries = cursor.execute(_SQL["canary_ages"], {"model_name": model_name}).fetchall()
+    return {canary.queue: canary for canary in canaries}

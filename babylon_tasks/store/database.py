@@ -1,7 +1,7 @@
-"""One psycopg connection, opened when needed and opened again when the server restarted.
+"""One psycopg connection: opened when needed, and again after the server restarted.
 
-Nothing here relies on session state, so a pooler in transaction mode (PgBouncer, Neon, Supabase)
-may sit in between: no server-side prepared statements, no session locks, no LISTEN.
+It relies on no session state (no server-side prepared statements, no session locks, no LISTEN), so
+a pooler in transaction mode (PgBouncer, Neon, Supabase) may be in between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from babylon_tasks.errors import ServerUnavailable, UserError
 
 Connection = psycopg.Connection[DictRow]
 
-_SERVER_COMES_FIRST = 2.0
+_SERVER_COMES_FIRST = 2.0  # seconds: the server's own timeout is to end a transaction first
 _LIMITS = """SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true),
                     set_config('idle_in_transaction_session_timeout', %s, true)"""
 
@@ -38,10 +38,10 @@ _NOT_OURS = (
 
 
 class Database:
-    """Not shared between threads or over a fork: each process makes its own.
+    """The connection of one process; it is not shared between threads or over a fork.
 
-    A transaction that takes longer than `timeout_seconds` is ended: by the server, which would
-    otherwise keep a frozen client's locks, and by the client, whom a cut network never answers.
+    A transaction that takes longer than `timeout_seconds` is ended by the server, so that a frozen
+    client keeps no locks, and by the client, since over a cut network no answer ever comes.
     """
 
     def __init__(self, url: str, timeout_seconds: float = 30.0) -> None:
@@ -54,7 +54,8 @@ class Database:
         """Open a transaction: committed at the end, rolled back by an exception.
 
         Raises:
-            ServerUnavailable: The server cannot be reached, went away within, or was too slow.
+            ServerUnavailable: The server cannot be reached, went away meanwhile, or was too slow.
+            UserError: A table, a column or a privilege is missing.
         """
         with self._hang_up_later():
             connection = self._alive()
@@ -95,7 +96,7 @@ class Database:
             timer.cancel()
 
     def _hang_up(self) -> None:
-        """From the timer's thread: wake whoever waits for the server's answer."""
+        """End the wait for the server's answer; the timer's thread calls this."""
         connection = self._connection
         with contextlib.suppress(OSError, psycopg.Error):
             if connection is not None:
@@ -110,7 +111,7 @@ class Database:
 
     @property
     def name(self) -> str:
-        """Host and database for messages, without user or password."""
+        """Host and database, for messages; without user or password."""
         return server_name("Postgres", self.url)
 
     def _alive(self) -> Connection:
@@ -136,7 +137,7 @@ class Database:
 
 
 def now(connection: Connection) -> datetime:
-    """Return the database's clock, the only one that decides anything."""
+    """Return the time by the database's clock, the only clock that decides anything."""
     row = connection.execute("SELECT rl.now() AS now").fetchone()
     assert row is not None
     moment: datetime = row["now"]
@@ -144,7 +145,7 @@ def now(connection: Connection) -> datetime:
 
 
 def server_name(kind: str, url: str) -> str:
-    """`kind` at host:port/database, never user or password."""
+    """Return "`kind` at host:port/database", without user or password."""
     try:
         parts = urlsplit(url)
         host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or "a socket"
@@ -154,7 +155,7 @@ def server_name(kind: str, url: str) -> str:
 
 
 def unreachable(url: str, error: Exception) -> ServerUnavailable:
-    """Return the one line for a server that does not answer, without the password."""
+    """Return the error for a server that does not answer; its message has no password."""
     why = " ".join(str(error).split()) or type(error).__name__
     password = urlsplit(url).password
     if password:
@@ -166,5 +167,5 @@ def unreachable(url: str, error: Exception) -> ServerUnavailable:
 
 
 def jsonb(value: Any) -> Jsonb:
-    """Return a value for a jsonb column."""
+    """Wrap a value for a jsonb column."""
     return Jsonb(value)

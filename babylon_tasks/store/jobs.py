@@ -1,4 +1,4 @@
-"""Reads and writes `rl.jobs`: what was posted to W&B, or was about to be."""
+"""Reads and writes `rl.jobs`: jobs that were posted to W&B, or were about to be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from babylon_tasks.store.queries import load
 
 _SQL = load("jobs")
 
-# What of each window was sent: its score_rev, and how many of its scored traces were gone.
+# What was sent of each window: its score_rev, and how many of its scored traces no longer exist.
 Sent = Mapping[str, Mapping[str, int]]
 
 
@@ -22,7 +22,7 @@ Sent = Mapping[str, Mapping[str, int]]
 class Job:
     """The one open job of a model.
 
-    `remote_step` is where W&B's model stood before it; without `job_id` it is not known whether
+    `remote_step` is the step of W&B's model before the job. Without `job_id` it is unknown whether
     the job exists.
     """
 
@@ -33,18 +33,18 @@ class Job:
 
 
 def read_open(connection: Connection, model_name: str) -> Job | None:
-    """Return the job that may be running, if there is one."""
+    """Return the job that may still run, or None."""
     with connection.cursor(row_factory=class_row(Job)) as cursor:
         return cursor.execute(_SQL["open_job"], {"model_name": model_name}).fetchone()
 
 
 def follow(connection: Connection, model_name: str, token: int) -> None:
-    """Let the attempt with this token see to the open job from now on, if there is one."""
+    """Assign the open job, if there is one, to the attempt with this token."""
     connection.execute(_SQL["follow_job"], {"model_name": model_name, "token": token})
 
 
 def note(connection: Connection, claim: Claim, step: int, sent: Sent, note: JobNote) -> None:
-    """Write down what the trainer says about its job; the caller renews the lease with it."""
+    """Store the trainer's note about its job; the same transaction must renew the lease."""
     name = claim.model_name
     if note.state == "intent":
         connection.execute(
@@ -66,5 +66,5 @@ def note(connection: Connection, claim: Claim, step: int, sent: Sent, note: JobN
 
 
 def finish(connection: Connection, model_name: str, token: int) -> None:
-    """Note that the step under this token is committed, and so its job, if it had one, is done."""
+    """Mark the job of this token's committed step, if it had one, as done."""
     connection.execute(_SQL["finish_job"], {"model_name": model_name, "token": token})

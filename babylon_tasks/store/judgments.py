@@ -1,4 +1,4 @@
-"""Reads and writes `rl.judgments`."""
+"""Reads and writes `rl.judgments`: the judge's answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SQL = load("judgments")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A good answer: by position of `trajectory_ids`, scores in [0, 1] and their explanations."""
+    """A usable answer: scores in [0, 1] and explanations, in the order of `trajectory_ids`."""
 
     trajectory_ids: Sequence[str]
     scores: Sequence[float]
@@ -25,7 +25,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """A row of `rl.judgments`: an answer that was paid for, good (`fault` is None) or not."""
+    """A row of `rl.judgments`: an answer that was paid for; `fault` is None if it is usable."""
 
     model_name: str
     window_id: str
@@ -43,7 +43,7 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What judges cost since midnight UTC; answers of unknown price count no dollars."""
+    """The cost of all judges since midnight UTC; an answer of unknown price counts as 0 dollars."""
 
     answers: int
     tokens: int
@@ -52,25 +52,25 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a window cost; None where nobody was asked, or no price was known."""
+    """A window's cost; None if no judge was asked, or its price is unknown."""
 
     tokens: int | None
     usd: Decimal | None
 
 
 def find(connection: Connection, question: str) -> Verdict | None:
-    """Return the answer to this very question, if it was bought before."""
+    """Return the stored answer to exactly this question, or None."""
     with connection.cursor(row_factory=class_row(Verdict)) as cursor:
         return cursor.execute(_SQL["find_judgment"], {"question": question}).fetchone()
 
 
 def add(connection: Connection, judgment: Judgment) -> None:
-    """Keep an answer."""
+    """Store an answer."""
     connection.execute(_SQL["add_judgment"], asdict(judgment))
 
 
 def spent_today(connection: Connection) -> Spent:
-    """Return what counts towards JUDGE_DAILY_USD."""
+    """Return the cost that counts towards JUDGE_DAILY_USD."""
     with connection.cursor(row_factory=class_row(Spent)) as cursor:
         row = cursor.execute(_SQL["spent_today"]).fetchone()
     assert row is not None
@@ -78,7 +78,7 @@ def spent_today(connection: Connection) -> Spent:
 
 
 def cost(connection: Connection, model_name: str, window_id: str) -> Cost:
-    """Return what was paid for a window in all."""
+    """Return the cost of all answers about a window."""
     with connection.cursor(row_factory=class_row(Cost)) as cursor:
         row = cursor.execute(
             _SQL["cost_of_window"], {"model_name": model_name, "window_id": window_id}

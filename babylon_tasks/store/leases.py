@@ -1,4 +1,4 @@
-"""Leases: the right to write, with a token that only grows, by the database's clock."""
+"""Leases: the right to write until a time of the database's clock, with a growing token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Whoever writes: for which model, as which holder, under which lease."""
+    """The identity of a writer: its model, its holder name and its lease."""
 
     model_name: str
     holder: str
@@ -33,7 +33,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class LiveLease:
-    """A lease that somebody holds, and the seconds it has left unless it is renewed."""
+    """A lease that somebody holds; it runs out after `seconds` if nobody renews it."""
 
     resource: str
     holder: str
@@ -44,7 +44,7 @@ class LiveLease:
 def acquire(
     connection: Connection, resource: str, holder: str, lease_seconds: float
 ) -> Lease | None:
-    """Take the lease, or None while another holder's lives."""
+    """Take the lease; None if another holder has it."""
     row = connection.execute(
         _SQL["acquire_lease"],
         {"resource": resource, "holder": holder, "lease_seconds": lease_seconds},
@@ -56,7 +56,7 @@ def next_token(connection: Connection, lease: Lease, lease_seconds: float) -> Le
     """Put the lease under a new token, so that no two attempts share one.
 
     Raises:
-        LeaseLost: It ran out or has another holder.
+        LeaseLost: The lease ran out or has another holder.
     """
     row = connection.execute(
         _SQL["next_token"],
@@ -68,7 +68,7 @@ def next_token(connection: Connection, lease: Lease, lease_seconds: float) -> Le
 
 
 def renew(connection: Connection, leases: Sequence[Lease], lease_seconds: float) -> None:
-    """Hold on to the leases.
+    """Extend the leases.
 
     Raises:
         LeaseLost: One of them ran out or has another holder.
@@ -82,12 +82,12 @@ def renew(connection: Connection, leases: Sequence[Lease], lease_seconds: float)
 
 
 def release(connection: Connection, leases: Sequence[Lease]) -> None:
-    """Give the leases back; those that went already are no matter."""
+    """Give the leases back; leases that already ran out are ignored."""
     connection.execute(_SQL["release_leases"], _columns(leases))
 
 
 def live(connection: Connection, model_name: str) -> list[LiveLease]:
-    """Return the model's lease and those on its windows, where they are held."""
+    """Return the leases on the model and on its windows that somebody holds."""
     with connection.cursor(row_factory=class_row(LiveLease)) as cursor:
         return cursor.execute(_SQL["live_leases"], {"model_name": model_name}).fetchall()
 

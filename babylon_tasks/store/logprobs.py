@@ -1,4 +1,4 @@
-"""Reads and writes `rl.logprobs`."""
+"""Reads and writes `rl.logprobs`: log-probabilities that a server gave for recorded calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SQL = load("logprobs")
 
 
 class Asked(NamedTuple):
-    """Which call of a window, and the name of the model that was asked about it."""
+    """A call of a window, and the name of the model that was asked about it."""
 
     trajectory_id: str
     call_hash: str
@@ -24,7 +24,7 @@ class Asked(NamedTuple):
 
 
 def hash_of(call: Call) -> str:
-    """Of what the agent saw and answered."""
+    """Return the hash of what the agent saw and answered."""
     texts = msgspec.json.encode((call.system, call.user, call.response))
     return hashlib.blake2b(texts, digest_size=16).hexdigest()
 
@@ -33,9 +33,9 @@ def add(
     connection: Connection,
     model_name: str,
     window_id: str,
-    found: Iterable[tuple[Asked, Logprobs]],
+    answers: Iterable[tuple[Asked, Logprobs]],
 ) -> None:
-    """Keep answers; a later one about the same call takes the place of an earlier."""
+    """Store answers; a later answer about the same call replaces the earlier one."""
     rows = [
         {
             "model_name": model_name,
@@ -44,14 +44,14 @@ def add(
             "token_ids": list(logprobs.token_ids),
             "logprobs": list(logprobs.values),
         }
-        for asked, logprobs in found
+        for asked, logprobs in answers
     ]
     with connection.cursor() as cursor:
         cursor.executemany(_SQL["add_logprobs"], rows)
 
 
 def asked(connection: Connection, model_name: str, window_id: str) -> set[Asked]:
-    """Return what is known of a window's calls, without the numbers."""
+    """Return the calls of a window that have stored answers."""
     rows = connection.execute(
         _SQL["asked_logprobs"], {"model_name": model_name, "window_id": window_id}
     ).fetchall()
@@ -59,7 +59,7 @@ def asked(connection: Connection, model_name: str, window_id: str) -> set[Asked]
 
 
 def read(connection: Connection, model_name: str, trajectory_id: str) -> dict[str, Logprobs]:
-    """Those of one trajectory, by the hash of the call."""
+    """Return the log-probabilities of one trajectory, by the hash of the call."""
     rows = connection.execute(
         _SQL["read_logprobs"], {"model_name": model_name, "trajectory_id": trajectory_id}
     ).fetchall()
@@ -69,7 +69,7 @@ def read(connection: Connection, model_name: str, trajectory_id: str) -> dict[st
 
 
 def forget(connection: Connection, model_name: str, window_ids: Sequence[str]) -> None:
-    """Delete those of windows that need them no more."""
+    """Delete the log-probabilities of these windows."""
     connection.execute(
         _SQL["forget_logprobs"], {"model_name": model_name, "window_ids": list(window_ids)}
     )

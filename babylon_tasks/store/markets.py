@@ -1,4 +1,4 @@
-"""Reads `market_outcomes`."""
+"""Reads the app's `market_outcomes`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Applies `migrations/NNN_name.sql` in order, each once, and says which are missing.
+"""Applies `migrations/NNN_name.sql` in order, each once, and lists the missing ones.
 
-A runner of our own, because nothing here may rest on a session: behind a pooler in transaction
-mode a `SET search_path` or a session's advisory lock stays on a connection that the app gets next.
-What was applied stands in `rl.migrations`. A file runs in one transaction together with its row
-there; one that says `-- transactional: false` holds a single statement and runs outside. Every file
-can also be run by hand with `psql -f`, before or after.
+It is a runner of our own, since it may not use session state: behind a pooler in transaction mode a
+`SET search_path` or a session's advisory lock stays on a connection that the app gets next. The
+table `rl.migrations` lists the applied files. A file runs in one transaction together with its row
+there. A file with `-- transactional: false` holds a single statement and runs outside of one. Every
+file can also be run by hand with `psql -f`, before or after.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ADVISORY_LOCK = int.from_bytes(b"babylon")  # one migrate at a time in a databa
 _POLL_SECONDS = 0.2
 _READING = "reading rl.migrations"
 _BLOCKED_HINT_SECONDS = 5.0
-_LOCK_TIMEOUT = "5s"  # longer, and the app's own statements queue up behind ours
+_LOCK_TIMEOUT = "5s"  # if it is longer, the app's own statements queue up behind ours
 
 _BOOKKEEPING = """
 DO $$
@@ -78,22 +78,22 @@ class Migration:
 
     @property
     def transactional(self) -> bool:
-        """Whether it runs in a transaction; if not, it holds a single statement."""
+        """Whether it runs in a transaction; otherwise it holds a single statement."""
         return re.search(r"^-- *transactional: *false *$", self.text, re.MULTILINE) is None
 
     @property
     def concurrent_index(self) -> tuple[str, str] | None:
-        """Table and name of the index it builds CONCURRENTLY, if it does."""
-        found = re.search(
+        """Table and name of the index that it builds CONCURRENTLY, or None."""
+        match = re.search(
             r"^CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS (\w+)\s+ON (\S+)",
             self.text,
             re.MULTILINE,
         )
-        return (found[2], found[1]) if found else None
+        return (match[2], match[1]) if match else None
 
 
 def migrations_folder() -> Path:
-    """Where the .sql files are: inside an installed package, beside it in a checkout.
+    """Return the folder of the .sql files: in an installed package, or beside it in a checkout.
 
     Raises:
         UserError: Neither place has them; the installation is broken.
@@ -106,17 +106,17 @@ def migrations_folder() -> Path:
 
 
 def load_migrations() -> list[Migration]:
-    """All migrations, in the order in which they are applied.
+    """Return all migrations, in the order in which they are applied.
 
     Raises:
-        UserError: The files are not there.
+        UserError: The files are missing.
     """
     files = sorted(migrations_folder().glob("[0-9][0-9][0-9]_*.sql"))
     return [Migration(file.stem, file.read_text(encoding="utf-8")) for file in files]
 
 
 def pending(database_url: str) -> list[str]:
-    """Names of the migrations that this database has not seen. Reads only.
+    """Return the names of the migrations that this database lacks; change nothing.
 
     Raises:
         UserError: The URL is malformed, or the role may not read.
@@ -130,17 +130,18 @@ def require_applied(database_url: str) -> None:
     """Refuse a database that lacks migrations.
 
     Raises:
-        UserError: A migration is missing, or as `pending` has it.
+        UserError: A migration is missing, the URL is malformed, or the role may not read.
+        ServerUnavailable: The server does not answer, refuses us, or went away.
     """
     if pending(database_url):
         raise UserError("migrations are not applied: run `babylon migrate`")
 
 
 def migrate(database_url: str) -> list[str]:
-    """Apply what is pending and return the names; run twice, the second time does nothing.
+    """Apply the pending migrations and return their names; a second run does nothing.
 
-    Two at once do the work once: the other waits, then finds nothing to do. A migration that was
-    killed leaves no lock behind, and is simply run again.
+    If two run at once, one does the work; the other waits, then finds nothing to do. A killed
+    migration leaves no lock behind, and can be run again.
 
     Raises:
         UserError: The URL is malformed, or the database refuses a statement.
@@ -168,8 +169,8 @@ def migrate(database_url: str) -> list[str]:
 
 def _unapplied(connection: Connection) -> list[Migration]:
     done: set[str] = set()
-    found = connection.execute("SELECT to_regclass('rl.migrations') IS NOT NULL").fetchone()
-    if found and found[0]:
+    row = connection.execute("SELECT to_regclass('rl.migrations') IS NOT NULL").fetchone()
+    if row and row[0]:
         done = {name for (name,) in connection.execute("SELECT name FROM rl.migrations")}
     return [migration for migration in load_migrations() if migration.name not in done]
 
@@ -191,7 +192,7 @@ def _mark(connection: Connection, migration: Migration) -> None:
 
 
 def _has_valid_index(connection: Connection, migration: Migration) -> bool:
-    """Tell whether the index is there already; drop an invalid one."""
+    """Tell whether the index already exists; drop it if it is invalid."""
     assert migration.concurrent_index is not None
     row = connection.execute(_INDEX_STATE, migration.concurrent_index).fetchone()
     if row is None:
@@ -209,32 +210,32 @@ def _has_valid_index(connection: Connection, migration: Migration) -> bool:
 
 @contextmanager
 def _alone(guard: Connection) -> Iterator[None]:
-    """Hold the database's migration lock; it goes with its connection, however that ends.
+    """Hold the database's migration lock; it ends with its connection, whatever ends that.
 
-    The lock belongs to a transaction that stays open and idle. It is tried for, never waited for
-    inside a statement, and the guard runs nothing while the lock is held: an idle READ COMMITTED
-    transaction has no snapshot, and only one with a snapshot would hold up CREATE INDEX
-    CONCURRENTLY, forever in this case. So no query here has parameters either: those go through
+    The lock belongs to a transaction that stays open and idle. CREATE INDEX CONCURRENTLY waits for
+    every transaction with a snapshot, so this one must have none, or both would wait forever. An
+    idle READ COMMITTED transaction has none. Therefore no statement waits for the lock (it is tried
+    again and again), nothing runs while the lock is held, and no query has parameters: those use
     the extended protocol, whose portal stays open, with its snapshot, until the next statement.
     """
     try_lock = sql.SQL("SELECT pg_try_advisory_xact_lock({})").format(_ADVISORY_LOCK)
     guard.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-    said = False
+    warned = False
     while True:
         with guard.transaction():
             guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             if guard.execute(try_lock).fetchone() == (True,):
                 yield
                 return
-        if not said:
+        if not warned:
             log.warning("another `babylon migrate` works on this database: waiting for it to end")
-            said = True
+            warned = True
         time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
 def _blockers_reported(conninfo: str) -> Iterator[None]:
-    """While inside, log who keeps us waiting for a lock: each process once."""
+    """Log, inside the block, each process whose lock we wait for; each once."""
     done = threading.Event()
     thread = threading.Thread(target=_report_blockers, args=(conninfo, done), daemon=True)
     thread.start()
@@ -246,7 +247,7 @@ def _blockers_reported(conninfo: str) -> Iterator[None]:
 
 
 def _report_blockers(conninfo: str, done: threading.Event) -> None:
-    told: set[int] = set()
+    reported: set[int] = set()
     while not done.wait(_BLOCKED_HINT_SECONDS):
         try:
             with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
@@ -255,8 +256,8 @@ def _report_blockers(conninfo: str, done: threading.Event) -> None:
             log.debug("cannot ask who blocks: %s", error)
             continue
         for pid, user, application, state, age in rows:
-            if pid not in told:
-                told.add(pid)
+            if pid not in reported:
+                reported.add(pid)
                 log.warning(
                     "waiting for a transaction of process %s (user %s, application %r, %s, open "
                     "for %s) to end; it can be ended with SELECT pg_terminate_backend(%s)",
@@ -270,7 +271,9 @@ def _relay_warning(diagnostic: errors.Diagnostic) -> None:
 
 
 def _conninfo(database_url: str) -> str:
-    """Check a URL where libpq would name a piece of the password in its message.
+    """Return the URL as a conninfo string; refuse malformed ones.
+
+    libpq's own message about a malformed URL may quote a piece of the password.
 
     Raises:
         UserError: It is no Postgres URL, or its password is not percent-encoded.
@@ -296,7 +299,7 @@ def _connect(conninfo: str) -> Connection:
     """Connect in autocommit, without prepared statements (a pooler may not keep them).
 
     Raises:
-        ServerUnavailable: Nobody answers there, or the server refuses us (it is a UserError too).
+        ServerUnavailable: The server does not answer, or refuses us.
     """
     try:
         return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)

@@ -1,4 +1,4 @@
-"""Loads the SQL beside it: `-- name --`, then comment lines that describe it, then the query."""
+"""Loads the named queries of `sql/*.sql`: `-- name --`, comment lines, then the query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load(*files: str) -> dict[str, LiteralString]:
     queries: dict[str, LiteralString] = {}
     for file in files:
         parts = _HEADER.split((folder / f"{file}.sql").read_text("utf-8"))[1:]
-        # Our own files, no user's text: as safe as literals in the code.
+        # Our own files without any user's text, so as safe as literals in the code.
         queries |= {
             name: cast(LiteralString, body.strip())
             for name, body in zip(parts[::2], parts[1::2], strict=True)

@@ -19,7 +19,7 @@ _SQL = load("scores")
 
 @dataclass(frozen=True, slots=True)
 class StoredScore:
-    """What training needs of a score."""
+    """The part of a score that training needs."""
 
     score: float
     content_hash: str
@@ -27,7 +27,7 @@ class StoredScore:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Whose scores of which window: those of one scorer, for one model."""
+    """Identifies scores: those of one window by one scorer, for one model."""
 
     model_name: str
     scorer: str
@@ -37,7 +37,7 @@ class Source:
 def write(
     connection: Connection, source: Source, scores: Sequence[Score], cost: Cost | None = None
 ) -> None:
-    """Replace the window's scores by this scorer; each bears an equal share of the judge's cost."""
+    """Replace this scorer's scores of the window; each gets an equal share of the judge's cost."""
     cost = cost or Cost(None, None)
     identity = asdict(source)
     trajectory_ids = [s.trajectory_id for s in scores]
@@ -71,7 +71,7 @@ class Comparison:
 
 
 def compare(connection: Connection, model_name: str, window_id: str) -> list[Comparison]:
-    """Return what every scorer that was asked thought of the window's trajectories."""
+    """Return the scores that each scorer gave to the window's trajectories."""
     with connection.cursor(row_factory=class_row(Comparison)) as cursor:
         return cursor.execute(
             _SQL["compare_scores"], {"model_name": model_name, "window_id": window_id}
@@ -79,7 +79,7 @@ def compare(connection: Connection, model_name: str, window_id: str) -> list[Com
 
 
 def forget_judgments(connection: Connection, window_id: str) -> None:
-    """Take back what `tell_app` wrote of a window."""
+    """Undo `tell_app` for a window."""
     connection.execute(_SQL["forget_judgments"], {"window_id": window_id})
 
 
@@ -103,7 +103,7 @@ def read(connection: Connection, source: Source) -> dict[str, StoredScore]:
 
 
 def quarantine(connection: Connection, window_id: str, unusable: Mapping[str, Unusable]) -> None:
-    """Replace the window's quarantined traces; trajectory id → verdict."""
+    """Replace the window's rows in quarantine; `unusable` is by trajectory id."""
     ids = list(unusable)
     connection.execute(_SQL["release_quarantine"], {"window_id": window_id, "trajectory_ids": ids})
     connection.execute(
@@ -118,7 +118,7 @@ def quarantine(connection: Connection, window_id: str, unusable: Mapping[str, Un
 
 
 def _shares(total: int | Decimal | None, count: int) -> list[int | Decimal | None]:
-    """Return the total in `count` nearly equal parts that add up to it; dollars to ten places."""
+    """Split the total into `count` nearly equal parts with that sum; dollars to ten places."""
     if total is None or count == 0:
         return [None] * count
     if isinstance(total, int):

@@ -48,10 +48,10 @@ class Step:
     removed_at: datetime | None
 
     def files(self) -> str:
-        """Where its files are.
+        """Return the folder or URL of its files.
 
         Raises:
-            CheckpointRemoved: They were given up.
+            CheckpointRemoved: They were removed.
         """
         if self.removed_at is not None:
             raise CheckpointRemoved(
@@ -62,14 +62,14 @@ class Step:
 
     @property
     def inference_name(self) -> str | None:
-        """What W&B's endpoint calls this version, where W&B has its weights."""
+        """The version's name at W&B's endpoint, if W&B has its weights."""
         name = self.metrics.get("inference_name")
         return str(name) if name else None
 
 
 @dataclass(frozen=True, slots=True)
 class StepToLog(Step):
-    """A committed step that is not on W&B yet; `funnel` sums those of its windows."""
+    """A committed step that is not on W&B yet; `funnel` is the sum of its windows' funnels."""
 
     funnel: dict[str, int]
 
@@ -92,10 +92,10 @@ class StepListing:
 class Commit:
     """All that one committed step writes.
 
-    `expected_step` is the head it started from and the claim's lease has its token: the
-    compare-and-set. `rewards` maps the trained trajectories to their scores; `funnels` counts what
-    was left out of each window at the last moment; `seconds` are the step's, by phase, but for the
-    commit itself; `cost_usd` is None where no price is known.
+    The compare-and-set needs `expected_step` (the head that the step started from) and the token of
+    the claim's lease. `rewards` maps the trained trajectories to their scores. `funnels` counts
+    what was left out of each window after it was scored. `seconds` has the step's wall time by
+    phase, without the commit. `cost_usd` is None if the price is unknown.
     """
 
     claim: Claim
@@ -113,20 +113,20 @@ class Commit:
 
 
 def head(connection: Connection, model_name: str, base_model: str) -> Head:
-    """Return the lineage's head, made at the first call.
+    """Return the lineage's head; create it at the first call.
 
     Raises:
-        UserError: The lineage was started from another base model.
+        UserError: The lineage started from another base model.
     """
     connection.execute(_SQL["ensure_head"], {"model_name": model_name, "base_model": base_model})
-    found = read_head(connection, model_name)
-    assert found is not None
-    if found.base_model != base_model:
+    row = read_head(connection, model_name)
+    assert row is not None
+    if row.base_model != base_model:
         raise UserError(
-            f"model {model_name} was started from {found.base_model}, BASE_MODEL is {base_model}: "
+            f"model {model_name} was started from {row.base_model}, BASE_MODEL is {base_model}: "
             "set BASE_MODEL back, or MODEL_NAME to a new name"
         )
-    return found
+    return row
 
 
 def read_head(connection: Connection, model_name: str) -> Head | None:
@@ -136,7 +136,7 @@ def read_head(connection: Connection, model_name: str) -> Head | None:
 
 
 def read(connection: Connection, model_name: str, step: int) -> Step | None:
-    """One committed step."""
+    """Return one committed step, or None."""
     with connection.cursor(row_factory=class_row(Step)) as cursor:
         return cursor.execute(
             _SQL["read_step"], {"model_name": model_name, "step": step}
@@ -144,25 +144,25 @@ def read(connection: Connection, model_name: str, step: int) -> Step | None:
 
 
 def listing(connection: Connection, model_name: str) -> list[StepListing]:
-    """All committed steps, newest first."""
+    """Return all committed steps, newest first."""
     with connection.cursor(row_factory=class_row(StepListing)) as cursor:
         return cursor.execute(_SQL["list_steps"], {"model_name": model_name}).fetchall()
 
 
 def version_of_token(connection: Connection, claim: Claim) -> str | None:
-    """Return the version that the attempt with this token committed, or None if it did not."""
+    """Return the version that the attempt with this token committed, or None if it has not."""
     row = connection.execute(_SQL["step_of_token"], _identity(claim)).fetchone()
     return str(row["version"]) if row else None
 
 
 def commit(connection: Connection, new: Commit) -> str:
-    """Write a step and everything that follows from it; one transaction, the caller's.
+    """Write a step and everything that follows from it, in the caller's transaction.
 
     Returns:
         The version given to the step.
 
     Raises:
-        StaleClaim: The head moved, the lease went, or a window changed. Nothing is written.
+        StaleClaim: The head moved, the lease was lost, or a window changed; roll back.
     """
     name, step = new.lineage.name, new.expected_step + 1
     identity = _identity(new.claim)
@@ -181,14 +181,14 @@ def commit(connection: Connection, new: Commit) -> str:
     jobs.finish(connection, name, new.claim.lease.token)
     if new.lineage.primary:
         _write_back(connection, new, step, version)
-    # Nearly last, since it notes how long this transaction took.
+    # Nearly last, since it stores how long this transaction took.
     connection.execute(_SQL["insert_step"], {**identity, **_columns(new, step, version)})
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
     return version
 
 
 def begin_checkpoint(connection: Connection, claim: Claim, checkpoint: str, nonce: str) -> None:
-    """Note that an attempt is about to write this folder, and this nonce into it."""
+    """Note that an attempt is about to write this folder, with this nonce in it."""
     connection.execute(
         _SQL["begin_checkpoint"],
         {**_identity(claim), "checkpoint": checkpoint, "nonce": nonce},
@@ -196,7 +196,7 @@ def begin_checkpoint(connection: Connection, claim: Claim, checkpoint: str, nonc
 
 
 def unfinished_checkpoints(connection: Connection, model_name: str, limit: int) -> dict[str, str]:
-    """Folders that no step stands for, any `limit` of them, with their nonces."""
+    """Return at most `limit` folders that no step names, with their nonces."""
     rows = connection.execute(
         _SQL["unfinished_checkpoints"], {"model_name": model_name, "limit": limit}
     ).fetchall()
@@ -204,18 +204,18 @@ def unfinished_checkpoints(connection: Connection, model_name: str, limit: int) 
 
 
 def forget_checkpoint(connection: Connection, checkpoint: str) -> None:
-    """Nothing of this unfinished folder is left."""
+    """Forget an unfinished folder whose files were all removed."""
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": checkpoint})
 
 
 def lock_head(connection: Connection, claim: Claim) -> Head | None:
-    """Return the head, which then stays until the transaction ends; None where the lease went."""
+    """Lock the head until the transaction ends, and return it; None if the lease was lost."""
     with connection.cursor(row_factory=class_row(Head)) as cursor:
         return cursor.execute(_SQL["lock_head"], _identity(claim)).fetchone()
 
 
 def with_files(connection: Connection, model_name: str) -> list[int]:
-    """Return the steps whose files are there."""
+    """Return the steps that have files."""
     rows = connection.execute(_SQL["steps_with_files"], {"model_name": model_name}).fetchall()
     return [row["step"] for row in rows]
 
@@ -223,11 +223,11 @@ def with_files(connection: Connection, model_name: str) -> list[int]:
 def give_up(
     connection: Connection, model_name: str, may_go: Sequence[int], limit: int
 ) -> list[int]:
-    """Note that these steps' files go, the oldest `limit` that can; their removal is to follow.
+    """Mark the files of at most `limit` of these steps, oldest first, for removal; return them.
 
-    A step stays that the app has deployed, or whose folder another database may have made. The
-    app's rows of those that go are archived. Call it with the head locked, in one transaction
-    with the decision.
+    Steps that the app has deployed, or whose folder another database may have made, are not marked.
+    The app's rows of the marked steps are archived. Call it with the head locked, in the
+    transaction that made the decision.
     """
     rows = connection.execute(
         _SQL["give_up_steps"], {"model_name": model_name, "steps": list(may_go), "limit": limit}
@@ -236,7 +236,7 @@ def give_up(
 
 
 def publish(connection: Connection, model_name: str) -> list[str]:
-    """Let the newest step serve; the versions that became ready."""
+    """Let the newest step serve; return the versions that became ready."""
     rows = connection.execute(_SQL["publish"], {"model_name": model_name}).fetchall()
     return [row["version"] for row in rows]
 
@@ -255,7 +255,7 @@ def logged(connection: Connection, model_name: str, steps: Sequence[int]) -> Non
 
 
 def steps_of_versions(connection: Connection, model_name: str) -> dict[str, int]:
-    """Step by version, of all versions of the lineage."""
+    """Return the step of each version of the lineage."""
     rows = connection.execute(_SQL["steps_of_versions"], {"model_name": model_name}).fetchall()
     return {row["version"]: row["step"] for row in rows}
 
@@ -265,7 +265,7 @@ def _identity(claim: Claim) -> dict[str, str | int]:
 
 
 def _columns(new: Commit, step: int, version: str) -> dict[str, object]:
-    """Return the row of `rl.steps`, but for its identity."""
+    """Return the row of `rl.steps` without its identity."""
     return {
         "step": step,
         "trainer": new.trainer,
@@ -309,7 +309,7 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
             "version": version,
             "base_model": base_model,
             "batch_id": batch_id,
-            # What a client must name to reach the weights, or the path to them.
+            # W&B's name for the weights, which clients use, or the path of the files.
             "checkpoint": new.result.inference_name or new.checkpoint,
             "avg_reward": sum(new.rewards.values()) / len(new.rewards),
         },
@@ -321,15 +321,15 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
 
 
 def _metrics(result: StepResult) -> dict[str, Any]:
-    """Everything the trainer said that has no column of its own."""
-    told: dict[str, Any] = msgspec.to_builtins(result)
-    metrics = told.pop("metrics")
-    for name in _WITH_A_PLACE_OF_THEIR_OWN:
-        del told[name]
-    return {**metrics, **told}
+    """Return all parts of the result that have no column of their own."""
+    fields: dict[str, Any] = msgspec.to_builtins(result)
+    metrics = fields.pop("metrics")
+    for name in _STORED_ELSEWHERE:
+        del fields[name]
+    return {**metrics, **fields}
 
 
-_WITH_A_PLACE_OF_THEIR_OWN = (
+_STORED_ELSEWHERE = (
     "trainable_tokens", "gpu_seconds", "seconds_by_phase", "mfu", "peak_memory_bytes", "cost_usd",
     "windows",
 )  # fmt: skip

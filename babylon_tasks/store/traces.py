@@ -48,7 +48,7 @@ _LIBPQ_ONLY = frozenset(
 
 
 class TraceReader:
-    """A connection for reading traces; one event loop, one task at a time."""
+    """A connection for reading traces; for one event loop, and one task at a time."""
 
     def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
         self._connection = connection
@@ -57,12 +57,13 @@ class TraceReader:
     async def read(self, window_id: str) -> AsyncGenerator[RawTrace, None]:
         """Yield the window's rows that count, in the order in which they were written.
 
-        Whoever may leave early closes it (`contextlib.aclosing`): it holds a transaction.
+        It holds a transaction, so a caller that may stop early must close it
+        (`contextlib.aclosing`).
 
         Raises:
             ServerUnavailable: Postgres went away.
-            Retryable: An answer took too long, so far of this window only.
-            Final: Postgres itself cannot read a row any more.
+            Retryable: An answer took too long; other windows may still be readable.
+            Final: A row is damaged: Postgres itself cannot read it.
         """
         slow = False
         try:
@@ -94,16 +95,20 @@ class TraceReader:
 
 @asynccontextmanager
 async def open_reader(settings: Settings) -> AsyncIterator[TraceReader]:
-    """Connect for one task's reading.
+    """Open a connection for one task's reading.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
+        UserError: DATABASE_URL is missing or no URL.
     """
     url = settings.postgres()
     try:
         # No statement cache: a pooler in transaction mode forgets prepared statements.
         connection = await asyncpg.connect(
-            _known(url), statement_cache_size=0, timeout=5, command_timeout=_ANSWER_SECONDS
+            _without_libpq_only(url),
+            statement_cache_size=0,
+            timeout=5,
+            command_timeout=_ANSWER_SECONDS,
         )
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise unreachable(url, error) from None
@@ -116,8 +121,8 @@ async def open_reader(settings: Settings) -> AsyncIterator[TraceReader]:
             connection.terminate()
 
 
-def _known(url: str) -> str:
-    """Drop what only libpq knows: asyncpg would pass it on, and the server refuse it."""
+def _without_libpq_only(url: str) -> str:
+    """Drop parameters that only libpq knows: asyncpg would send them, and the server refuse."""
     base, _, query = url.partition("?")
     kept = [p for p in query.split("&") if p and p.partition("=")[0] not in _LIBPQ_ONLY]
     return f"{base}?{'&'.join(kept)}" if kept else base

@@ -1,4 +1,4 @@
-"""Reads and writes `training_batches`: the app's requests, and a row for each step of ours."""
+"""Reads and writes the app's `training_batches`: its requests, and one row for each step."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Request:
 
 
 def pending(connection: Connection) -> list[Request]:
-    """Return the requests that nothing has ended yet, oldest first."""
+    """Return the requests that have not ended yet, oldest first."""
     with connection.cursor(row_factory=class_row(Request)) as cursor:
         return cursor.execute(_SQL["pending_requests"]).fetchall()
 
 
 def read(connection: Connection, batch_id: str) -> Request | None:
-    """One request by its batch id."""
+    """Return a request by its batch id, or None."""
     with connection.cursor(row_factory=class_row(Request)) as cursor:
         return cursor.execute(_SQL["read_request"], {"batch_id": batch_id}).fetchone()
 
 
 def attach(connection: Connection, model_name: str, window_id: str, batch_id: str) -> bool:
-    """Let a window that is not yet trained answer this request; False where it cannot."""
+    """Let a window that is not yet trained answer this request; False if it cannot."""
     updated = connection.execute(
         _SQL["attach_request"],
         {"model_name": model_name, "window_id": window_id, "batch_id": batch_id},
@@ -46,14 +46,14 @@ def attach(connection: Connection, model_name: str, window_id: str, batch_id: st
 
 
 def start(connection: Connection, batch_id: str) -> None:
-    """Say that training has begun."""
+    """Note in the request that training has begun."""
     connection.execute(_SQL["start_request"], {"batch_id": batch_id})
 
 
 def insert(
     connection: Connection, batch_id: str, window_id: str | None, base_model: str, version: str
 ) -> None:
-    """Insert a batch of our own."""
+    """Insert a batch for a step without a request."""
     connection.execute(
         _SQL["insert_batch"],
         {
@@ -67,7 +67,7 @@ def insert(
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a batch ends with: `rewards` by trajectory id, `seconds` of wall time."""
+    """The result of a batch: `rewards` by trajectory id, `seconds` of wall time."""
 
     version: str
     base_model: str
@@ -77,7 +77,7 @@ class Completion:
 
 
 def complete(connection: Connection, batch_id: str, done: Completion) -> None:
-    """End a batch with its step."""
+    """End a batch as completed, with its step's version and rewards."""
     connection.execute(
         _SQL["complete_request"],
         {
@@ -92,20 +92,22 @@ def complete(connection: Connection, batch_id: str, done: Completion) -> None:
     )
 
 
-def complete_known(connection: Connection, model_name: str, window_id: str, batch_id: str) -> bool:
-    """End a request whose window was trained before; False where it was not."""
+def complete_trained(
+    connection: Connection, model_name: str, window_id: str, batch_id: str
+) -> bool:
+    """End a request whose window was already trained; False if it was not."""
     updated = connection.execute(
-        _SQL["complete_known"],
+        _SQL["complete_trained"],
         {"model_name": model_name, "window_id": window_id, "batch_id": batch_id},
     ).rowcount
     return updated == 1
 
 
 def fail(connection: Connection, batch_id: str, error: str) -> None:
-    """End a request with the reason."""
+    """End a request as failed, with the reason."""
     connection.execute(_SQL["fail_request"], {"batch_id": batch_id, "error": error})
 
 
 def reopen(connection: Connection, batch_id: str) -> None:
-    """Take back that a request failed."""
+    """Make a failed request pending again."""
     connection.execute(_SQL["reopen_request"], {"batch_id": batch_id})

@@ -1,7 +1,7 @@
 """Writes `rl.windows`: every move of a window from one state to another.
 
-Each statement repeats in its WHERE clause what the caller has read, so that a row that has moved on
-since is left as it is.
+Each statement repeats in its WHERE clause what the caller has read, so that it changes no row that
+has moved on since.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SQL = load("transitions")
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What scoring a window came to: `state` is scored or skipped, with the `reason` to skip it."""
+    """The result of scoring a window: `state` is scored or skipped, `reason` says why skipped."""
 
     scorer: str
     state: State
@@ -33,9 +33,9 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class WindowEnd:
-    """How a window ends without being trained: `state` is skipped or failed.
+    """The end of a window that is not trained: `state` is skipped or failed.
 
-    `attempts` is None where they stay as they are; `funnel` is added to the window's own.
+    `attempts` is None if their number stays the same; `funnel` is merged into the window's funnel.
     """
 
     state: State
@@ -46,13 +46,13 @@ class WindowEnd:
 
 
 def produce(connection: Connection, model_name: str, settings: Settings) -> list[str]:
-    """Make a row for every window that is due; return the new and the reopened ones' ids."""
+    """Make a row for every due window; return the ids of new and of reopened windows."""
     rows = connection.execute(_SQL["produce_windows"], due_filter(model_name, settings)).fetchall()
     return [row["window_id"] for row in rows]
 
 
 def enqueue(connection: Connection, model_name: str, window_id: str, counts: Counts) -> bool:
-    """Make a named window due; False where it has a row already."""
+    """Make a window due by its id; False if it already has a row."""
     row = connection.execute(
         _SQL["enqueue_window"],
         {
@@ -68,7 +68,7 @@ def enqueue(connection: Connection, model_name: str, window_id: str, counts: Cou
 def claim_due(
     connection: Connection, query: DueQuery, holder: str, limit: int, lease_seconds: float
 ) -> dict[str, Lease]:
-    """Lease up to `limit` due windows and begin an attempt at each; window id → lease."""
+    """Lease up to `limit` due windows and begin an attempt at each; return leases by window id."""
     rows = connection.execute(
         _SQL["claim_due"],
         {
@@ -85,7 +85,7 @@ def claim_due(
 
 
 def mark_scored(connection: Connection, claim: Claim, window: Window, scored: Scored) -> bool:
-    """Move a due window on; False where the lease went or the row changed."""
+    """Move a due window to scored or skipped; False if the lease was lost or the row changed."""
     updated = connection.execute(
         _SQL["mark_scored"],
         {
@@ -114,7 +114,7 @@ def mark_trained(
     step: int,
     funnels: Mapping[str, Mapping[str, int]],
 ) -> bool:
-    """End the step's windows as trained; False where any of them is not as it was claimed."""
+    """End the step's windows as trained; False if any of them changed since the claim."""
     updated = connection.execute(
         _SQL["mark_trained"],
         {
@@ -130,7 +130,7 @@ def mark_trained(
 
 
 def end(connection: Connection, claim: Claim, window: Window, end: WindowEnd) -> bool:
-    """End a window as skipped or failed; False where it is no longer as it was read."""
+    """End a window as skipped or failed; False if its row changed since it was read."""
     updated = connection.execute(
         _SQL["end_window"],
         {
@@ -154,7 +154,7 @@ def postpone(
     last_error: str,
     wait_seconds: float,
 ) -> None:
-    """Leave a window where it stands until `wait_seconds` have passed; nothing if it moved on."""
+    """Let a window wait in its state for `wait_seconds`; do nothing if it moved on."""
     connection.execute(
         _SQL["postpone_window"],
         {
@@ -175,9 +175,9 @@ def put_back(
     last_error: str,
     wait_seconds: tuple[float, float],
 ) -> None:
-    """Let a scored window wait, as scored or due, for half as long as it has; no attempt counts.
+    """Let a scored window wait, as scored or due, half as long as it has waited so far.
 
-    `wait_seconds` are the least and the most that it waits.
+    `wait_seconds` are the shortest and the longest wait. No attempt counts.
     """
     least, most = wait_seconds
     connection.execute(
@@ -200,7 +200,7 @@ def split(
     may_share: int,
     last_error: str,
 ) -> None:
-    """Let at most `may_share` of these windows, which failed together, meet in the next step."""
+    """Limit the next step of these windows, which failed together, to `may_share` of them."""
     connection.execute(
         _SQL["split_windows"],
         {
@@ -216,7 +216,10 @@ def split(
 def retry(
     connection: Connection, model_name: str, window_ids: Sequence[str] | None
 ) -> dict[str, str | None]:
-    """Make failed or skipped windows due again (None: all failed); window id → its request."""
+    """Make failed or skipped windows due again (None: all failed ones).
+
+    Returns the batch id of the request, or None, by window id.
+    """
     rows = connection.execute(
         _SQL["retry_windows"],
         {
@@ -228,7 +231,7 @@ def retry(
 
 
 def score_otherwise(connection: Connection, model_name: str, window_id: str, scoring: str) -> bool:
-    """Make a window due for this scorer, whatever became of it; False where it was trained."""
+    """Make a window due for this scorer, whatever its state; False if it was trained."""
     updated = connection.execute(
         _SQL["score_otherwise"],
         {"model_name": model_name, "window_id": window_id, "scoring": scoring},
@@ -249,7 +252,7 @@ def rescore(connection: Connection, model_name: str, window: Window) -> None:
 
 
 def _as_read(claim: Claim, window: Window) -> dict[str, object]:
-    """Return the window as it was read: a row that has moved on since is not written."""
+    """Return the parameters that identify the window as it was read."""
     return {
         "model_name": claim.model_name,
         "holder": claim.holder,

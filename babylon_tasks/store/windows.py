@@ -1,4 +1,4 @@
-"""Reads `rl.windows`, and counts what would become one."""
+"""Reads `rl.windows`, and counts the trajectories of a window."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SQL = load("windows")
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """What is due and held by nobody: windows to score, a step to train, a step to publish."""
+    """Due work that nobody holds: windows to score, a step to train, a step to publish."""
 
     due: list[str]
     train: bool
@@ -27,7 +27,7 @@ class DueWork:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Agents and trajectories that count."""
+    """Numbers of agents and of trajectories that may train."""
 
     agents: int
     trajectories: int
@@ -35,9 +35,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class DueQuery:
-    """Which due windows are meant: those that one of `scorers` is to score.
+    """Selects due windows: those whose scorer is one of `scorers`.
 
-    `scoring` is for windows that name no scorer themselves; `only` names windows, None means any.
+    `scoring` is the scorer of windows that name none. `only` has window ids; None means any.
     """
 
     model_name: str
@@ -47,13 +47,13 @@ class DueQuery:
 
 
 def listing(connection: Connection, model_name: str, settings: Settings) -> list[WindowListing]:
-    """Return the windows of the look-back time that hold trajectories, newest first."""
+    """Return the windows of the last LOOKBACK_HOURS that have trajectories, newest first."""
     with connection.cursor(row_factory=class_row(WindowListing)) as cursor:
         return cursor.execute(_SQL["list_windows"], due_filter(model_name, settings)).fetchall()
 
 
 def read(connection: Connection, model_name: str, window_ids: Sequence[str]) -> list[Window]:
-    """Return the rows of the named windows, those that exist, by id."""
+    """Return the existing rows of these windows, in the order of their ids."""
     with connection.cursor(row_factory=class_row(Window)) as cursor:
         return cursor.execute(
             _SQL["read_windows"], {"model_name": model_name, "window_ids": list(window_ids)}
@@ -61,7 +61,7 @@ def read(connection: Connection, model_name: str, window_ids: Sequence[str]) -> 
 
 
 def count(connection: Connection, settings: Settings, window_id: str) -> Counts:
-    """Return what counts of one window, whether it has a row or not."""
+    """Count a window's agents and trajectories, whether it has a row or not."""
     with connection.cursor(row_factory=class_row(Counts)) as cursor:
         row = cursor.execute(
             _SQL["count_window"],
@@ -72,7 +72,7 @@ def count(connection: Connection, settings: Settings, window_id: str) -> Counts:
 
 
 def count_excluded(connection: Connection, settings: Settings, window_id: str) -> dict[str, int]:
-    """Rows of the window by the reason they do not count, and all of them."""
+    """Count the window's trajectories, in all and by the reason for which some do not count."""
     row = connection.execute(
         _SQL["count_excluded"],
         {"window_id": window_id, "excluded": settings.excluded_scenario_patterns()},
@@ -82,23 +82,23 @@ def count_excluded(connection: Connection, settings: Settings, window_id: str) -
 
 
 def count_trajectories(connection: Connection) -> int:
-    """About how many trajectories there are in all."""
+    """Return the estimated number of all trajectories."""
     row = connection.execute(_SQL["count_trajectories"]).fetchone()
     assert row is not None
     return int(row["trajectories"])
 
 
 def wait_for_judge(connection: Connection, query: DueQuery) -> bool:
-    """Tell whether a window is due for one of these scorers, and nobody holds the judge."""
+    """Tell whether a window is due for one of these scorers while nobody holds the judge."""
     row = connection.execute(_SQL["windows_wait_for_judge"], asdict(query)).fetchone()
     assert row is not None
-    return bool(row["found"])
+    return bool(row["waits"])
 
 
 def scored(
     connection: Connection, model_name: str, only: Sequence[str] | None = None
 ) -> list[Window]:
-    """Scored windows in the order in which they should train."""
+    """Return scored windows in the order in which they should train."""
     with connection.cursor(row_factory=class_row(Window)) as cursor:
         return cursor.execute(
             _SQL["select_scored"],
@@ -107,7 +107,7 @@ def scored(
 
 
 def sweep(connection: Connection, model_name: str, limit: int) -> DueWork:
-    """Return what is due and held by nobody, at most `limit` windows."""
+    """Return the due work that nobody holds, at most `limit` windows."""
     with connection.cursor(row_factory=class_row(DueWork)) as cursor:
         row = cursor.execute(_SQL["sweep"], {"model_name": model_name, "limit": limit}).fetchone()
     assert row is not None
@@ -115,33 +115,33 @@ def sweep(connection: Connection, model_name: str, limit: int) -> DueWork:
 
 
 def last_error(connection: Connection, model_name: str) -> str | None:
-    """Why a window that is due or scored waits, where one does for an error."""
+    """Return the error for which a due or scored window waits, or None."""
     row = connection.execute(_SQL["last_error"], {"model_name": model_name}).fetchone()
     return str(row["last_error"]) if row else None
 
 
 def count_states(connection: Connection, model_name: str) -> dict[State, int]:
-    """How many windows stand in each state."""
+    """Count the windows in each state."""
     rows = connection.execute(_SQL["count_states"], {"model_name": model_name}).fetchall()
-    found = {State(row["state"]): int(row["windows"]) for row in rows}
-    return {state: found.get(state, 0) for state in State}
+    counts = {State(row["state"]): int(row["windows"]) for row in rows}
+    return {state: counts.get(state, 0) for state in State}
 
 
 def story(connection: Connection, model_name: str, window_id: str) -> dict[str, Any] | None:
-    """All there is to say about one window but its attempts; None where it has no row."""
+    """Return all facts about one window except its attempts; None if it has no row."""
     return connection.execute(
         _SQL["window_story"], {"model_name": model_name, "window_id": window_id}
     ).fetchone()
 
 
 def report(connection: Connection, model_name: str) -> list[WindowReport]:
-    """Return what each window of the model gave, oldest first."""
+    """Return the results of the model's windows, oldest first."""
     with connection.cursor(row_factory=class_row(WindowReport)) as cursor:
         return cursor.execute(_SQL["report_windows"], {"model_name": model_name}).fetchall()
 
 
 def due_filter(model_name: str, settings: Settings) -> dict[str, object]:
-    """Return what decides, by setting, which hours are windows."""
+    """Return the query parameters that decide which hours are windows."""
     return {
         "model_name": model_name,
         "lookback_hours": settings.lookback_hours,

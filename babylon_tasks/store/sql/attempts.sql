@@ -1,5 +1,5 @@
--- Attempts: one row for each try at a window. A row without an end whose lease is gone belongs to a
--- worker that died, or hung until its lease ran out.
+-- Attempts: one row for each attempt at a window. If a row has no end and its lease ran out, its
+-- worker died, or hung for too long.
 
 -- open_attempts --
 INSERT INTO rl.attempts (model_name, window_id, token, stage, holder, started_at)

@@ -1,4 +1,4 @@
--- Canaries: when a message last came through Redis, a queue and a worker to here.
+-- Canaries: when Redis, a queue and a worker last delivered a message.
 
 -- note_canary --
 INSERT INTO rl.canaries AS c (model_name, queue, holder, ran_at)

@@ -1,4 +1,4 @@
--- Babylon's own tables; what is there already stays as it is.
+-- Babylon's own tables; existing ones stay unchanged.
 
 -- insert_user --
 INSERT INTO "User" ("id", "username", "displayName", "isAgent", "updatedAt")

@@ -1,4 +1,4 @@
--- Jobs at W&B: at most one of a model is open, and only the holder of the model's lease writes.
+-- Jobs at W&B: each model has at most one open job, and only the holder of its lease writes.
 
 -- open_job --
 SELECT windows, remote_step, job_id,
@@ -6,11 +6,11 @@ SELECT windows, remote_step, job_id,
   FROM rl.jobs WHERE model_name = %(model_name)s AND ended_at IS NULL
 
 -- follow_job --
--- Another attempt follows it from now on.
+-- From now on another attempt continues the job.
 UPDATE rl.jobs SET token = %(token)s WHERE model_name = %(model_name)s AND ended_at IS NULL
 
 -- intend_job --
--- The conflict is the same intent, written again where the answer to COMMIT was lost.
+-- A conflict: the same intent is written again, since the answer to COMMIT was lost.
 INSERT INTO rl.jobs (model_name, step, token, windows, remote_step, intended_at)
 VALUES (%(model_name)s, %(step)s, %(token)s, %(windows)s, %(remote_step)s, rl.clock_timestamp())
 ON CONFLICT (model_name) WHERE ended_at IS NULL DO NOTHING
@@ -26,7 +26,7 @@ UPDATE rl.jobs
  WHERE model_name = %(model_name)s AND ended_at IS NULL
 
 -- finish_job --
--- In the commit of the step that its result became.
+-- Part of the commit of the step that the job trained.
 UPDATE rl.jobs
    SET state = 'done', ended_at = rl.clock_timestamp()
  WHERE model_name = %(model_name)s AND token = %(token)s AND ended_at IS NULL

@@ -1,7 +1,7 @@
--- Judgments: what a judge answered and what it cost.
+-- Judgments: the judge's answers and their cost.
 
 -- find_judgment --
--- The newest good answer to this very question.
+-- The newest usable answer to exactly this question.
 SELECT trajectory_ids, scores, explanations
   FROM rl.judgments
  WHERE question = %(question)s AND fault IS NULL
@@ -25,7 +25,7 @@ SELECT count(*)::int AS answers,
  WHERE asked_at >= date_trunc('day', rl.now() AT TIME ZONE 'utc') AT TIME ZONE 'utc'
 
 -- cost_of_window --
--- All that was paid for this window, refused answers included; dollars NULL where no price is known.
+-- The cost of this window, refused answers included; dollars are NULL if a price is unknown.
 SELECT COALESCE(sum(prompt_tokens + completion_tokens), 0)::int AS tokens, sum(usd) AS usd
   FROM rl.judgments
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s

@@ -1,7 +1,7 @@
 -- Leases: who may write, until when, by the database's clock. Tokens only grow.
 
 -- acquire_lease --
--- Nothing is returned while somebody else's lease lives.
+-- Returns no row while another holder's lease is alive.
 INSERT INTO rl.leases AS held (resource, holder, token, expires_at, acquired_at)
 VALUES (%(resource)s, %(holder)s, nextval('rl.lease_tokens'),
         rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s), rl.clock_timestamp())
@@ -12,7 +12,7 @@ ON CONFLICT (resource) DO UPDATE
 RETURNING token
 
 -- next_token --
--- A fresh token for another attempt of the same holder.
+-- A new token for another attempt of the same holder.
 UPDATE rl.leases
    SET token = nextval('rl.lease_tokens'),
        expires_at = rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s)
@@ -20,7 +20,7 @@ UPDATE rl.leases
 RETURNING token
 
 -- renew_leases --
--- One row for each that is still ours.
+-- One row for each lease that is still ours.
 UPDATE rl.leases l
    SET expires_at = rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s)
   FROM unnest(%(resources)s::text[], %(tokens)s::bigint[]) AS ours (resource, token)

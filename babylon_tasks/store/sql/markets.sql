@@ -1,4 +1,4 @@
--- Market outcomes: for judges and for scoring, never for training.
+-- Market outcomes: for judges and scorers, never for training.
 
 -- select_markets --
 SELECT "stockTicker" AS ticker, "startPrice"::float8 AS start_price, "endPrice"::float8 AS end_price,

@@ -21,7 +21,7 @@ ON CONFLICT (trajectory_id, model_name, scorer) DO UPDATE
        judge_usd = excluded.judge_usd, scored_at = excluded.scored_at
 
 -- forget_scores --
--- Scores of an earlier round whose trajectory is gone or set aside must not train.
+-- Earlier scores of trajectories that were deleted or set aside since must not train.
 DELETE FROM rl.scores
  WHERE model_name = %(model_name)s AND scorer = %(scorer)s AND window_id = %(window_id)s
    AND trajectory_id <> ALL (%(trajectory_ids)s)
@@ -31,7 +31,7 @@ SELECT trajectory_id, score, content_hash FROM rl.scores
  WHERE model_name = %(model_name)s AND scorer = %(scorer)s AND window_id = %(window_id)s
 
 -- compare_scores --
--- All scorers' scores of a window, an agent's trajectories together.
+-- The scores of a window by all scorers, ordered by agent.
 SELECT s.agent_id, s.trajectory_id, jsonb_object_agg(s.scorer, s.score) AS scores,
        jsonb_object_agg(s.scorer, s.components) AS components
   FROM rl.scores s
@@ -40,11 +40,11 @@ SELECT s.agent_id, s.trajectory_id, jsonb_object_agg(s.scorer, s.score) AS score
  ORDER BY s.agent_id, s.trajectory_id
 
 -- forget_judgments --
--- Those that were written here: the app's own have other ids.
+-- Only our rows: the app's own rows have other ids.
 DELETE FROM public.reward_judgments WHERE "groupId" = %(window_id)s AND starts_with(id, 'rl-')
 
 -- tell_app_judgments --
--- As the app's own judge writes them. A trajectory that is gone meanwhile has no row to point to.
+-- As the app's own judge writes them. A trajectory that was deleted meanwhile gets no row.
 INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion",
                                      "overallScore", "componentScoresJson", rank, "normalizedScore",
                                      "groupId", reasoning, "criteriaJson", "judgedAt")
@@ -82,6 +82,6 @@ ON CONFLICT (trajectory_id) DO UPDATE
        at = excluded.at
 
 -- release_quarantine --
--- A trace that the app has mended counts again.
+-- A trace that the app has repaired counts again.
 DELETE FROM rl.quarantine
  WHERE window_id = %(window_id)s AND trajectory_id <> ALL (%(trajectory_ids)s)

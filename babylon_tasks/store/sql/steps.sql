@@ -23,9 +23,9 @@ SELECT step, version, trainer, trajectories, (metrics ->> 'loss')::float8 AS los
 SELECT step, version FROM rl.steps WHERE model_name = %(model_name)s AND token = %(token)s
 
 -- advance_head --
--- The compare-and-set: no row where the head moved or the lease went. The lease's row stays locked
--- until the commit: should this process be frozen here, nobody takes the lease over, and removes
--- the files that the step names, before the server has ended this transaction.
+-- The compare-and-set: it updates no row if the head moved or the lease was lost. The lease's row
+-- stays locked until the commit. So if this process freezes here, nobody can take the lease over and
+-- remove the step's files before the server has ended this transaction.
 WITH held AS (
     SELECT FROM rl.leases
      WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
@@ -37,8 +37,8 @@ UPDATE rl.heads
  WHERE model_name = %(model_name)s AND step = %(expected_step)s AND EXISTS (SELECT FROM held)
 
 -- begin_checkpoint --
--- Before the first file: should the process die, the next holder of the lease knows where to look.
--- The conflict is the same note, written again where the answer to COMMIT was lost.
+-- Before the first file: if the process dies, the next holder of the lease knows the folder.
+-- A conflict: the same note is written again, since the answer to COMMIT was lost.
 INSERT INTO rl.unfinished_checkpoints (checkpoint, model_name, token, nonce, started_at)
 VALUES (%(checkpoint)s, %(model_name)s, %(token)s, %(nonce)s, rl.clock_timestamp())
 ON CONFLICT (checkpoint) DO NOTHING
@@ -47,12 +47,12 @@ ON CONFLICT (checkpoint) DO NOTHING
 DELETE FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s
 
 -- unfinished_checkpoints --
--- At random: those that a store refuses to remove must not keep the others waiting.
+-- In random order: folders that the store refuses to remove must not block the others.
 SELECT checkpoint, nonce FROM rl.unfinished_checkpoints
  WHERE model_name = %(model_name)s ORDER BY random() LIMIT %(limit)s
 
 -- lock_head --
--- Whoever moves published_step waits until the decision about older files is noted.
+-- A change of published_step waits until the decision about older files is written.
 WITH held AS (
     SELECT FROM rl.leases
      WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
@@ -67,9 +67,9 @@ SELECT step, published_step, base_model FROM rl.heads
 SELECT step FROM rl.steps WHERE model_name = %(model_name)s AND removed_at IS NULL
 
 -- give_up_steps --
--- From here on no row stands for the files: they go whoever dies, if the folder holds the nonce.
--- The app's rows are locked, so that none is deployed meanwhile; one that the app holds is left for
--- the next time, since nothing here may wait for the app.
+-- After it no row names the files: they are removed even if this process dies, if the folder has the
+-- nonce. The app's rows are locked, so that none is deployed meanwhile. A row that the app has locked
+-- is left for the next time, since nothing here may wait for the app.
 WITH asked AS (
     SELECT step, version FROM rl.steps
      WHERE model_name = %(model_name)s AND step = ANY (%(steps)s)
@@ -156,8 +156,8 @@ VALUES (%(model_id)s, %(model_id)s, %(version)s, %(base_model)s, %(batch_id)s, '
         %(checkpoint)s, %(avg_reward)s, rl.now() AT TIME ZONE 'utc')
 
 -- mark_trajectories_used --
--- Joined to the ids, not filtered by them: on young tables the planner would test each row against
--- the whole array.
+-- Joined to the ids, not filtered by them: on tables without statistics the planner would test each
+-- row against the whole array.
 UPDATE public.trajectories t
    SET "usedInTraining" = true, "trainedInBatch" = %(batch_id)s,
        "aiJudgeReward" = s.score, "aiJudgeReasoning" = s.reasoning,
@@ -169,7 +169,7 @@ UPDATE public.trajectories t
  WHERE t."trajectoryId" = trained.trajectory_id
 
 -- publish --
--- The newest step serves. Reports the versions that now may; the app's own rows become ready.
+-- The newest step serves. Returns the versions that became ready; so do the app's own rows.
 WITH moved AS (
     UPDATE rl.heads h SET published_step = h.step
       FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE) old

@@ -1,7 +1,7 @@
 -- Traces (asyncpg: positional parameters).
 
 -- select_traces --
--- The rows of one window that count; a text above the limit is not sent at all.
+-- The rows of one window that count; a text above the limit is not sent.
 SELECT "trajectoryId" AS trajectory_id,
        "agentId" AS agent_id,
        octet_length("stepsJson") AS bytes,

@@ -1,4 +1,4 @@
--- Requests: the rows of training_batches, the app's and our own.
+-- The rows of training_batches: the app's requests, and our own rows.
 
 -- pending_requests --
 SELECT "batchId" AS batch_id, "scenarioId" AS window_id, "modelVersion" AS version
@@ -31,8 +31,8 @@ UPDATE public.training_batches
        "completedAt" = rl.now() AT TIME ZONE 'utc'
  WHERE "batchId" = %(batch_id)s
 
--- complete_known --
--- The window was trained before this request came: it is done at once, with that step's version.
+-- complete_trained --
+-- The window was trained before this request came: it ends at once, with that step's version.
 UPDATE public.training_batches b
    SET status = 'completed', error = NULL, "modelVersion" = s.version,
        "trainingLoss" = (s.metrics ->> 'loss')::float8,

@@ -63,10 +63,10 @@
 -- A row of trajectories belongs to a window by the expression that windows.sql explains.
 
 -- produce_windows --
--- One row for each window that has ended, settled and has enough agents, and fresh counts for the
--- ones that have a row. Rows that come after scoring are late; a skipped window whose agents grew
--- in number opens again. Reports the windows made or reopened.
--- Hour by hour, since a probe of the index an hour is four times as fast as a scan over them all.
+-- Makes a row for each window that has ended, settled and has enough agents; updates the counts of
+-- existing rows. Trajectories that come after scoring are late; a skipped window that got more agents
+-- becomes due again. Returns the new and the reopened windows.
+-- Hour by hour: one probe of the index for each hour is four times as fast as a scan over all hours.
 WITH hours AS (
     SELECT (to_char(hour, 'YYYY-MM-DD"T"HH24:00') COLLATE "C") AS window_id
       FROM generate_series(
@@ -117,7 +117,7 @@ SELECT window_id FROM reopened
 ORDER BY window_id
 
 -- enqueue_window --
--- Make one window due by name; nothing where it has a row.
+-- Make one window due by its id; do nothing if it has a row.
 INSERT INTO rl.windows (window_id, model_name, state, agents, trajectories, not_before, due_at)
 VALUES (%(window_id)s, %(model_name)s, 'due', %(agents)s, %(trajectories)s, rl.now(), rl.now())
 ON CONFLICT DO NOTHING
@@ -130,10 +130,10 @@ UPDATE rl.windows SET batch_id = %(batch_id)s
    AND state IN ('due', 'scored') AND batch_id IS NULL
 
 -- claim_due --
--- Lease due windows that nobody holds, oldest first, and begin an attempt at each. One that failed
--- before is claimed alone, after the others: should it kill its worker again, it kills only itself.
--- Claims at the same moment pass each other's rows by (SKIP LOCKED); the lease's row decides where
--- they meet all the same.
+-- Lease due windows that nobody holds, oldest first, and begin an attempt at each. A window that
+-- failed before is claimed alone, after the others: if it kills its worker again, no other window is
+-- hit. Simultaneous claims skip each other's rows (SKIP LOCKED); if two still choose the same window,
+-- the lease's row decides.
 WITH free AS (
     SELECT w.window_id, w.attempts
       FROM rl.windows w
@@ -198,8 +198,8 @@ UPDATE rl.windows
    AND state = 'scored' AND score_rev = %(score_rev)s
 
 -- put_back_window --
--- A scored window that lacks what only a setting or another server can bring: looked at again, or
--- scored again, after half the time that it has waited for, since each look reads all its traces.
+-- A scored window that needs another setting or another server: it is tried or scored again after
+-- half the time that it has waited so far, since each attempt reads all its traces.
 UPDATE rl.windows
    SET state = %(state)s, last_error = %(last_error)s, claimed_by = %(holder)s,
        not_before = rl.now() + make_interval(secs => greatest(
@@ -208,7 +208,7 @@ UPDATE rl.windows
    AND state = 'scored' AND score_rev = %(score_rev)s
 
 -- end_window --
--- A window that goes no further: skipped or failed, with the reason.
+-- A window that ends skipped or failed, with the reason.
 UPDATE rl.windows
    SET state = %(state)s, reason = %(reason)s, last_error = %(last_error)s,
        attempts = %(attempts)s, claimed_by = %(holder)s, funnel = funnel || %(funnel)s,
@@ -218,7 +218,7 @@ UPDATE rl.windows
    AND state = %(from_state)s AND score_rev = %(score_rev)s
 
 -- postpone_window --
--- Try again later; the wait is kept here, since a broker's delays do not survive it.
+-- Try again later; the wait is stored here, since delays in the broker die with it.
 UPDATE rl.windows
    SET attempts = %(attempts)s, last_error = %(last_error)s, claimed_by = %(holder)s,
        not_before = greatest(not_before, rl.now() + make_interval(secs => %(wait_seconds)s))
@@ -226,14 +226,14 @@ UPDATE rl.windows
    AND state = %(from_state)s AND score_rev = %(score_rev)s
 
 -- split_windows --
--- They failed together: fewer of them may meet in the next step.
+-- These windows failed together: fewer of them may share the next step.
 UPDATE rl.windows
    SET may_share = %(may_share)s, last_error = %(last_error)s, claimed_by = %(holder)s
  WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s) AND state = 'scored'
 
 -- reap_scores --
--- Several windows are claimed at once, and any of them may have been the death of the worker. So
--- the first such end only makes a window be claimed alone; from the second on it counts.
+-- Several windows are claimed at once, and any of them may have killed the worker. So after the first
+-- such end a window is only claimed alone; from the second on an attempt counts.
 WITH lost AS (
     UPDATE rl.attempts a
        SET ended_at = rl.clock_timestamp(), outcome = 'lost',
@@ -255,10 +255,10 @@ UPDATE rl.windows w
 RETURNING w.window_id, w.state, w.batch_id, w.last_error
 
 -- reap_steps --
--- For the holder of the model's lease: whoever else began a step can no longer commit it. Windows
--- that were together are tried again by halves; one that was alone has an attempt counted. Where a
--- job at W&B was under way, the next attempt goes on with it, over the same windows, and none of
--- them is suspected; others are, which were tried while an older job was open.
+-- For the holder of the model's lease: no other worker can commit its step any more. Windows that
+-- were together are tried again by halves; for a window that was alone an attempt counts. If a job
+-- at W&B was open, the next attempt continues it with the same windows, and no attempt counts for
+-- them; it does for windows that were tried while an older job was open.
 WITH lost AS (
     UPDATE rl.attempts a
        SET ended_at = rl.clock_timestamp(), outcome = 'lost',
@@ -284,7 +284,7 @@ UPDATE rl.windows w
 RETURNING w.window_id, w.state, w.batch_id, w.last_error
 
 -- retry_windows --
--- By hand: as if they had just become due.
+-- By hand: the windows become due as if they were new.
 UPDATE rl.windows
    SET state = 'due', attempts = 0, may_share = NULL, reason = NULL, last_error = NULL,
        not_before = rl.now(), due_at = rl.now()
@@ -293,7 +293,7 @@ UPDATE rl.windows
 RETURNING window_id, batch_id
 
 -- score_otherwise --
--- By hand: due again, for another scorer. Whoever scores or trains it now is refused at the end.
+-- By hand: due again, for another scorer. A worker that scores or trains it now fails to commit.
 UPDATE rl.windows
    SET scoring = %(scoring)s, state = 'due', score_rev = score_rev + 1, attempts = 0,
        may_share = NULL, reason = NULL, last_error = NULL, not_before = rl.now(), due_at = rl.now()

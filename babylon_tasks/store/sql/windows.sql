@@ -1,4 +1,4 @@
--- Windows: what is due, what is claimed, what became of it. What changes them is in
+-- Windows: which are due, their claims, and their ends. What changes them is in
 -- transitions.sql.
 --
 -- A row of trajectories belongs to the window
@@ -8,9 +8,9 @@
 -- indexes: write it exactly so, or the whole table is read.
 
 -- list_windows --
--- The windows of the last hours, newest first. A window that has a row is read from it; only the
--- few without one (open, settling, too few agents) are counted. The two are apart so that the
--- planner sees how few: a cost estimate for all hours would make it compile the query (jit).
+-- The windows of the last hours, newest first. The counts of a window with a row are read from it;
+-- only the few windows without one (open, settling, too few agents) are counted. These are separate
+-- queries so that the planner sees how few: an estimate for all hours would make it use jit.
 WITH hours AS (
     SELECT (to_char(hour, 'YYYY-MM-DD"T"HH24:00') COLLATE "C") AS window_id,
            hour + interval '1 hour' AS ends_at
@@ -56,8 +56,8 @@ SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
    AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
 
 -- count_excluded --
--- Why rows of one window do not count; the first reason of each. Not by the index, which holds only
--- those that count: for a person who asks.
+-- How many rows of one window do not count, each by its first reason. The index cannot help, since it
+-- holds only rows that count; but only people ask for this.
 SELECT count(*) FILTER (WHERE why = 1)::int AS not_training_data,
        count(*) FILTER (WHERE why = 2)::int AS evaluation,
        count(*) FILTER (WHERE why = 3)::int AS excluded,
@@ -70,7 +70,7 @@ SELECT count(*) FILTER (WHERE why = 1)::int AS not_training_data,
             OR ("windowId" IS NULL AND left("scenarioId", 16) = %(window_id)s)) AS rows
 
 -- count_trajectories --
--- The planner's estimate for a large table, the count for a small one: only for a message.
+-- The planner's estimate for a large table, the count for a small one; it is only for a message.
 SELECT CASE WHEN c.reltuples > 100000 THEN c.reltuples::bigint
             ELSE (SELECT count(*) FROM public.trajectories) END AS trajectories
   FROM pg_class c WHERE c.oid = 'public.trajectories'::regclass
@@ -90,10 +90,10 @@ SELECT EXISTS (SELECT FROM rl.windows w
                   AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s)))
        AND NOT EXISTS (SELECT FROM rl.leases l
                         WHERE l.resource = 'judge/' || %(model_name)s
-                          AND l.expires_at > rl.clock_timestamp()) AS found
+                          AND l.expires_at > rl.clock_timestamp()) AS waits
 
 -- select_scored --
--- What a step may take: requests of the app first, then the oldest.
+-- The windows that a step may take: requests of the app first, then the oldest.
 SELECT window_id, state, scoring, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
        late, text_bytes, may_share, reason, last_error
   FROM rl.windows
@@ -103,7 +103,7 @@ SELECT window_id, state, scoring, scorer, score_rev, attempts, batch_id, trained
  LIMIT 1000
 
 -- sweep --
--- What Postgres says is due and nobody holds: the doorbells to ring.
+-- Due work that nobody holds: messages are sent for it.
 SELECT ARRAY(
            SELECT w.window_id FROM rl.windows w
             WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= rl.now()
@@ -122,7 +122,7 @@ SELECT ARRAY(
                 WHERE h.model_name = %(model_name)s AND h.step > h.published_step) AS publish
 
 -- last_error --
--- Why windows that are due or scored wait, of the one that was looked at last.
+-- The error for which a due or scored window waits: that of the window tried last.
 SELECT last_error FROM rl.windows
  WHERE model_name = %(model_name)s AND state IN ('due', 'scored') AND last_error IS NOT NULL
  ORDER BY not_before DESC
@@ -133,7 +133,7 @@ SELECT state, count(*)::int AS windows FROM rl.windows
  WHERE model_name = %(model_name)s GROUP BY state
 
 -- report_windows --
--- What each window gave, oldest first.
+-- The result of each window, oldest first.
 SELECT w.window_id, w.state, w.agents, w.trajectories,
        (SELECT count(*)::int FROM rl.quarantine q WHERE q.window_id = w.window_id) AS quarantined,
        avg(s.score) AS mean_score,
@@ -151,7 +151,7 @@ SELECT w.window_id, w.state, w.agents, w.trajectories,
  ORDER BY w.window_id
 
 -- window_story --
--- All there is to say about one window, but its attempts.
+-- All facts about one window, without its attempts.
 SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS reason, w.attempts,
        w.agents, w.trajectories, w.late, w.scoring, w.scorer, w.batch_id,
        w.due_at, w.scored_at, w.trained_at, w.skipped_at, w.failed_at,
