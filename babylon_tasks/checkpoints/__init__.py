@@ -1,1 +1,1 @@
-"""Where weights rest: folders of files, in a shared folder or in S3."""
+"""The store of the weights: one folder a step, in a shared folder or in S3."""

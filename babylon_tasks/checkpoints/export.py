@@ -1,4 +1,4 @@
-"""Takes a step's weights out of the store, into a folder that needs nothing of ours."""
+"""Exports a step's weights as a plain PEFT adapter, which needs no code of ours."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 from babylon_tasks.errors import UserError
 
-# What PEFT and vLLM read of a checkpoint.
+# The files of a checkpoint that PEFT and vLLM read.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 REMOTE_FILE = "remote.json"  # in a checkpoint whose weights are at W&B
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to write into; it becomes `target` where the block ends well, else it goes.
+    """Yield a folder to write into; it becomes `target`, or is removed if the block raises.
 
     Raises:
-        UserError: The target holds something, or cannot be written (disk full, no permission).
+        UserError: The target is not empty, or cannot be written (disk full, no permission).
     """
     target = target.resolve()
     draft = target.parent / f".{target.name}-{uuid.uuid4().hex}"
@@ -36,16 +36,16 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
             raise
     except OSError as error:
-        file = error.filename2 or error.filename  # of a copy, where to
+        file = error.filename2 or error.filename  # of a copy, its target
         named = f" ({file})" if file else ""
         raise UserError(f"cannot export to {target}: {error.strerror or error}{named}") from error
 
 
 def require_adapter(checkpoint: Path, name: str) -> None:
-    """Refuse a step without weights to export; `name` is what the message calls it.
+    """Refuse a step without weights to export; `name` is its name in the message.
 
     Raises:
-        UserError: The weights are elsewhere, or there are none.
+        UserError: The weights are at W&B, or there are none.
     """
     if (checkpoint / REMOTE_FILE).exists():
         raise UserError(f"{name} was trained by W&B and its weights are there: nothing to export")
@@ -54,7 +54,7 @@ def require_adapter(checkpoint: Path, name: str) -> None:
 
 
 def copy_adapter(checkpoint: Path, folder: Path) -> None:
-    """Return the plain PEFT adapter, without optimizer state and our own files.
+    """Copy the plain PEFT adapter, without optimizer state and our own files.
 
     Raises:
         OSError: A file cannot be read or written.

@@ -1,9 +1,9 @@
 """Checkpoints: immutable folders `{CHECKPOINT_STORE}/{model}/{step}-{token}/`.
 
-The files are complete and on disk before the commit that names them; nothing is renamed or shared
-between attempts, so a crash at any moment leaves at most a folder that no row names. A manifest,
-written last, tells a complete folder from a half-written one. A nonce, written first, tells whose
-folder it is: two databases may use one store, and only its maker's is removed.
+The files are complete and on disk before the commit that names them. Nothing is renamed or shared
+between attempts, so a crash at any moment leaves at most a folder that no row names. The manifest
+is written last: a folder without it is incomplete. The nonce is written first: it shows which
+database made the folder, since several may use one store, and each removes only its own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _NONCE = "nonce.txt"
 _COPIES_KEPT = 4  # of a remote model's steps, on this machine
-_CHUNK_BYTES = 8 << 20  # at least 5 MiB: it is also the size of an S3 part
+_CHUNK_BYTES = 8 << 20  # also the size of an S3 part, so at least 5 MiB
 
-# For s3fs: a server that refuses is missed within seconds, one that hangs within about a minute.
+# For s3fs: a server that refuses is noticed within seconds, one that hangs within about a minute.
 _S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,  # other machines write there too
+    "use_listings_cache": False,  # other machines write to the store too
     "config_kwargs": {
         "connect_timeout": 3,
         "read_timeout": 10,
@@ -48,16 +48,17 @@ class _Manifest(msgspec.Struct):
 
 
 def folder_of(store: str, model_name: str, step: int, token: int) -> str:
-    """Where the attempt that holds `token` puts its step."""
+    """Return the folder or URL of the checkpoint of the attempt that holds `token`."""
     root = store if "://" in store else str(Path(store).resolve())
     return f"{root}/{model_name}/{step}-{token}"
 
 
 def check_writable(target: str) -> None:
-    """Try to write where `save` will: before hours of training are spent.
+    """Check that `save` will be able to write, before training takes hours.
 
     Raises:
-        UserError: The target exists already, or its store cannot be written.
+        UserError: The target already exists, its store cannot be written, or the extra `s3` is
+            missing.
     """
     filesystem, path = _filesystem(target)
     try:
@@ -77,11 +78,13 @@ def save(
 ) -> None:
     """Copy a folder's files to `target`, durably, nonce first and manifest last.
 
-    `on_chunk` is called with every few megabytes, so that a slow store does not cost the lease;
-    what it raises ends the copy. A copy that ends early leaves nothing behind.
+    `on_chunk` is called after every few megabytes, so that a slow store does not cost the lease. An
+    error that it raises ends the copy and is passed on. A copy that ends early leaves nothing
+    behind.
 
     Raises:
-        UserError: The target exists already, or cannot be written (disk full, no permission).
+        UserError: The target already exists, or cannot be written (disk full, no permission), or
+            the extra `s3` is missing.
     """
     files = {p.name: p.stat().st_size for p in sorted(source.iterdir()) if p.is_file()}
     manifest = msgspec.json.encode(_Manifest(files))
@@ -114,12 +117,13 @@ def save(
 
 
 def open_local(url: str, on_chunk: Callable[[], None] = lambda: None) -> Path:
-    """Return a complete local folder with the checkpoint's files; a remote one is fetched first.
+    """Return a local folder with the checkpoint's files; fetch it first if it is remote.
 
-    `on_chunk` as in `save`.
+    `on_chunk` works as in `save`.
 
     Raises:
         CheckpointUnreadable: The folder is missing, incomplete, or not readable from this node.
+        UserError: The extra `s3` is missing.
     """
     filesystem, path = _filesystem(url)
     try:
@@ -140,10 +144,13 @@ def open_local(url: str, on_chunk: Callable[[], None] = lambda: None) -> Path:
 
 
 def remove(url: str) -> None:
-    """Delete a checkpoint folder that no row names; missing is fine.
+    """Delete a checkpoint folder that no row names, if it exists.
 
-    A store that fails is only logged: the error that led here must not be lost, and what is left
-    is removed by `remove_unfinished`.
+    If the store fails, that is only logged: the error that led here must not be lost, and
+    `remove_unfinished` removes the rest later.
+
+    Raises:
+        UserError: The extra `s3` is missing.
     """
     filesystem, path = _filesystem(url)
     try:
@@ -154,24 +161,28 @@ def remove(url: str) -> None:
 
 
 def remove_unfinished(url: str, nonce: str) -> bool:
-    """Delete what is left of a folder that no step needs; False where this machine cannot tell.
+    """Delete the rest of a folder that no step needs; False if this machine may not see it.
 
-    Only the holder of the model's lease may: nobody can commit the folder any more.
+    Only for the holder of the model's lease: then nobody can commit the folder any more.
+
+    Raises:
+        UserError: The extra `s3` is missing.
+        OSError, botocore.exceptions.BotoCoreError, ValueError: The store fails.
     """
     filesystem, path = _filesystem(url)
     if not filesystem.exists(path):
-        # The store may be another machine's disk, where the folder may well be.
+        # Without its parent folder, the store may be another machine's disk and hold the folder.
         return "://" in url or Path(path).parent.is_dir()
     names = {Path(entry).name for entry in filesystem.ls(path, detail=False)}
-    found = filesystem.cat_file(f"{path}/{_NONCE}").decode() if _NONCE in names else ""
-    # Cut off within its first bytes, the nonce is short, or missing in an empty folder.
-    if found == nonce or (names <= {_NONCE} and nonce.startswith(found)):
+    written = filesystem.cat_file(f"{path}/{_NONCE}").decode() if _NONCE in names else ""
+    # After a crash within the first bytes the nonce is cut short, or missing in an empty folder.
+    if written == nonce or (names <= {_NONCE} and nonce.startswith(written)):
         _delete(filesystem, path)
     return True
 
 
 def _delete(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
-    """Remove a folder, its nonce last: where this is cut off, the rest is known as ours."""
+    """Remove a folder, its nonce last: after a crash the rest is still recognised as ours."""
     others = [entry for entry in filesystem.ls(path, detail=False) if Path(entry).name != _NONCE]
     if others:
         filesystem.rm(others, recursive=True)
@@ -179,7 +190,7 @@ def _delete(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return what reads and writes there, and the path in it.
+    """Return the filesystem of a URL or path, and the path in it.
 
     Raises:
         UserError: The extra `s3` is missing.
@@ -190,22 +201,22 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ImportError as error:
         raise UserError("S3 support is not installed: pip install 'babylon-tasks[s3]'") from error
     if is_s3:
-        filesystem.retries = 2  # around botocore's three; of itself s3fs tries five times
+        filesystem.retries = 2  # times botocore's three; the default of s3fs is five
     return filesystem, path
 
 
 def _store_errors(url: str) -> tuple[type[Exception], ...]:
-    """Return what a store raises that does not work, or holds what is no manifest."""
+    """Return the errors that a failing store or a malformed manifest raises."""
     ours = (OSError, msgspec.DecodeError)
     if not url.startswith("s3://"):
         return ours
-    from botocore.exceptions import BotoCoreError  # no OSError
+    from botocore.exceptions import BotoCoreError  # not an OSError
 
     return (*ours, BotoCoreError, ValueError)  # ValueError: AWS_ENDPOINT_URL is no URL
 
 
 def _taken(target: str) -> UserError:
-    """Lease tokens are a database's own, so no attempt of this one made it."""
+    """Return the error for an existing target: its token is new, so another database made it."""
     return UserError(
         f"the checkpoint {target} exists, and this database did not make it: "
         "set CHECKPOINT_STORE to another folder, or MODEL_NAME to a new name"
@@ -254,7 +265,7 @@ def _fetch(
 
 
 def _forget_old_copies(model: Path) -> None:
-    """Keep the copies that a trainer and a server may be reading: the newest few."""
+    """Delete all but the newest copies, which a trainer and a server may be reading."""
     copies = sorted(model.iterdir(), key=lambda copy: copy.stat().st_mtime)
     for copy in copies[:-_COPIES_KEPT]:
         shutil.rmtree(copy, ignore_errors=True)

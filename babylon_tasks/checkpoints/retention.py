@@ -1,4 +1,4 @@
-"""Which steps' files may go: a decision over numbers, and nothing else."""
+"""Decides which steps' files may be removed, by their numbers alone."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from babylon_tasks.records.versions import Head
 
 
 def previous(with_files: Collection[int], published_step: int) -> int | None:
-    """Return the step that a rollback would serve: the newest with files before the served one."""
+    """Return the step that a rollback would serve: the newest with files below the served one."""
     return max((step for step in with_files if step < published_step), default=None)
 
 
 def may_go(
     with_files: Collection[int], head: Head, keep_last: int, keep_every: int | None
 ) -> list[int]:
-    """Return the steps, oldest first, whose files nothing asks for.
+    """Return the steps, oldest first, whose files may be removed.
 
-    What stays: the head, the served step, its predecessor, all that is newer than the served
-    step, the last `keep_last` steps and every `keep_every`th.
+    These keep their files: the head, the served step, its predecessor, all steps newer than the
+    served one, the last `keep_last` steps, and every `keep_every`th step.
 
     Args:
         with_files: All steps that have files.
         head: The newest step and the served one.
         keep_last: At least 1.
-        keep_every: None keeps none for its number.
+        keep_every: None keeps no step because of its number.
     """
     before = previous(with_files, head.published_step)
     return [

@@ -1,1 +1,1 @@
-"""Stage 5: who answers."""
+"""Stage 5: which version serves."""

@@ -1,4 +1,4 @@
-"""Stage 5, who answers: the newest committed step becomes the one that serves."""
+"""Stage 5, serving: the newest committed step becomes the one that serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ log = logging.getLogger(__name__)
 
 
 def publish(context: Context) -> list[str]:
-    """Let the newest step serve; return the versions that became ready."""
+    """Let the newest step serve; return the versions that became ready.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     with context.database.transaction() as tx:
         versions = steps.publish(tx, context.lineage.name)
     if versions:

@@ -1,4 +1,4 @@
-"""What differs between training on this machine and training on W&B; a file each."""
+"""The protocol of training backends: this machine (`local`) or W&B (`wandb_jobs`)."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ from babylon_tasks.work.leases import LeaseKeeper
 
 
 class TrainingBackend(Protocol):
-    """Is made for one claim of a lineage, and asked in this order at each attempt at a step."""
+    """One backend serves one claim; each attempt at a step calls its methods in this order."""
 
     def require_usable(self) -> None:
-        """Refuse what could not be trained, before anything is claimed or sent.
+        """Refuse settings with which training cannot work, before anything is sent.
 
         Raises:
             UserError: A person must change a setting; the message says which.
         """
         ...
 
-    def next_windows(self, tx: Connection, but: Container[str]) -> list[Window] | None:
-        """Return windows that must train now and together, or None where the choice is free.
+    def next_windows(self, tx: Connection, excluded: Container[str]) -> list[Window] | None:
+        """Return windows that must train now and together, or None if the choice is free.
 
-        Windows in `but` are not to be tried again now.
+        Windows whose ids are in `excluded` must not be tried again now.
         """
         ...
 
     def on_attempt(self, tx: Connection, token: int) -> None:
-        """Note, in the attempt's first transaction, that it works under this token."""
+        """Note the attempt's token, in its first transaction."""
         ...
 
     def prepare(self, keeper: LeaseKeeper, samples: StepSamples, path: Path) -> StepSamples:
-        """Leave out of the samples in `path` what cannot be trained here.
+        """Leave out what this backend cannot train: return the rest, also written to `path`.
 
         Raises:
-            NotRecorded: No window is left.
+            NotRecorded: No window remains.
+            LeaseLost: Another worker has taken over.
+            ServerUnavailable: Postgres does not answer.
         """
         ...
 
     def remote(self) -> Remote | None:
-        """Return where the trainer process finds the other machine that trains, if there is one."""
+        """Return where the trainer process reaches W&B, or None if it trains by itself."""
         ...
 
     def note_job(self, keeper: LeaseKeeper, step: int, note: JobNote) -> None:
-        """Make durable what the trainer says about a job on another machine.
+        """Store the trainer's note about its job at W&B.
 
         Raises:
             LeaseLost: Another worker has taken over; nothing was written.
@@ -59,11 +61,15 @@ class TrainingBackend(Protocol):
         ...
 
     def still_running(self, windows: Sequence[Window]) -> list[Window]:
-        """Return those of a failed step's windows that a job elsewhere may still be training."""
+        """Return the windows of a failed step that a job at W&B may still train.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
         ...
 
     def cost_usd(self, result: StepResult) -> float | None:
-        """Return what a step cost, or None where no price is known."""
+        """Return the cost of a step in dollars, or None if its price is unknown."""
         ...
 
 
@@ -71,7 +77,7 @@ def require_same_kind(lineage: Lineage, trainer: str, parent: Step | None) -> No
     """Refuse to continue a lineage with the other kind of trainer.
 
     Raises:
-        UserError: W&B holds the parent's weights and this machine trains, or the other way round.
+        UserError: The parent's weights are at W&B and this machine trains, or the reverse.
     """
     if parent is None or (parent.trainer == "serverless") == (trainer == "serverless"):
         return

@@ -1,4 +1,4 @@
-"""Which scored windows the next step takes."""
+"""Chooses the scored windows of the next step."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class WindowChoice:
     ) -> None:
         self._context, self._backend, self._only = context, backend, only
 
-    def next(self, tx: Connection, but: Container[str] = ()) -> list[Window]:
-        """Return the windows of the next step, without those in `but`; empty where none is due."""
-        begun = self._backend.next_windows(tx, but)
-        if begun is not None:
-            return begun
+    def next(self, tx: Connection, excluded: Container[str] = ()) -> list[Window]:
+        """Return the windows of the next step, none of them in `excluded`; empty if none is due."""
+        open_job = self._backend.next_windows(tx, excluded)
+        if open_job is not None:
+            return open_job
         due = window_rows.scored(tx, self._context.lineage.name, self._only)
         most_tokens = self._context.settings.max_step_tokens
-        return share_a_step([w for w in due if w.window_id not in but], most_tokens)
+        return share_a_step([w for w in due if w.window_id not in excluded], most_tokens)
 
     def asked_for(self, windows: Sequence[Window]) -> bool:
-        """Tell whether all of these were asked for; a job elsewhere may be about others."""
+        """Tell whether all of these are in `only`; a job at W&B may be about others."""
         return self._only is None or {w.window_id for w in windows} <= set(self._only)

@@ -1,4 +1,4 @@
-"""Removes checkpoints that no step needs, by the holder of the lineage's lease alone."""
+"""Removes checkpoints that no step needs; only for the holder of the lineage's lease."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from babylon_tasks.work.leases import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
-# Steps that one run gives up, and folders that it removes: a store's refusals cost little time.
+# Steps that one run gives up, and folders that it removes: few, since each refusal costs time.
 _REMOVE_BATCH = 16
 
 
 def give_up_old_steps(context: Context, keeper: LeaseKeeper) -> None:
-    """Note which steps' files go, as KEEP_CHECKPOINTS says, before any of them does."""
+    """Mark the steps that lose their files by KEEP_CHECKPOINTS, before any file is removed.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     settings, name = context.settings, context.lineage.name
     with context.database.transaction() as tx:
         head = steps.lock_head(tx, keeper.claim)
@@ -31,14 +35,19 @@ def give_up_old_steps(context: Context, keeper: LeaseKeeper) -> None:
 
 
 def remove_unfinished(context: Context, keeper: LeaseKeeper) -> None:
-    """Delete what dead attempts left, and the files of steps given up; a few at a time."""
+    """Delete the files of dead attempts and of steps that were given up; a few at a time.
+
+    Raises:
+        LeaseLost: Another worker has taken over.
+        ServerUnavailable: Postgres does not answer.
+    """
     with context.database.transaction() as tx:
         unfinished = steps.unfinished_checkpoints(tx, context.lineage.name, _REMOVE_BATCH)
     for checkpoint, nonce in unfinished.items():
         keeper.beat()
         try:
             removed = checkpoint_files.remove_unfinished(checkpoint, nonce)
-        except Exception as error:  # noqa: BLE001 - each store has its own; the step matters more
+        except Exception as error:  # noqa: BLE001 - each store has its own errors; the step matters more
             log.warning("cannot remove %s, which no step needs: %s", checkpoint, error)
             continue
         if removed:

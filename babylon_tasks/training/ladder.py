@@ -1,4 +1,4 @@
-"""What a claim does when a step fails: the same once more, then halves, until one is committed."""
+"""Repeats a failed step: once with the same windows, then by halves, until one is committed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Ladder:
-    """Goes down from many windows to one, so that only one that fails alone is counted against."""
+    """Goes from many windows to one, so that an attempt counts only if one fails alone."""
 
     def __init__(
         self,
@@ -41,18 +41,19 @@ class Ladder:
     ) -> None:
         self._context, self._backend, self._trainer = context, backend, trainer
         self._keeper, self._choice, self._on_progress = keeper, choice, on_progress
-        self._failed: list[str] = []  # the windows of the last step that failed
+        self._failed: list[str] = []  # the window ids of the last failed step
         self._unrecorded: dict[str, NotRecorded] = {}
 
     def climb_down(
         self, windows: Sequence[Window], requested_version: str | None, stopwatch: Stopwatch
     ) -> StepReport | None:
-        """Try steps until one is committed; None where no window is left to try now.
+        """Try steps until one is committed; None if no window remains to try now.
 
         Raises:
-            UserError: Nothing can train here; the windows wait.
+            UserError, OSError: Nothing can train here; the windows wait.
             LeaseLost, StaleClaim: Another worker has taken over.
             ServerUnavailable: Postgres does not answer.
+            Retryable: A step failed twice, and its job at W&B is still running.
         """
         while windows:
             version = requested_version if self._choice.asked_for(windows) else None
@@ -70,7 +71,7 @@ class Ladder:
             except (UserError, OSError) as error:
                 failures.blame_nobody(self._context, windows, self._keeper.held[0], error)
                 raise
-            except Exception as error:  # noqa: BLE001 - it is counted, logged or raised there
+            except Exception as error:  # noqa: BLE001 - `_step_failed` counts, logs or raises it
                 self._step_failed(windows, error)
             stopwatch = Stopwatch()
             with self._context.database.transaction() as tx:
@@ -80,20 +81,20 @@ class Ladder:
         return None
 
     def _step_failed(self, windows: Sequence[Window], error: Exception) -> None:
-        """Note what the failure means for the windows; raise it where nothing else can be tried."""
+        """Note the failure in the windows; raise it if there is nothing else to try."""
         if not isinstance(error, BabylonError):
             log.exception("a step over %s failed", ", ".join(_ids(windows)))
-        again_in_vain = _ids(windows) == self._failed
+        failed_again = _ids(windows) == self._failed
         first = windows[0].attempts == 0 and windows[0].may_share is None
         final = isinstance(error, Final)
         running = [] if final else self._backend.still_running(windows)
         lease = self._keeper.held[0]
         if running:
             failures.job_goes_on(self._context, running, lease, error)
-            if again_in_vain:
+            if failed_again:
                 raise error
         else:
-            again = first and not again_in_vain and not final
+            again = first and not failed_again and not final
             failures.step_failed(self._context, windows, lease, error, again)
         self._failed = _ids(windows)
 

@@ -1,4 +1,4 @@
-"""Training on this machine's GPU, or CPU."""
+"""The backend that trains on this machine's GPU or CPU."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ class LocalBackend:
         self._context = context
 
     def require_usable(self) -> None:
-        """Do nothing: the trainer process says what it lacks."""
+        """Do nothing: the trainer process reports what is missing."""
 
-    def next_windows(self, tx: Connection, but: Container[str]) -> None:
-        """Leave the choice free."""
+    def next_windows(self, tx: Connection, excluded: Container[str]) -> None:
+        """Return None: the choice is free."""
 
     def on_attempt(self, tx: Connection, token: int) -> None:
-        """Do nothing: an attempt that dies leaves nothing running."""
+        """Do nothing: a dead attempt leaves no job running."""
 
     def prepare(self, keeper: LeaseKeeper, samples: StepSamples, path: Path) -> StepSamples:
-        """Return all samples: log-probabilities are not needed here."""
+        """Return all samples: local training needs no log-probabilities."""
         return samples
 
     def remote(self) -> None:
-        """Name no other machine."""
+        """Return None: the trainer process trains by itself."""
 
     def note_job(self, keeper: LeaseKeeper, step: int, note: JobNote) -> None:
-        """Refuse: this trainer posts no jobs."""
+        """Raise: a local trainer posts no jobs."""
         raise AssertionError(f"a local trainer told of a job: {note}")
 
     def still_running(self, windows: Sequence[Window]) -> list[Window]:
-        """Return none: what failed here has ended."""
+        """Return no windows: a failed step has ended."""
         return []
 
     def cost_usd(self, result: StepResult) -> float | None:
-        """Return what the trainer said, or the price of its GPU time by GPU_USD_PER_HOUR."""
+        """Return the cost that the trainer reports, else its GPU time at GPU_USD_PER_HOUR."""
         price = self._context.settings.gpu_usd_per_hour
         if result.cost_usd is not None or price is None:
             return result.cost_usd

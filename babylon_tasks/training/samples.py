@@ -1,4 +1,4 @@
-"""What a step trains on: the calls of scored trajectories, as they were when they were scored."""
+"""Reads a step's samples: the calls of scored trajectories, unchanged since they were scored."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from babylon_tasks.work.leases import LeaseKeeper
 
 @dataclass(frozen=True, slots=True)
 class StepSamples:
-    """What a step will train on: the windows that are left, and rewards by trajectory id.
+    """The windows that a step will train, and the rewards by trajectory id.
 
-    `funnels` counts what was left out of each window since it was scored; `ages` the calls by how
-    many steps old their version is, those of known age.
+    `funnels` counts what was left out of each window after it was scored. `ages` counts the calls
+    by age (how many steps their version is behind the head), without calls of unknown age.
     """
 
     windows: list[Window] = field(default_factory=list)
@@ -43,21 +43,21 @@ class StepSamples:
     def staleness(self) -> dict[str, float]:
         """Return metrics of the step: calls of known age, and their mean and largest age in steps.
 
-        The last two are left out where no age is known.
+        The last two are missing if no age is known.
         """
-        known = self.ages.total()
-        metrics = {"staleness_known": float(known)}
-        if known:
+        calls_of_known_age = self.ages.total()
+        metrics = {"staleness_known": float(calls_of_known_age)}
+        if calls_of_known_age:
             total = sum(age * calls for age, calls in self.ages.items())
-            metrics["staleness_mean"] = total / known
+            metrics["staleness_mean"] = total / calls_of_known_age
             metrics["staleness_max"] = float(max(self.ages))
         return metrics
 
 
 class Staleness:
-    """How many steps behind the head a call's version is, and whether that is too many.
+    """Tells how many steps a call's version is behind the head, and whether these are too many.
 
-    A version that is none of this lineage, or not recorded, has no known age.
+    The age is unknown if the version is not recorded or of another lineage.
     """
 
     def __init__(self, settings: Settings, head_step: int, versions: Versions) -> None:
@@ -65,7 +65,7 @@ class Staleness:
         self._versions = versions
 
     def of(self, version: str | None) -> int | None:
-        """Return the age in steps, or None where it is not known."""
+        """Return the age in steps, or None if it is unknown."""
         step = self._versions.step_of(version)
         return None if step is None else self._head_step - step
 
@@ -76,7 +76,7 @@ class Staleness:
 
 @dataclass(slots=True)
 class _WindowSamples:
-    """What was written of one window; `rewritten` if a trace is not what was judged."""
+    """The samples written for one window; `rewritten`: a trace changed after it was scored."""
 
     rewards: dict[str, float] = field(default_factory=dict)
     funnel: Counter[str] = field(default_factory=Counter)
@@ -93,7 +93,7 @@ async def collect(
 ) -> StepSamples:
     """Write the samples of every window that still has signal to `path`, one JSON line each.
 
-    A window without signal ends as skipped; one with a rewritten trace is due again.
+    A window without signal ends as skipped; a window with a rewritten trace becomes due again.
 
     Raises:
         LeaseLost: Another worker has taken over.
@@ -124,7 +124,7 @@ async def collect(
 
 
 class _Collector:
-    """Reads windows and writes their samples, a trajectory at a time."""
+    """Reads windows and writes their samples, one trajectory at a time."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class _Collector:
                 score = scored.pop(raw.trajectory_id, None)
                 if score is None:
                     continue  # it came late, or was set aside
-                trace = _as_judged(raw, score)
+                trace = _unchanged(raw, score)
                 if trace is None:
                     written.rewritten = True
                     return written
@@ -179,19 +179,19 @@ class _Collector:
         written.rewards[trajectory_id] = reward
 
     def _with_attached(self, trajectory_id: str, calls: list[Call]) -> list[Call]:
-        """Return the calls with the log-probabilities that a server gave; recorded ones win."""
+        """Return the calls with log-probabilities: the recorded ones, else those of a server."""
         with self._context.database.transaction() as tx:
-            given = logprobs.read(tx, self._context.lineage.name, trajectory_id)
+            attached = logprobs.read(tx, self._context.lineage.name, trajectory_id)
         return [
             call
             if call.logprobs
-            else msgspec.structs.replace(call, logprobs=given.get(logprobs.hash_of(call)))
+            else msgspec.structs.replace(call, logprobs=attached.get(logprobs.hash_of(call)))
             for call in calls
         ]
 
 
-def _as_judged(raw: RawTrace, score: StoredScore) -> Trace | None:
-    """Return the decoded trace; None where it is not the one that was judged."""
+def _unchanged(raw: RawTrace, score: StoredScore) -> Trace | None:
+    """Return the decoded trace, or None if it changed after it was scored."""
     try:
         trace = decode(raw)
     except Unusable:
@@ -200,10 +200,10 @@ def _as_judged(raw: RawTrace, score: StoredScore) -> Trace | None:
 
 
 def _score_again(context: Context, keeper: LeaseKeeper, window: Window) -> None:
-    """Make a window due again whose traces were rewritten."""
+    """Make a window with a rewritten trace due again."""
     claim = keeper.claim
     with context.database.transaction() as tx:
-        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # a zombie has no say
+        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # refuses a zombie
         attempts.end(
             tx,
             claim.model_name,
@@ -218,12 +218,12 @@ def _score_again(context: Context, keeper: LeaseKeeper, window: Window) -> None:
 def _skip(
     context: Context, keeper: LeaseKeeper, window: Window, reason: str, funnel: Counter[str]
 ) -> None:
-    """End a window that has no signal left."""
+    """End a window without signal as skipped."""
     claim, ids = keeper.claim, [window.window_id]
     counts = {name: count for name, count in funnel.items() if name != "sent"}
     skipped = WindowEnd(State.SKIPPED, reason=reason, funnel=counts)
     with context.database.transaction() as tx:
-        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # a zombie has no say
+        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # refuses a zombie
         token = claim.lease.token
         attempts.end(tx, claim.model_name, [token], Ending.SKIPPED, reason, ids)
         if transitions.end(tx, claim, window, skipped) and window.batch_id:

@@ -1,4 +1,4 @@
-"""Stage 3, what is learned: every scored window up to a limit → one step, committed."""
+"""Stage 3, training: scored windows, up to a limit, become one committed step."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ def train(
 ) -> StepReport | None:
     """Claim the lineage and train its scored windows, until one step is committed.
 
-    Returns the committed step; None where nothing is due or another worker holds the lineage.
+    Returns the committed step, or None if nothing is due or another worker holds the lineage.
 
     Raises:
         UserError: Nothing can train here (settings, packages, unreadable checkpoint, W&B away, no
             log-probabilities for it); the windows wait and are tried again later.
-        LeaseLost, StaleClaim: Another worker has taken over; what was done is thrown away.
+        LeaseLost, StaleClaim: Another worker has taken over; the work done is discarded.
+        ServerUnavailable: Postgres does not answer.
+        Retryable: A step failed twice, and its job at W&B is still running.
+        OSError: This machine cannot read or write its files; the windows wait.
     """
     context.settings.require_training_allowed()
     stopwatch = Stopwatch()
@@ -60,7 +63,7 @@ def _backend(context: Context) -> TrainingBackend:
 
 
 def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]] | None:
-    """Lease the lineage where a window is due, and answer for those who died with it."""
+    """Lease the lineage if a window is due, and end the attempts of workers that died."""
     settings, lineage = context.settings, context.lineage
     with context.database.transaction() as tx:
         lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)

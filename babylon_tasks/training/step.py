@@ -1,4 +1,4 @@
-"""One attempt at a training step: read, load, train, save, commit; or leave no trace."""
+"""One attempt at a training step: read, load, train, save, commit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepOrder:
-    """What is asked for: windows to train in one step, and the version that it should get."""
+    """An order: the windows to train in one step, and the version that the step should get."""
 
     windows: Sequence[Window]
     requested_version: str | None
@@ -61,10 +61,11 @@ class StepReport:
 
 
 class StepAttempt:
-    """One attempt, under a fencing token of its own; `stopwatch` runs since the claim began.
+    """One attempt, under a fencing token of its own; `stopwatch` has run since the claim began.
 
-    Until the gradient nothing is lost by giving up. After it everything is written again and again
-    while the lease lives (`LeaseKeeper.until_written`): a step may have taken hours.
+    Before the gradient any error may end the attempt, since little is lost. After it, hours of work
+    may be at stake, so each write is repeated while the lease is alive
+    (`LeaseKeeper.until_written`).
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class StepAttempt:
         self._order, self._stopwatch = order, stopwatch
 
     def run(self) -> StepReport | None:
-        """Train the windows in one step and commit it; None where none of them had signal left.
+        """Train the windows in one step and commit it; None if none of them has signal.
 
         Raises:
-            Retryable, Final: The step failed; nothing was written.
-            StaleClaim, LeaseLost: Another worker has taken over; nothing was written.
-            UserError: This machine cannot train; nothing was written.
+            Retryable, Final: The step failed; no step was written.
+            StaleClaim, LeaseLost: Another worker has taken over; no step was written.
+            UserError, OSError: This machine cannot train; no step was written.
             NotRecorded: W&B cannot train on any of these windows; they wait.
         """
         self._backend.require_usable()
@@ -112,13 +113,13 @@ class StepAttempt:
         with self._context.database.transaction() as tx:
             head = steps.head(tx, lineage.name, lineage.base_model)
             parent = steps.read(tx, lineage.name, head.step)
-            known = steps.steps_of_versions(tx, lineage.name)
+            steps_by_version = steps.steps_of_versions(tx, lineage.name)
         require_same_kind(lineage, self._settings.trainer, parent)
         self._stopwatch.end("claim")
-        return head, parent, Versions(lineage.name, known)
+        return head, parent, Versions(lineage.name, steps_by_version)
 
     def _read(self, scratch: Path, head: Head, versions: Versions) -> StepSamples:
-        """Write the samples into the scratch folder, without what cannot be trained."""
+        """Write the samples that can be trained into the scratch folder."""
         path = scratch / _SAMPLES
         staleness = Staleness(self._settings, head.step, versions)
         samples = aio.run(
@@ -130,7 +131,7 @@ class StepAttempt:
         return samples
 
     def _reserve(self, head: Head, samples: StepSamples) -> str:
-        """Say in the app's request that training has begun; return where the checkpoint will be."""
+        """Note in the app's request that training began; return where the checkpoint will be."""
         batch_id = samples.windows[0].batch_id
         if batch_id:
             with self._context.database.transaction() as tx:
@@ -143,7 +144,7 @@ class StepAttempt:
         )
 
     def _load(self, scratch: Path, head: Head, parent: Step | None, checkpoint: str) -> StepRequest:
-        """Fetch the parent's checkpoint, and say what the trainer is to do."""
+        """Fetch the parent's checkpoint, and return the trainer's request."""
         lineage, folder = self._context.lineage, None
         if parent is not None:
             folder = checkpoint_files.open_local(parent.files(), self._keeper.beat)
@@ -171,8 +172,8 @@ class StepAttempt:
 
         self._stopwatch.end("load")
         result = self._trainer.step(request, on_beat)
-        # The rest: the process's start and imports, and the wait for a GPU that another has.
-        self._stopwatch.end_known(result.seconds_by_phase, rest="start")
+        # The rest: the process's start and imports, and the wait for a GPU that is in use.
+        self._stopwatch.end_measured(result.seconds_by_phase, rest="start")
         self._keeper.beat()
         return msgspec.structs.replace(result, metrics=result.metrics | samples.staleness())
 
@@ -204,7 +205,7 @@ class StepAttempt:
         )
 
     def _requested_version(self, batch_id: str | None) -> str | None:
-        """Return the version asked for by hand, else by the app's request."""
+        """Return the version that a person chose, else that of the app's request."""
         if self._order.requested_version is not None or batch_id is None:
             return self._order.requested_version
         request = self._keeper.until_written(
@@ -213,10 +214,11 @@ class StepAttempt:
         return request.version if request else None
 
     def _commit(self, new: Commit) -> StepReport:
-        """Commit; where a connection is lost in COMMIT, look the step up by its token.
+        """Commit; if the connection is lost in COMMIT, look the step up by its token.
 
-        Where it stays open, the files stay too: a COMMIT on its way may still name them, and if
-        none does, the next holder of the lease removes them. A refused commit removes them here.
+        A refused commit removes the files. If it remains unknown whether the step was committed,
+        the files stay: a COMMIT on its way may still name them, and if none does, the next holder
+        of the lease removes them.
         """
         step, tries = new.expected_step + 1, 0
 
@@ -259,23 +261,23 @@ _SAMPLES = "samples.jsonl"
 
 
 def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[str, dict[str, int]]:
-    """Return the counts, and what became of the calls that the trainer was sent."""
-    whole = {}
+    """Return the funnels, completed by the trainer's counts of the calls that it was sent."""
+    completed = {}
     for window_id, funnel in funnels.items():
         sent = funnel.pop("sent")
         share = result.windows.get(window_id, WindowShare(0, 0, 0))
-        whole[window_id] = {
+        completed[window_id] = {
             **funnel,
             "too_long": share.dropped,
             "no_advantage": sent - share.sequences - share.dropped,
             "sequences": share.sequences,
             "tokens": share.trainable_tokens,
         }
-    return whole
+    return completed
 
 
 def loss_text(result: StepResult) -> str:
-    """Return the loss for a line of text."""
+    """Return the loss as text."""
     return "not known" if result.loss is None else f"{result.loss:.4f}"
 
 

@@ -1,8 +1,8 @@
-"""Training on W&B: what it takes, what it is sent, and what is remembered of its jobs.
+"""The backend that trains on W&B: what it accepts, what it is sent, and the state of its jobs.
 
-A job goes on when whoever posted it dies, and W&B has no key that would make a second POST
-harmless. So the intent is committed before the POST and the job's id right after it, under the
-lease's token; the next holder of the model's lease goes on with what it finds.
+A job continues after the worker that posted it has died, and a second POST would start a second
+job. So the intent is committed before the POST, and the job's id right after it, under the lease's
+token; the next holder of the model's lease continues from these rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from babylon_tasks.work.leases import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
-# What W&B documents; its client sends any other name too.
+# The base models that W&B documents; its client would send any name.
 OFFERED = ("OpenPipe/Qwen3-14B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507")
 
 _NOT_RECORDED = (
@@ -44,10 +44,10 @@ _samples = msgspec.json.Decoder(Sample)
 
 
 def require_usable(settings: Settings) -> None:
-    """Refuse what W&B would not train, before anything is sent.
+    """Refuse settings with which W&B cannot train, before anything is sent.
 
     Raises:
-        UserError: No key, one that cannot be, or a base model that W&B does not offer.
+        UserError: The key is missing or malformed, or W&B does not offer the base model.
     """
     if settings.wandb_api_key is None:
         raise UserError("WANDB_API_KEY is not set: TRAINER=serverless trains on W&B with it")
@@ -67,17 +67,21 @@ class WandbBackend:
         self._context = context
         self._name = context.lineage.name
         self._job: Job | None = None  # the open one, as the attempt found it
-        self._job_is_wanted = False  # it is about the very windows and traces of this attempt
+        self._job_is_wanted = False  # it trains exactly this attempt's windows and traces
         self._sent: Sent = {}
 
     def require_usable(self) -> None:
-        """Refuse what W&B would not train; see the function of this name."""
+        """Refuse settings with which W&B cannot train.
+
+        Raises:
+            UserError: As the function `require_usable` does.
+        """
         require_usable(self._context.settings)
 
-    def next_windows(self, tx: Connection, but: Container[str]) -> list[Window] | None:
-        """Return the windows of a job that may be running: they come together, before all else."""
+    def next_windows(self, tx: Connection, excluded: Container[str]) -> list[Window] | None:
+        """Return the windows of a job that may still run: they train together, before others."""
         windows = _windows_of_open_job(tx, self._name)
-        if windows is None or any(window.window_id in but for window in windows):
+        if windows is None or any(window.window_id in excluded for window in windows):
             return None
         return windows
 
@@ -86,14 +90,16 @@ class WandbBackend:
         jobs.follow(tx, self._name, token)
 
     def prepare(self, keeper: LeaseKeeper, samples: StepSamples, path: Path) -> StepSamples:
-        """Leave out calls without log-probabilities, and windows that teach nothing without them.
+        """Leave out calls without log-probabilities, and windows that then have no signal.
 
-        The samples in `path` are written anew. The windows left out are tried again later, since
-        what is missing is a setting's to mend; with LOGPROBS_URL they are scored again, and so
-        asked about. A job about exactly these windows was sent what it needs: none is left out.
+        The samples in `path` are written again. The windows left out are tried again later, since
+        a change of settings can help; with LOGPROBS_URL they are scored again, which asks that
+        server. No window is left out if a job at W&B already trains exactly these windows.
 
         Raises:
-            NotRecorded: No window is left.
+            NotRecorded: No window remains.
+            LeaseLost: Another worker has taken over.
+            ServerUnavailable: Postgres does not answer.
         """
         with self._context.database.transaction() as tx:
             self._job = jobs.read_open(tx, self._name)
@@ -106,7 +112,7 @@ class WandbBackend:
         return kept
 
     def remote(self) -> Remote:
-        """Return where W&B is, and which job is open there."""
+        """Return the address of W&B, and the job that is open there."""
         settings, job = self._context.settings, self._job
         return Remote(
             url=settings.serverless_url,
@@ -120,7 +126,7 @@ class WandbBackend:
         )
 
     def note_job(self, keeper: LeaseKeeper, step: int, note: JobNote) -> None:
-        """Write down what the trainer says about its job, while the lease lives.
+        """Store the trainer's note about its job; repeat this while the lease is alive.
 
         Raises:
             LeaseLost: Another worker has taken over; nothing was written.
@@ -138,10 +144,13 @@ class WandbBackend:
         log.info("W&B job for step %d: %s", step, " ".join([note.state, *details]))
 
     def still_running(self, windows: Sequence[Window]) -> list[Window]:
-        """Return those of a failed step's windows that W&B may still be training.
+        """Return the windows of a failed step that W&B may still train.
 
-        The step may have begun with more, which were left out before the job was posted. None
-        where the open job is about others too.
+        The step may have had more windows, which were left out before the job was posted. The
+        result is empty if the open job is about other windows too.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
         """
         with self._context.database.transaction() as tx:
             job = jobs.read_open(tx, self._name)
@@ -152,7 +161,7 @@ class WandbBackend:
         return running if len(running) == len(revs) else []
 
     def cost_usd(self, result: StepResult) -> float | None:
-        """Return the price of the job, where it is set; W&B's GPUs have none of our prices."""
+        """Return the job's price, if it is set; GPU_USD_PER_HOUR is not for W&B's GPUs."""
         return result.cost_usd
 
     def _leave_out(
@@ -186,11 +195,11 @@ class WandbBackend:
 
 
 def _windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None:
-    """Return the windows that the open job is about, to be claimed together and before all others.
+    """Return the windows of the open job, which must be claimed together, before all others.
 
-    None where there is no such job, or its result cannot become a step any more: a window was
-    scored again or ended, or the step failed and its windows must part. Empty where one of them
-    waits for its next attempt.
+    None if there is no job, or if its result can no longer become a step: a window was scored again
+    or ended, or the step failed and its windows must be split. Empty if one of the windows waits
+    for its next attempt.
     """
     job = jobs.read_open(tx, model_name)
     if job is None:
@@ -211,9 +220,9 @@ def _windows_of_open_job(tx: Connection, model_name: str) -> list[Window] | None
 
 
 def _sent(samples: StepSamples) -> Sent:
-    """Return what of each window is trained on: the same twice only if its traces are the same.
+    """Return what identifies each window's samples: equal values mean equal traces.
 
-    A trace that was rewritten after it was scored never comes this far.
+    (A trace that was rewritten after it was scored never gets here.)
     """
     return {
         window.window_id: {
@@ -235,7 +244,7 @@ def _put_back(context: Context, keeper: LeaseKeeper, windows: Sequence[Window]) 
     settings, claim = context.settings, keeper.claim
     ids = [window.window_id for window in windows]
     with context.database.transaction() as tx:
-        leases.renew(tx, [claim.lease], settings.lease_seconds)  # a zombie has no say
+        leases.renew(tx, [claim.lease], settings.lease_seconds)  # refuses a zombie
         token = claim.lease.token
         attempts.end(tx, claim.model_name, [token], Ending.GIVEN_BACK, _NOT_RECORDED, ids)
         for window in windows:
@@ -243,7 +252,7 @@ def _put_back(context: Context, keeper: LeaseKeeper, windows: Sequence[Window]) 
                 tx,
                 claim,
                 window,
-                # The server is asked while a window is scored, and may have been away.
+                # Scoring again asks the server again; it may have been away.
                 state=State.DUE if settings.logprobs_url else State.SCORED,
                 last_error=_NOT_RECORDED,
                 wait_seconds=(settings.retry_seconds, DAY),

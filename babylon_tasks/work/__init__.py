@@ -1,1 +1,1 @@
-"""How any stage works: the context, leases while it works, what failures do."""
+"""What all stages need for their work: the context, leases, and the handling of failures."""

@@ -1,6 +1,6 @@
-"""One event loop a process (a thread, where there are several), for as long as it lives.
+"""One event loop for each thread of a process, which lives as long as the thread.
 
-litellm keeps its connections by loop: a new loop for every task would leave them behind.
+litellm keeps connections for each loop: a new loop for every task would leak them.
 """
 
 from __future__ import annotations
@@ -14,41 +14,45 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_ENDINGS = 5  # a stop goes from a task to its group, and on
+_CANCEL_ROUNDS = 5  # cancelling a task may start others, and a group's end reaches its parent
 
 
-class _Own(threading.local):
-    """A thread's runner, and the process that made it: a fork must not use its parent's."""
+class _ThreadRunner(threading.local):
+    """A thread's runner, and the process that made it: a fork must not use its parent's runner."""
 
     runner: asyncio.Runner | None = None
     pid = 0
 
 
-_own = _Own()
+_current = _ThreadRunner()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    # Not epoll, whose list of sockets a fork shares: the child's end of its parent's loop would
-    # take the parent's own sockets off it.
+    # Not epoll: a fork shares its list of sockets, so a child that closes its copy of the loop
+    # would remove the parent's sockets from it.
     return asyncio.SelectorEventLoop(selectors.PollSelector())
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, on a loop that stays. A stop (SIGTERM, Ctrl-C) ends the loop as well."""
-    if _own.runner is None or _own.pid != os.getpid():
-        _own.runner, _own.pid = asyncio.Runner(loop_factory=_new_loop), os.getpid()
+    """Run a coroutine as `asyncio.run` does, but keep the loop for the next call.
+
+    A stop (SystemExit or KeyboardInterrupt, from SIGTERM or Ctrl-C) ends the loop as well. Errors
+    of the coroutine are passed on.
+    """
+    if _current.runner is None or _current.pid != os.getpid():
+        _current.runner, _current.pid = asyncio.Runner(loop_factory=_new_loop), os.getpid()
     try:
-        return _own.runner.run(work)
+        return _current.runner.run(work)
     except (SystemExit, KeyboardInterrupt):
-        ended, _own.runner = _own.runner, None
+        ended, _current.runner = _current.runner, None
         _end(ended)
         raise
 
 
 def _end(runner: asyncio.Runner) -> None:
-    """Let every task clean up. Whoever waits for the task that was stopped is stopped by it too."""
+    """Let every task clean up, then close the loop."""
     loop = runner.get_loop()
-    for _ in range(_ENDINGS):
+    for _ in range(_CANCEL_ROUNDS):
         tasks = asyncio.all_tasks(loop)
         if not tasks:
             break
@@ -60,9 +64,9 @@ def _end(runner: asyncio.Runner) -> None:
 
 
 async def all_done(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Wait for all, also where some fail; return their results in order, or raise the first error.
+    """Wait for all, even if some fail; return their results in order, or raise the first error.
 
-    For work that is paid for once it has begun, such as a question to a judge.
+    For work that costs money once it has begun, such as a question to a judge.
     """
     results: list[T] = []
     for result in await asyncio.gather(*works, return_exceptions=True):

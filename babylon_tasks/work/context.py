@@ -1,4 +1,4 @@
-"""Who works, on which database, by which settings, for which lineage."""
+"""The context of a stage: database, settings, holder and lineage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from babylon_tasks.store.leases import Claim, Lease
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every stage is given; `holder` (host and process) is written into leases and rows."""
+    """The arguments that all stages share; `holder` (host and process) is in leases and rows."""
 
     database: Database
     settings: Settings
@@ -21,7 +21,7 @@ class Context:
 
     @classmethod
     def of_deployment(cls, settings: Settings, holder: str) -> Context:
-        """Work for the deployment's own lineage; the connection opens at its first use.
+        """Return the context of the deployment's own lineage; it connects at the first use.
 
         Raises:
             UserError: DATABASE_URL is missing or no URL.
@@ -29,5 +29,5 @@ class Context:
         return cls(Database(settings.postgres()), settings, holder, Lineage.of_deployment(settings))
 
     def claim(self, lease: Lease) -> Claim:
-        """Return what the store's writers need to know of whoever holds the lease."""
+        """Return the claim that the store's writers need from the holder of this lease."""
         return Claim(self.lineage.name, self.holder, lease)

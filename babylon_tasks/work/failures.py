@@ -1,6 +1,6 @@
-"""What a failure does to windows: tried again at once, later, by halves, or ended.
+"""What a failure does to windows: they are tried again at once, later or by halves, or ended.
 
-Every one of these writes under the lease of the work that failed: a zombie has no say.
+Each function writes under the lease of the failed work, so that a zombie changes nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ log = logging.getLogger(__name__)
 def step_failed(
     context: Context, windows: Sequence[Window], lease: Lease, error: Exception, again: bool
 ) -> None:
-    """Note that a step failed: to be tried again at once, by halves, or later.
+    """Note that a step failed; it is tried again at once (`again`), by halves, or later.
 
     Raises:
         LeaseLost: Another worker has taken over; nothing was written.
+        ServerUnavailable: Postgres does not answer.
     """
     if len(windows) == 1:
         count_failure(context, windows[0], lease, error, at_once=again)
@@ -50,10 +51,11 @@ def step_failed(
 def count_failure(
     context: Context, window: Window, lease: Lease, error: Exception, at_once: bool = False
 ) -> None:
-    """Count an attempt against a window: tried again, at once or later, or ended with the error.
+    """Count an attempt against a window: it is tried again, at once or later, or ends as failed.
 
     Raises:
         LeaseLost: Another worker has taken over; nothing was written.
+        ServerUnavailable: Postgres does not answer.
     """
     settings, claim = context.settings, context.claim(lease)
     tried, message = window.attempts + 1, _message(error)
@@ -85,6 +87,7 @@ def wait(
 
     Raises:
         LeaseLost: Another worker has taken over; nothing was written.
+        ServerUnavailable: Postgres does not answer.
     """
     settings, claim = context.settings, context.claim(lease)
     with context.database.transaction() as tx:
@@ -96,10 +99,11 @@ def wait(
 def blame_nobody(
     context: Context, windows: Sequence[Window], lease: Lease, error: Exception
 ) -> None:
-    """Show why windows wait, where this machine is at fault; no attempt counts.
+    """Note in the windows that this machine is at fault, and how; no attempt counts.
 
     Raises:
         LeaseLost: Another worker has taken over; nothing was written.
+        ServerUnavailable: Postgres does not answer.
     """
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], context.settings.lease_seconds)
@@ -110,10 +114,13 @@ def blame_nobody(
 def job_goes_on(
     context: Context, windows: Sequence[Window], lease: Lease, error: Exception
 ) -> None:
-    """Keep windows together whose step failed while their job at W&B goes on; none is suspected.
+    """Keep windows together: their step failed, but their job at W&B still runs.
+
+    No attempt counts.
 
     Raises:
         LeaseLost: Another worker has taken over; nothing was written.
+        ServerUnavailable: Postgres does not answer.
     """
     claim = context.claim(lease)
     with context.database.transaction() as tx:
@@ -125,7 +132,7 @@ def job_goes_on(
 
 
 def answer_for(tx: Connection, lost: Sequence[LostAttempt]) -> None:
-    """Log what became of windows whose worker died, and end the requests of those that failed."""
+    """Log the new state of windows whose worker died; end the requests of failed windows."""
     for each in lost:
         log.warning("window %s is %s: %s", each.window_id, each.state, each.last_error)
         if each.state == State.FAILED and each.batch_id:
@@ -135,7 +142,7 @@ def answer_for(tx: Connection, lost: Sequence[LostAttempt]) -> None:
 def _postpone(
     tx: Connection, claim: Claim, window: Window, error: Exception, wait_seconds: float
 ) -> None:
-    """Note why the window waits, and count nothing."""
+    """Note why the window waits; no attempt counts."""
     transitions.postpone(
         tx,
         claim,
@@ -147,5 +154,5 @@ def _postpone(
 
 
 def _message(error: Exception) -> str:
-    """Return the error's type and text, as a column can hold it."""
+    """Return the error's type and text in one line that a column can hold."""
     return one_line(f"{type(error).__name__}: {error}", 2000)

@@ -1,4 +1,4 @@
-"""Keeps leases alive while work makes progress."""
+"""Renews leases while work makes progress."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _AGAIN_SECONDS = 1.0
 class LeaseKeeper:
     """Renews a set of leases, at most once a heartbeat, when `beat` is called.
 
-    There is no thread behind it: whoever stops calling, because the work hangs, loses the leases
-    as a dead process would. Leaving its `with` block gives back what is still held, and the
-    attempts under it; a lost lease is left to whoever takes it over, as a death is.
+    It has no thread: a worker that hangs no longer calls `beat`, so it loses the leases as a dead
+    process does. The end of its `with` block gives back the leases that are still held, and ends
+    their attempts. After a lost lease it does nothing: the next holder counts the attempt.
     """
 
     def __init__(self, context: Context, held: list[Lease]) -> None:
@@ -38,7 +38,7 @@ class LeaseKeeper:
 
     @property
     def claim(self) -> Claim:
-        """The claim of whoever holds one lease and no other."""
+        """The claim under the one lease that is held."""
         (lease,) = self.held
         return self._context.claim(lease)
 
@@ -46,7 +46,7 @@ class LeaseKeeper:
         """Renew if a heartbeat has passed since the last time.
 
         Raises:
-            LeaseLost: A lease went, or Postgres has been away for as long as a lease lives.
+            LeaseLost: A lease was lost, or Postgres has been away longer than LEASE_SECONDS.
         """
         age = time.monotonic() - self._renewed_at
         if age < self._settings.heartbeat_seconds or not self.held:
@@ -61,13 +61,14 @@ class LeaseKeeper:
         self._renewed_at = time.monotonic()
 
     def until_written(self, what: str, write: Callable[[Connection], T]) -> T:
-        """Run a transaction, again and again while Postgres is away and the lease lives.
+        """Run a transaction; repeat it while Postgres is away and the lease is alive.
 
-        A connection that is lost in COMMIT leaves open what was written, so `write` must do no harm
-        when it runs twice. `what` completes the sentence "cannot … yet" in the log.
+        If the connection is lost in COMMIT, nobody knows whether it was written, so `write` must be
+        safe to run twice. `what` completes the sentence "cannot … yet" in the log. Errors of
+        `write` other than ServerUnavailable are passed on.
 
         Raises:
-            LeaseLost: Postgres has been away for as long as a lease lives.
+            LeaseLost: Postgres has been away longer than LEASE_SECONDS.
         """
         while True:
             try:
@@ -79,10 +80,11 @@ class LeaseKeeper:
                 self.beat()
 
     def renew_token(self, begin: Callable[[Connection, int], None]) -> Lease:
-        """Take a fresh token for the one lease held; `begin` notes what is done under it.
+        """Take a new token for the one lease held; `begin` writes in the same transaction.
 
         Raises:
-            LeaseLost: It ran out or has another holder.
+            LeaseLost: The lease ran out or has another holder.
+            ServerUnavailable: Postgres does not answer.
         """
         (lease,) = self.held
         with self._context.database.transaction() as tx:
@@ -93,7 +95,7 @@ class LeaseKeeper:
         return lease
 
     def finished(self, lease: Lease) -> None:
-        """Forget a lease that was given back in the transaction that used it up."""
+        """Forget a lease that a commit has already given back."""
         self.held = [held for held in self.held if held != lease]
 
     def __enter__(self) -> LeaseKeeper:
@@ -110,7 +112,7 @@ class LeaseKeeper:
         try:
             self._give_back(_why(exc))
         except BaseException:
-            # A signal to stop may come in the very middle of this: once.
+            # A signal to stop may interrupt this, but only once.
             self._give_back(_why(exc))
             raise
 

@@ -1,13 +1,13 @@
-"""What SIGTERM does to a process of ours."""
+"""Handlers of SIGTERM for our processes."""
 
 from __future__ import annotations
 
 
 def interrupt(*_: object) -> None:
-    """Handle a signal as Ctrl-C: stop what was started, and end."""
+    """Handle a signal like Ctrl-C: stop what was started, then end."""
     raise KeyboardInterrupt
 
 
 def stop(*_: object) -> None:
-    """Handle a signal in what runs until it is told to end: drop the work, give back, exit 0."""
+    """Handle a signal in a long-running process: drop the work, give leases back, exit with 0."""
     raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""Where the seconds of a step go."""
+"""Measures the phases of a step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 
 class Stopwatch:
-    """A stopwatch with a name for each stretch; one phase may have several stretches.
+    """Sums the seconds of each phase; a phase may run several times.
 
-    `seconds` adds up to the time since it was made, up to the last call.
+    The sum of `seconds` is the time from its creation to the last call.
     """
 
     def __init__(self) -> None:
@@ -17,15 +17,15 @@ class Stopwatch:
         self._since = time.monotonic()
 
     def end(self, name: str) -> None:
-        """All time since the last call was spent on this."""
+        """Add the time since the last call to this phase."""
         self._add(name, self._lap())
 
-    def end_known(self, known: Mapping[str, float], rest: str) -> None:
-        """Of the time since the last call so much is accounted for; the rest has this name."""
-        left = self._lap() - sum(known.values())
-        for name, seconds in known.items():
+    def end_measured(self, measured: Mapping[str, float], rest: str) -> None:
+        """Add seconds that others measured to their phases; the rest of the time goes to `rest`."""
+        unmeasured = self._lap() - sum(measured.values())
+        for name, seconds in measured.items():
             self._add(name, seconds)
-        self._add(rest, max(left, 0.0))
+        self._add(rest, max(unmeasured, 0.0))
 
     def _lap(self) -> float:
         now = time.monotonic()
