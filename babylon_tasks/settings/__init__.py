@@ -1,6 +1,6 @@
-"""Every setting of every role, read once from the environment.
+"""All settings, read once from the environment.
 
-One file a group; `Settings` inherits them all, and a variable's name is the field's in capitals.
+Each group has a file; `Settings` inherits them all. A variable's name is its field's in capitals.
 `python -m babylon_tasks.settings` writes `.env.example` and `docs/settings.md` from the fields.
 Importing this package needs neither torch nor Celery.
 """
@@ -54,7 +54,7 @@ class Settings(
 
 @functools.cache
 def load_settings() -> Settings:
-    """Read the process's settings, once.
+    """Read the process's settings once; later calls return the same object.
 
     Raises:
         UserError: A value is out of range; the message names the variable, never its value.

@@ -1,4 +1,4 @@
-"""Settings: where the files of the steps are, and which of them stay."""
+"""Settings: where the steps' files are kept, and for how long."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Checkpoints(Group):
     """Checkpoints.
 
     [training.md](training.md#which-checkpoints-stay) says what is never removed, whatever the
-    settings are. The default of 72 is `LOOKBACK_HOURS` at a
-    step an hour: each version that may have answered a window still to be trained can be asked.
-    With the default `BASE_MODEL` and `LORA_RANK` a step has 53 MB, so 72 of them have 3.8 GB. The
-    process that trains decides by its own settings: give all of them the same.
+    settings are. The default of 72 matches the default `LOOKBACK_HOURS` at one step an hour: every
+    version that answered in a window that may still train keeps its files. With the default
+    `BASE_MODEL` and `LORA_RANK` a step takes 53 MB, so 72 steps take 3.8 GB. The process that
+    trains decides by its own settings, so give all GPU workers the same.
 
     A bucket must exist; nothing makes it. Its user needs `s3:ListBucket`, `s3:GetObject`,
     `s3:PutObject`, `s3:DeleteObject` and `s3:AbortMultipartUpload`. Keys come from where AWS's own
@@ -25,8 +25,8 @@ class Checkpoints(Group):
     environment of GPU workers and model servers. (Docker Compose hands `.env` on. A process that
     you start yourself does not read them there.)
 
-    A server that refuses connections is reported after about 3 seconds at most, one that takes them
-    and says nothing after about a minute. Fetched files stay in
+    A server that refuses connections is reported after at most about 3 seconds; a server that
+    accepts them and does not answer, after about a minute. Fetched files stay in
     `$TMPDIR/babylon-tasks-{uid}/checkpoints`, and may be deleted at any time.
     """
 

@@ -1,4 +1,4 @@
-"""`.env.example` and `docs/settings.md`, made of the fields' texts."""
+"""Makes the texts of `.env.example` and `docs/settings.md` from the settings' fields."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _text(field: FieldInfo) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    """Return the bounds of a number as a sentence; those of its type alone are not worth one."""
+    """Return the bounds of a number as a sentence; "" if only its type limits it."""
     bounds = {
         kind: f"{getattr(limit, kind):,}"
         for limit in field.metadata
@@ -135,7 +135,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """Return the default as a person writes it; nothing for None."""
+    """Return the default as a person writes it; "" for None."""
     match field.default:
         case None:
             return ""

@@ -1,4 +1,4 @@
-"""What all groups share: where they are read from, and how a wrong value is reported."""
+"""The base of all groups: how they are read, and how a wrong value is reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Group(BaseSettings):
     """A frozen group of variables; each field's variable is its name in capitals.
 
     `.env` and, over it, `.env.local` are read from the working folder; the environment wins over
-    both. A field's `description` is its only text, and a group's docstring the text of its section
+    both. A field's `description` is its only text. A group's docstring is the text of its section
     in `docs/settings.md`: the first line is the heading.
     """
 
@@ -44,7 +44,7 @@ def load(kind: type[_Group]) -> _Group:
 
 
 def one_line(error: ValidationError) -> UserError:
-    """Return the first of the errors, as one line without the wrong value."""
+    """Return the first of the errors as one line, which does not show the wrong value."""
     first = error.errors()[0]
     name = str(first["loc"][0]).upper() if first["loc"] else "settings"
     return UserError(f"{name}: {first['msg']}")

@@ -1,4 +1,4 @@
-"""Settings: the judge that `SCORING=ruler` and `blend` ask."""
+"""Settings: the judge, which `SCORING=ruler` and `blend` ask."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Judge(Group):
         None,
         ge=0,
         le=1_000_000_000,
-        description="Dollars that the judge may cost a day (since 00:00 UTC), of all models on "
+        description="Dollars that the judge may cost in a day (since 00:00 UTC), of all models on "
         "this database. A question that could cost more is not asked.",
     )
     judge_input_usd_per_million: float | None = Field(

@@ -1,4 +1,4 @@
-"""Settings: who tells the log-probabilities of recorded answers."""
+"""Settings: the server that gives log-probabilities of recorded answers."""
 
 from __future__ import annotations
 

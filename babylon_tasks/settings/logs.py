@@ -1,4 +1,4 @@
-"""Settings: what is logged."""
+"""Settings: the log level."""
 
 from __future__ import annotations
 

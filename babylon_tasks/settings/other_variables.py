@@ -1,4 +1,4 @@
-"""Variables that others read: they are no settings of this program, but belong beside them."""
+"""Variables that other programs read; the documents list them beside our settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 class OtherVariable(NamedTuple):
     """A variable with its readers and its one text.
 
-    `example` is its value in `.env.example`; None leaves it out there.
+    `example` is its value in `.env.example`; None: it is not in that file.
     """
 
     name: str
@@ -28,7 +28,7 @@ OTHER_VARIABLES = (
     OtherVariable(
         "FLOWER_BASIC_AUTH",
         "Flower, `compose.yaml`",
-        "`user:password` of Flower's pages. Docker Compose requires it; outside of it export it, "
+        "`user:password` of Flower's pages. Docker Compose requires it; elsewhere export it, "
         "since Flower reads no `.env`. Without it Flower stays on loopback.",
         example="",
     ),

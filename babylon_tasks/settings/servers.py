@@ -31,7 +31,7 @@ class Servers(Group):
     """Servers.
 
     Parameters that only Prisma knows (`schema`, `pgbouncer`, `connection_limit` …) are dropped from
-    `DATABASE_URL`. `babylon demo` and `babylon up` start servers of their own where neither
+    `DATABASE_URL`. `babylon demo` and `babylon up` start servers of their own if neither
     variable is set.
     """
 

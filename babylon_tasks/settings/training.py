@@ -70,8 +70,8 @@ class Training(Group):
         None,
         ge=0,
         le=1_000_000,
-        description="Dollars for one GPU an hour. With it `rl.steps.cost_usd` says what each step "
-        "cost: its `gpu_seconds` at this price.",
+        description="Dollars for one hour of one GPU. With it `rl.steps.cost_usd` has the cost of "
+        "each step: its `gpu_seconds` at this price.",
     )
     trainer_stall_seconds: float = Field(
         900, gt=0, le=DAY, description="Seconds without a sign of life; then the trainer is killed."

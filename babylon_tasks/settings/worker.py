@@ -1,4 +1,4 @@
-"""Settings: leases, retries and the clockwork of the workers."""
+"""Settings: leases, retries and periodic work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUEUES = ("cpu", "gpu")
 
 
 class Worker(Group):
-    """Leases, retries, the clockwork."""
+    """Leases, retries, periodic work."""
 
     lease_seconds: float = Field(
         30, ge=1, le=DAY, description="Seconds after which a dead worker's work is free."
@@ -27,10 +27,10 @@ class Worker(Group):
         10,
         gt=0,
         le=DAY,
-        description="Seconds between two looks for lost messages, which are sent again.",
+        description="Seconds between two sweeps, which send lost messages again.",
     )
     produce_seconds: float = Field(
-        60, gt=0, le=DAY, description="Seconds between two looks for new windows."
+        60, gt=0, le=DAY, description="Seconds between two searches for new windows."
     )
     max_attempts: int = Field(
         3, ge=1, le=INT32, description="Number of attempts; then a window ends as `failed`."
