@@ -21,11 +21,11 @@ class Final(BabylonError):
 
 
 class ServerUnavailable(UserError, Retryable):
-    """Postgres or Redis does not answer: a command says so, a worker waits for the next sweep."""
+    """Postgres or Redis does not answer. A command says so; a worker waits for the next sweep."""
 
 
 class RemoteUnavailable(UserError, Retryable):
-    """W&B does not answer, or has too much to do; no window is to blame."""
+    """W&B does not answer or is overloaded; no window is to blame."""
 
 
 class NotRecorded(UserError):
@@ -33,7 +33,7 @@ class NotRecorded(UserError):
 
 
 class LeaseLost(Retryable):
-    """The lease ran out or went to another holder: what was done since must be thrown away."""
+    """The lease ran out or went to another holder: the work done since then must be discarded."""
 
 
 class StaleClaim(Retryable):
@@ -45,11 +45,11 @@ class CheckpointUnreadable(UserError):
 
 
 class CheckpointRemoved(UserError):
-    """The step's files were given up, as the retention settings say."""
+    """The step's files were removed, as the retention settings say."""
 
 
 class TrainerDied(Retryable):
-    """The trainer process ended, or gave no sign of life, in the middle of a step."""
+    """The trainer process ended or stalled in the middle of a step."""
 
 
 class JudgeUnavailable(Retryable):
@@ -64,8 +64,8 @@ class JudgeUnavailable(Retryable):
 
 
 class JudgePaused(JudgeUnavailable):
-    """The judge is well, but this task's time is over: another one goes on."""
+    """The judge works, but this task's time is over: another task continues."""
 
 
 class JudgeFault(Retryable):
-    """The judge was asked often enough, and in small enough groups, and gave no usable answer."""
+    """The judge gave no usable answer, even after several tries and with smaller groups."""

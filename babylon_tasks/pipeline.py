@@ -4,11 +4,11 @@
     score     `due` → `scored` or `skipped`, with rl.scores     (cpu)
     train     every scored window up to a limit → one step      (gpu)
     publish   the newest step becomes the one that serves       (cpu)
-    sweep     what Postgres says is due and nobody works on     (cpu, every few seconds)
+    sweep     find due work that nobody does                    (cpu, every few seconds)
 
-Each stage claims what is due in Postgres, whatever the message that woke it said, and may run any
-number of times at once: a lease decides who works, a compare-and-set who writes. Nothing here
-knows Celery or torch, and the stages do not know each other: they meet in Postgres.
+Each stage claims what is due in Postgres; it does not rely on the message that woke it. A stage may
+run any number of times at once: a lease decides who works, a compare-and-set decides who writes.
+Nothing here knows Celery or torch. The stages do not know each other: they meet in Postgres.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from babylon_tasks.training import stage as training
 from babylon_tasks.training.step import StepReport
 from babylon_tasks.work.context import Context
 
-# Windows that one scoring task claims, and that one message wakes for.
+# The most windows that one scoring task claims, and that one message announces.
 SCORE_BATCH = 16
 
 
 def produce(context: Context) -> list[str]:
-    """Make windows due that have ended and settled, and take the app's requests.
+    """Make ended and settled windows due, and take the app's requests.
 
-    Returns the windows made due.
+    Returns the ids of the windows made due.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
     """
     return intake.produce(context)
 
@@ -41,10 +44,13 @@ def produce(context: Context) -> list[str]:
 def score(
     context: Context, only: Sequence[str] | None = None, limit: int = SCORE_BATCH
 ) -> list[str]:
-    """Claim up to `limit` due windows, or those in `only`, and score each; return those moved on.
+    """Claim up to `limit` due windows (with `only`, of those) and score each.
+
+    Returns the ids of the windows that moved on to the next state.
 
     Raises:
         LeaseLost, StaleClaim: Another worker has taken over; nothing was written.
+        ServerUnavailable: Postgres does not answer.
     """
     return scoring.score(context, only, limit)
 
@@ -59,14 +65,17 @@ def train(
 ) -> StepReport | None:
     """Claim the lineage and train the scored windows that are due, until one step is committed.
 
-    A step that fails is tried again at once, then by halves, so that only a window that fails
-    alone is counted against. Returns the committed step; None where nothing is due or another
+    A step that fails is tried again at once, then by halves, so that an attempt counts only against
+    a window that fails alone. Returns the committed step, or None if nothing is due or another
     worker holds the lineage.
 
     Raises:
         UserError: Nothing can train here (settings, packages, unreadable checkpoint, W&B away, no
             log-probabilities for it); the windows wait and are tried again later.
-        LeaseLost, StaleClaim: Another worker has taken over; what was done is thrown away.
+        LeaseLost, StaleClaim: Another worker has taken over; the work done is discarded.
+        ServerUnavailable: Postgres does not answer.
+        Retryable: A step failed twice, and its job at W&B is still running.
+        OSError: This machine cannot read or write its files; the windows wait.
     """
     return training.train(
         context,
@@ -78,12 +87,20 @@ def train(
 
 
 def publish(context: Context) -> list[str]:
-    """Let the newest step serve; return the versions that became ready."""
+    """Let the newest step serve; return the versions that became ready.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     return promote.publish(context)
 
 
 def sweep(context: Context, limit: int) -> DueWork:
-    """Return what is due and nobody works on, at most `limit` windows."""
+    """Return the due work that nobody does, at most `limit` windows.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     with context.database.transaction() as tx:
         return window_rows.sweep(tx, context.lineage.name, limit)
 
@@ -92,14 +109,22 @@ def sweep(context: Context, limit: int) -> DueWork:
 
 
 def enqueue(context: Context, window_id: str, scoring: str | None = None) -> Window:
-    """Make one window due by name, however old; with `scoring` for that scorer, and again.
+    """Make one window due by its id, however old it is; return its row.
+
+    With `scoring` that scorer scores it, even if it was scored, skipped or failed before.
 
     Raises:
-        UserError: No window id, not ended and settled, nobody in it, or too few agents.
+        UserError: The id is malformed, or the window has not ended and settled, or has no or too
+            few agents.
+        ServerUnavailable: Postgres does not answer.
     """
     return intake.enqueue(context, window_id, scoring)
 
 
 def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
-    """Make failed or skipped windows due again (None: all that failed); return their ids."""
+    """Make failed or skipped windows due again (None: all that failed); return their ids.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
     return intake.retry(context, window_ids)

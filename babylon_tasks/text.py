@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def one_line(text: str, limit: int = 500) -> str:
-    """At most `limit` characters on one line, each of them printable.
+    """Return at most `limit` characters on one line, each of them printable.
 
-    Error messages quote what they refuse: NULs, which Postgres does not store, lone surrogates,
-    which UTF-8 cannot carry, escape sequences that would speak to a terminal, line breaks that
-    would forge a line of the log. All of them become U+FFFD or a space.
+    Error messages quote the text that they refuse. It may hold NULs (Postgres cannot store them),
+    lone surrogates (UTF-8 cannot carry them), escape sequences (a terminal would obey them) and
+    line breaks (they would forge a line of the log). All of them become U+FFFD or a space.
     """
     start = text[: 4 * limit]
     words = " ".join(start.split())
@@ -19,5 +19,5 @@ def one_line(text: str, limit: int = 500) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text; its type where it has none."""
+    """Return the first line of an error's text, or its type's name if the text is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
