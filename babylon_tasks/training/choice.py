@@ -21,9 +21,9 @@ class WindowChoice:
 
     def next(self, tx: Connection, excluded: Container[str] = ()) -> list[Window]:
         """Return the windows of the next step, none of them in `excluded`; empty if none is due."""
-        open_job = self._backend.next_windows(tx, excluded)
-        if open_job is not None:
-            return open_job
+        windows_of_job = self._backend.next_windows(tx, excluded)
+        if windows_of_job is not None:
+            return windows_of_job
         due = window_rows.scored(tx, self._context.lineage.name, self._only)
         most_tokens = self._context.settings.max_step_tokens
         return share_a_step([w for w in due if w.window_id not in excluded], most_tokens)
