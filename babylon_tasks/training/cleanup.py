@@ -31,7 +31,10 @@ def give_up_old_steps(context: Context, keeper: LeaseKeeper) -> None:
         may_go = retention.may_go(kept, head, settings.keep_checkpoints, settings.keep_every)
         given_up = steps.give_up(tx, name, may_go, _REMOVE_BATCH) if may_go else []
     if given_up:
-        log.info("the files of steps %s go (KEEP_CHECKPOINTS)", ", ".join(map(str, given_up)))
+        log.info(
+            "the files of steps %s will be removed (KEEP_CHECKPOINTS)",
+            ", ".join(map(str, given_up)),
+        )
 
 
 def remove_unfinished(context: Context, keeper: LeaseKeeper) -> None:

@@ -37,7 +37,7 @@ class LocalBackend:
 
     def note_job(self, keeper: LeaseKeeper, step: int, note: JobNote) -> None:
         """Raise: a local trainer posts no jobs."""
-        raise AssertionError(f"a local trainer told of a job: {note}")
+        raise AssertionError(f"a local trainer reported a job: {note}")
 
     def still_running(self, windows: Sequence[Window]) -> list[Window]:
         """Return no windows: a failed step has ended."""

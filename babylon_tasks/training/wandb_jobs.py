@@ -36,8 +36,8 @@ OFFERED = ("OpenPipe/Qwen3-14B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507")
 
 _NOT_RECORDED = (
     "no trace has the log-probabilities of its responses, which W&B needs: set LOGPROBS_URL to a "
-    "server that can tell them (LOGPROBS_MODEL, where calls name no version), or TRAINER=torch to "
-    "train here without"
+    "server that can give them (and LOGPROBS_MODEL for calls without a version), or TRAINER=torch "
+    "to train here without them"
 )
 
 _samples = msgspec.json.Decoder(Sample)

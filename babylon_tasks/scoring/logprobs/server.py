@@ -149,7 +149,7 @@ class LogprobServer:
             raise NoAnswer(f"{at} says {response.status_code}: {reply}")
         if not response.is_success:
             raise Refused(f"{at} says {response.status_code}: {reply}", response.status_code)
-        raise NoAnswer(f"{at} gives an answer that is none of vLLM's: {reply}")
+        raise NoAnswer(f"{at} gives an answer in another form than vLLM's: {reply}")
 
 
 def _read(completion: _Completion, prompt: Sequence[int], answer: Sequence[int]) -> Logprobs:
@@ -167,6 +167,8 @@ def _read(completion: _Completion, prompt: Sequence[int], answer: Sequence[int])
     for token_id, likely in zip(answer, likelihoods[len(prompt) :], strict=True):
         value = likely.get(str(token_id)) if likely else None
         if value is None or not LEAST_LOGPROB <= value.logprob <= 0:
-            raise NoAnswer(f"no log-probability of token {token_id}, which was asked about")
+            raise NoAnswer(
+                f"no log-probability of token {token_id}, although it was in the request"
+            )
         values.append(value.logprob)
     return Logprobs(tuple(answer), tuple(values))

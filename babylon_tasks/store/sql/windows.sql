@@ -1,5 +1,4 @@
--- Windows: which are due, their claims, and their ends. What changes them is in
--- transitions.sql.
+-- Windows: queries that only read them; transitions.sql has those that change them.
 --
 -- A row of trajectories belongs to the window
 --     COALESCE("windowId", left("scenarioId", 16)) COLLATE "C"
