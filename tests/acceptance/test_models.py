@@ -121,6 +121,7 @@ def test_an_export_that_cannot_be_leaves_nothing(
     new = str(tmp_path / "new")
     with monkeypatch.context() as without_peft:
         without_peft.setitem(sys.modules, "peft", None)
+        without_peft.delitem(sys.modules, "workers.trainer.torch.merge", raising=False)
         refuse(deployment, ["1", new, "--merged"], "--merged needs the package peft")
     refuse(deployment, ["1", str(taken)], "is not an empty folder")
     refuse(deployment, ["v9.9.9", new], "has no version or step 'v9.9.9'")

@@ -60,7 +60,8 @@ def test_up_goes_on_with_its_data_after_a_server_that_was_killed_with_it(
     first.wait()
     assert (data / "postmaster.pid").exists()
     second = _up(embedded)
-    with psycopg.connect(f"postgresql://postgres@/babylon?host={data}") as connection:
+    sockets = (data / "postmaster.pid").read_text().splitlines()[4]
+    with psycopg.connect(f"postgresql://postgres@/babylon?host={sockets}") as connection:
         connection.execute("SELECT FROM kept")
     second.terminate()
     assert second.wait(timeout=40) == 0

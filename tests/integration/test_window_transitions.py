@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ REFUSALS = [
 @pytest.fixture(scope="module")
 def module_database(postgres_url: str, migrated_template: str) -> str:
     """One database for all edges: each is rolled back. It goes with the server."""
-    name = f"transitions_{migrated_template}"
+    name = f"transitions_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}"')  # type: ignore[arg-type]
     return with_database(postgres_url, name)

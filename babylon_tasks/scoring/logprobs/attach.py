@@ -43,7 +43,7 @@ class Attacher:
 
     def __init__(self, context: Context, server: LogprobServer) -> None:
         self._context, self._server = context, server
-        self._name = context.settings.model_name
+        self._name = context.lineage.name
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._made_at = time.monotonic()
         with context.database.transaction() as tx:
