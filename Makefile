@@ -16,6 +16,9 @@ SET := pyproject.toml constraints.txt scripts/install.py
 # Two at once, since tests wait for processes; CI's log says which of them take long.
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal $(if $(CI),--durations=25)
 
+# Without bytecode each start of a process that trains takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo lint check test chaos format clean
 

@@ -1,9 +1,9 @@
 """Make .venv, or add to it: `python3 scripts/install.py demo` or `dev`.
 
 constraints.txt names every package with its exact version: `demo` installs its first part, `dev`
-all of it. pip then has nothing to resolve, and Python compiles only what is imported. That takes
-a third of the time. uv, where it is installed, takes a tenth; it does not read pip's settings, so
-torch, which may come from a folder or an index that these name, is pip's in any case.
+all of it. pip then has nothing to resolve, and for the demo Python compiles only what is imported.
+That takes a third of the time. uv, where it is installed, takes a tenth; it does not read pip's
+settings, so torch, which may come from a folder or an index that these name, is pip's in any case.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ def main() -> None:
     if wanted == "dev":  # another system may need more than is listed
         ours = ["-c", str(CONSTRAINTS), "-e", f"{ROOT}[train,embedded,dev]"]
     run([*PIP, "install", "-q", "--no-build-isolation", *ours])
+    if wanted == "dev":  # on all cores, once: tests start hundreds of processes
+        print("compiling them", flush=True)
+        packages = ROOT / ".venv/lib"
+        subprocess.run([PYTHON, "-m", "compileall", "-q", "-j", "0", packages], capture_output=True)
 
 
 def uv_sees_what_pip_sees() -> bool:

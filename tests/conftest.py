@@ -8,6 +8,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +27,7 @@ from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from tests.clock import movable
+from tests.rows import Hour
 from workers.gpu.client import TrainerOptions, TrainerProcess
 
 # Nothing in these servers is worth a wait for the disk; the chaos tests have one that waits.
@@ -61,6 +63,12 @@ def no_settings_of_ours() -> Iterator[None]:
         yield
         os.chdir(here)
     os.environ.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def one_hour_a_test() -> None:
+    """A test that runs as the hour ends names the same windows before and after."""
+    Hour.began = datetime.now(UTC)
 
 
 def with_database(url: str, name: str) -> str:

@@ -15,9 +15,15 @@ from babylon_tasks.work.context import Context
 _ids = itertools.count(1_000_001)  # sorted as text as they are by number
 
 
+class Hour:
+    """The current hour, as a test began: it may end while the test runs."""
+
+    began = datetime.now(UTC)
+
+
 def hours_ago(hours: int) -> str:
     """The id of the window that many hours before the current one."""
-    return window_id_at(datetime.now(UTC) - timedelta(hours=hours))
+    return window_id_at(Hour.began - timedelta(hours=hours))
 
 
 def steps(pnl: Any, count: int = 3, response: str = "BUY YES", recorded: bool = False) -> str:
