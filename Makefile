@@ -13,8 +13,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO_STAMP := .venv/.demo
 SET := pyproject.toml constraints.txt scripts/install.py
-# Two at once, since tests wait for processes; CI's log says which of them take long.
-PYTEST := $(BIN)/pytest -n 2 --dist worksteal $(if $(CI),--durations=25)
+# CI's log says which tests take long.
+PYTEST := $(BIN)/pytest --dist worksteal $(if $(CI),--durations=25)
 
 # Without bytecode each start of a process that trains takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
@@ -41,14 +41,14 @@ demo: $(DEMO_STAMP) ## Run the whole pipeline on this machine: no server, no GPU
 lint: venv ## Check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
 check: lint ## lint and the unit tests: no server, under a minute; for every change
-	$(PYTEST) tests/unit
+	$(PYTEST) -n 2 tests/unit
 
 test: lint ## lint, and all tests but the slow ones
-	$(PYTEST)
+	$(PYTEST) -n 3  # on two cores: these tests wait for processes
 
 chaos: venv ## Every fault ROUNDS times, a soak of SECONDS with kills drawn from SEED, and a table
 	$(BIN)/pytest tests/chaos -m '' --rounds $(ROUNDS) --seconds $(SECONDS) --seed $(SEED)
