@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
-import socket
 
 from babylon_tasks.settings import load_settings
-from babylon_tasks.work.context import Context
+from babylon_tasks.work.context import Context, this_holder
 from workers.gpu import slots
 from workers.gpu.client import TrainerProcess
 from workers.watch.step_log import StepLogger
@@ -22,8 +20,7 @@ class PoolProcess:
 
     def __init__(self) -> None:
         settings = load_settings()
-        holder = f"{socket.gethostname()}:{os.getpid()}"
-        self.context = Context.of_deployment(settings, holder)
+        self.context = Context.of_deployment(settings, this_holder())
         self._trainer: TrainerProcess | None = None
 
     @property

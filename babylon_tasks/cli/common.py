@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ import click
 
 from babylon_tasks.settings import Settings, changed
 from babylon_tasks.store.migrate import require_applied
-from babylon_tasks.work.context import Context
+from babylon_tasks.work.context import Context, this_holder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,4 +51,4 @@ def ready_context(settings: Settings) -> Context:
         ServerUnavailable: The database does not answer.
     """
     require_applied(settings.postgres())
-    return Context.of_deployment(settings, holder=f"{socket.gethostname()}:{os.getpid()}")
+    return Context.of_deployment(settings, this_holder())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from babylon_tasks.cockpit.status import database_status, is_idle
+from babylon_tasks.cockpit.status import database_status
 from babylon_tasks.local.supervisor import Stack
 from babylon_tasks.records.windows import State
 from babylon_tasks.work.context import Context
@@ -36,9 +36,18 @@ def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
         if line != shown or seconds - shown_at >= _SILENCE_SECONDS:
             shown, shown_at = line, seconds
             yield f"{seconds:6.1f} s  {line}"
-        if is_idle(context):
+        if _is_idle(status):
             return
         time.sleep(_POLL_SECONDS)
+
+
+def _is_idle(status: dict[str, Any]) -> bool:
+    """Tell whether no window is due or scored, and the newest step is published.
+
+    A window that waits for its next attempt is due or scored as well.
+    """
+    waiting = status["windows"][State.DUE] or status["windows"][State.SCORED]
+    return not waiting and status["step"] == status["published_step"]
 
 
 def _line(status: dict[str, Any]) -> str:

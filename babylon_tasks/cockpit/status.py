@@ -8,7 +8,6 @@ from typing import Any
 import redis
 
 from babylon_tasks.errors import ServerUnavailable
-from babylon_tasks.records.windows import State
 from babylon_tasks.settings import QUEUES, Settings
 from babylon_tasks.store import canaries, judgments, steps
 from babylon_tasks.store import windows as window_rows
@@ -80,16 +79,3 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
         ) from None
     finally:
         client.close()
-
-
-def is_idle(context: Context) -> bool:
-    """Tell whether no window is due or scored, and the newest step is published.
-
-    A window that waits for its next attempt is due or scored as well.
-    """
-    name = context.lineage.name
-    with context.database.transaction() as tx:
-        states = window_rows.count_states(tx, name)
-        head = steps.read_head(tx, name)
-    unpublished = head is not None and head.step > head.published_step
-    return not states[State.DUE] and not states[State.SCORED] and not unpublished

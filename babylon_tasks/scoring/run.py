@@ -120,8 +120,9 @@ class ScoringRun:
         """Tell whether the window moved on; if not, its row says why."""
         context, lease = self._context, self._claimed[window.window_id]
         try:
-            read = await self._read(window)
-            verdict = await self._judge(read.group, self._scorers[self._scorer_name(window)])
+            scorer = self._scorers[self._scorer_name(window)]
+            read = await self._read(window, scorer)
+            verdict = await self._judge(read.group, scorer)
             await self._attach(window, read, verdict)
             self._commit(window, lease, read, verdict)
             self._keeper.finished(lease)
@@ -138,8 +139,7 @@ class ScoringRun:
             return True
         return False
 
-    async def _read(self, window: Window) -> ReadWindow:
-        scorer = self._scorers[self._scorer_name(window)]
+    async def _read(self, window: Window, scorer: Scorer) -> ReadWindow:
         async with self._reading:
             return await read_window(
                 self._context,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 
 from babylon_tasks.records.lineages import Lineage
@@ -31,3 +33,8 @@ class Context:
     def claim(self, lease: Lease) -> Claim:
         """Return the claim that the store's writers need from the holder of this lease."""
         return Claim(self.lineage.name, self.holder, lease)
+
+
+def this_holder() -> str:
+    """Return what this process is called in leases and rows: its host and its process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from babylon_tasks.store import leases, steps
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.steps import StepToLog
 from babylon_tasks.text import one_line
+from babylon_tasks.work.context import this_holder
 
 log = logging.getLogger("workers.watch.step_log")
 
@@ -115,13 +115,14 @@ def main() -> int:
     configure_logging("INFO")
     signal.signal(signal.SIGALRM, _give_up)  # wandb retries for hours where a network hangs
     signal.alarm(_MOST_SECONDS)
-    holder = f"{socket.gethostname()}:{os.getpid()}"
     try:
         settings = load_settings()
         configure_logging(settings.log_level)
         database = Database(settings.postgres())
         with database.transaction() as tx:
-            lease = leases.acquire(tx, f"wandb/{settings.model_name}", holder, _LEASE_SECONDS)
+            lease = leases.acquire(
+                tx, f"wandb/{settings.model_name}", this_holder(), _LEASE_SECONDS
+            )
         if lease is None:
             return 0  # another process logs them
         try:
