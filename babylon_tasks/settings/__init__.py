@@ -8,6 +8,7 @@ Importing this package needs neither torch nor Celery.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from pydantic import ValidationError, model_validator
 
@@ -63,12 +64,13 @@ def load_settings() -> Settings:
 
 
 def changed(settings: Settings, **changes: object) -> Settings:
-    """Return a copy of the settings with these changes.
+    """Return a copy of the settings with these changes; nothing is read again.
 
     Raises:
         UserError: A value is out of range.
     """
+    values: dict[str, Any] = {**settings.model_dump(), **changes, "_env_file": None}
     try:
-        return Settings.model_validate({**settings.model_dump(), **changes})
+        return Settings(**values)
     except ValidationError as error:
         raise one_line(error) from None

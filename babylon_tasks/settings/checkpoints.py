@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from babylon_tasks.settings.group import INT32, Group
+from babylon_tasks.settings.group import INT32, PER_LINEAGE, Group
 
 
 class Checkpoints(Group):
@@ -43,6 +43,7 @@ class Checkpoints(Group):
         le=INT32,
         description="How many of the newest steps keep their files. Older files are removed before "
         "the next step, but never those of the served version or the one before it.",
+        json_schema_extra=PER_LINEAGE,
     )
     keep_every: int | None = Field(
         None,
@@ -50,4 +51,5 @@ class Checkpoints(Group):
         le=INT32,
         description="Steps whose number is a multiple of this keep their files as well; `1` keeps "
         "all.",
+        json_schema_extra=PER_LINEAGE,
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pydantic.fields import FieldInfo
 
 from babylon_tasks.settings import INT32, Settings
-from babylon_tasks.settings.group import Group
+from babylon_tasks.settings.group import Group, is_per_lineage
 from babylon_tasks.settings.other_variables import OTHER_VARIABLES
 from babylon_tasks.settings.run_arguments import RunArguments
 
@@ -35,6 +35,7 @@ _PAGE_HEAD = """\
 Every setting is an environment variable. `.env`, then `.env.local` over it, are loaded from the
 working folder; the environment wins over both, and an empty value counts as not set. A value out of
 range ends the program at its start with one line that names the variable, never its value.
+Where `Override` says yes, a lineage may have its own value (`babylon lineages set`).
 [.env.example](../.env.example) has the same list to copy from.
 """
 
@@ -72,7 +73,8 @@ def settings_page() -> str:
         heading, text = _section(group)
         rows = "\n".join(_rows(group))
         parts.append(
-            f"\n## {heading}\n\n| Name | Default | What it does |\n|---|---|---|\n{rows}\n"
+            f"\n## {heading}\n\n| Name | Default | Override | What it does |\n|---|---|---|---|\n"
+            f"{rows}\n"
         )
         if text:
             parts.append(f"\n{text}\n")
@@ -91,7 +93,11 @@ def _section(group: type[Group]) -> tuple[str, str]:
 def _rows(group: type[Group]) -> Iterator[str]:
     for name, field in group.model_fields.items():
         default = _default(field)
-        yield f"| `{name.upper()}` | {f'`{default}` ' if default else ''}| {_text(field)} |"
+        override = "yes " if is_per_lineage(field) else ""
+        yield (
+            f"| `{name.upper()}` | {f'`{default}` ' if default else ''}| {override}"
+            f"| {_text(field)} |"
+        )
 
 
 def _example(name: str, text: str, value: str) -> str:

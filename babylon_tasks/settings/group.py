@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from babylon_tasks.errors import UserError
 
 DAY = 86_400
 INT32 = 2**31 - 1
+
+# As a field's `json_schema_extra`: a lineage may have its own value (settings/overrides.py).
+PER_LINEAGE: dict[str, JsonValue] = {"per_lineage": True}
 
 
 class Group(BaseSettings):
@@ -27,6 +31,16 @@ class Group(BaseSettings):
 
 
 _Group = TypeVar("_Group", bound=Group)
+
+
+def is_per_lineage(field: FieldInfo) -> bool:
+    """Return whether a lineage may override this setting."""
+    return field.json_schema_extra == PER_LINEAGE
+
+
+def listed(text: str) -> list[str]:
+    """Return the parts of a comma-separated text, without spaces around them and empty ones."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def load(kind: type[_Group]) -> _Group:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from babylon_tasks.settings.group import INT32, Group
+from babylon_tasks.settings.group import INT32, PER_LINEAGE, Group
 
 
 class Judge(Group):
@@ -19,12 +19,14 @@ class Judge(Group):
         "openai/gpt-4o-mini",
         min_length=1,
         description="The judge, as litellm names it: `provider/model`.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_base_url: str | None = Field(
         None,
         pattern=r"^https?://\S+$",
         description="Address of an OpenAI-compatible judge: `https://host/v1`. Without it the "
         "provider's own is used.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_api_key: SecretStr | None = Field(
         None,
@@ -36,6 +38,7 @@ class Judge(Group):
         min_length=1,
         description="File with a rubric of your own, UTF-8 text. Its hash is kept with each "
         "judgment.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_context_tokens: int = Field(
         32_000,
@@ -43,6 +46,7 @@ class Judge(Group):
         le=INT32,
         description="Tokens that the judge takes, prompt and answer together. Larger windows are "
         "judged in overlapping groups.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_thinking_tokens: int = Field(
         0,
@@ -50,6 +54,7 @@ class Judge(Group):
         le=INT32,
         description="Tokens that a reasoning judge may spend before it answers. They count towards "
         "its context and its price.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_concurrency: int = Field(
         16,
@@ -57,17 +62,20 @@ class Judge(Group):
         le=1000,
         description="Largest number of questions to the judge at the same time, of all workers of "
         "a model together.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_timeout_seconds: float = Field(
         60,
         gt=0,
         le=600,
         description="Seconds to wait for an answer. Then it is given up, and asked for again.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_fallback: Literal["wait", "heuristic"] = Field(
         "wait",
         description="What happens to a window while the judge cannot be asked. `wait`: it waits. "
         "`heuristic`: the heuristic scores it.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_daily_usd: float | None = Field(
         None,
@@ -82,6 +90,7 @@ class Judge(Group):
         le=1_000_000,
         description="Dollars for a million of the judge's input tokens, if litellm's list has no "
         "price (a judge of your own: `0`). It goes together with `JUDGE_OUTPUT_USD_PER_MILLION`.",
+        json_schema_extra=PER_LINEAGE,
     )
     judge_output_usd_per_million: float | None = Field(
         None,
@@ -89,6 +98,7 @@ class Judge(Group):
         le=1_000_000,
         description="Dollars for a million of the judge's output tokens. It goes together with "
         "`JUDGE_INPUT_USD_PER_MILLION`.",
+        json_schema_extra=PER_LINEAGE,
     )
 
     @model_validator(mode="after")

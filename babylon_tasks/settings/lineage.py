@@ -6,13 +6,15 @@ from pydantic import Field
 
 from babylon_tasks.settings.group import Group
 
+LINEAGE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
 
 class Lineage(Group):
     """The model."""
 
     model_name: str = Field(
         "babylon-agent",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=LINEAGE_NAME,
         description="Name of the lineage: 1 to 64 letters, digits, dots, dashes and underscores. "
         "Its versions are `{MODEL_NAME}-vX.Y.Z`.",
     )
@@ -26,4 +28,10 @@ class Lineage(Group):
         "Qwen/Qwen2.5-0.5B-Instruct",
         min_length=1,
         description="Model to start from: a Hugging Face hub id or a folder.",
+    )
+    base_model_revision: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="Commit of the hub's repository to start from, 40 hexadecimal digits. Without "
+        "it the first step pins the one it finds.",
     )

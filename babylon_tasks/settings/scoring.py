@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from babylon_tasks.settings.group import Group
+from babylon_tasks.settings.group import PER_LINEAGE, Group
 
 
 class Scoring(Group):
@@ -20,10 +20,12 @@ class Scoring(Group):
         description="How a window is scored. `heuristic`: upstream's formula. `correctness`: what "
         "the traces hold, against market outcomes. `ruler`: a judge. `blend`: the heuristic and a "
         "judge.",
+        json_schema_extra=PER_LINEAGE,
     )
     ruler_weight: float = Field(
         0.5,
         ge=0,
         le=1,
         description="Weight of RULER's score in `blend`; the heuristic has the rest.",
+        json_schema_extra=PER_LINEAGE,
     )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.settings.group import DAY, INT32, Group
+from babylon_tasks.settings.group import DAY, INT32, PER_LINEAGE, Group
 
 
 class Training(Group):
@@ -27,6 +27,7 @@ class Training(Group):
         le=INT32,
         description="Largest number of (estimated) tokens of a step. Windows share a step up to "
         "this many.",
+        json_schema_extra=PER_LINEAGE,
     )
     max_sequence_tokens: int = Field(
         4096,
@@ -34,6 +35,7 @@ class Training(Group):
         le=INT32,
         description="Largest number of tokens of an LLM call. A longer call is left out of the "
         "step and counted.",
+        json_schema_extra=PER_LINEAGE,
     )
     micro_batch_tokens: int = Field(
         16_384,
@@ -41,9 +43,14 @@ class Training(Group):
         le=INT32,
         description="Tokens in one forward pass, padding included; halved on out-of-memory, and at "
         "most 4,096 on a CPU.",
+        json_schema_extra=PER_LINEAGE,
     )
     learning_rate: float = Field(
-        1e-5, gt=0, lt=1, description="Learning rate of AdamW, constant after the warm-up."
+        1e-5,
+        gt=0,
+        lt=1,
+        description="Learning rate of AdamW, constant after the warm-up.",
+        json_schema_extra=PER_LINEAGE,
     )
     warmup_steps: int = Field(
         5,
@@ -51,20 +58,35 @@ class Training(Group):
         le=INT32,
         description="Number of a new model's first steps in which the learning rate grows evenly "
         "to the full one; `0`: no warm-up.",
+        json_schema_extra=PER_LINEAGE,
     )
-    lora_rank: int = Field(8, ge=1, le=512, description="Rank of the LoRA adapter.")
-    lora_alpha: int = Field(16, ge=1, le=INT32, description="Alpha of the LoRA adapter.")
+    lora_rank: int = Field(
+        8,
+        ge=1,
+        le=512,
+        description="Rank of the LoRA adapter.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    lora_alpha: int = Field(
+        16,
+        ge=1,
+        le=INT32,
+        description="Alpha of the LoRA adapter.",
+        json_schema_extra=PER_LINEAGE,
+    )
     kl_penalty: float = Field(
         0.1,
         ge=0,
         le=100,
         description="Weight of the KL penalty to the base model; `0` turns it off.",
+        json_schema_extra=PER_LINEAGE,
     )
     negative_scale: float = Field(
         0.3,
         ge=0,
         le=1,
         description="Factor on negative advantages, because recorded traces are off-policy.",
+        json_schema_extra=PER_LINEAGE,
     )
     gpu_usd_per_hour: float | None = Field(
         None,

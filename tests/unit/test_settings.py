@@ -161,6 +161,13 @@ def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TRAIN_RL_LOCAL", "s3cret"),
         ("MODEL_NAME", "s3cret/../../x"),
         ("LOG_LEVEL", "s3cret"),
+        ("LINEAGES", "a,s3cret/../../x"),
+        ("LINEAGES", "a b"),
+        ("LINEAGES", " , "),
+        ("LINEAGE_WEIGHT", "-731"),
+        ("AGENTS", "a%,s3cret\\"),
+        ("EXCLUDED_SCENARIOS", "s3cret\\,b%"),
+        ("BASE_MODEL_REVISION", "main"),
     ],
 )
 def test_a_wrong_value_names_the_variable_never_the_value(
@@ -173,6 +180,16 @@ def test_a_wrong_value_names_the_variable_never_the_value(
     assert message.startswith(f"{name}: ")
     assert value.strip("-") not in message
     assert "\n" not in message
+
+
+def test_lists_are_read_without_spaces_and_empty_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().lineage_names() is None
+    assert load_settings().agent_patterns() == []
+    monkeypatch.setenv("LINEAGES", " b, a-1.x ,, b")
+    monkeypatch.setenv("AGENTS", "bot-%, a\\_1 ,b\\\\")
+    load_settings.cache_clear()
+    assert load_settings().lineage_names() == ["b", "a-1.x"]
+    assert load_settings().agent_patterns() == ["bot-%", "a\\_1", "b\\\\"]
 
 
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
