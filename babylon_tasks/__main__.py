@@ -12,7 +12,7 @@ import time
 
 from babylon_tasks import pipeline
 from babylon_tasks.cli import run
-from babylon_tasks.cli.common import ready_context
+from babylon_tasks.cli.common import ready_context, ready_fleet
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import NotRecorded, Retryable, UserError
 from babylon_tasks.intake import stage as intake
@@ -27,7 +27,9 @@ from babylon_tasks.store import windows as window_rows
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.signals import interrupt, stop
 from workers.gpu import slots
+from workers.gpu.client import TrainerProcess
 from workers.lifecycle import check_trainer
+from workers.unable import Unable
 from workers.watch.step_log import StepLogger, log_steps
 
 _HELD_ELSEWHERE_SECONDS = 1.0
@@ -56,7 +58,7 @@ def list_ready(settings: Settings) -> int:
     """
     context = ready_context(settings)
     with context.database.transaction() as tx:
-        listed = window_rows.listing(tx, context.lineage.name, settings)
+        listed = window_rows.listing(tx, context.lineage.name, context.settings)
     ready = [window for window in listed if window.can_train]
     if not ready:
         raise no_windows(context, listed)
@@ -104,8 +106,8 @@ def continuous(settings: Settings) -> int:
         UserError: A person must change something.
     """
     signal.signal(signal.SIGTERM, stop)
-    context = ready_context(settings)
-    trainer = slots.make_trainer(0)
+    fleet = ready_fleet(settings)
+    trainer, unable = slots.make_trainer(0), Unable()
     step_logger = StepLogger(settings)
     next_look = 0.0
     try:
@@ -114,13 +116,15 @@ def continuous(settings: Settings) -> int:
             try:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + settings.produce_seconds
-                    pipeline.produce(context)
-                scored = pipeline.score(context)
-                step = pipeline.train(context, trainer)
-                worked = bool(scored or step)
-                if step:
-                    step_logger.step_committed()
-                pipeline.publish(context)
+                    pipeline.produce(*fleet.active())
+                for context in fleet.in_turn("score"):
+                    worked |= bool(pipeline.score(context))
+                for context in fleet.in_turn("train", unable.lineages()):
+                    if _train(context, trainer, unable):
+                        worked = True
+                        step_logger.step_committed()
+                for name in fleet.sweep(1).publish:
+                    pipeline.publish(fleet.context(name))
             # A server does not answer, another worker took over, or traces lack log-probabilities.
             except (Retryable, NotRecorded) as error:
                 print(error, file=sys.stderr, flush=True)
@@ -128,6 +132,24 @@ def continuous(settings: Settings) -> int:
                 time.sleep(min(settings.sweep_seconds, settings.produce_seconds))
     finally:
         trainer.close()
+
+
+def _train(context: Context, trainer: TrainerProcess, unable: Unable) -> bool:
+    """Train a step of a lineage; tell whether it was committed.
+
+    Raises:
+        UserError: A person must change something for MODEL_NAME; another lineage is left out.
+    """
+    try:
+        return pipeline.train(context, trainer) is not None
+    except (Retryable, NotRecorded):
+        raise
+    except UserError as error:
+        if context.lineage.own_settings:
+            raise
+        print(f"{context.lineage.name}: {error}", file=sys.stderr, flush=True)
+        unable.failed(context.lineage.name, context.settings.retry_seconds)
+        return False
 
 
 def _choose_window(context: Context, arguments: RunArguments) -> Window:

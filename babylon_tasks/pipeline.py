@@ -3,11 +3,12 @@
     produce   trajectories → rl.windows `due`                   (cpu, every minute)
     score     `due` → `scored` or `skipped`, with rl.scores     (cpu)
     train     every scored window up to a limit → one step      (gpu)
-    publish   the newest step becomes the one that serves       (cpu)
+    publish   the head becomes the step that serves             (cpu)
     sweep     find due work that nobody does                    (cpu, every few seconds)
 
 Each stage claims what is due in Postgres; it does not rely on the message that woke it. A stage may
 run any number of times at once: a lease decides who works, a compare-and-set decides who writes.
+A call works for one lineage, that of its context; `work/fleet.py` says whose turn it is.
 Nothing here knows Celery or torch. The stages do not know each other: they meet in Postgres.
 """
 
@@ -20,8 +21,8 @@ from babylon_tasks.records.steps import Progress, Trainer
 from babylon_tasks.records.windows import Window
 from babylon_tasks.scoring import stage as scoring
 from babylon_tasks.serving import promote
-from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.windows import DueWork
+from babylon_tasks.store import lineages
+from babylon_tasks.store.lineages import DueWork
 from babylon_tasks.training import stage as training
 from babylon_tasks.training.step import StepReport
 from babylon_tasks.work.context import Context
@@ -30,15 +31,15 @@ from babylon_tasks.work.context import Context
 SCORE_BATCH = 16
 
 
-def produce(context: Context) -> list[str]:
-    """Make ended and settled windows due, and take the app's requests.
+def produce(*contexts: Context) -> list[str]:
+    """Make ended and settled windows due for these lineages, and take the app's requests.
 
-    Returns the ids of the windows made due.
+    Returns the ids of the windows made due, one a lineage.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
     """
-    return intake.produce(context)
+    return intake.produce(contexts)
 
 
 def score(
@@ -87,7 +88,7 @@ def train(
 
 
 def publish(context: Context) -> list[str]:
-    """Let the newest step serve; return the versions that became ready.
+    """Let the head serve; return the versions that became ready.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
@@ -102,7 +103,7 @@ def sweep(context: Context, limit: int) -> DueWork:
         ServerUnavailable: Postgres does not answer.
     """
     with context.database.transaction() as tx:
-        return window_rows.sweep(tx, context.lineage.name, limit)
+        return lineages.sweep(tx, [context.lineage.name], limit)
 
 
 # --- by hand -----------------------------------------------------------------------------------

@@ -1,37 +1,33 @@
 """Sends the messages that wake the stages, and no more of them than a queue needs.
 
+A message names nothing but its task: whoever takes it looks in Postgres for what is due.
 Nothing is sent to a queue that holds enough: the sweep rings again later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from celery import current_app
 
 from babylon_tasks.pipeline import SCORE_BATCH
-from babylon_tasks.settings import load_settings
 from workers import queues
 
 
-def score(window_ids: Sequence[str]) -> None:
-    """Wake scorers for these windows.
+def score(windows: int) -> None:
+    """Wake scorers for so many windows.
 
     Raises:
         ServerUnavailable: Redis does not answer.
     """
-    chunks = [window_ids[i : i + SCORE_BATCH] for i in range(0, len(window_ids), SCORE_BATCH)]
-    _send("babylon.score", "cpu", [[list(chunk)] for chunk in chunks])
+    _send("babylon.score", "cpu", -(-windows // SCORE_BATCH))
 
 
 def train() -> None:
-    """Wake a GPU worker for this deployment's model.
+    """Wake a GPU worker.
 
     Raises:
         ServerUnavailable: Redis does not answer.
     """
-    _send("babylon.train", "gpu", [[load_settings().model_name]])
+    _send("babylon.train", "gpu", 1)
 
 
 def publish() -> None:
@@ -40,14 +36,14 @@ def publish() -> None:
     Raises:
         ServerUnavailable: Redis does not answer.
     """
-    _send("babylon.publish", "cpu", [[]])
+    _send("babylon.publish", "cpu", 1)
 
 
-def _send(task: str, queue: str, messages: Sequence[list[Any]]) -> None:
-    """Send messages until the queue holds enough."""
+def _send(task: str, queue: str, messages: int) -> None:
+    """Send so many messages, or fewer, until the queue holds enough."""
     if not messages:
         return
     with queues.redis_client() as client:
         room = max(0, queues.ENOUGH[queue] - queues.trim_and_count(client, queue))
-        for args in messages[:room]:
-            current_app.send_task(task, args=args, queue=queue, retry=False)
+        for _ in range(min(messages, room)):
+            current_app.send_task(task, queue=queue, retry=False)

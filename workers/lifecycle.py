@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 
 from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.logs import configure_logging
+from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.judge.ruler_call import require_installed
-from babylon_tasks.scoring.registry import WITH_JUDGE
 from babylon_tasks.scoring.rubric import load_rubric
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
@@ -156,7 +156,7 @@ def check_judge(settings: Settings) -> None:
     Raises:
         UserError: A package is missing, or the rubric cannot be read; the message says what to do.
     """
-    if settings.scoring in WITH_JUDGE:
+    if settings.scoring in JUDGED:
         require_installed()
         load_rubric(settings.judge_rubric)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 
 from babylon_tasks.settings import load_settings
-from babylon_tasks.work.context import Context, this_holder
+from babylon_tasks.work.context import this_holder
+from babylon_tasks.work.fleet import Fleet
 from workers.gpu import slots
 from workers.gpu.client import TrainerProcess
+from workers.unable import Unable
 from workers.watch.step_log import StepLogger
 
 
@@ -19,8 +21,8 @@ class PoolProcess:
     """
 
     def __init__(self) -> None:
-        settings = load_settings()
-        self.context = Context.of_deployment(settings, this_holder())
+        self.fleet = Fleet.of_deployment(load_settings(), this_holder())
+        self.unable = Unable()
         self._trainer: TrainerProcess | None = None
 
     @property
@@ -33,7 +35,7 @@ class PoolProcess:
     @functools.cached_property
     def step_logger(self) -> StepLogger:
         """What logs this process's steps to W&B."""
-        return StepLogger(self.context.settings)
+        return StepLogger(self.fleet.settings)
 
     def close(self) -> None:
         """End the trainer process, if there is one."""

@@ -1,4 +1,6 @@
-"""Celery tasks: thin, idempotent, arguments are ids. Each wakes one stage of the pipeline.
+"""Celery tasks: thin, idempotent, mostly without arguments. Each wakes one stage of the pipeline.
+
+Which lineages and windows a task works for, Postgres says: a message names nothing.
 
 A task that raises has failed, for Celery and for Flower, and nothing tries it again by itself:
 Postgres says what is still due, and the sweep rings for it.
@@ -15,13 +17,14 @@ from typing import Any
 from celery import Task, shared_task
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import BabylonError, NotRecorded, Retryable
+from babylon_tasks.errors import BabylonError, NotRecorded, Retryable, ServerUnavailable
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.store import canaries
 from babylon_tasks.text import one_line
 from workers import doorbells, queues
 from workers.process import this_process
 from workers.progress import ProgressReporter
+from workers.unable import LEAST_REST_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +34,6 @@ _EXPECTED: dict[str, Any] = {"throws": (BabylonError,)}
 # Seconds. Leases see to work that hangs; the limit frees the pool process that hangs with it. A
 # step has no limit, since its trainer's signs of life are watched.
 _ON_CPU: dict[str, Any] = {**_EXPECTED, "time_limit": 1800}
-# Seconds that a machine which cannot train rests at least, also with RETRY_SECONDS=0: another one
-# must get the next message.
-_LEAST_REST_SECONDS = 1.0
 
 
 @contextmanager
@@ -50,35 +50,48 @@ def _errors_in_one_line(task: str) -> Iterator[None]:
 @_errors_in_one_line("produce")
 def produce() -> None:
     """Find windows that are due and the app's requests."""
-    doorbells.score(pipeline.produce(this_process().context))
+    doorbells.score(len(pipeline.produce(*this_process().fleet.active())))
 
 
 @shared_task(name="babylon.enqueue", **_ON_CPU)
 @_errors_in_one_line("enqueue")
-def enqueue(window_ids: Sequence[str]) -> None:
-    """Make the named windows due."""
-    context = this_process().context
-    doorbells.score([pipeline.enqueue(context, window_id).window_id for window_id in window_ids])
+def enqueue(window_ids: Sequence[str], lineage: str | None = None) -> None:
+    """Make the named windows due, for MODEL_NAME or the named lineage."""
+    context = this_process().fleet.context(lineage)
+    for window_id in window_ids:
+        pipeline.enqueue(context, window_id)
+    doorbells.score(len(window_ids))
 
 
 @shared_task(name="babylon.score", **_ON_CPU)
 @_errors_in_one_line("score")
-def score(window_ids: Sequence[str]) -> None:
-    """Score due windows: at least the named ones, where they still are due."""
-    context = this_process().context
-    moved = pipeline.score(context, limit=max(SCORE_BATCH, len(window_ids)))
+def score() -> None:
+    """Score due windows, of the lineage that has waited longest first."""
+    fleet = this_process().fleet
+    moved, failed = 0, []
+    for context in fleet.in_turn("score"):
+        try:
+            moved += len(pipeline.score(context, limit=SCORE_BATCH - moved))
+        except ServerUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised below; other lineages go on
+            failed.append(error)
+        if moved >= SCORE_BATCH:
+            break
     if moved:
         doorbells.train()
         # Claims made at the same moment may pass windows by; do not leave them to the sweep.
-        doorbells.score(pipeline.sweep(context, limit=SCORE_BATCH).due)
+        doorbells.score(len(fleet.sweep(SCORE_BATCH).due))
+    if failed:
+        raise failed[0]
 
 
 @shared_task(name="babylon.train", bind=True, ignore_result=False, **_EXPECTED)
-def train(self: Task[Any, Any], model_name: str) -> None:
-    """Train one step of the model over the scored windows that are due."""
+def train(self: Task[Any, Any]) -> None:
+    """Train one step over the scored windows that are due, of the lineage that waited longest."""
     try:
         with _errors_in_one_line("train"):
-            trained = _train_step(self, model_name)
+            trained = _train_step(self)
     except (Retryable, NotRecorded):
         raise  # this machine can train
     except Exception as error:
@@ -90,16 +103,24 @@ def train(self: Task[Any, Any], model_name: str) -> None:
         _announce_step()
 
 
-def _train_step(task: Task[Any, Any], model_name: str) -> bool:
+def _train_step(task: Task[Any, Any]) -> bool:
     """Train, and say whether a step was committed."""
     process = this_process()
-    ours = process.context.lineage.name
-    if model_name != ours:
-        log.error("asked to train %s, this worker trains %s", model_name, ours)
-        return False
+    unable = process.unable
+    process.fleet.settings.require_training_allowed()
     with ProgressReporter(task) as progress:
-        report = pipeline.train(process.context, process.trainer, on_progress=progress.report)
-    return report is not None
+        for context in process.fleet.in_turn("train", unable.lineages()):
+            try:
+                report = pipeline.train(context, process.trainer, on_progress=progress.report)
+            except (Retryable, NotRecorded):
+                raise
+            except Exception:
+                unable.failed(context.lineage.name, context.settings.retry_seconds)
+                raise
+            if report:
+                unable.trained(context.lineage.name)
+                return True
+    return False
 
 
 @_errors_in_one_line("train")
@@ -113,31 +134,39 @@ def _announce_step() -> None:
 def _rest() -> None:
     """Leave the work to others for RETRY_SECONDS, on a machine that cannot train.
 
+    If it failed with one lineage alone, it goes on with the others at once.
+
     The pool process stays in its task for so long, because one at work takes no message. If it took
     them and dropped them, it might take every one: Redis serves the worker that has waited longest,
     so that two take turns, and at each sweep one gets the canary and the other the doorbell.
     """
-    context = this_process().context
-    with context.database.transaction() as tx:
-        # No canary comes through while it rests.
-        canaries.note(tx, context.lineage.name, "gpu", context.holder)
+    process = this_process()
+    fleet = process.fleet
+    others = next(fleet.in_turn("train", process.unable.lineages()), None)
     doorbells.train()  # whoever is idle takes it, not the one that rang
-    time.sleep(max(context.settings.retry_seconds, _LEAST_REST_SECONDS))
+    if others and not process.unable.machine():
+        return
+    with fleet.database.transaction() as tx:
+        # No canary comes through while it rests.
+        canaries.note(tx, "gpu", fleet.holder)
+    time.sleep(max(fleet.settings.retry_seconds, LEAST_REST_SECONDS))
 
 
 @shared_task(name="babylon.publish", **_ON_CPU)
 @_errors_in_one_line("publish")
 def publish() -> None:
-    """Let the newest step serve."""
-    pipeline.publish(this_process().context)
+    """Let the head of each lineage serve."""
+    fleet = this_process().fleet
+    for name in fleet.sweep(1).publish:
+        pipeline.publish(fleet.context(name))
 
 
 @shared_task(name="babylon.sweep", **_ON_CPU)
 @_errors_in_one_line("sweep")
 def sweep() -> None:
     """Ring again for whatever Postgres says is due."""
-    due = pipeline.sweep(this_process().context, limit=queues.ENOUGH["cpu"] * SCORE_BATCH)
-    doorbells.score(due.due)
+    due = this_process().fleet.sweep(queues.ENOUGH["cpu"] * SCORE_BATCH)
+    doorbells.score(len(due.due))
     if due.train:
         doorbells.train()
     if due.publish:
@@ -148,6 +177,6 @@ def sweep() -> None:
 @_errors_in_one_line("canary")
 def canary(queue: str) -> None:
     """Say that messages come through this queue to Postgres."""
-    context = this_process().context
-    with context.database.transaction() as tx:
-        canaries.note(tx, context.lineage.name, queue, context.holder)
+    fleet = this_process().fleet
+    with fleet.database.transaction() as tx:
+        canaries.note(tx, queue, fleet.holder)

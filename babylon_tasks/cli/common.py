@@ -11,11 +11,15 @@ import click
 from babylon_tasks.settings import Settings, changed
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.work.context import Context, this_holder
+from babylon_tasks.work.fleet import Fleet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+of_lineage = click.option(
+    "--lineage", metavar="NAME", help="The lineage; without it that of MODEL_NAME."
+)
 
 
 def print_json(value: Any) -> None:
@@ -43,12 +47,22 @@ def with_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
     return changed(settings, **{name.lower(): value for name, value in env.items()})
 
 
-def ready_context(settings: Settings) -> Context:
-    """Make the context of a command, on a database that answers and is migrated.
+def ready_fleet(settings: Settings) -> Fleet:
+    """Make the fleet of a command, on a database that answers and is migrated.
 
     Raises:
         UserError: DATABASE_URL is missing or wrong, or `babylon migrate` was not run.
         ServerUnavailable: The database does not answer.
     """
     require_applied(settings.postgres())
-    return Context.of_deployment(settings, this_holder())
+    return Fleet.of_deployment(settings, this_holder())
+
+
+def ready_context(settings: Settings, lineage: str | None = None) -> Context:
+    """Make the context of a command for a lineage; without a name, for MODEL_NAME.
+
+    Raises:
+        UserError: As `ready_fleet`, or there is no such lineage.
+        ServerUnavailable: The database does not answer.
+    """
+    return ready_fleet(settings).context(lineage)

@@ -15,9 +15,9 @@ from babylon_tasks.checkpoints import export, retention
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
 from babylon_tasks.errors import UserError
-from babylon_tasks.records.versions import Head
+from babylon_tasks.records.versions import Head, Versions
 from babylon_tasks.settings import load_settings
-from babylon_tasks.store import steps
+from babylon_tasks.store import heads, steps
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Step, StepListing
 from babylon_tasks.work.signals import interrupt
@@ -38,7 +38,7 @@ def list_models(as_json: bool) -> None:
     context = ready_context(load_settings())
     name = context.lineage.name
     with context.database.transaction() as tx:
-        head = steps.read_head(tx, name)
+        head = heads.read(tx, name)
         listed = steps.listing(tx, name)
     states = _states(head, listed)
     if as_json:
@@ -79,7 +79,7 @@ def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
     context = ready_context(load_settings())
     with context.database.transaction() as tx:
         step = _find(tx, context.lineage.name, version_or_step)
-        head = steps.read_head(tx, context.lineage.name)
+        head = heads.read(tx, context.lineage.name)
     assert head is not None
     name = f"step {step.step} ({step.version}) of {context.lineage.name}"
     with export.new_folder(folder) as draft:
@@ -94,8 +94,8 @@ def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
 
 def _states(head: Head | None, listed: list[StepListing]) -> dict[int, str]:
     """Name the state of each step in one word."""
-    kept = [step.step for step in listed if step.removed_at is None]
-    states = {step.step: "removed" if step.removed_at else "kept" for step in listed}
+    kept = [s.step for s in listed if s.removed_at is None and s.given_up_at is None]
+    states = {step.step: _state(step) for step in listed}
     if head:
         special = {
             head.step: "head",
@@ -106,11 +106,19 @@ def _states(head: Head | None, listed: list[StepListing]) -> dict[int, str]:
     return states
 
 
+def _state(step: StepListing) -> str:
+    if step.removed_at:
+        return "removed"
+    return "given up" if step.given_up_at else "kept"
+
+
 def _find(tx: Connection, model_name: str, version_or_step: str) -> Step:
     if re.fullmatch(r"[0-9]{1,9}", version_or_step):  # what a column of steps can hold
         number: int | None = int(version_or_step)
     else:
-        number = steps.steps_of_versions(tx, model_name).get(version_or_step)
+        number = Versions(model_name, steps.steps_of_versions(tx, model_name)).step_of(
+            version_or_step
+        )
     step = steps.read(tx, model_name, number) if number is not None else None
     if step is None:
         raise UserError(

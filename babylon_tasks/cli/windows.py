@@ -167,7 +167,7 @@ def _wake_scorers(due: list[str]) -> None:
 
         app.set_current()
         try:
-            doorbells.score(due)
+            doorbells.score(len(due))
         except ServerUnavailable as error:
             click.echo(
                 f"{error} The windows are due, and beat's sweep will ring for them.", err=True

@@ -17,7 +17,7 @@ from babylon_tasks.store import canaries, leases
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import pending, require_applied
-from babylon_tasks.work.context import Context
+from babylon_tasks.work.fleet import Fleet
 
 Check = Callable[[Settings], str]
 
@@ -89,10 +89,9 @@ def queues(settings: Settings) -> str:
     """
     limit_seconds = 3 * settings.sweep_seconds + _PATIENCE_SECONDS
     waiting = queue_lengths(settings)
-    context = Context.of_deployment(settings, _HOLDER)
-    with context.database.transaction() as tx:
-        answered = canaries.read(tx, context.lineage.name)
-        held = leases.live(tx, context.lineage.name)
+    with Database(settings.postgres()).transaction() as tx:
+        answered = canaries.read(tx)
+        held = leases.live(tx)
     details = []
     for queue, resource in zip(QUEUES, ("window/", "model/"), strict=True):
         canary = answered.get(queue)
@@ -124,8 +123,9 @@ def windows(settings: Settings) -> str:
     Raises:
         UserError: There is none to train and none was trained; the error says why.
     """
-    context = Context.of_deployment(settings, _HOLDER)
     require_applied(settings.postgres())
+    context = Fleet.of_deployment(settings, _HOLDER).context()
+    settings = context.settings
     with context.database.transaction() as tx:
         listed = window_rows.listing(tx, context.lineage.name, settings)
     ready = [window for window in listed if window.can_train]

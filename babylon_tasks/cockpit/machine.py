@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from babylon_tasks.errors import UserError
+from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.judge import ruler_call
-from babylon_tasks.scoring.registry import WITH_JUDGE
 from babylon_tasks.settings import Settings
 
 Require = Callable[[Settings], None]  # raises UserError where something is missing
@@ -46,7 +46,7 @@ def scoring(settings: Settings, require_judge: Require) -> str:
         UserError: It cannot be asked, or a daily limit needs its price and that is not known.
     """
     require_judge(settings)
-    if settings.scoring not in WITH_JUDGE:
+    if settings.scoring not in JUDGED:
         return settings.scoring
     ruler_call.require_key(settings)
     price = ruler_call.price(settings)

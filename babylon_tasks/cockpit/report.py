@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from babylon_tasks.records.windows import State, WindowReport
-from babylon_tasks.store import steps
+from babylon_tasks.store import heads, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.work.context import Context
 
@@ -27,7 +27,7 @@ def summarize(context: Context, reports: Sequence[WindowReport]) -> dict[str, An
     """Count the windows, the rows set aside and the steps, and name the version that serves."""
     name = context.lineage.name
     with context.database.transaction() as tx:
-        head = steps.read_head(tx, name)
+        head = heads.read(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None
     return {
         "windows_total": len(reports),

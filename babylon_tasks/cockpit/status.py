@@ -9,7 +9,7 @@ import redis
 
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import canaries, judgments, steps
+from babylon_tasks.store import canaries, heads, judgments, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import server_name
 from babylon_tasks.store.steps import Step
@@ -21,10 +21,10 @@ def database_status(context: Context) -> dict[str, Any]:
     name = context.lineage.name
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)
-        head = steps.read_head(tx, name)
+        head = heads.read(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None
         newest = steps.read(tx, name, head.step) if head else None
-        answered = canaries.read(tx, name)
+        answered = canaries.read(tx)
         spent = judgments.spent_today(tx)
     return {
         "model": name,

@@ -17,22 +17,37 @@ from babylon_tasks.work.context import Context
 log = logging.getLogger(__name__)
 
 
-def produce(context: Context) -> list[str]:
-    """Make windows due and take the app's pending requests; return the ids of the due windows.
+def produce(contexts: Sequence[Context]) -> list[str]:
+    """Make windows due for these lineages; return the ids of the due windows, one a lineage.
+
+    The hours are counted once for all of them. The primary lineage takes the app's requests.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
     """
-    lineage = context.lineage
+    if not contexts:
+        return []
+    settings = {context.lineage.name: context.settings for context in contexts}
+    with contexts[0].database.transaction() as tx:
+        made = transitions.produce(tx, settings)
+    for context in contexts:
+        if context.lineage.primary:
+            made += [(context.lineage.name, window_id) for window_id in _take_requests(context)]
+    for name in settings:
+        if windows := [window_id for lineage, window_id in made if lineage == name]:
+            log.info("due for %s: %s", name, ", ".join(windows))
+    return [window_id for _, window_id in made]
+
+
+def _take_requests(context: Context) -> list[str]:
+    """Take the app's pending requests; return the ids of the windows that this made due."""
     with context.database.transaction() as tx:
-        made = transitions.produce(tx, lineage.name, context.settings)
-        waiting = training_batches.pending(tx) if lineage.primary else []
+        waiting = training_batches.pending(tx)
+    made: list[str] = []
     for request in waiting:
         # One transaction each: a malformed request must not undo the windows or stop the others.
         with context.database.transaction() as tx:
             made += requests.take(tx, context, request)
-    if made:
-        log.info("due: %s", ", ".join(made))
     return made
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# The scorers that ask a judge.
+JUDGED = ("ruler", "blend")
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

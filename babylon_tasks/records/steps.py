@@ -109,6 +109,7 @@ class StepRequest(msgspec.Struct, frozen=True):
     seed: int
     hyperparameters: Hyperparameters
     remote: Remote | None = None
+    base_revision: str | None = None
 
 
 class JobNote(msgspec.Struct, frozen=True):
@@ -180,6 +181,7 @@ class StepResult(msgspec.Struct, frozen=True):
     peak_memory_bytes: int | None = None
     cost_usd: float | None = None
     inference_name: str | None = None
+    base_revision: str | None = None
 
 
 class Trainer(Protocol):

@@ -12,11 +12,16 @@ _VERSION = re.compile(rf"v{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A lineage's newest step, and the one that serves; 0 is the base model."""
+    """The step that the lineage's next one starts from, and the one that serves.
+
+    0 is the base model. `next_step` is the number of the next step: one above the highest.
+    """
 
     step: int
     published_step: int
     base_model: str
+    base_revision: str | None
+    next_step: int
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
@@ -44,11 +49,19 @@ def choose_version(requested: str | None, taken: Collection[str]) -> str:
 
 
 class Versions:
-    """Finds the step of a version that a trace names: `v1.0.3` or `{model_name}-v1.0.3`."""
+    """Finds the step of a version that a trace names: `v1.0.3` or `{model_name}-v1.0.3`.
 
-    def __init__(self, model_name: str, steps: Mapping[str, int]) -> None:
-        self._prefix, self._steps = f"{model_name}-", steps
+    `steps` has the versions of the lineage, and of its ancestors up to the fork, by the lineage
+    that made them. A version without a name is the lineage's own, where it has one.
+    """
+
+    def __init__(self, model_name: str, steps: Mapping[tuple[str, str], int]) -> None:
+        self._steps = {version: step for (_, version), step in steps.items()}
+        self._steps |= {
+            version: step for (name, version), step in steps.items() if name == model_name
+        }
+        self._steps |= {f"{name}-{version}": step for (name, version), step in steps.items()}
 
     def step_of(self, version: str | None) -> int | None:
         """Return the step of a version, or None if it is not recorded or of another lineage."""
-        return None if version is None else self._steps.get(version.removeprefix(self._prefix))
+        return None if version is None else self._steps.get(version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from babylon_tasks.errors import JudgeUnavailable, UserError
-from babylon_tasks.records.scores import Score
+from babylon_tasks.records.scores import JUDGED, Score
 from babylon_tasks.scoring.blend import Blend
 from babylon_tasks.scoring.correctness import Correctness
 from babylon_tasks.scoring.heuristic import Heuristic
@@ -14,8 +14,7 @@ from babylon_tasks.scoring.scorer import Group, Scorer
 from babylon_tasks.work.context import Context
 
 WITHOUT_JUDGE: dict[str, Scorer] = {scorer.name: scorer for scorer in (Heuristic(), Correctness())}
-WITH_JUDGE = ("ruler", "blend")
-SCORERS = (*WITHOUT_JUDGE, *WITH_JUDGE)
+SCORERS = (*WITHOUT_JUDGE, *JUDGED)
 
 
 class _NoJudge:
@@ -38,5 +37,5 @@ def judged_scorers(context: Context) -> dict[str, Scorer]:
     try:
         ruler = Ruler(Judge(context), settings.judge_model)
     except UserError as error:
-        return {name: _NoJudge(name, str(error)) for name in WITH_JUDGE}
+        return {name: _NoJudge(name, str(error)) for name in JUDGED}
     return {"ruler": ruler, "blend": Blend(ruler, settings.ruler_weight)}

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from babylon_tasks.scoring.registry import WITH_JUDGE, WITHOUT_JUDGE, judged_scorers
+from babylon_tasks.records.scores import JUDGED
+from babylon_tasks.scoring.registry import WITHOUT_JUDGE, judged_scorers
 from babylon_tasks.scoring.run import scoring_run
 from babylon_tasks.scoring.scorer import Scorer
-from babylon_tasks.store import attempts, leases, transitions
+from babylon_tasks.store import attempts, leases, lineages, transitions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.windows import DueQuery
@@ -30,13 +31,15 @@ def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]
         ServerUnavailable: Postgres does not answer.
     """
     settings, name = context.settings, context.lineage.name
-    judged = _due(context, WITH_JUDGE, only)
+    judged = _due(context, JUDGED, only)
     with context.database.transaction() as tx:
         failures.answer_for(tx, attempts.reap_scores(tx, name, settings.max_attempts))
         claimed = transitions.claim_due(
             tx, _due(context, WITHOUT_JUDGE, only), context.holder, limit, settings.lease_seconds
         )
         judge_is_due = not claimed and window_rows.wait_for_judge(tx, judged)
+        if claimed:
+            lineages.take_turn(tx, "score", name)
     if claimed:
         with LeaseKeeper(context, list(claimed.values())) as keeper:
             moved = aio.run(score_claimed(context, keeper, claimed))
@@ -61,6 +64,7 @@ def _score_with_judge(context: Context, due: DueQuery, limit: int) -> list[str]:
         if lease is None:
             return []
         claimed = transitions.claim_due(tx, due, context.holder, limit, settings.lease_seconds)
+        lineages.take_turn(tx, "score", context.lineage.name)
     with LeaseKeeper(context, [lease, *claimed.values()]) as keeper:
         return aio.run(judge_claimed(context, keeper, claimed, scorers))
 

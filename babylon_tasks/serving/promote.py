@@ -1,23 +1,23 @@
-"""Stage 5, serving: the newest committed step becomes the one that serves."""
+"""Stage 5, serving: the step that trains next becomes the one that serves."""
 
 from __future__ import annotations
 
 import logging
 
-from babylon_tasks.store import steps
+from babylon_tasks.store import heads
 from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
 
 
 def publish(context: Context) -> list[str]:
-    """Let the newest step serve; return the versions that became ready.
+    """Let the step that trains next serve; return the versions that became ready.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
     """
     with context.database.transaction() as tx:
-        versions = steps.publish(tx, context.lineage.name)
+        versions = heads.publish(tx, context.lineage.name)
     if versions:
         log.info("ready: %s", ", ".join(versions))
     return versions

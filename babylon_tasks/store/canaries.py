@@ -21,15 +21,13 @@ class Canary:
     age_seconds: float
 
 
-def note(connection: Connection, model_name: str, queue: str, holder: str) -> None:
+def note(connection: Connection, queue: str, holder: str) -> None:
     """Note that this queue has just delivered a message."""
-    connection.execute(
-        _SQL["note_canary"], {"model_name": model_name, "queue": queue, "holder": holder}
-    )
+    connection.execute(_SQL["note_canary"], {"queue": queue, "holder": holder})
 
 
-def read(connection: Connection, model_name: str) -> dict[str, Canary]:
+def read(connection: Connection) -> dict[str, Canary]:
     """Return the canaries by queue, without the queues that never delivered a message."""
     with connection.cursor(row_factory=class_row(Canary)) as cursor:
-        canaries = cursor.execute(_SQL["canary_ages"], {"model_name": model_name}).fetchall()
+        canaries = cursor.execute(_SQL["canary_ages"]).fetchall()
     return {canary.queue: canary for canary in canaries}

@@ -86,10 +86,10 @@ def release(connection: Connection, leases: Sequence[Lease]) -> None:
     connection.execute(_SQL["release_leases"], _columns(leases))
 
 
-def live(connection: Connection, model_name: str) -> list[LiveLease]:
-    """Return the leases on the model and on its windows that somebody holds."""
+def live(connection: Connection) -> list[LiveLease]:
+    """Return the leases on models, judges and windows that somebody holds, of all lineages."""
     with connection.cursor(row_factory=class_row(LiveLease)) as cursor:
-        return cursor.execute(_SQL["live_leases"], {"model_name": model_name}).fetchall()
+        return cursor.execute(_SQL["live_leases"]).fetchall()
 
 
 def _columns(leases: Sequence[Lease]) -> dict[str, list[str] | list[int]]:

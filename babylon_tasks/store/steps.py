@@ -1,4 +1,4 @@
-"""Reads and writes `rl.steps`, `rl.heads` and the app's `trained_models`."""
+"""Reads and writes `rl.steps` and the app's `trained_models`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from typing import Any
 import msgspec
 from psycopg.rows import class_row
 
-from babylon_tasks.errors import CheckpointRemoved, StaleClaim, UserError
+from babylon_tasks.errors import CheckpointRemoved, StaleClaim
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import StepResult
-from babylon_tasks.records.versions import Head, choose_version
+from babylon_tasks.records.versions import choose_version
 from babylon_tasks.records.windows import Window
-from babylon_tasks.store import attempts, jobs, logprobs, training_batches, transitions
+from babylon_tasks.store import (
+    attempts,
+    heads,
+    jobs,
+    lineages,
+    logprobs,
+    training_batches,
+    transitions,
+)
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.leases import Claim
@@ -27,9 +35,16 @@ _SQL = load("steps")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A row of `rl.steps`."""
+    """A row of `rl.steps`; `model_name` is an ancestor's if the lineage inherited the step.
 
+    `parent_step` is the step whose weights it started from. `given_up_at`: since then it is not on
+    the way from the root to the head.
+    """
+
+    model_name: str
     step: int
+    parent_step: int
+    given_up_at: datetime | None
     version: str
     checkpoint: str
     window_ids: list[str]
@@ -79,6 +94,8 @@ class StepListing:
     """A line of `babylon models list`."""
 
     step: int
+    parent_step: int
+    given_up_at: datetime | None
     version: str
     trainer: str
     trajectories: int
@@ -93,7 +110,8 @@ class Commit:
     """All that one committed step writes.
 
     The compare-and-set needs `expected_step` (the head that the step started from) and the token of
-    the claim's lease. `rewards` maps the trained trajectories to their scores. `funnels` counts
+    the claim's lease; `step` is the new one's number. `recipe` has everything that is needed to
+    make the step again. `rewards` maps the trained trajectories to their scores. `funnels` counts
     what was left out of each window after it was scored. `seconds` has the step's wall time by
     phase, without the commit. `cost_usd` is None if the price is unknown.
     """
@@ -101,6 +119,8 @@ class Commit:
     claim: Claim
     lineage: Lineage
     expected_step: int
+    step: int
+    recipe: Mapping[str, Any]
     trainer: str
     windows: Sequence[Window]
     rewards: dict[str, float]
@@ -110,29 +130,6 @@ class Commit:
     seconds: Mapping[str, float]
     cost_usd: float | None
     requested_version: str | None
-
-
-def head(connection: Connection, model_name: str, base_model: str) -> Head:
-    """Return the lineage's head; create it at the first call.
-
-    Raises:
-        UserError: The lineage started from another base model.
-    """
-    connection.execute(_SQL["ensure_head"], {"model_name": model_name, "base_model": base_model})
-    row = read_head(connection, model_name)
-    assert row is not None
-    if row.base_model != base_model:
-        raise UserError(
-            f"model {model_name} was started from {row.base_model}, BASE_MODEL is {base_model}: "
-            "set BASE_MODEL back, or MODEL_NAME to a new name"
-        )
-    return row
-
-
-def read_head(connection: Connection, model_name: str) -> Head | None:
-    """Return the lineage's head, or None before its first claim."""
-    with connection.cursor(row_factory=class_row(Head)) as cursor:
-        return cursor.execute(_SQL["read_head"], {"model_name": model_name}).fetchone()
 
 
 def read(connection: Connection, model_name: str, step: int) -> Step | None:
@@ -164,17 +161,16 @@ def commit(connection: Connection, new: Commit) -> str:
     Raises:
         StaleClaim: The head moved, the lease was lost, or a window changed; roll back.
     """
-    name, step = new.lineage.name, new.expected_step + 1
+    name, step = new.lineage.name, new.step
     identity = _identity(new.claim)
-    moved = connection.execute(
-        _SQL["advance_head"], {**identity, "expected_step": new.expected_step}
-    ).rowcount
-    if moved != 1:
+    if not heads.advance(connection, new.claim, new.expected_step, step):
         raise StaleClaim(
             f"step {step} of {name} is refused: the lease went or another step came first"
         )
     if not transitions.mark_trained(connection, new.claim, new.windows, step, new.funnels):
         raise StaleClaim("a window of the step was scored again or ended meanwhile")
+    if new.result.base_revision:
+        lineages.pin_revision(connection, name, new.result.base_revision)
     version = _give_version(connection, new)
     logprobs.forget(connection, name, [w.window_id for w in new.windows])
     attempts.end(connection, name, [new.claim.lease.token], Ending.DONE)
@@ -182,7 +178,7 @@ def commit(connection: Connection, new: Commit) -> str:
     if new.lineage.primary:
         _write_back(connection, new, step, version)
     # Nearly last, since it stores how long this transaction took.
-    connection.execute(_SQL["insert_step"], {**identity, **_columns(new, step, version)})
+    connection.execute(_SQL["insert_step"], {**identity, **_columns(new, version)})
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": new.checkpoint})
     return version
 
@@ -208,16 +204,10 @@ def forget_checkpoint(connection: Connection, checkpoint: str) -> None:
     connection.execute(_SQL["finish_checkpoint"], {"checkpoint": checkpoint})
 
 
-def lock_head(connection: Connection, claim: Claim) -> Head | None:
-    """Lock the head until the transaction ends, and return it; None if the lease was lost."""
-    with connection.cursor(row_factory=class_row(Head)) as cursor:
-        return cursor.execute(_SQL["lock_head"], _identity(claim)).fetchone()
-
-
-def with_files(connection: Connection, model_name: str) -> list[int]:
-    """Return the steps that have files."""
+def with_files(connection: Connection, model_name: str) -> dict[int, bool]:
+    """Return the steps that have files, and whether each was given up."""
     rows = connection.execute(_SQL["steps_with_files"], {"model_name": model_name}).fetchall()
-    return [row["step"] for row in rows]
+    return {row["step"]: row["given_up"] for row in rows}
 
 
 def give_up(
@@ -235,12 +225,6 @@ def give_up(
     return sorted(row["step"] for row in rows)
 
 
-def publish(connection: Connection, model_name: str) -> list[str]:
-    """Let the newest step serve; return the versions that became ready."""
-    rows = connection.execute(_SQL["publish"], {"model_name": model_name}).fetchall()
-    return [row["version"] for row in rows]
-
-
 def to_log(connection: Connection, model_name: str, limit: int) -> list[StepToLog]:
     """Return the oldest committed steps that are not on W&B yet."""
     with connection.cursor(row_factory=class_row(StepToLog)) as cursor:
@@ -254,20 +238,25 @@ def logged(connection: Connection, model_name: str, steps: Sequence[int]) -> Non
     connection.execute(_SQL["steps_logged"], {"model_name": model_name, "steps": list(steps)})
 
 
-def steps_of_versions(connection: Connection, model_name: str) -> dict[str, int]:
-    """Return the step of each version of the lineage."""
+def steps_of_versions(connection: Connection, model_name: str) -> dict[tuple[str, str], int]:
+    """Return the step of each version of the lineage and of its ancestors, up to the fork.
+
+    The key has the lineage that made the version, and the version.
+    """
     rows = connection.execute(_SQL["steps_of_versions"], {"model_name": model_name}).fetchall()
-    return {row["version"]: row["step"] for row in rows}
+    return {(row["model_name"], row["version"]): row["step"] for row in rows}
 
 
 def _identity(claim: Claim) -> dict[str, str | int]:
     return {"model_name": claim.model_name, "token": claim.lease.token}
 
 
-def _columns(new: Commit, step: int, version: str) -> dict[str, object]:
+def _columns(new: Commit, version: str) -> dict[str, object]:
     """Return the row of `rl.steps` without its identity."""
     return {
-        "step": step,
+        "step": new.step,
+        "expected_step": new.expected_step,
+        "recipe": jsonb(dict(new.recipe)),
         "trainer": new.trainer,
         "window_ids": [w.window_id for w in new.windows],
         "trajectories": len(new.rewards),
@@ -331,7 +320,7 @@ def _metrics(result: StepResult) -> dict[str, Any]:
 
 _STORED_ELSEWHERE = (
     "trainable_tokens", "gpu_seconds", "seconds_by_phase", "mfu", "peak_memory_bytes", "cost_usd",
-    "windows",
+    "windows", "base_revision",
 )  # fmt: skip
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.store.queries import load
-from babylon_tasks.store.windows import Counts, DueQuery, due_filter
+from babylon_tasks.store.windows import Counts, DueQuery, counted_rows
 
 _SQL = load("transitions")
 
@@ -45,10 +46,31 @@ class WindowEnd:
     funnel: Mapping[str, int] = field(default_factory=dict)
 
 
-def produce(connection: Connection, model_name: str, settings: Settings) -> list[str]:
-    """Make a row for every due window; return the ids of new and of reopened windows."""
-    rows = connection.execute(_SQL["produce_windows"], due_filter(model_name, settings)).fetchall()
-    return [row["window_id"] for row in rows]
+def produce(connection: Connection, lineages: Mapping[str, Settings]) -> list[tuple[str, str]]:
+    """Make a row for every due window of these lineages, each with its own settings.
+
+    Lineages that count the same rows share one count. Returns the lineage and the window id of new
+    and of reopened windows.
+    """
+    groups: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for name, settings in lineages.items():
+        counted = tuple(settings.excluded_scenario_patterns()), tuple(settings.agent_patterns())
+        groups.setdefault(counted, []).append(name)
+    made = []
+    for names in groups.values():
+        wanted = [lineages[name] for name in names]
+        rows = connection.execute(
+            _SQL["produce_windows"],
+            {
+                **counted_rows(wanted[0]),
+                "model_names": names,
+                "min_agents": [each.min_agents_per_window for each in wanted],
+                "lookback_hours": [each.lookback_hours for each in wanted],
+                "settle_seconds": [each.settle_seconds for each in wanted],
+            },
+        ).fetchall()
+        made += [(row["model_name"], row["window_id"]) for row in rows]
+    return made
 
 
 def enqueue(connection: Connection, model_name: str, window_id: str, counts: Counts) -> bool:
@@ -63,6 +85,18 @@ def enqueue(connection: Connection, model_name: str, window_id: str, counts: Cou
         },
     ).fetchone()
     return row is not None
+
+
+def inherit(connection: Connection, fork: Lineage) -> None:
+    """Mark as trained what trained the ancestors of a new fork on the way to its first step."""
+    connection.execute(
+        _SQL["inherit_windows"],
+        {
+            "name": fork.name,
+            "forked_from": fork.forked_from,
+            "forked_step": fork.forked_step,
+        },
+    )
 
 
 def claim_due(
@@ -226,6 +260,25 @@ def retry(
             "model_name": model_name,
             "window_ids": None if window_ids is None else list(window_ids),
         },
+    ).fetchall()
+    return {row["window_id"]: row["batch_id"] for row in rows}
+
+
+def retry_step(connection: Connection, model_name: str, step: int) -> list[str]:
+    """Make the windows due again that a step trained which was given up; return their ids."""
+    rows = connection.execute(
+        _SQL["retry_step"], {"model_name": model_name, "step": step}
+    ).fetchall()
+    return sorted(row["window_id"] for row in rows)
+
+
+def restore_trained(connection: Connection, model_name: str, holder: str) -> dict[str, str | None]:
+    """Mark as trained what the steps on the way to the head trained, after the head was moved.
+
+    Returns the batch id of the request that waits, or None, by the id of each window that changed.
+    """
+    rows = connection.execute(
+        _SQL["restore_trained"], {"model_name": model_name, "holder": holder}
     ).fetchall()
     return {row["window_id"]: row["batch_id"] for row in rows}
 

@@ -17,15 +17,6 @@ _SQL = load("windows")
 
 
 @dataclass(frozen=True, slots=True)
-class DueWork:
-    """Due work that nobody holds: windows to score, a step to train, a step to publish."""
-
-    due: list[str]
-    train: bool
-    publish: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Counts:
     """Numbers of agents and of trajectories that may train."""
 
@@ -49,7 +40,16 @@ class DueQuery:
 def listing(connection: Connection, model_name: str, settings: Settings) -> list[WindowListing]:
     """Return the windows of the last LOOKBACK_HOURS that have trajectories, newest first."""
     with connection.cursor(row_factory=class_row(WindowListing)) as cursor:
-        return cursor.execute(_SQL["list_windows"], due_filter(model_name, settings)).fetchall()
+        return cursor.execute(
+            _SQL["list_windows"],
+            {
+                **counted_rows(settings),
+                "model_name": model_name,
+                "lookback_hours": settings.lookback_hours,
+                "settle_seconds": settings.settle_seconds,
+                "min_agents": settings.min_agents_per_window,
+            },
+        ).fetchall()
 
 
 def read(connection: Connection, model_name: str, window_ids: Sequence[str]) -> list[Window]:
@@ -65,7 +65,7 @@ def count(connection: Connection, settings: Settings, window_id: str) -> Counts:
     with connection.cursor(row_factory=class_row(Counts)) as cursor:
         row = cursor.execute(
             _SQL["count_window"],
-            {"window_id": window_id, "excluded": settings.excluded_scenario_patterns()},
+            {**counted_rows(settings), "window_id": window_id},
         ).fetchone()
     assert row is not None
     return row
@@ -106,14 +106,6 @@ def scored(
         ).fetchall()
 
 
-def sweep(connection: Connection, model_name: str, limit: int) -> DueWork:
-    """Return the due work that nobody holds, at most `limit` windows."""
-    with connection.cursor(row_factory=class_row(DueWork)) as cursor:
-        row = cursor.execute(_SQL["sweep"], {"model_name": model_name, "limit": limit}).fetchone()
-    assert row is not None
-    return row
-
-
 def last_error(connection: Connection, model_name: str) -> str | None:
     """Return the error for which a due or scored window waits, or None."""
     row = connection.execute(_SQL["last_error"], {"model_name": model_name}).fetchone()
@@ -140,12 +132,9 @@ def report(connection: Connection, model_name: str) -> list[WindowReport]:
         return cursor.execute(_SQL["report_windows"], {"model_name": model_name}).fetchall()
 
 
-def due_filter(model_name: str, settings: Settings) -> dict[str, object]:
-    """Return the query parameters that decide which hours are windows."""
+def counted_rows(settings: Settings) -> dict[str, object]:
+    """Return the query parameters that decide which trajectories count."""
     return {
-        "model_name": model_name,
-        "lookback_hours": settings.lookback_hours,
-        "settle_seconds": settings.settle_seconds,
-        "min_agents": settings.min_agents_per_window,
         "excluded": settings.excluded_scenario_patterns(),
+        "agents": settings.agent_patterns() or None,
     }

@@ -6,7 +6,7 @@ import logging
 
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.checkpoints import retention
-from babylon_tasks.store import steps
+from babylon_tasks.store import heads, steps
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
 
@@ -24,11 +24,16 @@ def give_up_old_steps(context: Context, keeper: LeaseKeeper) -> None:
     """
     settings, name = context.settings, context.lineage.name
     with context.database.transaction() as tx:
-        head = steps.lock_head(tx, keeper.claim)
+        head = heads.lock(tx, keeper.claim)
         if head is None:
             return
         kept = steps.with_files(tx, name)
-        may_go = retention.may_go(kept, head, settings.keep_checkpoints, settings.keep_every)
+        not_on_the_way = [step for step, given_up in kept.items() if given_up]
+        may_go = retention.may_go(
+            kept, head, settings.keep_checkpoints, settings.keep_every, not_on_the_way
+        )
+        forked = heads.forked_steps(tx, name)
+        may_go = [step for step in may_go if step not in forked]
         given_up = steps.give_up(tx, name, may_go, _REMOVE_BATCH) if may_go else []
     if given_up:
         log.info(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from babylon_tasks.records.steps import Progress, Trainer
 from babylon_tasks.records.windows import Window
-from babylon_tasks.store import attempts, leases, steps
+from babylon_tasks.store import attempts, heads, leases, lineages
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.training.backend import TrainingBackend
 from babylon_tasks.training.choice import WindowChoice
@@ -69,11 +69,13 @@ def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]]
         lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)
         if lease is None:
             return None
-        steps.head(tx, lineage.name, lineage.base_model)
+        lineages.ensure(tx, settings, context.holder)
+        heads.ensure(tx, lineage)
         lost = attempts.reap_steps(tx, lineage.name, settings.max_attempts)
         failures.answer_for(tx, lost)
         windows = choice.next(tx)
         if not windows:
             leases.release(tx, [lease])
             return None
+        lineages.take_turn(tx, "train", lineage.name)
     return lease, windows

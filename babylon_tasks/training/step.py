@@ -25,7 +25,7 @@ from babylon_tasks.records.steps import (
 from babylon_tasks.records.versions import Head, Versions
 from babylon_tasks.records.windows import Window
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, steps, training_batches
+from babylon_tasks.store import attempts, heads, steps, training_batches
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Commit, Step
 from babylon_tasks.training.backend import TrainingBackend, require_same_kind
@@ -111,7 +111,7 @@ class StepAttempt:
     def _read_head(self) -> tuple[Head, Step | None, Versions]:
         lineage = self._context.lineage
         with self._context.database.transaction() as tx:
-            head = steps.head(tx, lineage.name, lineage.base_model)
+            head = heads.ensure(tx, lineage)
             parent = steps.read(tx, lineage.name, head.step)
             steps_by_version = steps.steps_of_versions(tx, lineage.name)
         require_same_kind(lineage, self._settings.trainer, parent)
@@ -139,7 +139,7 @@ class StepAttempt:
         return checkpoint_files.folder_of(
             self._settings.checkpoint_store,
             self._context.lineage.name,
-            head.step + 1,
+            head.next_step,
             self._keeper.claim.lease.token,
         )
 
@@ -156,7 +156,8 @@ class StepAttempt:
             samples_path=str(scratch / _SAMPLES),
             scratch_dir=str(scratch / "trainer"),
             output_dir=str(scratch / "checkpoint"),
-            seed=head.step + 1,
+            seed=head.next_step,
+            base_revision=head.base_revision or lineage.base_revision,
             hyperparameters=_hyperparameters(self._settings),
             remote=self._backend.remote(),
         )
@@ -193,6 +194,8 @@ class StepAttempt:
             claim=self._keeper.claim,
             lineage=self._context.lineage,
             expected_step=head.step,
+            step=head.next_step,
+            recipe={},
             trainer=self._settings.trainer,
             windows=samples.windows,
             rewards=samples.rewards,
@@ -220,7 +223,7 @@ class StepAttempt:
         the files stay: a COMMIT on its way may still name them, and if none does, the next holder
         of the lease removes them.
         """
-        step, tries = new.expected_step + 1, 0
+        step, tries = new.step, 0
 
         def write(tx: Connection) -> str:
             nonlocal tries

@@ -39,6 +39,7 @@ NAMES = [
     "008_add_logprobs",
     "009_add_checkpoint_nonce",
     "010_add_clock",
+    "011_add_lineages",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {
@@ -48,11 +49,14 @@ OURS = {
     "jobs",
     "judgments",
     "leases",
+    "lineages",
     "logprobs",
     "migrations",
     "quarantine",
+    "resets",
     "scores",
     "steps",
+    "turns",
     "unfinished_checkpoints",
     "windows",
 }
@@ -419,7 +423,10 @@ def test_pending_is_quick(fresh_database: str) -> None:
     "statement",
     [
         "INSERT INTO rl.windows (window_id, model_name, state) VALUES ('w', 'm', 'done')",
-        "INSERT INTO rl.heads (model_name, base_model, published_step) VALUES ('m', 'b', 1)",
+        """INSERT INTO rl.lineages (name, base_model, created_by, state)
+           VALUES ('m', 'b', 'p', 'gone')""",
+        """INSERT INTO rl.lineages (name, base_model, created_by, forked_step)
+           VALUES ('m', 'b', 'p', 1)""",
         """INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories,
            trainable_tokens, started_at) VALUES ('m', 0, 1, 'noop', '{}', 0, 0, now())""",
         *(

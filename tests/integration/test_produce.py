@@ -159,7 +159,12 @@ def test_produce_and_listing_use_the_index(context: Context) -> None:
             plan = tx.execute(
                 "EXPLAIN " + load("windows", "transitions")[name],
                 {
-                    **window_rows.due_filter(context.lineage.name, context.settings),
+                    **window_rows.counted_rows(context.settings),
+                    "model_name": "m",
+                    "model_names": ["m"],
+                    "lookback_hours": [72] if name == "produce_windows" else 72,
+                    "settle_seconds": [600] if name == "produce_windows" else 600,
+                    "min_agents": [2] if name == "produce_windows" else 2,
                     "window_id": hours_ago(2),
                 },
             ).fetchall()

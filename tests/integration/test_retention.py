@@ -19,6 +19,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointRemoved
 from babylon_tasks.records.steps import Trainer
+from babylon_tasks.store import heads
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.work.context import Context
@@ -267,9 +268,7 @@ def test_who_lost_the_lease_gives_up_nothing(make_context: Any, trainer: Trainer
     commit_steps(context, trainer, 4)
     with context.database.transaction() as tx:
         assert (
-            step_rows.lock_head(
-                tx, Claim("babylon-agent", "test:1", Lease("model/babylon-agent", 1))
-            )
+            heads.lock(tx, Claim("babylon-agent", "test:1", Lease("model/babylon-agent", 1)))
             is None
         )
 

@@ -591,16 +591,16 @@ def test_the_sweep_finds_what_is_due_and_unheld(context: Context, trainer: Train
     add_window(context, hours_ago(2))
     pipeline.produce(context)
     bells = pipeline.sweep(context, 10)
-    assert (bells.due, bells.train, bells.publish) == ([hours_ago(2)], False, False)
+    assert (bells.due, bells.train, bells.publish) == ([hours_ago(2)], False, [])
     pipeline.score(context)
     bells = pipeline.sweep(context, 10)
-    assert (bells.due, bells.train, bells.publish) == ([], True, False)
+    assert (bells.due, bells.train, bells.publish) == ([], True, [])
     pipeline.train(context, trainer)
     bells = pipeline.sweep(context, 10)
-    assert (bells.due, bells.train, bells.publish) == ([], False, True)
+    assert (bells.due, bells.train, bells.publish) == ([], False, ["babylon-agent"])
     pipeline.publish(context)
     bells = pipeline.sweep(context, 10)
-    assert (bells.due, bells.train, bells.publish) == ([], False, False)
+    assert (bells.due, bells.train, bells.publish) == ([], False, [])
 
 
 def test_the_whole_chain_on_a_database_that_prisma_made(

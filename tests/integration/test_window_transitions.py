@@ -22,7 +22,7 @@ Connection = psycopg.Connection[DictRow]
 
 FILE = Path(babylon_tasks.store.__file__).parent / "sql" / "transitions.sql"
 SQL = load("transitions")
-MODEL, RESOURCE, TOKEN, REVISION = "m", "window/m/", 7, 3
+MODEL, PARENT, RESOURCE, TOKEN, REVISION = "m", "parent", "window/m/", 7, 3
 NONE = "(none)"
 STATES = (NONE, "due", "scored", "trained", "skipped", "failed")
 ENTRY = re.compile(r"^-- (\S.*) → (\S.*?)  +([a-z_]+)  +(\S.*?)(?:  +(\S.*))?$")
@@ -130,17 +130,48 @@ def add_window(tx: Connection, state: str) -> str:
                attempts, not_before, last_error, reason, batch_id, trained_step, agents,
                trajectories, late, text_bytes, due_at, scored_at, trained_at, skipped_at, failed_at,
                claimed_by, may_share, funnel)
-           SELECT %s, %s, %s, 'old', 'old', %s, 1, t, 'old', 'old', NULL, 9, 2, 2, 8, 9, t, t, t, t,
+           SELECT %s, %s, %s, 'old', 'old', %s, 1, t, 'old', 'old', %s, 9, 2, 2, 8, 9, t, t, t, t,
                   t, 'old', 8, '{"old": 1}'
              FROM (SELECT rl.now() - interval '1 hour') AS past (t)""",
-        [window, MODEL, state, REVISION],
+        [window, MODEL, state, REVISION, "old" if state == "trained" else None],
     )
     return window
 
 
 def read(tx: Connection, window: str) -> dict[str, Any]:
-    row = tx.execute("SELECT * FROM rl.windows WHERE window_id = %s", [window]).fetchone()
+    row = tx.execute(
+        "SELECT * FROM rl.windows WHERE window_id = %s AND model_name = %s", [window, MODEL]
+    ).fetchone()
     return row or {}
+
+
+def add_step(
+    tx: Connection, model: str, step: int, window: str, given_up: bool = False, parent: int = 0
+) -> None:
+    tx.execute(
+        """INSERT INTO rl.steps (model_name, step, parent_step, token, trainer, window_ids,
+               trajectories, trainable_tokens, started_at, given_up_at)
+           VALUES (%s, %s, %s, %s, 'noop', %s, 3, 1, rl.now(), CASE WHEN %s THEN rl.now() END)""",
+        [model, step, parent, step, [window], given_up],
+    )
+
+
+def add_ancestor(tx: Connection, window: str) -> None:
+    """The lineage m is forked from one whose step 7 trained the window; no column is as if new."""
+    tx.execute(
+        """INSERT INTO rl.lineages (name, base_model, created_by) VALUES (%s, 'b', 'p')""",
+        [PARENT],
+    )
+    add_step(tx, PARENT, 7, window)
+    tx.execute(
+        """INSERT INTO rl.windows (window_id, model_name, state, scorer, score_rev, attempts,
+               not_before, last_error, reason, batch_id, trained_step, agents, trajectories, late,
+               text_bytes, due_at, scored_at, trained_at, funnel)
+           SELECT %s, %s, 'trained', 'old', 5, 1, t, 'old', 'old', 'old', 7, 2, 2, 8, 9, t, t, t,
+                  '{"old": 1}'
+             FROM (SELECT rl.now() - interval '1 hour') AS past (t)""",
+        [window, PARENT],
+    )
 
 
 def hold_lease(tx: Connection, window: str, token: int = TOKEN, seconds: float = 30) -> None:
@@ -153,52 +184,66 @@ def hold_lease(tx: Connection, window: str, token: int = TOKEN, seconds: float =
 
 def run(tx: Connection, edge: Edge, window: str, revision: int = REVISION) -> None:
     """Run the edge's statement as the store does, with values that the row does not have."""
+    step = 9 if edge.statement == "retry_step" else 10
+    if edge.statement in ("retry_step", "restore_trained"):
+        add_step(tx, MODEL, step, window, given_up="given_up" in edge.guards)
+    if edge.statement == "inherit_windows":
+        add_ancestor(tx, window)
     if edge.statement in ("reap_scores", "reap_steps"):
         tx.execute(
             """INSERT INTO rl.attempts (model_name, window_id, token, stage, holder)
                VALUES (%s, %s, %s, %s, 'dead')""",
             [MODEL, window, TOKEN, "score" if edge.statement == "reap_scores" else "train"],
         )
-    tx.execute(
-        SQL[edge.statement],
-        {
-            "model_name": MODEL,
-            "window_id": window,
-            "window_ids": [window],
-            "from_state": edge.before,
-            "state": edge.after,
-            "score_rev": revision,
-            "score_revs": [revision],
-            "lookback_hours": 5,
-            "settle_seconds": 0,
-            "min_agents": 2,
-            "excluded": [],
-            "agents": 3,
-            "trajectories": 3,
-            "batch_id": "new",
-            "scoring": "new",
-            "scorer": "new",
-            "reason": "new" if edge.after == "skipped" else None,
-            "last_error": None if edge.after == "skipped" else "new",
-            "text_bytes": 3,
-            "funnel": Jsonb({} if edge.after == "failed" else {"new": 1}),
-            "funnels": [Jsonb({"new": 1})],
-            "holder": "new",
-            "resource": RESOURCE + window,
-            "token": TOKEN,
-            "step": 10,
-            "attempts": 1 if edge.after == "skipped" else 2,
-            "wait_seconds": 60,
-            "lease_seconds": 30,
-            "limit": 16,
-            "only": None,
-            "scorers": ["old"],
-            "least_seconds": 60,
-            "most_seconds": 3600,
-            "may_share": 4,
-            "max_attempts": 2 if edge.after == "failed" else 9,
-        },
-    )
+    parameters = {
+        "model_name": MODEL,
+        "window_id": window,
+        "window_ids": [window],
+        "from_state": edge.before,
+        "state": edge.after,
+        "score_rev": revision,
+        "score_revs": [revision],
+        "lookback_hours": 5,
+        "settle_seconds": 0,
+        "min_agents": 2,
+        "excluded": [],
+        "agents": 3,
+        "name": MODEL,
+        "forked_from": PARENT,
+        "forked_step": 7,
+        "trajectories": 3,
+        "batch_id": "new",
+        "scoring": "new",
+        "scorer": "new",
+        "reason": "new" if edge.after == "skipped" else None,
+        "last_error": None if edge.after == "skipped" else "new",
+        "text_bytes": 3,
+        "funnel": Jsonb({} if edge.after == "failed" else {"new": 1}),
+        "funnels": [Jsonb({"new": 1})],
+        "holder": "new",
+        "resource": RESOURCE + window,
+        "token": TOKEN,
+        "step": step,
+        "attempts": 1 if edge.after == "skipped" else 2,
+        "wait_seconds": 60,
+        "lease_seconds": 30,
+        "limit": 16,
+        "only": None,
+        "scorers": ["old"],
+        "least_seconds": 60,
+        "most_seconds": 3600,
+        "may_share": 4,
+        "max_attempts": 2 if edge.after == "failed" else 9,
+    }
+    if edge.statement == "produce_windows":
+        parameters |= {
+            "model_names": [MODEL],
+            "min_agents": [2],
+            "lookback_hours": [5],
+            "settle_seconds": [0],
+            "agents": None,
+        }
+    tx.execute(SQL[edge.statement], parameters)
 
 
 # --- the edges --------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ def test_by_hand(
     keep_every: int | None,
     goes: list[int],
 ) -> None:
-    assert may_go(there, Head(head, published, "base"), keep_last, keep_every) == goes
+    assert (
+        may_go(there, Head(head, published, "base", None, head + 1), keep_last, keep_every) == goes
+    )
 
 
 def test_the_predecessor_is_the_newest_before_that_has_files() -> None:
@@ -84,7 +86,9 @@ def test_what_is_served_and_what_a_rollback_would_serve_have_files(
             published = sorted(there)[number % len(there)]  # only what has files can be served
         elif event == "remove":
             before, newest = previous(there, published), {s for s in there if s > head - number}
-            there -= set(may_go(there, Head(head, published, "base"), number, every or None))
+            there -= set(
+                may_go(there, Head(head, published, "base", None, head + 1), number, every or None)
+            )
             assert previous(there, published) == before
             assert newest <= there
         assert {head, published} - {0} <= there

@@ -8,7 +8,7 @@ import threading
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import steps
+from babylon_tasks.store import heads, steps
 from babylon_tasks.store.database import Database
 from workers.serve.engine import ServedModel
 
@@ -33,7 +33,7 @@ class ServedModels:
             ServerUnavailable: Postgres does not answer.
         """
         with self._lock, self._database.transaction() as tx:
-            head = steps.read_head(tx, self._name)
+            head = heads.read(tx, self._name)
             published = head.published_step if head else 0
             number = self._step_of(name, published)
             step = steps.read(tx, self._name, number) if number else None
@@ -55,7 +55,7 @@ class ServedModels:
             ServerUnavailable: Postgres does not answer.
         """
         with self._lock, self._database.transaction() as tx:
-            head = steps.read_head(tx, self._name)
+            head = heads.read(tx, self._name)
         return [self._name, f"{self._name}@{head.published_step if head else 0}"]
 
     def _step_of(self, name: str, published: int) -> int | None:

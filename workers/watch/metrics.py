@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import canaries, judgments, steps
+from babylon_tasks.store import canaries, heads, judgments
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from workers import queues
@@ -52,8 +52,8 @@ class PipelineCollector(Collector):
         name = self._settings.model_name
         with self._database.transaction() as tx:
             states = window_rows.count_states(tx, name)
-            answered = canaries.read(tx, name)
-            head = steps.read_head(tx, name)
+            answered = canaries.read(tx)
+            head = heads.read(tx, name)
             spent = judgments.spent_today(tx)
         windows = GaugeMetricFamily("babylon_windows", "Windows in a state.", labels=["state"])
         for state, count in states.items():

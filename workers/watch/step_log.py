@@ -26,7 +26,8 @@ from babylon_tasks.store import leases, steps
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.steps import StepToLog
 from babylon_tasks.text import one_line
-from babylon_tasks.work.context import this_holder
+from babylon_tasks.work.context import Context, this_holder
+from babylon_tasks.work.fleet import Fleet
 
 log = logging.getLogger("workers.watch.step_log")
 
@@ -111,25 +112,16 @@ def wandb_metrics(step: StepToLog) -> dict[str, float]:
 
 
 def main() -> int:
-    """Log every committed step that W&B does not have yet; return 1 where that failed."""
+    """Log every step, of all lineages, that W&B does not have yet; return 1 where that failed."""
     configure_logging("INFO")
     signal.signal(signal.SIGALRM, _give_up)  # wandb retries for hours where a network hangs
     signal.alarm(_MOST_SECONDS)
     try:
         settings = load_settings()
         configure_logging(settings.log_level)
-        database = Database(settings.postgres())
-        with database.transaction() as tx:
-            lease = leases.acquire(
-                tx, f"wandb/{settings.model_name}", this_holder(), _LEASE_SECONDS
-            )
-        if lease is None:
-            return 0  # another process logs them
-        try:
-            _log_all(database, settings)
-        finally:
-            with database.transaction() as tx:
-                leases.release(tx, [lease])
+        fleet = Fleet.of_deployment(settings, this_holder())
+        for context in fleet.active():
+            _log_lineage(context)
     except BabylonError as error:
         log.warning("steps are not logged to W&B: %s", error)
         return 1
@@ -143,6 +135,20 @@ def _give_up(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_LAST_SECONDS)
     raise Retryable(f"W&B took longer than {_MOST_SECONDS} s")
+
+
+def _log_lineage(context: Context) -> None:
+    """Log the steps of a lineage, unless another process does so now."""
+    database, settings = context.database, context.settings
+    with database.transaction() as tx:
+        lease = leases.acquire(tx, f"wandb/{context.lineage.name}", context.holder, _LEASE_SECONDS)
+    if lease is None:
+        return
+    try:
+        _log_all(database, settings)
+    finally:
+        with database.transaction() as tx:
+            leases.release(tx, [lease])
 
 
 def _log_all(database: Database, settings: Settings) -> None:

@@ -35,7 +35,6 @@ DELETE FROM rl.leases l
 SELECT resource, holder, token,
        extract(epoch FROM expires_at - rl.clock_timestamp())::float8 AS seconds
   FROM rl.leases
- WHERE (resource IN ('model/' || %(model_name)s, 'judge/' || %(model_name)s)
-        OR starts_with(resource, 'window/' || %(model_name)s || '/'))
+ WHERE split_part(resource, '/', 1) IN ('model', 'judge', 'window')
    AND expires_at > rl.clock_timestamp()
  ORDER BY resource

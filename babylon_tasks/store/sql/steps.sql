@@ -1,40 +1,20 @@
--- Steps: the commit of one, its model version, and its publishing.
-
--- ensure_head --
-INSERT INTO rl.heads (model_name, base_model) VALUES (%(model_name)s, %(base_model)s)
-ON CONFLICT DO NOTHING
-
--- read_head --
-SELECT step, published_step, base_model FROM rl.heads WHERE model_name = %(model_name)s
+-- Steps: the commit of one, its files, and its model version.
 
 -- read_step --
-SELECT step, version, checkpoint, window_ids, trajectories, trainable_tokens, metrics, gpu_seconds,
+SELECT model_name, step, COALESCE(parent_step, step - 1) AS parent_step, given_up_at, version, checkpoint, window_ids, trajectories, trainable_tokens, metrics, gpu_seconds,
        cost_usd, seconds, tokens_per_second, mfu, peak_memory_bytes, trainer, started_at,
        committed_at, removed_at
-  FROM rl.steps WHERE model_name = %(model_name)s AND step = %(step)s
+  FROM rl.steps
+ WHERE model_name = rl.lineage_of_step(%(model_name)s, %(step)s) AND step = %(step)s
 
 -- list_steps --
-SELECT step, version, trainer, trajectories, (metrics ->> 'loss')::float8 AS loss, checkpoint,
-       committed_at, removed_at
+SELECT step, COALESCE(parent_step, step - 1) AS parent_step, given_up_at, version, trainer,
+       trajectories, (metrics ->> 'loss')::float8 AS loss, checkpoint, committed_at, removed_at
   FROM rl.steps WHERE model_name = %(model_name)s ORDER BY step DESC
 
 -- step_of_token --
 -- Whether the attempt with this token committed (asked after a lost connection).
 SELECT step, version FROM rl.steps WHERE model_name = %(model_name)s AND token = %(token)s
-
--- advance_head --
--- The compare-and-set: it updates no row if the head moved or the lease was lost. The lease's row
--- stays locked until the commit. So if this process freezes here, nobody can take the lease over and
--- remove the step's files before the server has ended this transaction.
-WITH held AS (
-    SELECT FROM rl.leases
-     WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
-       AND expires_at > rl.clock_timestamp()
-       FOR SHARE
-)
-UPDATE rl.heads
-   SET step = step + 1
- WHERE model_name = %(model_name)s AND step = %(expected_step)s AND EXISTS (SELECT FROM held)
 
 -- begin_checkpoint --
 -- Before the first file: if the process dies, the next holder of the lease knows the folder.
@@ -51,20 +31,9 @@ DELETE FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s
 SELECT checkpoint, nonce FROM rl.unfinished_checkpoints
  WHERE model_name = %(model_name)s ORDER BY random() LIMIT %(limit)s
 
--- lock_head --
--- A change of published_step waits until the decision about older files is written.
-WITH held AS (
-    SELECT FROM rl.leases
-     WHERE resource = 'model/' || %(model_name)s AND token = %(token)s
-       AND expires_at > rl.clock_timestamp()
-       FOR SHARE
-)
-SELECT step, published_step, base_model FROM rl.heads
- WHERE model_name = %(model_name)s AND EXISTS (SELECT FROM held)
-   FOR UPDATE
-
 -- steps_with_files --
-SELECT step FROM rl.steps WHERE model_name = %(model_name)s AND removed_at IS NULL
+SELECT step, given_up_at IS NOT NULL AS given_up FROM rl.steps
+ WHERE model_name = %(model_name)s AND removed_at IS NULL
 
 -- give_up_steps --
 -- After it no row names the files: they are removed even if this process dies, if the folder has the
@@ -105,10 +74,10 @@ WITH asked AS (
 SELECT step FROM gone
 
 -- insert_step --
-INSERT INTO rl.steps (model_name, step, token, trainer, window_ids, trajectories, trainable_tokens,
+INSERT INTO rl.steps (model_name, step, parent_step, recipe, token, trainer, window_ids, trajectories, trainable_tokens,
                       metrics, gpu_seconds, cost_usd, checkpoint, nonce, version, seconds,
                       tokens_per_second, mfu, peak_memory_bytes, started_at, committed_at)
-VALUES (%(model_name)s, %(step)s, %(token)s, %(trainer)s, %(window_ids)s, %(trajectories)s,
+VALUES (%(model_name)s, %(step)s, %(expected_step)s, %(recipe)s, %(token)s, %(trainer)s, %(window_ids)s, %(trajectories)s,
         %(trainable_tokens)s, %(metrics)s, %(gpu_seconds)s, %(cost_usd)s, %(checkpoint)s,
         (SELECT nonce FROM rl.unfinished_checkpoints WHERE checkpoint = %(checkpoint)s),
         %(version)s,
@@ -135,7 +104,17 @@ UPDATE rl.steps SET logged_at = rl.now()
  WHERE model_name = %(model_name)s AND step = ANY (%(steps)s::int[])
 
 -- steps_of_versions --
-SELECT version, step FROM rl.steps WHERE model_name = %(model_name)s AND version IS NOT NULL
+-- Of the lineage, and of those that it was forked from, up to the fork.
+WITH RECURSIVE up AS (
+    SELECT %(model_name)s::text AS name, NULL::int AS last_step
+    UNION ALL
+    SELECT l.forked_from, least(up.last_step, l.forked_step)
+      FROM up JOIN rl.lineages l ON l.name = up.name
+     WHERE l.forked_from IS NOT NULL
+)
+SELECT s.model_name, s.version, s.step
+  FROM up JOIN rl.steps s ON s.model_name = up.name
+ WHERE s.version IS NOT NULL AND (up.last_step IS NULL OR s.step <= up.last_step)
 
 -- lock_versions --
 -- Versions are given out one at a time; the lock ends with the transaction.
@@ -167,23 +146,3 @@ UPDATE public.trajectories t
   JOIN rl.windows w ON w.window_id = s.window_id AND w.model_name = s.model_name
                    AND w.scorer = s.scorer
  WHERE t."trajectoryId" = trained.trajectory_id
-
--- publish --
--- The newest step serves. Returns the versions that became ready; so do the app's own rows.
-WITH moved AS (
-    UPDATE rl.heads h SET published_step = h.step
-      FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE) old
-     WHERE h.model_name = %(model_name)s AND h.published_step < h.step
-    RETURNING old.published_step AS after_step, h.step AS up_to_step
-), published AS (
-    SELECT s.step, s.version
-      FROM rl.steps s, moved
-     WHERE s.model_name = %(model_name)s
-       AND s.step > moved.after_step AND s.step <= moved.up_to_step
-), ready AS (
-    UPDATE public.trained_models m
-       SET status = 'ready', "updatedAt" = rl.now() AT TIME ZONE 'utc'
-      FROM published p
-     WHERE m."modelId" = %(model_name)s || '-' || p.version AND m.status = 'training'
-)
-SELECT version FROM published ORDER BY step

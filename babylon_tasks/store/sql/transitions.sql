@@ -14,6 +14,9 @@
 --     sets    late
 -- (none) → due                        enqueue_window    by hand, request
 --     sets    agents, trajectories
+-- (none) → trained                    inherit_windows   by hand
+--     sets    scorer, score_rev, trained_step, agents, trajectories, late, text_bytes, funnel,
+--             not_before, due_at, scored_at, trained_at
 -- due, scored → same                  attach_request    request
 --     sets    batch_id
 -- due → same                          claim_due         scorer
@@ -56,6 +59,15 @@
 --     sets    may_share, attempts, last_error, failed_at
 -- failed, skipped → due               retry_windows     by hand
 --     resets  attempts, may_share, reason, last_error, not_before, due_at
+-- trained → due                       retry_step        by hand    given_up
+--     resets  attempts, may_share, reason, last_error, not_before, due_at, batch_id, trained_step,
+--             trained_at
+-- due, scored, skipped, failed → trained  restore_trained   by hand
+--     resets  attempts, may_share, reason, last_error, not_before
+--     sets    trained_step, trained_at, claimed_by
+-- trained → same                      restore_trained   by hand
+--     resets  attempts, may_share, reason, last_error, not_before
+--     sets    trained_step, trained_at, claimed_by
 -- due, scored, skipped, failed → due  score_otherwise   by hand
 --     resets  attempts, may_share, reason, last_error, not_before, due_at
 --     sets    scoring, score_rev
@@ -63,20 +75,25 @@
 -- A row of trajectories belongs to a window by the expression that windows.sql explains.
 
 -- produce_windows --
--- Makes a row for each window that has ended, settled and has enough agents; updates the counts of
--- existing rows. Trajectories that come after scoring are late; a skipped window that got more agents
--- becomes due again. Returns the new and the reopened windows.
--- Hour by hour: one probe of the index for each hour is four times as fast as a scan over all hours.
-WITH hours AS (
-    SELECT (to_char(hour, 'YYYY-MM-DD"T"HH24:00') COLLATE "C") AS window_id
+-- Makes a row for each lineage and each window that has ended, settled and has enough agents; updates
+-- the counts of existing rows. Trajectories that come after scoring are late; a skipped window that
+-- got more agents becomes due again. Returns the new and the reopened windows.
+-- The hours are counted once for all lineages that count the same rows. Hour by hour: one probe of
+-- the index for each hour is four times as fast as a scan over all hours.
+WITH wanted AS (
+    SELECT * FROM unnest(%(model_names)s::text[], %(min_agents)s::int[],
+                         %(lookback_hours)s::int[], %(settle_seconds)s::int[])
+           AS w (model_name, min_agents, lookback_hours, settle_seconds)
+), hours AS (
+    SELECT hour, (to_char(hour, 'YYYY-MM-DD"T"HH24:00') COLLATE "C") AS window_id
       FROM generate_series(
                date_trunc('hour', (rl.now() AT TIME ZONE 'utc')
-                                  - make_interval(hours => %(lookback_hours)s)),
-               (rl.now() AT TIME ZONE 'utc')
-                   - make_interval(hours => 1, secs => %(settle_seconds)s),
+                   - make_interval(hours => (SELECT max(lookback_hours) FROM wanted))),
+               (rl.now() AT TIME ZONE 'utc') - make_interval(
+                   hours => 1, secs => (SELECT min(settle_seconds) FROM wanted)),
                interval '1 hour') AS hour
 ), counted AS MATERIALIZED (
-    SELECT h.window_id, c.agents, c.trajectories
+    SELECT h.hour, h.window_id, c.agents, c.trajectories
       FROM hours h
      CROSS JOIN LATERAL (
           SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
@@ -84,37 +101,48 @@ WITH hours AS (
            WHERE "isTrainingData" AND NOT "isEvaluation"
              AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = h.window_id
              AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
+             AND (%(agents)s::text[] IS NULL OR "agentId" LIKE ANY (%(agents)s))
           ) c
      WHERE c.trajectories > 0
+), seen AS (
+    SELECT w.model_name, w.min_agents, c.window_id, c.agents, c.trajectories
+      FROM counted c
+      JOIN wanted w
+        ON c.hour >= date_trunc('hour', (rl.now() AT TIME ZONE 'utc')
+                                        - make_interval(hours => w.lookback_hours))
+       AND c.hour <= (rl.now() AT TIME ZONE 'utc')
+                     - make_interval(hours => 1, secs => w.settle_seconds)
 ), made AS (
     INSERT INTO rl.windows (window_id, model_name, state, agents, trajectories, not_before, due_at)
-    SELECT window_id, %(model_name)s, 'due', agents, trajectories, rl.now(), rl.now()
-      FROM counted
-     WHERE agents >= %(min_agents)s
+    SELECT s.window_id, s.model_name, 'due', s.agents, s.trajectories, rl.now(), rl.now()
+      FROM seen s
+     WHERE s.agents >= s.min_agents
+       AND NOT EXISTS (SELECT FROM rl.windows w
+                        WHERE w.model_name = s.model_name AND w.window_id = s.window_id)
         ON CONFLICT DO NOTHING
-    RETURNING window_id
+    RETURNING model_name, window_id
 ), reopened AS (
     UPDATE rl.windows w
        SET state = 'due', reason = NULL, attempts = 0, may_share = NULL, not_before = rl.now(),
-           due_at = rl.now(), agents = c.agents, trajectories = c.trajectories, late = 0
-      FROM counted c
-     WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
-       AND w.state = 'skipped' AND c.agents > w.agents AND c.agents >= %(min_agents)s
-    RETURNING w.window_id
+           due_at = rl.now(), agents = s.agents, trajectories = s.trajectories, late = 0
+      FROM seen s
+     WHERE w.model_name = s.model_name AND w.window_id = s.window_id
+       AND w.state = 'skipped' AND s.agents > w.agents AND s.agents >= s.min_agents
+    RETURNING w.model_name, w.window_id
 ), recounted AS (
     UPDATE rl.windows w
-       SET late = c.trajectories - w.trajectories
-      FROM counted c
-     WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id
+       SET late = s.trajectories - w.trajectories
+      FROM seen s
+     WHERE w.model_name = s.model_name AND w.window_id = s.window_id
        AND w.state IN ('scored', 'trained', 'failed')
-       AND w.late <> greatest(c.trajectories - w.trajectories, 0)
-       AND c.trajectories >= w.trajectories
+       AND w.late <> greatest(s.trajectories - w.trajectories, 0)
+       AND s.trajectories >= w.trajectories
     RETURNING w.window_id
 )
-SELECT window_id FROM made
+SELECT model_name, window_id FROM made
 UNION ALL
-SELECT window_id FROM reopened
-ORDER BY window_id
+SELECT model_name, window_id FROM reopened
+ORDER BY window_id, model_name
 
 -- enqueue_window --
 -- Make one window due by its id; do nothing if it has a row.
@@ -122,6 +150,30 @@ INSERT INTO rl.windows (window_id, model_name, state, agents, trajectories, not_
 VALUES (%(window_id)s, %(model_name)s, 'due', %(agents)s, %(trajectories)s, rl.now(), rl.now())
 ON CONFLICT DO NOTHING
 RETURNING window_id
+
+-- inherit_windows --
+-- What trained the ancestors on the way to the forked step must not train the fork again.
+WITH RECURSIVE path AS (
+    SELECT s.model_name, s.step, COALESCE(s.parent_step, s.step - 1) AS parent, s.window_ids
+      FROM rl.steps s
+     WHERE s.model_name = rl.lineage_of_step(%(forked_from)s, %(forked_step)s)
+       AND s.step = %(forked_step)s
+    UNION ALL
+    SELECT s.model_name, s.step, COALESCE(s.parent_step, s.step - 1), s.window_ids
+      FROM path p
+      JOIN rl.steps s ON s.model_name = rl.lineage_of_step(p.model_name, p.parent)
+                     AND s.step = p.parent
+)
+INSERT INTO rl.windows (window_id, model_name, state, scorer, score_rev, trained_step, agents,
+                        trajectories, late, text_bytes, funnel, not_before, due_at, scored_at,
+                        trained_at)
+SELECT w.window_id, %(name)s, 'trained', w.scorer, w.score_rev, p.step, w.agents, w.trajectories,
+       w.late, w.text_bytes, w.funnel, w.not_before, w.due_at, w.scored_at,
+       COALESCE(w.trained_at, rl.now())
+  FROM path p
+ CROSS JOIN LATERAL unnest(p.window_ids) AS trained (window_id)
+  JOIN rl.windows w ON w.model_name = p.model_name AND w.window_id = trained.window_id
+ON CONFLICT DO NOTHING
 
 -- attach_request --
 -- The window's first request; the window trains alone from now on.
@@ -291,6 +343,33 @@ UPDATE rl.windows
  WHERE model_name = %(model_name)s AND state IN ('failed', 'skipped')
    AND (%(window_ids)s::text[] IS NULL AND state = 'failed' OR window_id = ANY (%(window_ids)s))
 RETURNING window_id, batch_id
+
+-- retry_step --
+-- By hand: the windows of a step that was given up become due for the new branch. A window that a
+-- step on the way to the head trained as well has that one's number.
+UPDATE rl.windows w
+   SET state = 'due', attempts = 0, may_share = NULL, reason = NULL, last_error = NULL,
+       batch_id = NULL, trained_step = NULL, trained_at = NULL, not_before = rl.now(),
+       due_at = rl.now()
+ WHERE w.model_name = %(model_name)s AND w.state = 'trained' AND w.trained_step = %(step)s
+   AND EXISTS (SELECT FROM rl.steps s
+                WHERE s.model_name = w.model_name AND s.step = w.trained_step
+                  AND s.given_up_at IS NOT NULL)
+RETURNING window_id
+
+-- restore_trained --
+-- The head was moved: what trained on the way to it is trained, whatever became of it since, and
+-- names that step. So it trains once on that way.
+UPDATE rl.windows w
+   SET state = 'trained', trained_step = t.step, trained_at = t.committed_at, attempts = 0,
+       may_share = NULL, reason = NULL, last_error = NULL, not_before = rl.now(),
+       claimed_by = %(holder)s
+  FROM (SELECT s.step, s.committed_at, unnest(s.window_ids) AS window_id
+          FROM rl.steps s
+         WHERE s.model_name = %(model_name)s AND s.given_up_at IS NULL) t
+ WHERE w.model_name = %(model_name)s AND w.window_id = t.window_id
+   AND (w.state <> 'trained' OR w.trained_step IS DISTINCT FROM t.step)
+RETURNING w.window_id, w.batch_id
 
 -- score_otherwise --
 -- By hand: due again, for another scorer. A worker that scores or trains it now fails to commit.

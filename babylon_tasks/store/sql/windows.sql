@@ -20,9 +20,12 @@ WITH hours AS (
                interval '1 hour') AS hour
 )
 SELECT w.window_id, w.agents, w.trajectories, w.late, w.state, w.trained_step,
-       COALESCE(w.reason, w.last_error) AS reason
+       CASE WHEN w.state = 'trained' AND s.given_up_at IS NOT NULL
+            THEN 'step ' || s.step || ' was given up'
+            ELSE COALESCE(w.reason, w.last_error) END AS reason
   FROM hours h
   JOIN rl.windows w ON w.model_name = %(model_name)s AND w.window_id = h.window_id
+  LEFT JOIN rl.steps s ON s.model_name = w.model_name AND s.step = w.trained_step
 UNION ALL
 SELECT h.window_id, c.agents, c.trajectories, 0,
        CASE
@@ -40,6 +43,7 @@ SELECT h.window_id, c.agents, c.trajectories, 0,
        WHERE "isTrainingData" AND NOT "isEvaluation"
          AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = h.window_id
          AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
+         AND (%(agents)s::text[] IS NULL OR "agentId" LIKE ANY (%(agents)s))
   ) c
  WHERE NOT EXISTS (SELECT FROM rl.windows w
                     WHERE w.model_name = %(model_name)s AND w.window_id = h.window_id)
@@ -53,6 +57,7 @@ SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
  WHERE "isTrainingData" AND NOT "isEvaluation"
    AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = %(window_id)s
    AND NOT COALESCE("scenarioId" LIKE ANY (%(excluded)s::text[]), false)
+   AND (%(agents)s::text[] IS NULL OR "agentId" LIKE ANY (%(agents)s))
 
 -- count_excluded --
 -- How many rows of one window do not count, each by its first reason. The index cannot help, since it
@@ -101,25 +106,6 @@ SELECT window_id, state, scoring, scorer, score_rev, attempts, batch_id, trained
  ORDER BY (batch_id IS NULL), (attempts > 0), window_id
  LIMIT 1000
 
--- sweep --
--- Due work that nobody holds: messages are sent for it.
-SELECT ARRAY(
-           SELECT w.window_id FROM rl.windows w
-            WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= rl.now()
-              AND NOT EXISTS (SELECT 1 FROM rl.leases l
-                               WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
-                                 AND l.expires_at > rl.clock_timestamp())
-            ORDER BY w.window_id LIMIT %(limit)s
-       ) AS due,
-       EXISTS (SELECT 1 FROM rl.windows w
-                WHERE w.model_name = %(model_name)s AND w.state = 'scored'
-                  AND w.not_before <= rl.now())
-           AND NOT EXISTS (SELECT 1 FROM rl.leases l
-                            WHERE l.resource = 'model/' || %(model_name)s
-                              AND l.expires_at > rl.clock_timestamp()) AS train,
-       EXISTS (SELECT 1 FROM rl.heads h
-                WHERE h.model_name = %(model_name)s AND h.step > h.published_step) AS publish
-
 -- last_error --
 -- The error for which a due or scored window waits: that of the window tried last.
 SELECT last_error FROM rl.windows
@@ -144,7 +130,8 @@ SELECT w.window_id, w.state, w.agents, w.trajectories,
   FROM rl.windows w
   LEFT JOIN rl.scores s ON s.model_name = w.model_name AND s.window_id = w.window_id
                        AND s.scorer = w.scorer
-  LEFT JOIN rl.steps t ON t.model_name = w.model_name AND t.step = w.trained_step
+  LEFT JOIN rl.steps t ON t.model_name = rl.lineage_of_step(w.model_name, w.trained_step)
+                      AND t.step = w.trained_step
  WHERE w.model_name = %(model_name)s
  GROUP BY w.window_id, w.model_name, t.model_name, t.step
  ORDER BY w.window_id
@@ -160,7 +147,7 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
        (SELECT l.holder FROM rl.leases l
          WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
            AND l.expires_at > rl.clock_timestamp()) AS held_by,
-       w.trained_step, t.version, t.checkpoint,
+       w.trained_step, t.given_up_at AS step_given_up_at, t.version, t.checkpoint,
        (SELECT jsonb_build_object('trajectories', count(*), 'mean', round(avg(s.score)::numeric, 4),
                                   'lowest', min(s.score), 'highest', max(s.score))
           FROM rl.scores s
@@ -177,5 +164,6 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
         HAVING count(*) > 0) AS judge,
        w.funnel
   FROM rl.windows w
-  LEFT JOIN rl.steps t ON t.model_name = w.model_name AND t.step = w.trained_step
+  LEFT JOIN rl.steps t ON t.model_name = rl.lineage_of_step(w.model_name, w.trained_step)
+                      AND t.step = w.trained_step
  WHERE w.model_name = %(model_name)s AND w.window_id = %(window_id)s

@@ -1,0 +1,113 @@
+"""Reads and writes `rl.heads` and `rl.resets`: which step trains next, and which one serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.rows import class_row
+
+from babylon_tasks.errors import StaleClaim, UserError
+from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.records.versions import Head
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.leases import Claim
+from babylon_tasks.store.queries import load
+
+_SQL = load("heads")
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """A row of `rl.resets`: a move of the head by hand."""
+
+    from_step: int
+    to_step: int
+    why: str
+    holder: str
+    at: datetime
+
+
+def ensure(connection: Connection, lineage: Lineage) -> Head:
+    """Return the lineage's head; create it at the first call.
+
+    Raises:
+        UserError: The lineage started from another base model, or another revision of it.
+    """
+    name = lineage.name
+    connection.execute(_SQL["ensure_head"], {"model_name": name, "base_model": lineage.base_model})
+    row = read(connection, name)
+    assert row is not None
+    for setting, started_from, wanted in (
+        ("BASE_MODEL", row.base_model, lineage.base_model),
+        ("BASE_MODEL_REVISION", row.base_revision, lineage.base_revision),
+    ):
+        if started_from and wanted and started_from != wanted:
+            raise UserError(
+                f"model {name} was started from {started_from}, {setting} is {wanted}: "
+                f"set {setting} back, or MODEL_NAME to a new name"
+            )
+    return row
+
+
+def read(connection: Connection, model_name: str) -> Head | None:
+    """Return the lineage's head, or None before its first claim."""
+    with connection.cursor(row_factory=class_row(Head)) as cursor:
+        return cursor.execute(_SQL["read_head"], {"model_name": model_name}).fetchone()
+
+
+def lock(connection: Connection, claim: Claim) -> Head | None:
+    """Lock the head until the transaction ends, and return it; None if the lease was lost."""
+    if connection.execute(_SQL["lock_head"], _identity(claim)).fetchone() is None:
+        return None
+    return read(connection, claim.model_name)
+
+
+def share(connection: Connection, model_name: str) -> None:
+    """Keep the files of this lineage's steps, as far as they are there, until the end of `tx`."""
+    connection.execute(_SQL["share_head"], {"model_name": model_name})
+
+
+def forked_steps(connection: Connection, model_name: str) -> set[int]:
+    """Return the steps that lineages which are not retired were forked from."""
+    rows = connection.execute(_SQL["forked_steps"], {"model_name": model_name}).fetchall()
+    return {row["step"] for row in rows}
+
+
+def move(connection: Connection, claim: Claim, from_step: int, to_step: int, why: str) -> list[int]:
+    """Move the head, which is locked, to another step; return the steps that this gives up.
+
+    Their versions are archived in the app's table. Steps that were given up and are now before the
+    head again are not given up any more.
+
+    Raises:
+        StaleClaim: The head is not at `from_step`; roll back.
+    """
+    values = {**_identity(claim), "from_step": from_step, "to_step": to_step}
+    given_up = connection.execute(_SQL["mark_path"], values).fetchall()
+    if connection.execute(_SQL["move_head"], values).rowcount != 1:
+        raise StaleClaim(f"the head of {claim.model_name} moved meanwhile")
+    connection.execute(_SQL["insert_reset"], {**values, "why": why, "holder": claim.holder})
+    return [row["step"] for row in given_up]
+
+
+def advance(connection: Connection, claim: Claim, from_step: int, to_step: int) -> bool:
+    """Move the head from a step to one that follows it; False if it moved or the lease was lost."""
+    values = {**_identity(claim), "expected_step": from_step, "step": to_step}
+    return connection.execute(_SQL["advance_head"], values).rowcount == 1
+
+
+def resets(connection: Connection, model_name: str) -> list[Reset]:
+    """Return the moves of a lineage's head, newest first."""
+    with connection.cursor(row_factory=class_row(Reset)) as cursor:
+        return cursor.execute(_SQL["list_resets"], {"model_name": model_name}).fetchall()
+
+
+def publish(connection: Connection, model_name: str) -> list[str]:
+    """Let the step that trains next serve; return the versions that became ready."""
+    rows = connection.execute(_SQL["publish"], {"model_name": model_name}).fetchall()
+    return [row["version"] for row in rows]
+
+
+def _identity(claim: Claim) -> dict[str, str | int]:
+    return {"model_name": claim.model_name, "token": claim.lease.token}

@@ -1,0 +1,139 @@
+"""Reads and writes `rl.lineages` and `rl.turns`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from psycopg.rows import class_row
+
+from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.settings import Settings
+from babylon_tasks.store import transitions
+from babylon_tasks.store.database import Connection, jsonb
+from babylon_tasks.store.queries import load
+
+_SQL = load("lineages")
+
+Stage = Literal["score", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class DueWork:
+    """Due work that nobody holds: windows to score, a step to train, lineages to publish."""
+
+    due: list[str]
+    train: bool
+    publish: list[str]
+
+
+def ensure(connection: Connection, settings: Settings, holder: str) -> None:
+    """Make the row of MODEL_NAME, or note in it whether it is the primary one."""
+    connection.execute(
+        _SQL["ensure_lineage"],
+        {
+            "name": settings.model_name,
+            "base_model": settings.base_model,
+            "base_revision": settings.base_model_revision,
+            "is_primary": settings.primary,
+            "holder": holder,
+        },
+    )
+    connection.execute(_SQL["first_turn"], {"name": settings.model_name})
+
+
+def create(connection: Connection, new: Lineage) -> bool:
+    """Make a lineage's row and its head; False if the name is taken.
+
+    A fork inherits the windows that its ancestors trained on the way to the forked step.
+    """
+    values = {**asdict(new), "config": jsonb(dict(new.config))}
+    if connection.execute(_SQL["create_lineage"], values).fetchone() is None:
+        return False
+    connection.execute(
+        _SQL["create_head"],
+        {"name": new.name, "step": new.forked_step or 0, "base_model": new.base_model},
+    )
+    connection.execute(_SQL["first_turn"], {"name": new.name})
+    if new.forked_from is not None:
+        transitions.inherit(connection, new)
+    return True
+
+
+def read(connection: Connection, names: Collection[str] | None = None) -> list[Lineage]:
+    """Return all lineages by name, or the named ones that exist."""
+    with connection.cursor(row_factory=class_row(Lineage)) as cursor:
+        return cursor.execute(
+            _SQL["read_lineages"], {"names": None if names is None else list(names)}
+        ).fetchall()
+
+
+def lock(connection: Connection, name: str) -> Lineage | None:
+    """Lock a lineage's row until the transaction ends, and return it."""
+    with connection.cursor(row_factory=class_row(Lineage)) as cursor:
+        return cursor.execute(_SQL["lock_lineage"], {"name": name}).fetchone()
+
+
+def change(connection: Connection, changed: Lineage, by: str) -> None:
+    """Write the state, the overrides and `own_settings` of a lineage that is locked."""
+    connection.execute(
+        _SQL["change_lineage"],
+        {
+            "name": changed.name,
+            "state": changed.state,
+            "config": jsonb(dict(changed.config)),
+            "own_settings": changed.own_settings,
+            "changed_by": by,
+        },
+    )
+
+
+def pin_revision(connection: Connection, name: str, base_revision: str) -> None:
+    """Note which weights the lineage's first step started from; do nothing if that is known."""
+    connection.execute(_SQL["pin_revision"], {"name": name, "base_revision": base_revision})
+
+
+def has_own_step(connection: Connection, name: str) -> bool:
+    """Tell whether the lineage has a step of its own, inherited ones not counted."""
+    row = connection.execute(_SQL["has_own_step"], {"name": name}).fetchone()
+    assert row is not None
+    return bool(row["has"])
+
+
+def in_turn(
+    connection: Connection,
+    stage: Stage,
+    names: Sequence[str],
+    settings: Settings,
+    judged: Sequence[str],
+    limit: int,
+) -> list[str]:
+    """Return those of the lineages that wait for this stage, in the order of their turns.
+
+    `judged` has the scorers that ask a judge; `settings` has the defaults of weight and scorer.
+    """
+    rows = connection.execute(
+        _SQL[f"lineages_to_{stage}"],
+        {
+            "names": list(names),
+            "weight": settings.lineage_weight,
+            "scoring": settings.scoring,
+            "judged": list(judged),
+            "limit": limit,
+        },
+    ).fetchall()
+    return [row["name"] for row in rows]
+
+
+def take_turn(connection: Connection, stage: Stage, name: str) -> None:
+    """Note that a worker has taken work of this lineage: others are next."""
+    connection.execute(_SQL["take_turn"], {"name": name, "stage": stage})
+
+
+def sweep(connection: Connection, names: Sequence[str], limit: int) -> DueWork:
+    """Return the due work of these lineages that nobody holds, at most `limit` windows."""
+    with connection.cursor(row_factory=class_row(DueWork)) as cursor:
+        row = cursor.execute(_SQL["sweep"], {"names": list(names), "limit": limit}).fetchone()
+    assert row is not None
+    return row

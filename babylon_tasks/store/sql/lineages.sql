@@ -1,0 +1,135 @@
+-- Lineages: their rows, whose turn it is, and what is due for each.
+
+-- ensure_lineage --
+-- The lineage of this deployment's MODEL_NAME needs no `babylon lineages create`. A head that a
+-- worker of release 0.1.0 made says what it started from.
+INSERT INTO rl.lineages AS l (name, base_model, base_revision, is_primary, own_settings, created_by,
+                              created_at)
+VALUES (%(name)s,
+        COALESCE((SELECT base_model FROM rl.heads WHERE model_name = %(name)s), %(base_model)s),
+        %(base_revision)s, %(is_primary)s, true, %(holder)s, rl.now())
+ON CONFLICT (name) DO UPDATE SET is_primary = excluded.is_primary
+ WHERE l.is_primary <> excluded.is_primary
+
+-- create_lineage --
+INSERT INTO rl.lineages (name, base_model, base_revision, forked_from, forked_step, config,
+                         created_by, created_at)
+VALUES (%(name)s, %(base_model)s, %(base_revision)s, %(forked_from)s, %(forked_step)s, %(config)s,
+        %(created_by)s, rl.now())
+ON CONFLICT DO NOTHING
+RETURNING name
+
+-- create_head --
+-- A fork serves the step that it starts from until its first own step is published.
+INSERT INTO rl.heads (model_name, step, published_step, base_model)
+VALUES (%(name)s, %(step)s, %(step)s, %(base_model)s)
+
+-- read_lineages --
+-- All of them (names: NULL), or the named ones.
+SELECT name, base_model, is_primary AS "primary", base_revision, state, own_settings, forked_from,
+       forked_step, config, created_by, created_at
+  FROM rl.lineages
+ WHERE %(names)s::text[] IS NULL OR name = ANY (%(names)s)
+ ORDER BY name
+
+-- lock_lineage --
+-- A change of a lineage, one at a time.
+SELECT name, base_model, is_primary AS "primary", base_revision, state, own_settings, forked_from,
+       forked_step, config, created_by, created_at
+  FROM rl.lineages WHERE name = %(name)s FOR UPDATE
+
+-- change_lineage --
+UPDATE rl.lineages
+   SET state = %(state)s, config = %(config)s, own_settings = %(own_settings)s,
+       changed_by = %(changed_by)s, changed_at = rl.now()
+ WHERE name = %(name)s
+
+-- pin_revision --
+-- The first step says which weights it started from.
+UPDATE rl.lineages SET base_revision = %(base_revision)s
+ WHERE name = %(name)s AND base_revision IS NULL
+
+-- has_own_step --
+SELECT EXISTS (SELECT FROM rl.steps WHERE model_name = %(name)s) AS has
+
+-- lineages_to_score --
+-- Active lineages with a due window that nobody holds; first the one that has waited longest for a
+-- turn, where a weight of 2 counts a wait twice. A window for a judge counts only where nobody holds
+-- the lineage's judge. OFFSET 0: in this order, so that LIMIT ends the search.
+SELECT l.name
+  FROM (SELECT l.name, l.config
+          FROM rl.lineages l
+          LEFT JOIN rl.turns t ON t.model_name = l.name AND t.stage = 'score'
+         WHERE l.state = 'active' AND l.name = ANY (%(names)s)
+         ORDER BY extract(epoch FROM rl.clock_timestamp() - COALESCE(t.taken_at, l.created_at))
+                  * COALESCE((l.config ->> 'LINEAGE_WEIGHT')::float8, %(weight)s) DESC, l.name
+        OFFSET 0) l
+ WHERE EXISTS (SELECT FROM rl.windows w
+                WHERE w.model_name = l.name AND w.state = 'due' AND w.not_before <= rl.now()
+                  AND NOT EXISTS (SELECT FROM rl.leases h
+                                   WHERE h.resource = 'window/' || w.model_name || '/' || w.window_id
+                                     AND h.expires_at > rl.clock_timestamp())
+                  AND (COALESCE(w.scoring, l.config ->> 'SCORING', %(scoring)s)
+                           <> ALL (%(judged)s::text[])
+                       OR NOT EXISTS (SELECT FROM rl.leases h
+                                       WHERE h.resource = 'judge/' || w.model_name
+                                         AND h.expires_at > rl.clock_timestamp())))
+ LIMIT %(limit)s
+
+-- lineages_to_train --
+-- Active lineages with a scored window, of which nobody trains a step; in the order of their turns.
+SELECT l.name
+  FROM (SELECT l.name
+          FROM rl.lineages l
+          LEFT JOIN rl.turns t ON t.model_name = l.name AND t.stage = 'train'
+         WHERE l.state = 'active' AND l.name = ANY (%(names)s)
+         ORDER BY extract(epoch FROM rl.clock_timestamp() - COALESCE(t.taken_at, l.created_at))
+                  * COALESCE((l.config ->> 'LINEAGE_WEIGHT')::float8, %(weight)s) DESC, l.name
+        OFFSET 0) l
+ WHERE EXISTS (SELECT FROM rl.windows w
+                WHERE w.model_name = l.name AND w.state = 'scored' AND w.not_before <= rl.now())
+   AND NOT EXISTS (SELECT FROM rl.leases h
+                    WHERE h.resource = 'model/' || l.name
+                      AND h.expires_at > rl.clock_timestamp())
+ LIMIT %(limit)s
+
+-- take_turn --
+-- Nobody waits for another worker's turn: that one has just written the same.
+WITH free AS (
+    SELECT ctid FROM rl.turns
+     WHERE model_name = %(name)s AND stage = %(stage)s
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE rl.turns SET taken_at = rl.clock_timestamp() WHERE ctid = ANY (SELECT ctid FROM free)
+
+-- first_turn --
+INSERT INTO rl.turns (model_name, stage, taken_at)
+SELECT %(name)s, stage, rl.clock_timestamp() FROM unnest(ARRAY['score', 'train']) AS stage
+ON CONFLICT DO NOTHING
+
+-- sweep --
+-- Due work that nobody holds, of these lineages: windows to score (at most a limit), whether there is
+-- a step to train, and the lineages whose newest step does not serve yet.
+SELECT ARRAY(
+           SELECT due.window_id
+             FROM unnest(%(names)s::text[]) AS l (name)
+            CROSS JOIN LATERAL (
+                 SELECT w.window_id FROM rl.windows w
+                  WHERE w.model_name = l.name AND w.state = 'due' AND w.not_before <= rl.now()
+                    AND NOT EXISTS (
+                        SELECT FROM rl.leases h
+                         WHERE h.resource = 'window/' || w.model_name || '/' || w.window_id
+                           AND h.expires_at > rl.clock_timestamp())
+                  ORDER BY w.window_id LIMIT %(limit)s) due
+            LIMIT %(limit)s
+       ) AS due,
+       EXISTS (SELECT FROM unnest(%(names)s::text[]) AS l (name)
+                WHERE EXISTS (SELECT FROM rl.windows w
+                               WHERE w.model_name = l.name AND w.state = 'scored'
+                                 AND w.not_before <= rl.now())
+                  AND NOT EXISTS (SELECT FROM rl.leases h
+                                   WHERE h.resource = 'model/' || l.name
+                                     AND h.expires_at > rl.clock_timestamp())) AS train,
+       ARRAY(SELECT h.model_name FROM rl.heads h
+              WHERE h.model_name = ANY (%(names)s) AND h.step <> h.published_step
+              ORDER BY h.model_name) AS publish

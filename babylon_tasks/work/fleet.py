@@ -1,0 +1,153 @@
+"""The lineages that a process serves, and whose turn it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.records.lineages import Lineage, LineageState
+from babylon_tasks.records.scores import JUDGED
+from babylon_tasks.settings import Settings
+from babylon_tasks.settings.overrides import with_overrides
+from babylon_tasks.store import lineages
+from babylon_tasks.store.database import Connection, Database
+from babylon_tasks.store.lineages import DueWork, Stage
+from babylon_tasks.work.context import Context
+
+log = logging.getLogger(__name__)
+
+# Lineages that one look for work may try; others may take the first ones meanwhile.
+_TRIES = 64
+
+
+class Fleet:
+    """All lineages of a database that workers with these settings serve.
+
+    These are the one that MODEL_NAME names, and every one that was made by `babylon lineages`.
+    Their rows are read again at each call, since a person may change them at any time.
+    """
+
+    def __init__(self, database: Database, settings: Settings, holder: str) -> None:
+        self.database, self.settings, self.holder = database, settings, holder
+        self._contexts: dict[str, tuple[Lineage, Context]] = {}
+        self._refused: dict[str, str] = {}  # lineages that cannot be served here, and why
+
+    @classmethod
+    def of_deployment(cls, settings: Settings, holder: str) -> Fleet:
+        """Return the fleet of DATABASE_URL; it connects at the first use.
+
+        Raises:
+            UserError: DATABASE_URL is missing or no URL.
+        """
+        return cls(Database(settings.postgres()), settings, holder)
+
+    def context(self, name: str | None = None) -> Context:
+        """Return the context of a lineage in any state; without a name, of MODEL_NAME.
+
+        Raises:
+            UserError: There is no such lineage, or one of its overrides is out of range.
+            ServerUnavailable: Postgres does not answer.
+        """
+        name = name or self.settings.model_name
+        with self.database.transaction() as tx:
+            rows = lineages.read(tx, [name])
+        if not rows and name != self.settings.model_name:
+            raise UserError(
+                f"no lineage is called {name}: `babylon lineages list` shows those there are"
+            )
+        return self._context(rows[0] if rows else Lineage.of_deployment(self.settings))
+
+    def active(self) -> list[Context]:
+        """Return the contexts of all lineages that these workers serve now.
+
+        A lineage with an override that this release refuses is left out, with a line in the log.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
+        with self.database.transaction() as tx:
+            rows = self._rows(tx)
+        contexts = []
+        for lineage in rows:
+            ours = lineage.name == self.settings.model_name or not lineage.own_settings
+            if not ours or lineage.state != LineageState.ACTIVE:
+                continue
+            try:
+                contexts.append(self._context(lineage))
+                self._refused.pop(lineage.name, None)
+            except UserError as error:
+                if self._refused.get(lineage.name) != str(error):
+                    log.error("lineage %s is not served: %s", lineage.name, error)  # noqa: TRY400
+                self._refused[lineage.name] = str(error)
+        return contexts
+
+    def in_turn(self, stage: Stage, excluded: Collection[str] = ()) -> Iterator[Context]:
+        """Yield the lineages with work for this stage: first the one that has waited longest.
+
+        Whoever claims work of a lineage takes its turn. LINEAGES confines this; `excluded` are
+        names of lineages that must not be tried now.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
+        only = self.settings.lineage_names()
+        contexts = {
+            context.lineage.name: context
+            for context in self.active()
+            if context.lineage.name not in excluded
+            and (only is None or context.lineage.name in only)
+        }
+        if not contexts:
+            return
+        with self.database.transaction() as tx:
+            names = lineages.in_turn(tx, stage, list(contexts), self.settings, JUDGED, _TRIES)
+        for name in names:
+            yield contexts[name]
+
+    def sweep(self, limit: int) -> DueWork:
+        """Return the due work of all lineages that nobody does, at most `limit` windows.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
+        names = [context.lineage.name for context in self.active()]
+        with self.database.transaction() as tx:
+            return lineages.sweep(tx, names, limit)
+
+    def _rows(self, tx: Connection) -> list[Lineage]:
+        """Return all lineages; MODEL_NAME has a row from now on."""
+        settings = self.settings
+        rows = lineages.read(tx)
+        known = any(r.name == settings.model_name and r.primary == settings.primary for r in rows)
+        if not known:
+            lineages.ensure(tx, settings, self.holder)
+            rows = lineages.read(tx)
+        return rows
+
+    def _context(self, lineage: Lineage) -> Context:
+        if lineage.own_settings and lineage.name == self.settings.model_name:
+            # What it started from is compared when it trains.
+            own = Lineage.of_deployment(self.settings)
+            lineage = replace(
+                lineage,
+                base_model=own.base_model,
+                base_revision=own.base_revision or lineage.base_revision,
+                primary=own.primary,
+            )
+        known = self._contexts.get(lineage.name)
+        if known and known[0] == lineage:
+            return known[1]
+        settings = self.settings.model_copy(
+            update={
+                "model_name": lineage.name,
+                "base_model": lineage.base_model,
+                "primary": lineage.primary,
+            }
+        )
+        context = Context(
+            self.database, with_overrides(settings, lineage.config), self.holder, lineage
+        )
+        self._contexts[lineage.name] = lineage, context
+        return context

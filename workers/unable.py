@@ -1,0 +1,45 @@
+"""The lineages that this machine could not train: others may be able to."""
+
+from __future__ import annotations
+
+import time
+
+# Seconds that a machine which cannot train rests at least, also with RETRY_SECONDS=0: another one
+# must get the next message.
+LEAST_REST_SECONDS = 1.0
+_MOST_REST_SECONDS = 3600.0
+_MACHINE_AT_FAULT = 2  # lineages that fail one after another
+
+
+class Unable:
+    """Remembers for one process which lineages failed here, each failure twice as long.
+
+    A lineage whose base model or checkpoint this machine cannot load must not keep it from the
+    others. A machine that can train nothing must not try them all.
+    """
+
+    def __init__(self) -> None:
+        self._rests: dict[str, tuple[float, float]] = {}  # until when, and how long
+        self._in_a_row = 0
+
+    def failed(self, lineage: str, retry_seconds: float) -> None:
+        """Note that a lineage cannot be trained here now."""
+        self._in_a_row += 1
+        least = max(retry_seconds, LEAST_REST_SECONDS)
+        _, before = self._rests.get(lineage, (0.0, 0.0))
+        seconds = min(max(least, before * 2), max(least, _MOST_REST_SECONDS))
+        self._rests[lineage] = time.monotonic() + seconds, seconds
+
+    def trained(self, lineage: str) -> None:
+        """Note that a lineage was trained here."""
+        self._in_a_row = 0
+        self._rests.pop(lineage, None)
+
+    def lineages(self) -> set[str]:
+        """Return the lineages to leave to other machines now."""
+        now = time.monotonic()
+        return {lineage for lineage, (until, _) in self._rests.items() if until > now}
+
+    def machine(self) -> bool:
+        """Tell whether the machine is at fault, since several lineages failed in a row."""
+        return self._in_a_row >= _MACHINE_AT_FAULT
