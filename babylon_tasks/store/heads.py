@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from psycopg.rows import class_row
 
@@ -66,6 +68,20 @@ def lock(connection: Connection, claim: Claim) -> Head | None:
 def share(connection: Connection, model_name: str) -> None:
     """Keep the files of this lineage's steps, as far as they are there, until the end of `tx`."""
     connection.execute(_SQL["share_head"], {"model_name": model_name})
+
+
+class Position(NamedTuple):
+    """The step that trains next, and the one that serves."""
+
+    step: int
+    published_step: int
+
+
+def positions(connection: Connection, names: Sequence[str]) -> dict[str, Position]:
+    """Return the position of each of these lineages; 0 and 0 before its first claim."""
+    rows = connection.execute(_SQL["head_positions"], {"names": list(names)}).fetchall()
+    known = {row["model_name"]: Position(row["step"], row["published_step"]) for row in rows}
+    return {name: known.get(name, Position(0, 0)) for name in names}
 
 
 def forked_steps(connection: Connection, model_name: str) -> set[int]:

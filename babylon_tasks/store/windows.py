@@ -113,10 +113,15 @@ def last_error(connection: Connection, model_name: str) -> str | None:
 
 
 def count_states(connection: Connection, model_name: str) -> dict[State, int]:
-    """Count the windows in each state."""
-    rows = connection.execute(_SQL["count_states"], {"model_name": model_name}).fetchall()
-    counts = {State(row["state"]): int(row["windows"]) for row in rows}
-    return {state: counts.get(state, 0) for state in State}
+    """Count a lineage's windows in each state."""
+    return count_states_of(connection, [model_name])[model_name]
+
+
+def count_states_of(connection: Connection, names: Sequence[str]) -> dict[str, dict[State, int]]:
+    """Count the windows of these lineages in each state."""
+    rows = connection.execute(_SQL["count_states"], {"names": list(names)}).fetchall()
+    counts = {(row["model_name"], row["state"]): int(row["windows"]) for row in rows}
+    return {name: {state: counts.get((name, state), 0) for state in State} for name in names}
 
 
 def story(connection: Connection, model_name: str, window_id: str) -> dict[str, Any] | None:

@@ -62,12 +62,12 @@ def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) ->
     assert status["version"] == f"v1.0.{len(steps) - 1}"
     assert 0 <= status["canary_age_seconds"]["cpu"] < 30
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-    assert f'babylon_windows{{state="trained"}} {len(windows)}.0' in metrics
+    assert f'babylon_windows{{lineage="babylon-agent",state="trained"}} {len(windows)}.0' in metrics
     for line in (
         'babylon_canary_age_seconds{queue="cpu"}',
         'babylon_queue_messages{queue="gpu"}',
         'babylon_up{server="redis"} 1.0',
-        f'babylon_step{{which="newest"}} {len(steps)}.0',
+        f'babylon_step{{lineage="babylon-agent",which="newest"}} {len(steps)}.0',
     ):
         assert line in metrics
 

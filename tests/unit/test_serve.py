@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM
 
 from babylon_tasks.errors import CheckpointUnreadable, ServerUnavailable, UserError
 from babylon_tasks.local import ask as chat
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import load_settings
 from tests.unit.tiny import make_tiny_model
 from workers.serve.api_key import require_key
 from workers.serve.app import main, make_app
 from workers.serve.engine import ADAPTERS_KEPT, Engine, ServedModel
-from workers.serve.versions import ServedModels
+from workers.serve.versions import parse_name
 
 KEY = "a-key-of-24-letters-ü-ok"
 
@@ -228,5 +228,4 @@ def test_our_own_question_carries_the_key(
     ["agent@" + "9" * 5000, "agent@9999999999", "agent@-1", "agent@²", "agent@1e3", "@1", ""],
 )
 def test_a_name_that_no_step_can_have_is_unknown(name: str) -> None:
-    models = ServedModels(Settings(model_name="agent", database_url="postgresql:///x"))
-    assert models._step_of(name, published=3) is None
+    assert parse_name(name) == (name, None)

@@ -9,10 +9,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import canaries, heads, judgments
+from babylon_tasks.store import canaries, heads, judgments, lineages
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.database import Database
+from babylon_tasks.store.database import Connection, Database
 from workers import queues
 
 log = logging.getLogger(__name__)
@@ -49,15 +50,18 @@ class PipelineCollector(Collector):
         yield up
 
     def _postgres(self) -> list[GaugeMetricFamily]:
-        name = self._settings.model_name
         with self._database.transaction() as tx:
-            states = window_rows.count_states(tx, name)
+            names = self._lineages(tx)
+            states = window_rows.count_states_of(tx, names)
             answered = canaries.read(tx)
-            head = heads.read(tx, name)
+            positions = heads.positions(tx, names)
             spent = judgments.spent_today(tx)
-        windows = GaugeMetricFamily("babylon_windows", "Windows in a state.", labels=["state"])
-        for state, count in states.items():
-            windows.add_metric([state], count)
+        windows = GaugeMetricFamily(
+            "babylon_windows", "Windows of a lineage in a state.", labels=["lineage", "state"]
+        )
+        for name, counts in states.items():
+            for state, count in counts.items():
+                windows.add_metric([name, state], count)
         ages = GaugeMetricFamily(
             "babylon_canary_age_seconds",
             "Since a message last came through Redis, the queue and a worker to Postgres.",
@@ -66,10 +70,13 @@ class PipelineCollector(Collector):
         for queue, canary in answered.items():
             ages.add_metric([queue], canary.age_seconds)
         step = GaugeMetricFamily(
-            "babylon_step", "The newest step, and the one that serves.", labels=["which"]
+            "babylon_step",
+            "The step of a lineage that trains next, and the one that serves.",
+            labels=["lineage", "which"],
         )
-        step.add_metric(["newest"], head.step if head else 0)
-        step.add_metric(["published"], head.published_step if head else 0)
+        for name, position in positions.items():
+            step.add_metric([name, "newest"], position.step)
+            step.add_metric([name, "published"], position.published_step)
         judge = GaugeMetricFamily(
             "babylon_judge_today", "What judges cost since 00:00 UTC, by unit.", labels=["unit"]
         )
@@ -77,6 +84,11 @@ class PipelineCollector(Collector):
         judge.add_metric(["tokens"], spent.tokens)
         judge.add_metric(["usd"], spent.usd)
         return [windows, ages, step, judge]
+
+    def _lineages(self, tx: Connection) -> list[str]:
+        """Return MODEL_NAME and every lineage that is not retired."""
+        rows = [row.name for row in lineages.read(tx) if row.state != LineageState.RETIRED]
+        return sorted({self._settings.model_name, *rows})
 
     def _redis(self) -> list[GaugeMetricFamily]:
         waiting = GaugeMetricFamily(

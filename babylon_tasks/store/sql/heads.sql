@@ -120,3 +120,6 @@ WITH moved AS (
      WHERE m."modelId" = %(model_name)s || '-' || p.version AND m.status = 'training'
 )
 SELECT version FROM published ORDER BY step
+
+-- head_positions --
+SELECT model_name, step, published_step FROM rl.heads WHERE model_name = ANY (%(names)s)

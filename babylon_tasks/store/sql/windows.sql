@@ -114,8 +114,8 @@ SELECT last_error FROM rl.windows
  LIMIT 1
 
 -- count_states --
-SELECT state, count(*)::int AS windows FROM rl.windows
- WHERE model_name = %(model_name)s GROUP BY state
+SELECT model_name, state, count(*)::int AS windows FROM rl.windows
+ WHERE model_name = ANY (%(names)s) GROUP BY model_name, state
 
 -- report_windows --
 -- The result of each window, oldest first.
