@@ -43,6 +43,9 @@ CREATE TABLE IF NOT EXISTS rl.turns (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE rl.turns IS
     'When a worker last took work of a lineage: the one that has waited longest is next.';
+INSERT INTO rl.turns (model_name, stage, taken_at)
+SELECT l.name, stage, now() FROM rl.lineages l CROSS JOIN unnest(ARRAY['score', 'train']) AS stage
+ON CONFLICT DO NOTHING;
 
 ALTER TABLE rl.steps ADD COLUMN IF NOT EXISTS parent_step integer CHECK (parent_step < step);
 COMMENT ON COLUMN rl.steps.parent_step IS
