@@ -107,6 +107,7 @@ async def fetch_alone(connection: Any, settings: Settings, window_id: str) -> No
         window_id,
         settings.max_trace_bytes,
         settings.excluded_scenario_patterns(),
+        settings.agent_patterns() or None,
     )
 
 

@@ -34,7 +34,7 @@ def why_not_due(tx: Connection, context: Context, window_id: str) -> str | None:
         f"window {window_id} has {counts.agents} agents, needs {settings.min_agents_per_window} "
         f"(MIN_AGENTS_PER_WINDOW); of its {rows['trajectories']} trajectories "
         f"{rows['not_training_data']} are not training data, {rows['evaluation']} are evaluation, "
-        f"{rows['excluded']} are of excluded scenarios"
+        f"{rows['excluded']} are of excluded scenarios, {rows['other_agents']} of other agents"
     )
 
 

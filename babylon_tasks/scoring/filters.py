@@ -1,8 +1,8 @@
 """Filters of whole trajectories: which of them deserve training, and how many do not.
 
-Other filters are elsewhere: SQL decides on `isTrainingData`, `isEvaluation` and excluded scenarios;
-`traces.decode` on unreadable traces and on calls that teach nothing. The filters here run before
-any scorer, so that no judge is paid for a trajectory that is left out.
+Other filters are elsewhere: SQL decides on `isTrainingData`, `isEvaluation`, excluded scenarios and
+other agents; `traces.decode` on unreadable traces and on calls that teach nothing. The filters here
+run before any scorer, so that no judge is paid for a trajectory that is left out.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ class TraceReader:
                     window_id,
                     self._settings.max_trace_bytes,
                     self._settings.excluded_scenario_patterns(),
+                    self._settings.agent_patterns() or None,
                     prefetch=_PREFETCH_ROWS,
                 )
                 try:

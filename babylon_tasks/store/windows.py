@@ -75,7 +75,7 @@ def count_excluded(connection: Connection, settings: Settings, window_id: str) -
     """Count the window's trajectories, in all and by the reason for which some do not count."""
     row = connection.execute(
         _SQL["count_excluded"],
-        {"window_id": window_id, "excluded": settings.excluded_scenario_patterns()},
+        {**counted_rows(settings), "window_id": window_id},
     ).fetchone()
     assert row is not None
     return dict(row)

@@ -72,6 +72,7 @@ def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
         "not_training_data": 0,
         "evaluation": 1,
         "excluded": 0,
+        "other_agents": 0,
         "trajectories": 6,
     }
     counts = {name: count for name, count in told["funnel"].items() if count}

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from babylon_tasks import pipeline
+from babylon_tasks.cockpit.story import read_story
+from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Sample
 from babylon_tasks.scoring.filters import STAGES
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE
@@ -310,8 +312,60 @@ def test_rows_are_counted_once_each_also_where_only_their_scenario_names_the_win
             "not_training_data": 1,
             "evaluation": 0,
             "excluded": 1,
+            "other_agents": 0,
             "trajectories": 3,
         }
+
+
+def test_only_agents_that_a_pattern_names_are_read_scored_and_trained(
+    make_context: MakeContext, trainer: TrainerProcess
+) -> None:
+    context = make_context(agents="a-%, b\\_1,zzz")
+    window = hours_ago(2)
+    for n, other in enumerate(("b", "bx1", "A-1", "xa-1")):
+        add_trajectory(context, window, other, stepsJson=run(1000.0 * n))
+    broken = add_trajectory(context, window, "other", stepsJson="[{")
+    ours = [
+        add_trajectory(context, window, agent, stepsJson=run(100.0 * n))
+        for n, agent in enumerate(("a-1", "a-", "b_1"))
+    ]
+    add_trajectory(context, window, "zzz", stepsJson=run(900), isEvaluation=True)
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
+    assert scored_ids(context) == sorted(ours)
+    assert funnel_of(context) == {"trajectories": 3, "scored": 3, "calls": 18}
+    row = one(context, "SELECT agents, trajectories FROM rl.windows")
+    assert row == {"agents": 3, "trajectories": 3}
+    aside = query(context, "SELECT trajectory_id FROM rl.quarantine")
+    assert broken not in [each["trajectory_id"] for each in aside]
+    rows = read_story(context, window, with_scores=False).rows
+    assert {reason: count for reason, count in rows.items() if count} == {
+        "trajectories": 9,
+        "evaluation": 1,
+        "other_agents": 5,
+    }
+    assert sorted(trained(context, trainer)) == sorted(ours)
+
+
+def test_agents_that_were_taken_out_after_the_scoring_do_not_train(
+    make_context: MakeContext, trainer: TrainerProcess
+) -> None:
+    window = hours_ago(2)
+    before = make_context()
+    _, *kept = add_window(before, window, agents=3)
+    pipeline.produce(before)
+    assert pipeline.score(before) == [window]
+    after = make_context(agents="agent-1,agent-2")
+    assert sorted(trained(after, trainer)) == sorted(kept)
+    assert one(after, "SELECT funnel FROM rl.windows")["funnel"]["gone"] == 1
+
+
+def test_a_window_without_enough_of_its_agents_says_so(make_context: MakeContext) -> None:
+    context = make_context(agents="agent-0", min_agents_per_window=4)
+    window = hours_ago(2)
+    add_window(context, window, agents=3)
+    with pytest.raises(UserError, match=r"of its 3 trajectories .* 2 of other agents$"):
+        pipeline.enqueue(context, window)
 
 
 def test_a_window_that_is_wanted_otherwise_after_its_claim_is_left_alone(context: Context) -> None:

@@ -10,4 +10,5 @@ SELECT "trajectoryId" AS trajectory_id,
  WHERE "isTrainingData" AND NOT "isEvaluation"
    AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = $1
    AND NOT COALESCE("scenarioId" LIKE ANY ($3::text[]), false)
+   AND ($4::text[] IS NULL OR "agentId" LIKE ANY ($4::text[]))
  ORDER BY "createdAt", "trajectoryId"

@@ -65,10 +65,12 @@ SELECT count(DISTINCT "agentId")::int AS agents, count(*)::int AS trajectories
 SELECT count(*) FILTER (WHERE why = 1)::int AS not_training_data,
        count(*) FILTER (WHERE why = 2)::int AS evaluation,
        count(*) FILTER (WHERE why = 3)::int AS excluded,
+       count(*) FILTER (WHERE why = 4)::int AS other_agents,
        count(*)::int AS trajectories
   FROM (SELECT CASE WHEN NOT "isTrainingData" THEN 1
                     WHEN "isEvaluation" THEN 2
-                    WHEN "scenarioId" LIKE ANY (%(excluded)s::text[]) THEN 3 END AS why
+                    WHEN "scenarioId" LIKE ANY (%(excluded)s::text[]) THEN 3
+                    WHEN "agentId" NOT LIKE ALL (%(agents)s::text[]) THEN 4 END AS why
           FROM public.trajectories
          WHERE "windowId" = %(window_id)s
             OR ("windowId" IS NULL AND left("scenarioId", 16) = %(window_id)s)) AS rows
