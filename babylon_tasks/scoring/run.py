@@ -186,7 +186,7 @@ class ScoringRun:
         paid = judged or verdict.fell_back
         source = scores.Source(name, verdict.scorer, window.window_id)
         with context.database.transaction() as tx:
-            scores.quarantine(tx, window.window_id, read.unusable)
+            scores.quarantine(tx, name, window.window_id, read.unusable)
             cost = judgments.cost(tx, name, window.window_id) if paid else None
             scores.write(tx, source, verdict.scores, cost)
             if not transitions.mark_scored(

@@ -102,15 +102,23 @@ def read(connection: Connection, source: Source) -> dict[str, StoredScore]:
     return {row["trajectory_id"]: StoredScore(row["score"], row["content_hash"]) for row in rows}
 
 
-def quarantine(connection: Connection, window_id: str, unusable: Mapping[str, Unusable]) -> None:
-    """Replace the window's rows in quarantine; `unusable` is by trajectory id."""
-    ids = list(unusable)
-    connection.execute(_SQL["release_quarantine"], {"window_id": window_id, "trajectory_ids": ids})
+def quarantine(
+    connection: Connection, model_name: str, window_id: str, unusable: Mapping[str, Unusable]
+) -> None:
+    """Replace the rows of a lineage's window in quarantine; `unusable` is by trajectory id.
+
+    It must come before the window is marked as scored.
+    """
+    rows = {
+        "model_name": model_name,
+        "window_id": window_id,
+        "trajectory_ids": list(unusable),
+    }
+    connection.execute(_SQL["release_quarantine"], rows)
     connection.execute(
         _SQL["quarantine"],
         {
-            "window_id": window_id,
-            "trajectory_ids": ids,
+            **rows,
             "reasons": [u.reason for u in unusable.values()],
             "details": [u.detail for u in unusable.values()],
         },

@@ -132,7 +132,7 @@ def test_every_insert_gives_its_time(context: Context) -> None:
         for table, names in inserts.findall(file.read_text()):
             seen.add(table)
             assert times.get(table, set()) <= {name.strip() for name in names.split(",")}, table
-    assert seen >= set(times)
+    assert seen >= set(times) - {"quarantine"}  # only release 0.1.0 writes into it
 
 
 def test_a_database_without_it_is_to_be_migrated(context: Context) -> None:

@@ -40,6 +40,7 @@ NAMES = [
     "009_add_checkpoint_nonce",
     "010_add_clock",
     "011_add_lineages",
+    "012_key_quarantine_by_lineage",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {
@@ -53,6 +54,7 @@ OURS = {
     "logprobs",
     "migrations",
     "quarantine",
+    "quarantine_by_lineage",
     "resets",
     "scores",
     "steps",

@@ -73,15 +73,21 @@ UPDATE public.trajectories t
    AND t."trajectoryId" = s.trajectory_id
 
 -- quarantine --
-INSERT INTO rl.quarantine (trajectory_id, window_id, reason, detail, at)
-SELECT q.trajectory_id, %(window_id)s, q.reason, q.detail, rl.now()
+INSERT INTO rl.quarantine_by_lineage (model_name, trajectory_hash, trajectory_id, window_id, reason,
+                                      detail, at)
+SELECT %(model_name)s, sha256(convert_to(q.trajectory_id, 'UTF8')), q.trajectory_id, %(window_id)s,
+       q.reason, q.detail, rl.now()
   FROM unnest(%(trajectory_ids)s::text[], %(reasons)s::text[], %(details)s::text[])
        AS q (trajectory_id, reason, detail)
-ON CONFLICT (trajectory_id) DO UPDATE
+ON CONFLICT (model_name, trajectory_hash) DO UPDATE
    SET window_id = excluded.window_id, reason = excluded.reason, detail = excluded.detail,
        at = excluded.at
 
 -- release_quarantine --
--- A trace that the app has repaired counts again.
-DELETE FROM rl.quarantine
- WHERE window_id = %(window_id)s AND trajectory_id <> ALL (%(trajectory_ids)s)
+-- A trace that the app has repaired counts again. Rows that release 0.1.0 wrote when it last scored
+-- this lineage's window (migration 012 says how they are known) are replaced by our own.
+DELETE FROM rl.quarantine q
+ USING rl.windows w
+ WHERE w.model_name = %(model_name)s AND w.window_id = %(window_id)s AND q.window_id = w.window_id
+   AND (q.model_name = w.model_name AND q.trajectory_id <> ALL (%(trajectory_ids)s)
+        OR q.model_name IS NULL AND q.at = w.scored_at)

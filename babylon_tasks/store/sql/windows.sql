@@ -5,6 +5,8 @@
 -- (older rows carry the window id in scenarioId, alone or as a prefix). That expression, with the
 -- two conditions on isTrainingData and isEvaluation, is the one that rl_trajectories_window_idx
 -- indexes: write it exactly so, or the whole table is read.
+--
+-- A row of rl.quarantine without a lineage is of release 0.1.0: migration 012 says whose it is.
 
 -- list_windows --
 -- The windows of the last hours, newest first. The counts of a window with a row are read from it;
@@ -122,7 +124,10 @@ SELECT model_name, state, count(*)::int AS windows FROM rl.windows
 -- report_windows --
 -- The result of each window, oldest first.
 SELECT w.window_id, w.state, w.agents, w.trajectories,
-       (SELECT count(*)::int FROM rl.quarantine q WHERE q.window_id = w.window_id) AS quarantined,
+       (SELECT count(DISTINCT q.trajectory_id)::int FROM rl.quarantine q
+         WHERE q.window_id = w.window_id
+           AND (q.model_name = w.model_name OR q.model_name IS NULL AND q.at = w.scored_at))
+           AS quarantined,
        avg(s.score) AS mean_score,
        max(s.score) - min(s.score) AS reward_spread,
        w.trained_step AS step,
@@ -156,8 +161,10 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
          WHERE s.model_name = w.model_name AND s.window_id = w.window_id AND s.scorer = w.scorer
         HAVING count(*) > 0) AS scores,
        (SELECT jsonb_object_agg(reason, n)
-          FROM (SELECT q.reason, count(*) AS n FROM rl.quarantine q
-                 WHERE q.window_id = w.window_id GROUP BY q.reason) AS by_reason) AS set_aside,
+          FROM (SELECT q.reason, count(DISTINCT q.trajectory_id) AS n FROM rl.quarantine q
+                 WHERE q.window_id = w.window_id
+                   AND (q.model_name = w.model_name OR q.model_name IS NULL AND q.at = w.scored_at)
+                 GROUP BY q.reason) AS by_reason) AS set_aside,
        (SELECT jsonb_build_object('answers', count(*), 'refused', count(j.fault),
                                   'tokens', sum(j.prompt_tokens + j.completion_tokens),
                                   'usd', sum(j.usd))
