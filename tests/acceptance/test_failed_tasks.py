@@ -54,7 +54,6 @@ def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
     scored_windows(deployment.context, 2)
     deployment.start(*WORKER, "-Q", "cpu", "-n", "cpu@%h")
     unfit = deployment.start(*WORKER, "-Q", "gpu", "-n", "gpu@%h", env=NO_DISK)
-    model = deployment.context.settings.model_name
     with (
         failures(deployment.redis_url) as failed,
         redis.Redis.from_url(deployment.redis_url, decode_responses=True) as client,
@@ -63,7 +62,7 @@ def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
             "cpu", json.dumps(message("babylon.enqueue", [["2025-01-15T10:00"]], task_id="bad"))
         )
         client.lpush("cpu", json.dumps(message("babylon.enqueue", [7], task_id="odd")))
-        client.lpush("gpu", json.dumps(message("babylon.train", [model], task_id="step")))
+        client.lpush("gpu", json.dumps(message("babylon.train", task_id="step")))
         deployment.wait(lambda: failed.keys() >= {"bad", "odd", "step"})
         result = json.loads(client.get("celery-task-meta-step") or "{}")
         assert not client.exists("celery-task-meta-bad", "celery-task-meta-odd")

@@ -16,8 +16,8 @@ CONTROL = "/0.celery.pidbox"  # every worker listens to it
 
 
 def good(name: str) -> str:
-    """A message that a worker answers without doing anything."""
-    return json.dumps(message("babylon.train", ["nobody"], task_id=name))
+    """A message that a worker answers without doing anything: no window is scored."""
+    return json.dumps(message("babylon.train", task_id=name))
 
 
 def test_a_worker_outlives_them_all(deployment: Deployment, tmp_path: Path) -> None:

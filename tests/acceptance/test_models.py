@@ -125,7 +125,7 @@ def test_an_export_that_cannot_be_leaves_nothing(
         refuse(deployment, ["1", new, "--merged"], "--merged needs the package peft")
     refuse(deployment, ["1", str(taken)], "is not an empty folder")
     refuse(deployment, ["v9.9.9", new], "has no version or step 'v9.9.9'")
-    query(deployment.context, "UPDATE rl.heads SET base_model = '/no/such/model' RETURNING 1")
+    query(deployment.context, "UPDATE rl.lineages SET base_model = '/no/such/model' RETURNING 1")
     refuse(deployment, ["1", new, "--merged"], "/no/such/model cannot be loaded")
     assert sorted(tmp_path.iterdir()) == before
 

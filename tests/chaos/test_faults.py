@@ -200,8 +200,8 @@ def test_killed_after_the_commit(trial: Trial, world: World) -> None:
     world.start("gpu2")
     world.wait(world.settled)
     before = query(world.context, "SELECT * FROM rl.windows ORDER BY window_id")
-    send(world, "babylon.score", windows, times=5)
-    send(world, "babylon.train", "babylon-agent", queue="gpu", times=5)
+    send(world, "babylon.score", times=5)
+    send(world, "babylon.train", queue="gpu", times=5)
     send(world, "babylon.produce")
     world.wait(lambda: not waiting(world))
     assert query(world.context, "SELECT * FROM rl.windows ORDER BY window_id") == before
@@ -366,9 +366,9 @@ def test_the_same_message_ten_times(trial: Trial, world: World) -> None:
     start(world, "cpu1", "cpu2", "gpu1", "gpu2")
     send(world, "babylon.enqueue", windows)
     world.wait(lambda: len(states(world.context)) == 3)
-    send(world, "babylon.score", windows, times=10)
+    send(world, "babylon.score", times=10)
     world.wait(lambda: set(states(world.context).values()) <= {"scored", "trained"})
-    send(world, "babylon.train", "babylon-agent", queue="gpu", times=10)
+    send(world, "babylon.train", queue="gpu", times=10)
     world.wait(lambda: set(states(world.context).values()) == {"trained"})
     send(world, "babylon.publish", times=10)
     world.wait(world.settled)
@@ -395,7 +395,7 @@ def test_postgres_restarts_in_a_transaction(trial: Trial, world: World, call: st
     since = datetime.now(UTC)
     world.servers.postgres.start()
     world.wait(world.settled, 60)
-    stage = "score" if "windows" in call else "train"
+    stage = "score" if "scored" in call else "train"
     trial(13, "Postgres killed in a transaction", [next_attempt(world, stage, since)])
 
 
