@@ -20,6 +20,7 @@ _SUMMARIES = {
     "question.",
     "doctor": "Check servers, migrations, packages, settings and data; exit 0 only if all is well.",
     "judge": "Check the judge that SCORING=ruler and SCORING=blend ask.",
+    "lineages": "Create, fork, change and pause the lineages that the workers serve.",
     "migrate": "Create or update our tables in DATABASE_URL; safe to repeat, and while the app "
     "runs.",
     "models": "List the versions of the model, and export their weights.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from dataclasses import asdict
 from datetime import UTC
@@ -15,12 +14,12 @@ from babylon_tasks.checkpoints import export, retention
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
 from babylon_tasks.errors import UserError
-from babylon_tasks.records.versions import Head, Versions
+from babylon_tasks.records.versions import Head
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import heads, steps
-from babylon_tasks.store.database import Connection
-from babylon_tasks.store.steps import Step, StepListing
+from babylon_tasks.store.steps import StepListing
 from babylon_tasks.work.signals import interrupt
+from babylon_tasks.work.step_names import find_step
 
 
 @click.group()
@@ -78,8 +77,10 @@ def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     context = ready_context(load_settings())
     with context.database.transaction() as tx:
-        step = _find(tx, context.lineage.name, version_or_step)
+        step = find_step(tx, context.lineage.name, version_or_step)
         head = heads.read(tx, context.lineage.name)
+    if step is None:
+        raise UserError("step 0 is the base model, which has no adapter to export")
     assert head is not None
     name = f"step {step.step} ({step.version}) of {context.lineage.name}"
     with export.new_folder(folder) as draft:
@@ -110,22 +111,6 @@ def _state(step: StepListing) -> str:
     if step.removed_at:
         return "removed"
     return "given up" if step.given_up_at else "kept"
-
-
-def _find(tx: Connection, model_name: str, version_or_step: str) -> Step:
-    if re.fullmatch(r"[0-9]{1,9}", version_or_step):  # what a column of steps can hold
-        number: int | None = int(version_or_step)
-    else:
-        number = Versions(model_name, steps.steps_of_versions(tx, model_name)).step_of(
-            version_or_step
-        )
-    step = steps.read(tx, model_name, number) if number is not None else None
-    if step is None:
-        raise UserError(
-            f"{model_name} has no version or step {version_or_step!r}: "
-            "`babylon models list` shows those there are"
-        )
-    return step
 
 
 def _merge(base_model: str, checkpoint: Path, folder: Path) -> None:

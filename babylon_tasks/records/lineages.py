@@ -41,6 +41,8 @@ class Lineage:
     config: Mapping[str, str] = field(default_factory=dict)
     created_by: str | None = None
     created_at: datetime | None = None
+    changed_by: str | None = None
+    changed_at: datetime | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", LineageState(self.state))

@@ -30,7 +30,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
     An empty value stands for no override. Of a key that is given twice, the last value counts.
 
     Raises:
-        UserError: A text has no "=", or its key is no setting that a lineage may override.
+        UserError: A text has no "=", its key is no setting that a lineage may override, or its
+            value is no UTF-8 text.
     """
     overrides = {}
     for pair in pairs:
@@ -39,6 +40,10 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
             raise UserError("an override is KEY=VALUE, such as SCORING=ruler")
         name = key.strip().upper()
         _field(name)
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # bytes that the terminal's encoding does not have
+            raise UserError(f"{name}: the value is not UTF-8 text") from None
         overrides[name] = value
     return overrides
 

@@ -92,5 +92,11 @@ def live(connection: Connection) -> list[LiveLease]:
         return cursor.execute(_SQL["live_leases"]).fetchall()
 
 
+def holder(connection: Connection, resource: str) -> str | None:
+    """Return who holds the lease on a resource now, or None."""
+    row = connection.execute(_SQL["lease_holder"], {"resource": resource}).fetchone()
+    return str(row["holder"]) if row else None
+
+
 def _columns(leases: Sequence[Lease]) -> dict[str, list[str] | list[int]]:
     return {"resources": [x.resource for x in leases], "tokens": [x.token for x in leases]}

@@ -28,6 +28,28 @@ class DueWork:
     publish: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class LineageListing:
+    """A line of `babylon lineages list`; `weight` is None without an override of it.
+
+    `due`, `scored` and `trained` count the windows in that state.
+    """
+
+    name: str
+    state: str
+    base_model: str
+    primary: bool
+    own_settings: bool
+    forked_from: str | None
+    forked_step: int | None
+    weight: float | None
+    step: int
+    published_step: int
+    due: int
+    scored: int
+    trained: int
+
+
 def ensure(connection: Connection, settings: Settings, holder: str) -> None:
     """Make the row of MODEL_NAME, or note in it whether it is the primary one."""
     connection.execute(
@@ -44,17 +66,16 @@ def ensure(connection: Connection, settings: Settings, holder: str) -> None:
 
 
 def create(connection: Connection, new: Lineage) -> bool:
-    """Make a lineage's row and its head; False if the name is taken.
+    """Make a lineage's row and its head; False, and roll back, if the name is taken.
 
     A fork inherits the windows that its ancestors trained on the way to the forked step.
     """
     values = {**asdict(new), "config": jsonb(dict(new.config))}
     if connection.execute(_SQL["create_lineage"], values).fetchone() is None:
         return False
-    connection.execute(
-        _SQL["create_head"],
-        {"name": new.name, "step": new.forked_step or 0, "base_model": new.base_model},
-    )
+    head = {"name": new.name, "step": new.forked_step or 0, "base_model": new.base_model}
+    if connection.execute(_SQL["create_head"], head).fetchone() is None:
+        return False  # a worker of release 0.1.0 was faster
     connection.execute(_SQL["first_turn"], {"name": new.name})
     if new.forked_from is not None:
         transitions.inherit(connection, new)
@@ -69,6 +90,12 @@ def read(connection: Connection, names: Collection[str] | None = None) -> list[L
         ).fetchall()
 
 
+def listing(connection: Connection) -> list[LineageListing]:
+    """Return all lineages by name, with their heads and the number of their windows."""
+    with connection.cursor(row_factory=class_row(LineageListing)) as cursor:
+        return cursor.execute(_SQL["list_lineages"]).fetchall()
+
+
 def lock(connection: Connection, name: str) -> Lineage | None:
     """Lock a lineage's row until the transaction ends, and return it."""
     with connection.cursor(row_factory=class_row(Lineage)) as cursor:
@@ -76,7 +103,7 @@ def lock(connection: Connection, name: str) -> Lineage | None:
 
 
 def change(connection: Connection, changed: Lineage, by: str) -> None:
-    """Write the state, the overrides and `own_settings` of a lineage that is locked."""
+    """Write the state, overrides, `own_settings` and `primary` of a lineage that is locked."""
     connection.execute(
         _SQL["change_lineage"],
         {
@@ -84,6 +111,7 @@ def change(connection: Connection, changed: Lineage, by: str) -> None:
             "state": changed.state,
             "config": jsonb(dict(changed.config)),
             "own_settings": changed.own_settings,
+            "is_primary": changed.primary,
             "changed_by": by,
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Progress, Trainer
 from babylon_tasks.records.windows import Window
 from babylon_tasks.store import attempts, heads, leases, lineages
@@ -63,13 +64,20 @@ def _backend(context: Context) -> TrainingBackend:
 
 
 def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]] | None:
-    """Lease the lineage if a window is due, and end the attempts of workers that died."""
+    """Lease the lineage if it is active and a window is due; end the attempts of dead workers.
+
+    A person who pauses it waits for this transaction, or this one for theirs: they share its row.
+    """
     settings, lineage = context.settings, context.lineage
     with context.database.transaction() as tx:
         lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)
         if lease is None:
             return None
         lineages.ensure(tx, settings, context.holder)
+        (row,) = lineages.read(tx, [lineage.name])
+        if row.state != LineageState.ACTIVE:
+            leases.release(tx, [lease])
+            return None
         heads.ensure(tx, lineage)
         lost = attempts.reap_steps(tx, lineage.name, settings.max_attempts)
         failures.answer_for(tx, lost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
@@ -10,10 +11,12 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.records.lineages import Lineage, LineageState
 from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.settings import Settings
+from babylon_tasks.settings.lineage import LINEAGE_NAME
 from babylon_tasks.settings.overrides import with_overrides
 from babylon_tasks.store import lineages
 from babylon_tasks.store.database import Connection, Database
 from babylon_tasks.store.lineages import DueWork, Stage
+from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
@@ -52,12 +55,10 @@ class Fleet:
         """
         name = name or self.settings.model_name
         with self.database.transaction() as tx:
-            rows = lineages.read(tx, [name])
-        if not rows and name != self.settings.model_name:
-            raise UserError(
-                f"no lineage is called {name}: `babylon lineages list` shows those there are"
-            )
-        return self._context(rows[0] if rows else Lineage.of_deployment(self.settings))
+            row = read_lineage(tx, name)
+        if row is None and name != self.settings.model_name:
+            raise unknown_lineage(name)
+        return self._context(row or Lineage.of_deployment(self.settings))
 
     def active(self) -> list[Context]:
         """Return the contexts of all lineages that these workers serve now.
@@ -68,7 +69,7 @@ class Fleet:
             ServerUnavailable: Postgres does not answer.
         """
         with self.database.transaction() as tx:
-            rows = self._rows(tx)
+            rows = self.lineages(tx)
         contexts = []
         for lineage in rows:
             ours = lineage.name == self.settings.model_name or not lineage.own_settings
@@ -116,7 +117,7 @@ class Fleet:
         with self.database.transaction() as tx:
             return lineages.sweep(tx, names, limit)
 
-    def _rows(self, tx: Connection) -> list[Lineage]:
+    def lineages(self, tx: Connection) -> list[Lineage]:
         """Return all lineages; MODEL_NAME has a row from now on."""
         settings = self.settings
         rows = lineages.read(tx)
@@ -151,3 +152,16 @@ class Fleet:
         )
         self._contexts[lineage.name] = lineage, context
         return context
+
+
+def read_lineage(tx: Connection, name: str) -> Lineage | None:
+    """Return the row of a lineage whose name a person typed, or None."""
+    rows = lineages.read(tx, [name]) if re.fullmatch(LINEAGE_NAME, name) else []
+    return rows[0] if rows else None
+
+
+def unknown_lineage(name: str) -> UserError:
+    """Make the error for a name that no lineage has."""
+    return UserError(
+        f"no lineage is called {one_line(name, 70)}: `babylon lineages list` shows those there are"
+    )

@@ -38,3 +38,7 @@ SELECT resource, holder, token,
  WHERE split_part(resource, '/', 1) IN ('model', 'judge', 'window')
    AND expires_at > rl.clock_timestamp()
  ORDER BY resource
+
+-- lease_holder --
+SELECT holder FROM rl.leases
+ WHERE resource = %(resource)s AND expires_at > rl.clock_timestamp()

@@ -12,36 +12,57 @@ ON CONFLICT (name) DO UPDATE SET is_primary = excluded.is_primary
  WHERE l.is_primary <> excluded.is_primary
 
 -- create_lineage --
+-- Workers of release 0.1.0 may know the name by its head or its windows alone.
 INSERT INTO rl.lineages (name, base_model, base_revision, forked_from, forked_step, config,
                          created_by, created_at)
-VALUES (%(name)s, %(base_model)s, %(base_revision)s, %(forked_from)s, %(forked_step)s, %(config)s,
-        %(created_by)s, rl.now())
+SELECT %(name)s, %(base_model)s, %(base_revision)s, %(forked_from)s, %(forked_step)s, %(config)s,
+       %(created_by)s, rl.now()
+ WHERE NOT EXISTS (SELECT FROM rl.heads WHERE model_name = %(name)s)
+   AND NOT EXISTS (SELECT FROM rl.windows WHERE model_name = %(name)s)
 ON CONFLICT DO NOTHING
 RETURNING name
 
 -- create_head --
--- A fork serves the step that it starts from until its first own step is published.
+-- A fork serves the step that it starts from until its first own step is published. What workers of
+-- release 0.1.0 read as its base model tells them that they cannot train it.
 INSERT INTO rl.heads (model_name, step, published_step, base_model)
-VALUES (%(name)s, %(step)s, %(step)s, %(base_model)s)
+VALUES (%(name)s, %(step)s, %(step)s,
+        CASE WHEN %(step)s > 0 THEN '(a newer release forked it: upgrade this worker)'
+             ELSE %(base_model)s END)
+ON CONFLICT DO NOTHING
+RETURNING model_name
 
 -- read_lineages --
 -- All of them (names: NULL), or the named ones.
 SELECT name, base_model, is_primary AS "primary", base_revision, state, own_settings, forked_from,
-       forked_step, config, created_by, created_at
+       forked_step, config, created_by, created_at, changed_by, changed_at
   FROM rl.lineages
  WHERE %(names)s::text[] IS NULL OR name = ANY (%(names)s)
  ORDER BY name
 
+-- list_lineages --
+SELECT l.name, l.state, l.base_model, l.is_primary AS "primary", l.own_settings, l.forked_from,
+       l.forked_step, (l.config ->> 'LINEAGE_WEIGHT')::float8 AS weight,
+       COALESCE(h.step, 0) AS step, COALESCE(h.published_step, 0) AS published_step,
+       COALESCE(w.due, 0) AS due, COALESCE(w.scored, 0) AS scored, COALESCE(w.trained, 0) AS trained
+  FROM rl.lineages l
+  LEFT JOIN rl.heads h ON h.model_name = l.name
+  LEFT JOIN (SELECT model_name, count(*) FILTER (WHERE state = 'due') AS due,
+                    count(*) FILTER (WHERE state = 'scored') AS scored,
+                    count(*) FILTER (WHERE state = 'trained') AS trained
+               FROM rl.windows GROUP BY model_name) w ON w.model_name = l.name
+ ORDER BY l.name
+
 -- lock_lineage --
 -- A change of a lineage, one at a time.
 SELECT name, base_model, is_primary AS "primary", base_revision, state, own_settings, forked_from,
-       forked_step, config, created_by, created_at
+       forked_step, config, created_by, created_at, changed_by, changed_at
   FROM rl.lineages WHERE name = %(name)s FOR UPDATE
 
 -- change_lineage --
 UPDATE rl.lineages
    SET state = %(state)s, config = %(config)s, own_settings = %(own_settings)s,
-       changed_by = %(changed_by)s, changed_at = rl.now()
+       is_primary = %(is_primary)s, changed_by = %(changed_by)s, changed_at = rl.now()
  WHERE name = %(name)s
 
 -- pin_revision --

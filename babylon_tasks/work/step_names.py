@@ -1,0 +1,36 @@
+"""The names of a step that a person types: its number, or its version."""
+
+from __future__ import annotations
+
+import re
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.records.versions import Versions
+from babylon_tasks.store import steps
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.steps import Step
+
+
+def find_step(tx: Connection, lineage_name: str, version_or_step: str) -> Step | None:
+    """Return the step that a number or a version names; None for 0, the base model.
+
+    A lineage has the steps of those that it was forked from, up to the fork.
+
+    Raises:
+        UserError: There is no such step.
+    """
+    if re.fullmatch(r"[0-9]{1,9}", version_or_step):  # what a column of steps can hold
+        number: int | None = int(version_or_step)
+    else:
+        number = Versions(lineage_name, steps.steps_of_versions(tx, lineage_name)).step_of(
+            version_or_step
+        )
+    if number == 0:
+        return None
+    step = steps.read(tx, lineage_name, number) if number is not None else None
+    if step is None:
+        raise UserError(
+            f"{lineage_name} has no version or step {version_or_step!r}: "
+            "`babylon models list` shows those there are"
+        )
+    return step
