@@ -185,7 +185,7 @@ def test_killed_with_a_judges_answers(
 def test_killed_after_the_commit(trial: Trial, world: World) -> None:
     """A repeat of everything that was said changes nothing."""
     scored, trained = world.folder / "scored", world.folder / "trained"
-    windows = world.add_windows(3)
+    world.add_windows(3)
     world.start("cpu1", inject=[
         Injection("babylon_tasks.work.leases.LeaseKeeper.finished", "kill_parent", once=scored)
     ])  # fmt: skip
