@@ -87,7 +87,8 @@ VALUES (%(model_name)s, %(step)s, %(expected_step)s, %(recipe)s, %(token)s, %(tr
         rl.now() - make_interval(secs => %(total_seconds)s), rl.clock_timestamp())
 
 -- steps_to_log --
-SELECT s.step, s.version, s.checkpoint, s.window_ids, s.trajectories, s.trainable_tokens, s.metrics,
+SELECT s.model_name, s.step, COALESCE(s.parent_step, s.step - 1) AS parent_step, s.given_up_at,
+       s.version, s.checkpoint, s.window_ids, s.trajectories, s.trainable_tokens, s.metrics,
        s.gpu_seconds, s.cost_usd, s.seconds, s.tokens_per_second, s.mfu, s.peak_memory_bytes,
        s.trainer, s.started_at, s.committed_at, s.removed_at,
        (SELECT COALESCE(jsonb_object_agg(f.name, f.total), '{}')
