@@ -48,8 +48,9 @@ from babylon_tasks.records.steps import Hyperparameters, StepRequest, StepResult
 from babylon_tasks.simulation.tiny_model import _tokenizer
 from workers.trainer.samples import read_samples, trajectory_groups
 from workers.trainer.torch.batches import StepTensors
-from workers.trainer.torch.language_model import LanguageModel, out_of_memory
+from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.matrix_rate import matrix_rate
+from workers.trainer.torch.memory import out_of_memory
 from workers.trainer.torch.tokenized import tokenize_groups
 from workers.trainer.torch.trainer import TorchTrainer
 

@@ -39,7 +39,7 @@ def used():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return round(usage.ru_utime + usage.ru_stime, 2)
 
-trainer = _make_trainer(kind, "cpu", request, _Answers())
+trainer = _make_trainer(kind, "cpu", _Answers())
 imported = used()
 if kind == "torch":
     from workers.trainer.torch.step import TorchStep

@@ -98,6 +98,10 @@ class StepRequest(msgspec.Struct, frozen=True):
     the first step. The trainer writes the new checkpoint's files into `output_dir` (made by the
     trainer, inside `scratch_dir`, which belongs to this attempt alone). `remote` is for the
     serverless trainer.
+
+    With `base_revision`, only that revision of the base model will do; without it, any will. It is
+    the commit hash of a hub id, or the fingerprint of a folder: what `StepResult.base_revision`
+    says.
     """
 
     model_name: str
@@ -163,7 +167,9 @@ class StepResult(msgspec.Struct, frozen=True):
     shares by window id. `mfu` is the share of the device's matrix rate (0 to 1);
     `peak_memory_bytes` is the most memory held, on the GPU or, without one, in the process; both
     are None if unknown. `cost_usd` is set by a trainer that knows its price. `inference_name` is
-    the name of the new version at W&B's endpoint.
+    the name of the new version at W&B's endpoint. `base_revision` is that of the base model in
+    memory, or None if the trainer has none there. `packages` has the versions of the packages that
+    a step depends on, by name, as far as they are installed.
     """
 
     loss: float | None
@@ -182,6 +188,7 @@ class StepResult(msgspec.Struct, frozen=True):
     cost_usd: float | None = None
     inference_name: str | None = None
     base_revision: str | None = None
+    packages: dict[str, str] = {}
 
 
 class Trainer(Protocol):
@@ -197,7 +204,8 @@ class Trainer(Protocol):
             TrainerDied: The process ended or stalled; the same step may be tried again.
             Final: The step can never work like this (nothing in it can be trained, or one sequence
                 needs more memory than the GPU has); the message says which setting to change.
-            UserError: This machine cannot train at all (a package or the base model is missing).
+            UserError: This machine cannot train at all (a package or the base model is missing, or
+                the base model is of another revision).
         """
         ...
 

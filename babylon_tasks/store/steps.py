@@ -320,7 +320,7 @@ def _metrics(result: StepResult) -> dict[str, Any]:
 
 _STORED_ELSEWHERE = (
     "trainable_tokens", "gpu_seconds", "seconds_by_phase", "mfu", "peak_memory_bytes", "cost_usd",
-    "windows", "base_revision",
+    "windows", "base_revision", "packages",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from workers.trainer.__main__ import _Answers, _make_trainer
 import msgspec
 kind = sys.argv[1]
 request = msgspec.json.decode(sys.stdin.buffer.read(), type=StepRequest)
-trainer = _make_trainer(kind, "cpu", request, _Answers())
+trainer = _make_trainer(kind, "cpu", _Answers())
 if kind != "serverless":
     trainer.step(request, lambda progress: None)
 print(json.dumps(sorted(sys.modules)), file=sys.stderr)

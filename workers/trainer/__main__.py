@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn, Protocol
 
 from babylon_tasks.errors import BabylonError, Retryable, UserError
@@ -72,8 +71,11 @@ def _read_requests(requests: queue.Queue[bytes]) -> None:
     os._exit(0)  # not sys.exit: the main thread may be deep in a kernel
 
 
-def _prepare_environment(base_model: str) -> None:
-    """Set what ART and its libraries read when they are imported."""
+def _prepare_environment() -> None:
+    """Set what ART and its libraries read when they are imported.
+
+    Nothing of it depends on the request: the process serves others after it.
+    """
     os.environ.pop("WANDB_API_KEY", None)  # ART would open a run of its own
     os.environ["WANDB_MODE"] = "disabled"
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no network at import
@@ -84,8 +86,6 @@ def _prepare_environment(base_model: str) -> None:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # On a CPU that others use too, threads that spin while they wait cost up to ten times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if Path(base_model).is_dir():
-        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _hold_gpu(answers: _Answers) -> tuple[str, object]:
@@ -125,8 +125,8 @@ def _importing() -> Iterator[None]:
         gc.enable()
 
 
-def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps:
-    _prepare_environment(request.base_model)
+def _torch_trainer(slot: str, answers: _Answers) -> _Steps:
+    _prepare_environment()
     answers.progress(Progress(phase="load"))
     with _importing():
         use_bare_art()
@@ -134,9 +134,9 @@ def _torch_trainer(slot: str, request: StepRequest, answers: _Answers) -> _Steps
     return TorchTrainer(slot)
 
 
-def _serverless_trainer(request: StepRequest) -> _Steps:
+def _serverless_trainer() -> _Steps:
     key = os.environ.get("WANDB_API_KEY", "")
-    _prepare_environment(request.base_model)  # takes the key away
+    _prepare_environment()  # takes the key away
     with _importing():
         use_bare_art()
         from workers.trainer.wandb.trainer import ServerlessTrainer
@@ -167,11 +167,11 @@ def _fault(error: Exception, request: StepRequest) -> BabylonError:
     return Retryable(f"the trainer failed: {type(error).__name__}: {first_line}")
 
 
-def _make_trainer(kind: str, slot: str, request: StepRequest, answers: _Answers) -> _Steps:
+def _make_trainer(kind: str, slot: str, answers: _Answers) -> _Steps:
     if kind == "torch":
-        return _torch_trainer(slot, request, answers)
+        return _torch_trainer(slot, answers)
     if kind == "serverless":
-        return _serverless_trainer(request)
+        return _serverless_trainer()
     from workers.trainer.noop import NoopTrainer
 
     return NoopTrainer()
@@ -190,7 +190,7 @@ def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoRetu
         request = wire.decode_request(requests.get())
         try:
             held = held or _hold_gpu(answers)
-            trainer = trainer or _make_trainer(kind, held[0], request, answers)
+            trainer = trainer or _make_trainer(kind, held[0], answers)
             answer: wire.Answer = wire.answer_result(trainer.step(request, tell))
         except BabylonError as error:
             answer = wire.answer_error(error)

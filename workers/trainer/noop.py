@@ -11,6 +11,7 @@ import msgspec
 
 from babylon_tasks.errors import CheckpointUnreadable
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult, WindowShare
+from workers.trainer.packages import package_versions
 
 
 class NoopTrainer:
@@ -50,4 +51,5 @@ class NoopTrainer:
             seconds_by_phase={"forward_backward": time.monotonic() - started},
             metrics={"trajectories": float(len(samples))},
             windows={window_id: WindowShare(n, 0, 0) for window_id, n in calls_by_window.items()},
+            packages=package_versions(),
         )

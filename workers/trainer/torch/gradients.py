@@ -9,8 +9,6 @@ Shapes: B rows, T positions, N trained tokens of a micro-batch.
 
 from __future__ import annotations
 
-import gc
-import logging
 import math
 import time
 import warnings
@@ -21,13 +19,11 @@ from typing import Any
 import torch
 from art.loss import loss_fn
 
-from babylon_tasks.errors import Final
 from babylon_tasks.records.steps import Progress
-from workers.trainer.torch.batches import MicroBatch, StepTensors, micro_batches
-from workers.trainer.torch.language_model import LanguageModel, out_of_memory
+from workers.trainer.torch.batches import MicroBatch, StepTensors
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.memory import Batches, within_memory
 from workers.trainer.torch.ratios import Ratios
-
-log = logging.getLogger(__name__)
 
 TELL_SECONDS = 1.0  # between two readings of the loss: each waits for the GPU
 
@@ -63,57 +59,31 @@ def accumulate_within_memory(
     micro-batch, down to one sequence.
 
     Raises:
-        Final: One sequence alone does not fit.
+        OneSequenceTooLarge: One sequence alone does not fit.
     """
-    micro_batch_tokens = min(micro_batch_tokens, model.most_tokens_at_once)
-    while True:
-        batches = micro_batches(step.lengths, micro_batch_tokens)
-        attempt = _Attempt(model, step, batches, on_progress)
-        try:
-            return attempt.run(kl_penalty, loss_config)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            rows = attempt.rows
-        # Outside of the except clause: the exception's frames hold the tensors.
-        del attempt
-        model.adapted.zero_grad(set_to_none=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if model.save_memory():
-            log.warning("out of memory: computing activations again from now on")
-            continue
-        longest = max((step.lengths[row] for row in rows), default=0)
-        if len(rows) <= 1:
-            raise OneSequenceTooLarge(longest)
-        micro_batch_tokens = len(rows) * longest // 2
-        log.warning("out of memory: trying micro-batches of %d tokens", micro_batch_tokens)
 
+    def run(batches: Batches) -> Totals:
+        model.adapted.zero_grad(set_to_none=True)  # what an attempt that failed has left
+        return _Attempt(model, step, batches, on_progress).run(kl_penalty, loss_config)
 
-class OneSequenceTooLarge(Final):
-    """One sequence of so many tokens does not fit the GPU."""
-
-    def __init__(self, tokens: int) -> None:
-        super().__init__(tokens)
-        self.tokens = tokens
+    most_tokens = min(micro_batch_tokens, model.most_tokens_at_once)
+    return within_memory(step.lengths, most_tokens, run, model.save_memory)
 
 
 class _Attempt:
-    """One pass over the micro-batches; `rows` are those in work, for the one who catches."""
+    """One pass over the micro-batches."""
 
     def __init__(
         self,
         model: LanguageModel,
         step: StepTensors,
-        batches: list[list[int]],
+        batches: Batches,
         on_progress: Callable[[Progress], None],
     ) -> None:
         self._model, self._step, self._batches = model, step, batches
         self._on_progress = on_progress
         self._trained = step.trained_tokens
         self._ratios = Ratios()
-        self.rows: list[int] = []
 
     def run(self, kl_penalty: float, loss_config: Any) -> Totals:
         """Add the gradients of all micro-batches to the adapter's weights."""
@@ -142,7 +112,6 @@ class _Attempt:
         return Totals(float(sums[0]), float(sums[1]), kl, len(self._batches), ratios)
 
     def _take(self, rows: list[int]) -> MicroBatch:
-        self.rows = rows
         return self._step.take(rows, self._model.device)
 
     def _backward(self, batch: MicroBatch, loss_config: Any) -> torch.Tensor:

@@ -6,26 +6,22 @@ Shapes: B rows, T positions, N trained tokens of a micro-batch, H hidden size, V
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.text import first_line
+from workers.trainer.torch.base_model import base_revision, load_base
 from workers.trainer.torch.batches import to_device
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.last_layer import ATTENTION, LastLayer
 from workers.trainer.torch.lean_layers import use_lean_lora, use_lean_norms
-
-log = logging.getLogger(__name__)
+from workers.trainer.torch.memory import release_memory
 
 LOGIT_ROWS = 1024  # rows of float32 logits held at once: 0.6 GB at a vocabulary of 151,000
 
@@ -36,19 +32,6 @@ CPU_TOKENS = 4096
 # a plan for every new shape, and short micro-batches have a shape each.
 CUDNN_TOKENS = 8192
 
-# Noise in the forward pass would make the importance ratio of recorded answers noise too.
-_DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA has no memory left, whoever asked for it.
-
-    torch's allocator has a class for it. CUDA itself (a context, a kernel to load) and its
-    libraries, of which each thread makes a handle of its own, have a message.
-    """
-    messages = ("out of memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in messages)
-
 
 class LanguageModel:
     """A causal language model to train by LoRA.
@@ -57,19 +40,26 @@ class LanguageModel:
         base_model: Hub id or folder.
         device: Where it is held.
         dtype: Of the base; None: bfloat16 on CUDA, float32 elsewhere. The adapter is float32.
+        revision: The base model must be this one; None: any will do.
 
     Raises:
-        UserError: BASE_MODEL cannot be loaded, does not fit the GPU, or has no chat template.
+        UserError: BASE_MODEL cannot be loaded, is another revision, does not fit the GPU, or has no
+            chat template.
     """
 
     def __init__(
-        self, base_model: str, device: torch.device, dtype: torch.dtype | None = None
+        self,
+        base_model: str,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
     ) -> None:
         self.base_model = base_model
+        self.revision = base_revision(base_model, revision)
         self.device = device
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.tokenizer, self.network = _load(base_model, device, dtype)
+        self.tokenizer, self.network = load_base(base_model, self.revision, device, dtype)
         self.chat = ChatFormat(self.tokenizer, base_model)
         self.network.config.use_cache = False
         self._last_layer: LastLayer | None = None
@@ -105,7 +95,8 @@ class LanguageModel:
     def _wrap(self, rank: int, alpha: int) -> None:
         """Make the adapter once: it takes most of a second with hundreds of layers."""
         if self._adapted is not None:
-            self.network = self._adapted.unload()
+            self.network, self._adapted = self._adapted.unload(), None
+            release_memory()
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -214,36 +205,3 @@ class LanguageModel:
             f"BASE_MODEL={self.base_model}: the architecture {type(self.network).__name__} "
             "scales its logits in a way this trainer does not know; choose another"
         )
-
-
-def _load(base_model: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    local = Path(base_model).is_dir()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local)
-        config = AutoConfig.from_pretrained(base_model, local_files_only=local)
-        for name in _DROPOUTS:
-            if hasattr(config, name):
-                setattr(config, name, 0.0)
-        network = AutoModelForCausalLM.from_pretrained(
-            base_model,
-            config=config,
-            dtype=dtype,
-            attn_implementation="sdpa",  # refused where attention is of another kind
-            device_map=str(device),  # straight to the GPU: a copy in RAM first may not fit
-            local_files_only=local,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        if out_of_memory(error):
-            raise UserError(
-                f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller "
-                "BASE_MODEL or a larger GPU; or let W&B's serverless training hold the model "
-                "(docs/training.md)"
-            ) from None
-        if isinstance(error, torch.AcceleratorError):
-            raise  # the GPU's fault, not the model's
-        reason = first_line(error)
-        raise UserError(
-            f"BASE_MODEL={base_model} cannot be loaded ({reason}): "
-            "name a folder with a transformers model, or a hub id this machine can reach"
-        ) from error
-    return tokenizer, network

@@ -13,8 +13,9 @@ from babylon_tasks.records.steps import Hyperparameters, Progress, Sample, StepR
 from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch import checkpoint
 from workers.trainer.torch.batches import StepTensors
-from workers.trainer.torch.gradients import OneSequenceTooLarge, accumulate_within_memory
+from workers.trainer.torch.gradients import accumulate_within_memory
 from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.memory import OneSequenceTooLarge
 from workers.trainer.torch.tokenized import TokenizedGroups, tokenize_groups
 
 MAX_GRADIENT_NORM = 1.0

@@ -11,16 +11,21 @@ import torch
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Progress, Sample, StepRequest, StepResult
+from workers.trainer.packages import package_versions
 from workers.trainer.samples import read_samples
+from workers.trainer.torch.base_model import base_revision
 from workers.trainer.torch.flops import Shape, step_flops
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.matrix_rate import matrix_rate
+from workers.trainer.torch.memory import release_memory
 from workers.trainer.torch.sequences import Sequences
 from workers.trainer.torch.step import TorchStep
 
 
 class TorchTrainer:
     """Runs steps on one device; the base model is loaded once for as long as it is the same.
+
+    Lineages that share it take turns: each request brings its own adapter.
 
     Args:
         slot: The GPU's UUID, which alone CUDA_VISIBLE_DEVICES names; or `cpu`, or `cpu-N`.
@@ -48,7 +53,7 @@ class TorchTrainer:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         on_progress(Progress("load"))
-        model = self._load_model(request.base_model)
+        model = self._load_model(request.base_model, request.base_revision)
         samples = read_samples(request.samples_path)
         loaded = time.monotonic()
         step = TorchStep(model, request, on_progress)
@@ -74,13 +79,27 @@ class TorchTrainer:
             windows=tokenized.windows,
             peak_memory_bytes=self._peak_memory_bytes(),
             mfu=self._mfu(model, request, sequences, phases),
+            base_revision=model.revision,
+            packages=package_versions(),
         )
 
-    def _load_model(self, base_model: str) -> LanguageModel:
-        if self._model is None or self._model.base_model != base_model:
-            self._model = None  # free the old one first
-            self._model = LanguageModel(base_model, self._device)
-        return self._model
+    def _load_model(self, base_model: str, revision: str | None = None) -> LanguageModel:
+        """Return the model in memory where it will do, else load this one in its place.
+
+        Raises:
+            UserError: It cannot be loaded, or is another revision; then the old one stays.
+        """
+        model = self._model
+        if (
+            model is None
+            or model.base_model != base_model
+            or revision not in (None, model.revision)
+        ):
+            revision = base_revision(base_model, revision)
+            self._model = model = None
+            release_memory()  # or both would be in memory at once
+            self._model = model = LanguageModel(base_model, self._device, revision=revision)
+        return model
 
     def _device_name(self) -> str:
         return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"

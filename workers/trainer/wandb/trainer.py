@@ -23,6 +23,7 @@ from babylon_tasks.errors import (
 )
 from babylon_tasks.records.steps import JobNote, OpenJob, Progress, Remote, StepRequest, StepResult
 from babylon_tasks.text import one_line
+from workers.trainer.packages import package_versions
 from workers.trainer.samples import read_samples
 from workers.trainer.wandb.client import RemoteModel, Unsure, WandbClient, open_client
 from workers.trainer.wandb.job import JobFollower, JobGone, MadeCheckpoint
@@ -117,6 +118,7 @@ class _Step:
             windows=shares,
             cost_usd=self._remote.usd_per_job,
             inference_name=name,
+            packages=package_versions(),
         )
 
     async def _settle(
