@@ -1,7 +1,8 @@
 """A training step as data: the request, the trainer's progress, and the result.
 
 The records cross process borders as JSON, so they hold plain values only. Every trainer (`torch`,
-`serverless`, `noop`) satisfies the one protocol `Trainer`.
+`serverless`, `noop`) satisfies the one protocol `Trainer`. What it is asked besides steps is in
+`babylon_tasks.records.trainer_requests`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,13 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 import msgspec
+
+from babylon_tasks.records.trainer_requests import (
+    EvaluateRequest,
+    EvaluateResult,
+    GenerateRequest,
+    GenerateResult,
+)
 
 # vLLM writes -9999 for a token that cannot occur; a value far below that is no log-probability.
 LEAST_LOGPROB = -1e6
@@ -90,7 +98,7 @@ class Remote(msgspec.Struct, frozen=True):
     job: OpenJob | None
 
 
-class StepRequest(msgspec.Struct, frozen=True):
+class StepRequest(msgspec.Struct, frozen=True, tag="step"):
     """One step of one model, asked for by the holder of the model's lease.
 
     `samples_path` is a file of JSON lines, one `Sample` each, a window's lines together: a window
@@ -130,8 +138,10 @@ class JobNote(msgspec.Struct, frozen=True):
     why: str | None = None
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """A sign of life in a step; `phase` is one of load, tokenize, post, queue, train, save.
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A sign of life of a trainer.
+
+    `phase` is one of load, tokenize, post, queue, train, save, evaluate, generate.
 
     `job` must be durable before the trainer goes on.
     """
@@ -156,7 +166,7 @@ class WindowShare(msgspec.Struct, frozen=True):
     trainable_tokens: int
 
 
-class StepResult(msgspec.Struct, frozen=True):
+class StepResult(msgspec.Struct, frozen=True, tag="step_result"):
     """What a step did. `metrics` holds finite numbers only.
 
     `loss` is the mean over the step's trainable tokens; None if W&B did not report it.
@@ -192,10 +202,14 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 class Trainer(Protocol):
-    """Runs one step at a time; the caller holds the model's lease meanwhile."""
+    """Does one thing at a time, for any number of lineages in turn.
+
+    The base model stays in memory from one request to the next, as long as it is the same. Nothing
+    else does: what a request gives depends on no other that came before it.
+    """
 
     def step(self, request: StepRequest, on_beat: Callable[[Progress | None], None]) -> StepResult:
-        """Run one step.
+        """Run one step; the caller holds the model's lease meanwhile.
 
         `on_beat` is called with each sign of life, and with None at least every heartbeat while
         there is none. An error that it raises ends the step and is passed on.
@@ -206,6 +220,28 @@ class Trainer(Protocol):
                 needs more memory than the GPU has); the message says which setting to change.
             UserError: This machine cannot train at all (a package or the base model is missing, or
                 the base model is of another revision).
+        """
+        ...
+
+    def evaluate(
+        self, request: EvaluateRequest, on_beat: Callable[[Progress | None], None]
+    ) -> EvaluateResult:
+        """Return how likely a model finds recorded answers; `on_beat` and errors as for `step`.
+
+        Raises:
+            TrainerDied, Final: As for a step.
+            UserError: As for a step; or this trainer has no model to ask.
+        """
+        ...
+
+    def generate(
+        self, request: GenerateRequest, on_beat: Callable[[Progress | None], None]
+    ) -> GenerateResult:
+        """Return a model's answers to prompts; `on_beat` and errors as for `step`.
+
+        Raises:
+            TrainerDied, Final: As for a step.
+            UserError: As for a step; or this trainer has no model to ask.
         """
         ...
 

@@ -311,7 +311,7 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
 
 def _metrics(result: StepResult) -> dict[str, Any]:
     """Return all parts of the result that have no column of their own."""
-    fields: dict[str, Any] = msgspec.to_builtins(result)
+    fields: dict[str, Any] = msgspec.structs.asdict(result)
     metrics = fields.pop("metrics")
     for name in _STORED_ELSEWHERE:
         del fields[name]

@@ -21,6 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from babylon_tasks.errors import Final, Retryable
 from babylon_tasks.records.steps import Progress, Sample
+from babylon_tasks.records.trainer_requests import EvaluateRequest, GenerateRequest
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
 from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.visible import visible_gpus
@@ -180,3 +181,26 @@ def test_a_cuda_fault_ends_the_trainer_and_not_the_worker(
     result = trainer.step(make_request(tmp_path, base_model, two_sided(), name="b"), ignore)
     assert result.optimizer_steps == 1
     assert trainer.pid not in pids
+
+
+def test_lineages_take_turns_in_the_memory_of_one(base_model: str, tmp_path: Path) -> None:
+    """Adapters of two ranks, asked and trained in turn; an evaluation is close to the CPU's."""
+    trainer, held = TorchTrainer("GPU"), []
+    for turn in range(6):
+        rank = 8 if turn % 2 else 64
+        step = make_request(
+            tmp_path, base_model, two_sided(), name=f"s{turn}", lora_rank=rank, learning_rate=0.02
+        )
+        trainer.step(step, ignore)
+        asked = EvaluateRequest("tiny", base_model, step.output_dir, step.samples_path, 1024, 4096)
+        found = trainer.evaluate(asked, ignore)
+        prompts = [call.prompt() for one in two_sided() for call in one.calls]
+        generate = GenerateRequest(
+            "tiny", base_model, step.output_dir, prompts, max_tokens=8, temperature=0.0, seed=1
+        )
+        assert trainer.generate(generate, ignore).tokens > 0
+        held.append(torch.cuda.memory_allocated())
+    exact = TorchTrainer("cpu-0").evaluate(asked, ignore)
+    ours = torch.tensor([one.logprob for one in found.trajectories])
+    assert apart(ours, torch.tensor([one.logprob for one in exact.trajectories])) < 0.05
+    assert held[2:4] == held[4:]

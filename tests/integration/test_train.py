@@ -126,7 +126,7 @@ def test_a_step_says_where_its_time_and_money_went(make_context: Callable[..., C
     assert float(row["cost_usd"]) == pytest.approx(0.05)  # 50 s at $3.60 an hour
     assert row["tokens_per_second"] == pytest.approx(1000 / (0.0004 + 0.0001))
     assert (row["mfu"], row["peak_memory_bytes"]) == (0.25, 2**33)
-    elsewhere = {"seconds_by_phase", "mfu", "cost_usd", "base_revision", "packages"}
+    elsewhere = {"seconds_by_phase", "mfu", "cost_usd", "base_revision", "packages", "type"}
     assert not elsewhere & set(row["metrics"])
 
 

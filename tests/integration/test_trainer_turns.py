@@ -20,8 +20,9 @@ pytest.importorskip("art")
 
 import torch
 
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import CheckpointUnreadable, Retryable, TrainerDied, UserError
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
+from babylon_tasks.records.trainer_requests import EvaluateRequest, GenerateRequest, Likelihood
 from tests.hub_server import HubServer
 from tests.unit.tiny import make_request, make_tiny_model, two_sided
 from workers.gpu.client import TrainerOptions, TrainerProcess
@@ -76,6 +77,30 @@ def lineage_step(
     return msgspec.structs.replace(request, model_name=lineage)
 
 
+def evaluation_of(step: StepRequest, checkpoint: str | None) -> EvaluateRequest:
+    return EvaluateRequest(
+        model_name=step.model_name,
+        base_model=step.base_model,
+        checkpoint=checkpoint,
+        samples_path=step.samples_path,
+        max_sequence_tokens=1024,
+        micro_batch_tokens=200,
+    )
+
+
+def generation_of(step: StepRequest, checkpoint: str | None) -> GenerateRequest:
+    return GenerateRequest(
+        model_name=step.model_name,
+        base_model=step.base_model,
+        checkpoint=checkpoint,
+        prompts=[[{"role": "user", "content": "YES or NO?"}]],
+        max_tokens=8,
+        temperature=1.0,
+        seed=3,
+        n=2,
+    )
+
+
 def files(folder: str) -> list[bytes]:
     return [(Path(folder) / name).read_bytes() for name in FILES]
 
@@ -83,15 +108,25 @@ def files(folder: str) -> list[bytes]:
 def test_lineages_in_turn_get_the_bytes_that_each_gets_alone(
     start: Start, base_model: str, tmp_path: Path
 ) -> None:
-    """Two lineages of other ranks and alphas."""
+    """Two lineages of other ranks and alphas; between their steps both are evaluated and heard."""
     together, heads = start(), dict.fromkeys(["one", "two"])
+    loads: list[str] = []
+
+    def on_beat(progress: Progress | None) -> None:
+        if progress is not None:
+            loads.append(progress.phase)
+
     for number in range(2):
         for lineage, parent in list(heads.items()):
             step = lineage_step(tmp_path / "together", base_model, lineage, number, parent)
-            together.step(step, ignore)
+            together.step(step, on_beat)
             heads[lineage] = step.output_dir
+            for checkpoint in (None, step.output_dir, heads["one"]):
+                together.evaluate(evaluation_of(step, checkpoint), on_beat)
+                together.generate(generation_of(step, checkpoint), on_beat)
         pid = together.pid
     assert together.pid == pid
+    assert {"load", "tokenize", "train", "save", "evaluate", "generate"} == set(loads)
     for lineage in heads:
         alone, parent = start(), None
         for number in range(2):
@@ -126,6 +161,7 @@ def test_fifty_turns_take_no_more_memory_than_four(base_model: str, tmp_path: Pa
             step = lineage_step(tmp_path, base_model, lineage, turn, heads[lineage])
             trainer.step(step, ignore)
             heads[lineage] = step.output_dir
+            trainer.evaluate(evaluation_of(step, step.output_dir), ignore)
             held.append(tensor_bytes())
     finally:
         gc.unfreeze()
@@ -172,6 +208,7 @@ def test_a_change_of_turns_loads_no_base_model(
         trainer.step(step, ignore)
         heads[lineage] = step.output_dir
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+        trainer.evaluate(evaluation_of(step, None), ignore)
 
 
 # --- the base model's revision ---
@@ -254,11 +291,18 @@ def test_a_folder_that_is_another_model_now_is_refused(base_model: str, tmp_path
     assert trainer.step(request, ignore).base_revision == pinned
     trainer.step(make_request(tmp_path, base_model, two_sided(1)), ignore)
     kept = trainer._model
-    with pytest.raises(UserError, match=rf"is revision files:\w+, but .* pinned to {pinned}: "):
-        trainer.step(request, ignore)
-    assert trainer._model is kept  # the others' model did not go for it
-    unpinned = msgspec.structs.replace(request, base_revision=None)
-    assert trainer.step(unpinned, ignore).base_revision not in (None, pinned)
+    asked = [
+        (trainer.step, request),
+        (trainer.evaluate, evaluation_of(request, None)),
+        (trainer.generate, generation_of(request, None)),
+    ]
+    for ask, one in asked:
+        one = msgspec.structs.replace(one, base_revision=pinned)
+        with pytest.raises(UserError, match=rf"is revision files:\w+, but .* pinned to {pinned}: "):
+            ask(one, ignore)
+        unpinned = msgspec.structs.replace(one, base_revision=None)
+        assert trainer._model is kept  # the others' model did not go for it
+    assert ask(unpinned, ignore).base_revision not in (None, pinned)
     with pytest.raises(UserError, match=f"is revision files:.* pinned to {'f' * 40}: "):
         trainer.step(msgspec.structs.replace(request, base_revision="f" * 40), ignore)
 
@@ -269,3 +313,81 @@ def test_a_step_names_its_packages(base_model: str, tmp_path: Path) -> None:
         "babylon-tasks", "openpipe-art", "torch", "transformers", "peft"
     }  # fmt: skip
     assert result.packages["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+
+
+# --- the other trainers, and faults ---
+
+
+def test_noop_answers_trivially(start: Start, tmp_path: Path) -> None:
+    trainer, step = start("noop"), make_request(tmp_path, "none", two_sided(1))
+    trainer.step(step, ignore)
+    beats: list[Progress | None] = []
+    evaluated = trainer.evaluate(evaluation_of(step, step.output_dir), beats.append)
+    assert evaluated.trajectories == [Likelihood(f"w0-{n}", 0, 0.0) for n in range(4)]
+    assert (evaluated.calls, evaluated.device) == (8, "none")
+    generated = trainer.generate(generation_of(step, None), beats.append)
+    assert [[one.text for one in answers] for answers in generated.generations] == [["", ""]]
+    assert beats == [Progress("evaluate"), Progress("generate")]
+    with pytest.raises(CheckpointUnreadable, match="no such folder"):
+        trainer.evaluate(evaluation_of(step, "/nowhere"), ignore)
+    pid = trainer.pid
+    trainer.step(step, ignore)
+    assert trainer.pid == pid
+
+
+def test_serverless_refuses_in_a_line(start: Start, tmp_path: Path) -> None:
+    trainer, step = start("serverless"), make_request(tmp_path, "none", two_sided(1))
+    for ask, request in (
+        (trainer.evaluate, evaluation_of(step, None)),
+        (trainer.generate, generation_of(step, None)),
+    ):
+        with pytest.raises(UserError, match=r"^W&B has the weights of tiny, .*TRAINER=torch$"):
+            ask(request, ignore)
+
+
+def noop_that_evaluates(trainer: TrainerProcess, by: str) -> None:
+    """Make the noop trainer evaluate by this expression."""
+    program = "import time, workers.trainer.noop as noop\n"
+    program += f"noop.NoopTrainer.evaluate = lambda self, request, tell: {by}\n"
+    program += "from workers.trainer.__main__ import main; main()"
+    trainer._command[1:3] = ["-c", program]
+
+
+def test_a_trainer_that_answers_something_else_is_ended(start: Start, tmp_path: Path) -> None:
+    trainer, step = start("noop"), make_request(tmp_path, "none", two_sided(1))
+    noop_that_evaluates(trainer, "noop.GenerateResult([], 0, 0, 'none', 0.0)")
+    trainer.step(step, ignore)
+    with pytest.raises(TrainerDied, match="the trainer answered with a GenerateResult"):
+        trainer.evaluate(evaluation_of(step, None), ignore)
+    assert trainer.pid is None
+    assert trainer.step(step, ignore).sequences == 8
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "warm"),
+    [
+        ("1 / 0", Retryable, False),
+        ("(_ for _ in ()).throw(noop.CheckpointUnreadable('do this'))", CheckpointUnreadable, True),
+    ],
+)
+def test_an_evaluation_fails_as_a_step_does(
+    start: Start, tmp_path: Path, fault: str, error: type[Exception], warm: bool
+) -> None:
+    trainer, step = start("noop"), make_request(tmp_path, "none", two_sided(1))
+    noop_that_evaluates(trainer, fault)
+    with pytest.raises(error, match=r"^do this$|^the trainer failed: ZeroDivisionError: "):
+        trainer.evaluate(evaluation_of(step, None), ignore)
+    assert (trainer.pid is not None) == warm
+    assert trainer.step(step, ignore).sequences == 8
+
+
+def test_an_evaluation_that_says_nothing_is_ended(start: Start, tmp_path: Path) -> None:
+    """It has the same life signs as a step: silence is told as None, and a stall kills."""
+    trainer = start("noop", heartbeat_seconds=0.05, stall_seconds=1.0)
+    noop_that_evaluates(trainer, "time.sleep(60)")
+    step = make_request(tmp_path, "none", two_sided(1))
+    beats: list[Progress | None] = []
+    with pytest.raises(TrainerDied, match="no sign of life for 1 s"):
+        trainer.evaluate(evaluation_of(step, None), beats.append)
+    assert beats.count(None) >= 5
+    assert trainer.pid is None

@@ -9,11 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import SecretStr
 
 from babylon_tasks.errors import Retryable, TrainerDied, UserError
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
+from babylon_tasks.records.trainer_requests import (
+    EvaluateRequest,
+    EvaluateResult,
+    GenerateRequest,
+    GenerateResult,
+)
 from workers.gpu import lock, wire
 from workers.gpu.process import CLOSE_SECONDS, ChildProcess
 
@@ -22,6 +29,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # between two looks whether another trainer waits for an idle one's GPU
 
 OnBeat = Callable[[Progress | None], None]
+
+_Result = TypeVar("_Result", StepResult, EvaluateResult, GenerateResult)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class TrainerOptions:
         gpus: UUIDs or MIG ids; the trainer takes the first if it is free, else another that is,
             and sees no other. Without any, every GPU is hidden from it.
         slot: Its name in the log: its first GPU, or `cpu-N`.
-        heartbeat_seconds: `on_beat` is called at least this often during a step.
+        heartbeat_seconds: `on_beat` is called at least this often during a request.
         stall_seconds: A trainer that says nothing for so long is killed.
         idle_seconds: A trainer without work is ended after this, which frees its GPU.
         log_level: The trainer's; it logs to this process's stderr.
@@ -51,17 +60,18 @@ class TrainerOptions:
 
 
 class TrainerProcess:
-    """A trainer in a process of its own, started at the first step and kept warm between steps.
+    """A trainer in a process of its own, started at the first request and kept warm after it.
 
-    A trainer that died is started again at the next step. One whose GPU another trainer waits for
-    is ended, after its step or while it is idle; at its next step it waits for its turn.
+    One process serves whatever lineages ask. A trainer that died is started again at the next
+    request. One whose GPU another trainer waits for is ended, after its request or while it is
+    idle; at its next request it waits for its turn.
     """
 
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._command = [sys.executable, "-m", "workers.trainer"]
         self._command += ["--kind", options.kind, "--log-level", options.log_level]
-        self._lock = threading.RLock()  # a step, and what ends the process, exclude each other
+        self._lock = threading.RLock()  # a request, and what ends the process, exclude each other
         self._process: ChildProcess | None = None
         self._holding: str | None = None  # the GPU whose lock the process has
         self._rest_over: threading.Event | None = None  # tells the thread that watches it idle
@@ -84,12 +94,30 @@ class TrainerProcess:
             Final: The step will fail again.
             UserError: A person must change something.
         """
+        return self._ask(request, StepResult, on_beat)
+
+    def evaluate(self, request: EvaluateRequest, on_beat: OnBeat) -> EvaluateResult:
+        """Evaluate recorded answers; ends and errors as for `step`."""
+        return self._ask(request, EvaluateResult, on_beat)
+
+    def generate(self, request: GenerateRequest, on_beat: OnBeat) -> GenerateResult:
+        """Generate answers; ends and errors as for `step`."""
+        return self._ask(request, GenerateResult, on_beat)
+
+    def close(self) -> None:
+        """End the process, if there is one, and free its GPU. It may be called twice."""
+        with self._lock:
+            self._end_rest()
+            self._end(grace_seconds=CLOSE_SECONDS)
+
+    def _ask(self, request: wire.Request, result_type: type[_Result], on_beat: OnBeat) -> _Result:
+        line = wire.encode(request)
         with self._lock:
             self._end_rest()
             try:
                 process = self._running()
-                process.send(wire.encode(request))
-                answer = self._attend(process, on_beat)
+                process.send(line)
+                answer = self._attend(process, result_type, on_beat)
             except BaseException:
                 self._end(grace_seconds=0)
                 raise
@@ -100,13 +128,7 @@ class TrainerProcess:
                 self._rest()
                 raise error
             self._rest()
-            return wire.plain_result(answer)
-
-    def close(self) -> None:
-        """End the process, if there is one, and free its GPU. It may be called twice."""
-        with self._lock:
-            self._end_rest()
-            self._end(grace_seconds=CLOSE_SECONDS)
+            return answer
 
     def _running(self) -> ChildProcess:
         if self._process is not None and not self._process.alive():
@@ -127,9 +149,9 @@ class TrainerProcess:
         return environment
 
     def _attend(
-        self, process: ChildProcess, on_beat: OnBeat
-    ) -> wire.ResultAnswer | wire.ErrorAnswer:
-        """Pass on signs of life until the step's end.
+        self, process: ChildProcess, result_type: type[_Result], on_beat: OnBeat
+    ) -> _Result | wire.ErrorAnswer:
+        """Pass on signs of life until the request's end.
 
         Raises:
             TrainerDied: The process ended, said nothing for too long, or spoke nonsense.
@@ -154,13 +176,15 @@ class TrainerProcess:
                     beat = time.monotonic()
                 continue
             heard = now
-            if isinstance(answer, wire.ResultAnswer | wire.ErrorAnswer):
+            if isinstance(answer, result_type | wire.ErrorAnswer):
                 return answer
+            if isinstance(answer, wire.Result):
+                raise TrainerDied(f"the trainer answered with a {type(answer).__name__}")
             if isinstance(answer, wire.Holding):
                 self._holding = answer.gpu
-            if isinstance(answer, wire.ProgressAnswer):
+            if isinstance(answer, Progress):
                 phase = answer.phase
-                on_beat(wire.plain_progress(answer))
+                on_beat(answer)
                 if answer.job is not None:
                     process.send(wire.NOTED)
                 heard = beat = time.monotonic()
@@ -172,7 +196,7 @@ class TrainerProcess:
             process.end(grace_seconds)
 
     def _rest(self) -> None:
-        """End a step: give the GPU to who waits for it, else watch the idle trainer."""
+        """End a request: give the GPU to who waits for it, else watch the idle trainer."""
         if self._process is None:
             return
         if self._wanted():
@@ -194,10 +218,10 @@ class TrainerProcess:
             if not wanted and time.monotonic() < end:
                 continue
             if not self._lock.acquire(blocking=False):
-                return  # a step has begun, or somebody closes it
+                return  # a request has begun, or somebody closes it
             try:
                 if over.is_set():
-                    return  # a step has come and gone meanwhile; it has a watch of its own
+                    return  # a request has come and gone meanwhile; it has a watch of its own
                 if wanted:
                     self._give_way()
                 else:

@@ -1,8 +1,8 @@
 """What a worker and its trainer process say to each other: one JSON object a line.
 
-Worker to trainer: a `StepRequest`; and `NOTED` after each progress that names a job, once Postgres
-has that job. Trainer to worker: one of `Answer`; their `type` says which. Closing the pipe to the
-trainer ends it.
+Worker to trainer: one of `Request`; and `NOTED` after each progress that names a job, once Postgres
+has that job. Trainer to worker: any number of other answers, then one of `Result` or an
+`ErrorAnswer`. The `type` of a line says which it is. Closing the pipe to the trainer ends it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ import msgspec
 
 from babylon_tasks import errors
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
+from babylon_tasks.records.trainer_requests import (
+    EvaluateRequest,
+    EvaluateResult,
+    GenerateRequest,
+    GenerateResult,
+)
 from babylon_tasks.text import one_line
 
 NOTED = b'{"noted":true}\n'
@@ -41,16 +47,8 @@ class Holding(msgspec.Struct, frozen=True, tag="holding"):
     gpu: str
 
 
-class ProgressAnswer(Progress, frozen=True, tag="progress"):
-    """A sign of life of the step under way."""
-
-
-class ResultAnswer(StepResult, frozen=True, tag="result"):
-    """The step is done and its files are in the request's `output_dir`."""
-
-
 class ErrorAnswer(msgspec.Struct, frozen=True, tag="error"):
-    """The step failed; `message` is one line that says what to do."""
+    """The request failed; `message` is one line that says what to do."""
 
     kind: ErrorKind
     message: str
@@ -60,19 +58,21 @@ class ErrorAnswer(msgspec.Struct, frozen=True, tag="error"):
         return _ERRORS[self.kind](self.message)
 
 
-Answer = Ready | Holding | ProgressAnswer | ResultAnswer | ErrorAnswer
+Request = StepRequest | EvaluateRequest | GenerateRequest
+Result = StepResult | EvaluateResult | GenerateResult
+Answer = Ready | Holding | Progress | Result | ErrorAnswer
 
 _encoder = msgspec.json.Encoder()
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
-_requests = msgspec.json.Decoder(StepRequest)
+_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 
 
-def encode(message: StepRequest | Answer) -> bytes:
+def encode(message: Request | Answer) -> bytes:
     """Encode a message as one line, its newline included."""
     return _encoder.encode(message) + b"\n"
 
 
-def decode_request(line: bytes) -> StepRequest:
+def decode_request(line: bytes) -> Request:
     """Decode a line from the worker.
 
     Raises:
@@ -90,29 +90,9 @@ def decode_answer(line: bytes) -> Answer:
     return _answers.decode(line)
 
 
-def answer_progress(progress: Progress) -> ProgressAnswer:
-    """Turn the record into an answer."""
-    return ProgressAnswer(**msgspec.structs.asdict(progress))
-
-
-def answer_result(result: StepResult) -> ResultAnswer:
-    """Turn the record into an answer."""
-    return ResultAnswer(**msgspec.structs.asdict(result))
-
-
 def answer_error(error: errors.BabylonError) -> ErrorAnswer:
     """Turn an error into an answer; its message is made one line that JSON and Postgres take."""
     kinds: list[ErrorKind] = [kind for kind, cls in _ERRORS.items() if isinstance(error, cls)]
     return ErrorAnswer(
         kind=kinds[0] if kinds else "retryable", message=one_line(str(error), _MESSAGE_CHARACTERS)
     )
-
-
-def plain_progress(answer: ProgressAnswer) -> Progress:
-    """Turn an answer into the plain record."""
-    return Progress(**msgspec.structs.asdict(answer))
-
-
-def plain_result(answer: ResultAnswer) -> StepResult:
-    """Turn an answer into the plain record."""
-    return StepResult(**msgspec.structs.asdict(answer))

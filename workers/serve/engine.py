@@ -11,11 +11,12 @@ import jinja2
 import msgspec
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.text import first_line
 from workers.trainer.torch.chat_format import ChatFormat
+from workers.trainer.torch.generator import Generator
 
 ADAPTERS_KEPT = 4
 MAX_NEW_TOKENS = 256
@@ -83,7 +84,7 @@ class Engine:
             self._load_base(served.base_model)
             self._activate(served.adapter)
             prompt = self._prompt(request)
-            limit = getattr(self._network.config, "max_position_embeddings", 1 << 30)
+            limit = self._generator.context_tokens
             if len(prompt) >= limit:
                 raise BadRequest(f"the prompt has {len(prompt)} tokens, the model takes {limit}")
             wanted = request.max_completion_tokens or request.max_tokens or MAX_NEW_TOKENS
@@ -100,25 +101,10 @@ class Engine:
             raise BadRequest(f"the model's chat template refuses the messages: {error}") from error
 
     def _generate(self, prompt: list[int], max_new: int, request: ChatRequest) -> Completion:
-        temperature = request.temperature or 0.0
-        if request.seed is not None:
-            torch.manual_seed(request.seed)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-        tokens = torch.tensor([prompt], device=self._device)
-        output = self._network.generate(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new,
-                eos_token_id=sorted(self._stops),
-                pad_token_id=min(self._stops, default=0),
-                **sampling,
-            ),
+        (one,) = self._generator.generate(
+            self._network, [prompt], max_new, request.temperature or 0.0, request.seed
         )
-        answer = output[0, len(prompt) :].tolist()
-        stopped = bool(answer) and answer[-1] in self._stops
-        text = self._tokenizer.decode(answer, skip_special_tokens=True)
-        return Completion(text, len(prompt), len(answer), "stop" if stopped else "length")
+        return Completion(one.text, len(prompt), len(one.token_ids), one.finish_reason)
 
     def _load_base(self, base_model: str) -> None:
         if self._base_model == base_model:
@@ -136,14 +122,8 @@ class Engine:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = first_line(error)
             raise UserError(f"BASE_MODEL={base_model} cannot be loaded: {reason}") from error
-        self._tokenizer = tokenizer
         self._chat = ChatFormat(tokenizer, base_model)
-        configured = network.generation_config.eos_token_id
-        ends = configured if isinstance(configured, list) else [configured]
-        ends += [tokenizer.eos_token_id, *self._chat.end_ids[-1:]]
-        self._stops = {end for end in ends if end is not None}
-        # A model's own defaults (top_k, repetition penalty) would hide what training did.
-        network.generation_config = GenerationConfig()
+        self._generator = Generator(network, tokenizer, self._chat)
         self._network = network.to(self._device).eval()
         self._base_model = base_model
 

@@ -1,7 +1,7 @@
 """The trainer process: `python -m workers.trainer --kind torch|serverless|noop`.
 
 It reads requests from stdin and answers on what was stdout when it started; see `wire.py`. The
-end of stdin ends it at once, even in the middle of a step, so that a worker that is killed takes
+end of stdin ends it at once, even in the middle of a request, so that a worker that is killed takes
 its trainer with it.
 """
 
@@ -16,6 +16,7 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,12 @@ from typing import NoReturn, Protocol
 
 from babylon_tasks.errors import BabylonError, Retryable, UserError
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
+from babylon_tasks.records.trainer_requests import (
+    EvaluateRequest,
+    EvaluateResult,
+    GenerateRequest,
+    GenerateResult,
+)
 from workers.gpu import wire
 from workers.trainer.bare_art import use_bare_art
 
@@ -34,8 +41,15 @@ PROGRESS_SECONDS = 0.2  # progress of one phase is not sent more often than this
 _TALKATIVE = ("openai", "httpx", "httpcore")
 
 
-class _Steps(Protocol):
-    def step(self, request: StepRequest, on_progress: Callable[[Progress], None]) -> StepResult: ...
+OnProgress = Callable[[Progress], None]
+
+
+class _Trainer(Protocol):
+    def step(self, request: StepRequest, on_progress: OnProgress) -> StepResult: ...
+
+    def evaluate(self, request: EvaluateRequest, on_progress: OnProgress) -> EvaluateResult: ...
+
+    def generate(self, request: GenerateRequest, on_progress: OnProgress) -> GenerateResult: ...
 
 
 class _Answers:
@@ -62,7 +76,7 @@ class _Answers:
         must = progress.job is not None or progress.phase != self._phase
         if must or last or now - self._sent_at >= PROGRESS_SECONDS:
             self._phase, self._sent_at = progress.phase, now
-            self.send(wire.answer_progress(progress))
+            self.send(progress)
 
 
 def _read_requests(requests: queue.Queue[bytes]) -> None:
@@ -125,7 +139,7 @@ def _importing() -> Iterator[None]:
         gc.enable()
 
 
-def _torch_trainer(slot: str, answers: _Answers) -> _Steps:
+def _torch_trainer(slot: str, answers: _Answers) -> _Trainer:
     _prepare_environment()
     answers.progress(Progress(phase="load"))
     with _importing():
@@ -134,7 +148,7 @@ def _torch_trainer(slot: str, answers: _Answers) -> _Steps:
     return TorchTrainer(slot)
 
 
-def _serverless_trainer() -> _Steps:
+def _serverless_trainer() -> _Trainer:
     key = os.environ.get("WANDB_API_KEY", "")
     _prepare_environment()  # takes the key away
     with _importing():
@@ -158,16 +172,17 @@ def _not_installed(error: ModuleNotFoundError, kind: str) -> UserError:
     return UserError(f"{name} is not installed: pip install 'babylon-tasks[{extra}]'")
 
 
-def _fault(error: Exception, request: StepRequest) -> BabylonError:
+def _fault(error: Exception, request: wire.Request) -> BabylonError:
     """Nobody's data is at fault where the disk is full."""
     first_line = str(error).strip().partition("\n")[0]
     # Not by errno: what writes weights raises errors of its own.
     if os.strerror(errno.ENOSPC) in first_line:
-        return UserError(f"no space left for {request.scratch_dir}: free some, or set TMPDIR")
+        folder = request.scratch_dir if isinstance(request, StepRequest) else tempfile.gettempdir()
+        return UserError(f"no space left for {folder}: free some, or set TMPDIR")
     return Retryable(f"the trainer failed: {type(error).__name__}: {first_line}")
 
 
-def _make_trainer(kind: str, slot: str, answers: _Answers) -> _Steps:
+def _make_trainer(kind: str, slot: str, answers: _Answers) -> _Trainer:
     if kind == "torch":
         return _torch_trainer(slot, answers)
     if kind == "serverless":
@@ -177,9 +192,19 @@ def _make_trainer(kind: str, slot: str, answers: _Answers) -> _Steps:
     return NoopTrainer()
 
 
+def _result(trainer: _Trainer, request: wire.Request, on_progress: OnProgress) -> wire.Result:
+    match request:
+        case StepRequest():
+            return trainer.step(request, on_progress)
+        case EvaluateRequest():
+            return trainer.evaluate(request, on_progress)
+        case GenerateRequest():
+            return trainer.generate(request, on_progress)
+
+
 def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoReturn:
     held: tuple[str, object] | None = None
-    trainer: _Steps | None = None
+    trainer: _Trainer | None = None
 
     def tell(progress: Progress) -> None:
         answers.progress(progress)
@@ -191,14 +216,14 @@ def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoRetu
         try:
             held = held or _hold_gpu(answers)
             trainer = trainer or _make_trainer(kind, held[0], answers)
-            answer: wire.Answer = wire.answer_result(trainer.step(request, tell))
+            answer: wire.Answer = _result(trainer, request, tell)
         except BabylonError as error:
             answer = wire.answer_error(error)
         except ModuleNotFoundError as error:  # ART imports some packages late
             answer = wire.answer_error(_not_installed(error, kind))
         except Exception as error:
             # A fault of the program or of CUDA: what is in memory cannot be trusted any more.
-            log.exception("the step of %s failed", request.model_name)
+            log.exception("a %s of %s failed", type(request).__name__, request.model_name)
             answers.send(wire.answer_error(_fault(error, request)))
             logging.shutdown()
             os._exit(1)  # sys.exit would wait for the thread that reads stdin

@@ -6,18 +6,29 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from babylon_tasks.errors import CheckpointUnreadable
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult, WindowShare
+from babylon_tasks.records.trainer_requests import (
+    EvaluateRequest,
+    EvaluateResult,
+    GenerateRequest,
+    GenerateResult,
+    Generation,
+    Likelihood,
+)
 from workers.trainer.packages import package_versions
+
+OnProgress = Callable[[Progress], None]
 
 
 class NoopTrainer:
     """Counts the samples, writes one small file, and says that it trained."""
 
-    def step(self, request: StepRequest, on_progress: Callable[[Progress], None]) -> StepResult:
+    def step(self, request: StepRequest, on_progress: OnProgress) -> StepResult:
         """Run one step in milliseconds.
 
         Raises:
@@ -25,12 +36,8 @@ class NoopTrainer:
         """
         started = time.monotonic()
         on_progress(Progress(phase="train"))
-        if request.parent is not None and not Path(request.parent).is_dir():
-            raise CheckpointUnreadable(
-                f"cannot read the checkpoint {request.parent}: no such folder"
-            )
-        with Path(request.samples_path).open("rb") as lines:
-            samples = [msgspec.json.decode(line) for line in lines if line.strip()]
+        _require_folder(request.parent)
+        samples = _read(request.samples_path)
         calls_by_window: Counter[str] = Counter()
         for sample in samples:
             calls_by_window[sample["window_id"]] += len(sample["calls"])
@@ -53,3 +60,50 @@ class NoopTrainer:
             windows={window_id: WindowShare(n, 0, 0) for window_id, n in calls_by_window.items()},
             packages=package_versions(),
         )
+
+    def evaluate(self, request: EvaluateRequest, on_progress: OnProgress) -> EvaluateResult:
+        """Find nothing likely or unlikely: no tokens, and a sum of 0.
+
+        Raises:
+            CheckpointUnreadable: The checkpoint's folder is not there.
+        """
+        started = time.monotonic()
+        on_progress(Progress(phase="evaluate"))
+        _require_folder(request.checkpoint)
+        samples = _read(request.samples_path)
+        return EvaluateResult(
+            trajectories=[Likelihood(sample["trajectory_id"], 0, 0.0) for sample in samples],
+            calls=sum(len(sample["calls"]) for sample in samples),
+            dropped=0,
+            tokens=0,
+            device="none",
+            seconds=time.monotonic() - started,
+        )
+
+    def generate(self, request: GenerateRequest, on_progress: OnProgress) -> GenerateResult:
+        """Answer nothing, `n` times to each prompt.
+
+        Raises:
+            CheckpointUnreadable: The checkpoint's folder is not there.
+        """
+        started = time.monotonic()
+        on_progress(Progress(phase="generate"))
+        _require_folder(request.checkpoint)
+        nothing = Generation(text="", token_ids=(), logprobs=(), finish_reason="stop")
+        return GenerateResult(
+            generations=[[nothing] * request.n for _ in request.prompts],
+            dropped=0,
+            tokens=0,
+            device="none",
+            seconds=time.monotonic() - started,
+        )
+
+
+def _require_folder(checkpoint: str | None) -> None:
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise CheckpointUnreadable(f"cannot read the checkpoint {checkpoint}: no such folder")
+
+
+def _read(samples_path: str) -> list[Any]:
+    with Path(samples_path).open("rb") as lines:
+        return [msgspec.json.decode(line) for line in lines if line.strip()]

@@ -30,7 +30,10 @@ _LIKE_LENGTH = 0.75
 
 @dataclass(frozen=True)
 class StepTensors:
-    """ART's packed tensors of a step, one row of all tokens, and where each sequence begins."""
+    """ART's packed tensors, one row of all tokens, and where each sequence begins.
+
+    An evaluation has only tokens and assistant_mask of them.
+    """
 
     tensors: dict[str, torch.Tensor]  # [S] each
     starts: Sequence[int]
@@ -40,7 +43,7 @@ class StepTensors:
     @classmethod
     def from_packed(cls, packed: Any) -> StepTensors:
         """From ART's tensors [1, S], on disk or in memory: a sequence begins at position 0."""
-        tensors = {key: packed[key][0] for key in _PADDING}
+        tensors = {key: packed[key][0] for key in _PADDING if key in packed}
         (starts,) = torch.nonzero(packed["input_pos"][0] == 0, as_tuple=True)
         ends = torch.cat([starts[1:], torch.tensor([tensors["tokens"].numel()])])
         return cls(
@@ -53,11 +56,9 @@ class StepTensors:
     def take(self, rows: list[int], device: torch.device) -> MicroBatch:
         """Return the sequences of these numbers as a micro-batch, padded on the right."""
         inputs = {}
-        for key, padding in _PADDING.items():
-            values = self.tensors[key]
+        for key, values in self.tensors.items():
             parts = [values[self.starts[r] : self.starts[r] + self.lengths[r]] for r in rows]
-            padded = pad_sequence(parts, batch_first=True, padding_value=padding)
-            inputs[key] = padded
+            inputs[key] = pad_sequence(parts, batch_first=True, padding_value=_PADDING[key])
         predicts = shift_tensor(inputs["assistant_mask"], False)
         return MicroBatch({k: to_device(v, device) for k, v in inputs.items()}, predicts)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,44 @@ def load(model: LanguageModel, optimizer: torch.optim.Optimizer, request: StepRe
     """
     assert request.parent is not None
     parent = Path(request.parent)
-    try:
-        config = LoraConfig.from_pretrained(str(parent))
-        _check_shape(config, request)
+    with _readable(parent):
+        _check_shape(LoraConfig.from_pretrained(str(parent)), request)
         _load_weights(model, load_file(parent / WEIGHTS))
         # weights_only: a checkpoint is data, it must not be able to run code.
         saved = torch.load(parent / OPTIMIZER, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         return int(json.loads((parent / STATE).read_text())["optimizer_steps"])
+
+
+@contextlib.contextmanager
+def policy(model: LanguageModel, checkpoint: str | None) -> Iterator[None]:
+    """Make the model that of a step, or without a checkpoint the base model alone.
+
+    Raises:
+        CheckpointUnreadable: A file is missing, damaged, or of another architecture.
+    """
+    if checkpoint is None:
+        with model.as_base():
+            yield
+        return
+    folder = Path(checkpoint)
+    with _readable(folder):
+        config = LoraConfig.from_pretrained(checkpoint)
+        weights = load_file(folder / WEIGHTS)
+    model.add_adapter(config.r, config.lora_alpha, seed=0)  # every weight of it is replaced
+    with _readable(folder):
+        _load_weights(model, weights)
+    yield
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError) as e:
         reason = first_line(e)
         raise CheckpointUnreadable(
-            f"cannot read the checkpoint {parent} ({type(e).__name__}: {reason}): "
+            f"cannot read the checkpoint {folder} ({type(e).__name__}: {reason}): "
             "is CHECKPOINT_STORE the same on all GPU nodes?"
         ) from e
 

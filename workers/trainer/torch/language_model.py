@@ -19,6 +19,7 @@ from babylon_tasks.errors import UserError
 from workers.trainer.torch.base_model import base_revision, load_base
 from workers.trainer.torch.batches import to_device
 from workers.trainer.torch.chat_format import ChatFormat
+from workers.trainer.torch.generator import Generator
 from workers.trainer.torch.last_layer import ATTENTION, LastLayer
 from workers.trainer.torch.lean_layers import use_lean_lora, use_lean_norms
 from workers.trainer.torch.memory import release_memory
@@ -61,6 +62,7 @@ class LanguageModel:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.tokenizer, self.network = load_base(base_model, self.revision, device, dtype)
         self.chat = ChatFormat(self.tokenizer, base_model)
+        self.generator = Generator(self.network, self.tokenizer, self.chat)
         self.network.config.use_cache = False
         self._last_layer: LastLayer | None = None
         if dtype == torch.float32:
@@ -133,8 +135,8 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
-        """Use the model without its adapter: the reference of the KL penalty."""
-        with self.adapted.disable_adapter():
+        """Use the model without an adapter: the reference of the KL penalty."""
+        with self._adapted.disable_adapter() if self._adapted else contextlib.nullcontext():
             yield
 
     def logprobs(

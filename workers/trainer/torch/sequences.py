@@ -85,7 +85,6 @@ class Sequences:
         """
         if not self.teach(advantage_balance):
             raise ValueError("no sequence has an advantage")
-        lengths = torch.tensor(self._lengths)
         trained = torch.tensor(self._trained)
         weights = torch.tensor(self._weights, dtype=torch.float64)
         advantages = torch.tensor(self._advantages, dtype=torch.float64)
@@ -94,27 +93,39 @@ class Sequences:
         advantages[advantages < 0] *= 1 - advantage_balance
         advantages /= (advantages.abs() * weights * trained).sum() / total
 
-        def per_token(values: torch.Tensor) -> torch.Tensor:
-            return values.repeat_interleave(lengths)[None]
-
-        starts = lengths.cumsum(0) - lengths
         logprobs = torch.tensor(math.nan).expand(1, len(self._tokens))  # ART's "not recorded"
         if self._recorded:
             logprobs = logprobs.clone()
             at = torch.frombuffer(self._recorded_at, dtype=torch.int64)
             logprobs[0, at] = torch.frombuffer(self._recorded, dtype=torch.float32)
-        position = torch.arange(len(self._tokens))[None] - per_token(starts)
-        mask = position >= per_token(lengths - trained)
-        number = per_token(torch.arange(len(self)))
+        number = self._per_token(torch.arange(len(self)))
+        unweighted = self.unweighted()
+        mask = unweighted["assistant_mask"]
         return {
-            "tokens": torch.frombuffer(self._tokens, dtype=torch.int32).long()[None],
+            **unweighted,
             "group_ids": number,
             "parent_ids": number,
-            "input_pos": position,
-            "assistant_mask": mask,
             "logprobs": logprobs,
-            "advantages": per_token(advantages.float()) * mask,
-            "weights": per_token(weights.float()) * mask,
+            "advantages": self._per_token(advantages.float()) * mask,
+            "weights": self._per_token(weights.float()) * mask,
             "pixel_values": [None],
             "image_grid_thw": [None],
         }
+
+    def unweighted(self) -> dict[str, torch.Tensor]:
+        """ART's packed tensors without what the loss alone reads; there is at least one sequence.
+
+        They are tokens, input_pos and assistant_mask, [1, all tokens] each.
+        """
+        lengths, trained = torch.tensor(self._lengths), torch.tensor(self._trained)
+        starts = lengths.cumsum(0) - lengths
+        position = torch.arange(len(self._tokens))[None] - self._per_token(starts)
+        return {
+            "tokens": torch.frombuffer(self._tokens, dtype=torch.int32).long()[None],
+            "input_pos": position,
+            "assistant_mask": position >= self._per_token(lengths - trained),
+        }
+
+    def _per_token(self, values: torch.Tensor) -> torch.Tensor:
+        """Return a sequence's value at each of its tokens, [1, all tokens]."""
+        return values.repeat_interleave(torch.tensor(self._lengths))[None]

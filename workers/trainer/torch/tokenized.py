@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,13 +36,18 @@ class TokenizedGroups:
     misfits: int = 0  # calls whose recorded log-probabilities are of other tokens than ours
     windows: dict[str, WindowShare] = field(default_factory=dict)  # by window id
 
-    def note(self, window_id: str, calls: int, dropped: Counter[str], tokens: int) -> None:
-        """Count what one trajectory gave."""
-        self.dropped += dropped
+    def add(self, window_id: str, advantage: float, sample: TokenizedSample) -> None:
+        """Append the calls of one trajectory, and count them."""
+        tokens = sample.answer_tokens
+        weight = 1 / (tokens + 1e-6)
+        for call in sample.calls:
+            self.sequences.add(call.prompt, call.answer, advantage, weight, call.logprobs or ())
+            self.misfits += call.logprobs is None
+        self.dropped += sample.dropped
         share = self.windows.get(window_id, WindowShare(0, 0, 0))
         self.windows[window_id] = WindowShare(
-            share.sequences + calls,
-            share.dropped + dropped.total(),
+            share.sequences + len(sample.calls),
+            share.dropped + sample.dropped.total(),
             share.trainable_tokens + tokens,
         )
 
@@ -53,26 +58,23 @@ def tokenize_groups(
     max_sequence_tokens: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenizedGroups:
-    """Tokenize every call of every trajectory that has an advantage, some trajectories at a time.
+    """Tokenize every call of every trajectory that has an advantage.
 
-    `on_progress` gets (groups done, groups in all). Calls that are empty or longer than
-    `max_sequence_tokens` are left out and counted. Recorded log-probabilities go with a call only
-    where they are of exactly its tokens.
+    `on_progress` gets (trajectories done, trajectories in all). See `tokenize_samples`.
     """
     tokenized = TokenizedGroups()
-    waiting: list[_Texts] = []
-    for done, group in enumerate(groups, start=1):
+    samples: list[Sample] = []
+    advantage_of: list[float] = []
+    for group in groups:
         for sample, advantage in zip(group, advantages(group), strict=True):
             if advantage == 0:
                 tokenized.without_advantage += 1
                 continue
-            waiting.append(_Texts.of(chat, sample, advantage))
-            if sum(len(texts.prompts) for texts in waiting) >= _CALLS_AT_ONCE:
-                _tokenize(chat, waiting, max_sequence_tokens, tokenized)
-                waiting = []
-        if done == len(groups):
-            _tokenize(chat, waiting, max_sequence_tokens, tokenized)
-        on_progress(done, len(groups))
+            samples.append(sample)
+            advantage_of.append(advantage)
+    for number, one in enumerate(tokenize_samples(chat, samples, max_sequence_tokens)):
+        tokenized.add(samples[number].window_id, advantage_of[number], one)
+        on_progress(number + 1, len(samples))
     return tokenized
 
 
@@ -92,33 +94,7 @@ def advantages(group: Any) -> list[float]:
     return [(reward - mean) / (deviation + _EPSILON) for reward in rewards]
 
 
-@dataclass
-class _Texts:
-    """The calls of one trajectory as the template writes them, and what was recorded of each."""
-
-    window_id: str
-    advantage: float
-    prompts: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
-    recorded: list[Logprobs | None] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def of(cls, chat: ChatFormat, sample: Sample, advantage: float) -> _Texts:
-        texts = cls(sample.window_id, advantage)
-        for call in sample.calls:
-            try:
-                prompt = chat.prompt(call.prompt())
-            except jinja2.TemplateError:
-                texts.dropped["template"] += 1
-                continue
-            texts.prompts.append(prompt)
-            texts.answers.append(call.response)
-            texts.recorded.append(call.logprobs)
-        return texts
-
-
-class _Call(NamedTuple):
+class TokenizedCall(NamedTuple):
     """Prompt and answer, the answer with its end; `logprobs` is None where they do not fit."""
 
     prompt: list[int]
@@ -126,31 +102,78 @@ class _Call(NamedTuple):
     logprobs: Sequence[float] | None
 
 
+@dataclass
+class TokenizedSample:
+    """The calls of one trajectory, and why others were left out."""
+
+    calls: list[TokenizedCall] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)  # calls: empty, too_long, template
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of all answers, their ends included."""
+        return sum(len(call.answer) for call in self.calls)
+
+
+def tokenize_samples(
+    chat: ChatFormat, samples: Iterable[Sample], max_sequence_tokens: int
+) -> Iterator[TokenizedSample]:
+    """Tokenize every call of each sample, in order, some samples at a time.
+
+    Calls that are empty or longer than `max_sequence_tokens` are left out and counted. Recorded
+    log-probabilities go with a call only where they are of exactly its tokens.
+    """
+    waiting: list[_Texts] = []
+    for sample in samples:
+        waiting.append(_Texts.of(chat, sample))
+        if sum(len(texts.prompts) for texts in waiting) >= _CALLS_AT_ONCE:
+            yield from _tokenize(chat, waiting, max_sequence_tokens)
+            waiting = []
+    yield from _tokenize(chat, waiting, max_sequence_tokens)
+
+
+@dataclass
+class _Texts:
+    """The calls of one trajectory as the template writes them, and what was recorded of each."""
+
+    prompts: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    recorded: list[Logprobs | None] = field(default_factory=list)
+    refused: int = 0  # by the template
+
+    @classmethod
+    def of(cls, chat: ChatFormat, sample: Sample) -> _Texts:
+        texts = cls()
+        for call in sample.calls:
+            try:
+                prompt = chat.prompt(call.prompt())
+            except jinja2.TemplateError:
+                texts.refused += 1
+                continue
+            texts.prompts.append(prompt)
+            texts.answers.append(call.response)
+            texts.recorded.append(call.logprobs)
+        return texts
+
+
 def _tokenize(
-    chat: ChatFormat, some: list[_Texts], max_sequence_tokens: int, tokenized: TokenizedGroups
-) -> None:
+    chat: ChatFormat, some: list[_Texts], max_sequence_tokens: int
+) -> Iterator[TokenizedSample]:
     prompts = iter(chat.encode([prompt for texts in some for prompt in texts.prompts]))
     answers = iter(chat.encode([answer for texts in some for answer in texts.answers]))
     for texts in some:
-        calls: list[_Call] = []
+        tokenized = TokenizedSample(dropped=Counter(template=texts.refused))
         for recorded in texts.recorded:
             prompt_ids, answer_ids = next(prompts), next(answers)
             trained = [*answer_ids, *chat.end_ids]
             if not answer_ids:
-                texts.dropped["empty"] += 1
+                tokenized.dropped["empty"] += 1
             elif len(prompt_ids) + len(trained) > max_sequence_tokens:
-                texts.dropped["too_long"] += 1
+                tokenized.dropped["too_long"] += 1
             else:
                 logprobs = _fitting(recorded, len(answer_ids), trained)
-                calls.append(_Call(prompt_ids, trained, logprobs))
-        tokens = sum(len(call.answer) for call in calls)
-        weight = 1 / (tokens + 1e-6)
-        for call in calls:
-            tokenized.sequences.add(
-                call.prompt, call.answer, texts.advantage, weight, call.logprobs or ()
-            )
-            tokenized.misfits += call.logprobs is None
-        tokenized.note(texts.window_id, len(calls), texts.dropped, tokens)
+                tokenized.calls.append(TokenizedCall(prompt_ids, trained, logprobs))
+        yield tokenized
 
 
 def _fitting(

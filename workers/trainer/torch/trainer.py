@@ -1,4 +1,4 @@
-"""A step with torch, by ART's loss, on a model that stays in memory."""
+"""What is asked of a model with torch: steps by ART's loss, evaluations, generations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ import torch
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Progress, Sample, StepRequest, StepResult
+from babylon_tasks.records.trainer_requests import (
+    EvaluateRequest,
+    EvaluateResult,
+    GenerateRequest,
+    GenerateResult,
+)
 from workers.trainer.packages import package_versions
 from workers.trainer.samples import read_samples
 from workers.trainer.torch.base_model import base_revision
+from workers.trainer.torch.checkpoint import policy
+from workers.trainer.torch.evaluate import evaluate
 from workers.trainer.torch.flops import Shape, step_flops
+from workers.trainer.torch.generate import generate
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.matrix_rate import matrix_rate
 from workers.trainer.torch.memory import release_memory
 from workers.trainer.torch.sequences import Sequences
 from workers.trainer.torch.step import TorchStep
 
+OnProgress = Callable[[Progress], None]
+
 
 class TorchTrainer:
-    """Runs steps on one device; the base model is loaded once for as long as it is the same.
+    """Works on one device; the base model is loaded once for as long as it is the same.
 
     Lineages that share it take turns: each request brings its own adapter.
 
@@ -43,7 +54,7 @@ class TorchTrainer:
             )
         self._model: LanguageModel | None = None
 
-    def step(self, request: StepRequest, on_progress: Callable[[Progress], None]) -> StepResult:
+    def step(self, request: StepRequest, on_progress: OnProgress) -> StepResult:
         """Run one step; see `babylon_tasks.records.steps.Trainer` for what it raises.
 
         Everything it needs is loaded from the request: the same request gives the same weights,
@@ -81,6 +92,40 @@ class TorchTrainer:
             mfu=self._mfu(model, request, sequences, phases),
             base_revision=model.revision,
             packages=package_versions(),
+        )
+
+    def evaluate(self, request: EvaluateRequest, on_progress: OnProgress) -> EvaluateResult:
+        """Evaluate recorded answers; see `babylon_tasks.records.steps.Trainer`."""
+        started = time.monotonic()
+        on_progress(Progress("load"))
+        model = self._load_model(request.base_model, request.base_revision)
+        samples = read_samples(request.samples_path)
+        with policy(model, request.checkpoint):
+            evaluation = evaluate(model, samples, request, on_progress)
+        return EvaluateResult(
+            trajectories=evaluation.trajectories,
+            calls=evaluation.calls,
+            dropped=evaluation.dropped,
+            tokens=sum(one.tokens for one in evaluation.trajectories),
+            device=self._device_name(),
+            seconds=time.monotonic() - started,
+            base_revision=model.revision,
+        )
+
+    def generate(self, request: GenerateRequest, on_progress: OnProgress) -> GenerateResult:
+        """Answer prompts; see `babylon_tasks.records.steps.Trainer`."""
+        started = time.monotonic()
+        on_progress(Progress("load"))
+        model = self._load_model(request.base_model, request.base_revision)
+        with policy(model, request.checkpoint):
+            generations = generate(model, request, on_progress)
+        return GenerateResult(
+            generations=generations,
+            dropped=sum(not answers for answers in generations),
+            tokens=sum(len(one.token_ids) for answers in generations for one in answers),
+            device=self._device_name(),
+            seconds=time.monotonic() - started,
+            base_revision=model.revision,
         )
 
     def _load_model(self, base_model: str, revision: str | None = None) -> LanguageModel:

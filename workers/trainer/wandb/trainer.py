@@ -22,6 +22,12 @@ from babylon_tasks.errors import (
     UserError,
 )
 from babylon_tasks.records.steps import JobNote, OpenJob, Progress, Remote, StepRequest, StepResult
+from babylon_tasks.records.trainer_requests import (
+    EvaluateRequest,
+    EvaluateResult,
+    GenerateRequest,
+    GenerateResult,
+)
 from babylon_tasks.text import one_line
 from workers.trainer.packages import package_versions
 from workers.trainer.samples import read_samples
@@ -62,6 +68,33 @@ class ServerlessTrainer:
         """
         assert request.remote is not None
         return asyncio.run(_Step(request, request.remote, on_progress).run(self._key))
+
+    def evaluate(
+        self, request: EvaluateRequest, on_progress: Callable[[Progress], None]
+    ) -> EvaluateResult:
+        """Refuse: the weights are W&B's.
+
+        Raises:
+            UserError: Always.
+        """
+        raise _no_weights_here(request.model_name)
+
+    def generate(
+        self, request: GenerateRequest, on_progress: Callable[[Progress], None]
+    ) -> GenerateResult:
+        """Refuse: the weights are W&B's.
+
+        Raises:
+            UserError: Always.
+        """
+        raise _no_weights_here(request.model_name)
+
+
+def _no_weights_here(model_name: str) -> UserError:
+    return UserError(
+        f"W&B has the weights of {model_name}, so TRAINER=serverless cannot evaluate or generate: "
+        "ask W&B's endpoint (docs/training.md), or train the model here with TRAINER=torch"
+    )
 
 
 class _Step:

@@ -1,0 +1,93 @@
+"""How likely one model finds recorded answers: the log-probabilities that a step starts from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from babylon_tasks.errors import Final
+from babylon_tasks.records.steps import Progress, Sample
+from babylon_tasks.records.trainer_requests import EvaluateRequest, Likelihood
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.memory import Batches, OneSequenceTooLarge, within_memory
+from workers.trainer.torch.sequences import Sequences
+from workers.trainer.torch.tokenized import tokenize_samples
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A `Likelihood` for each sample, and the calls that took part or did not."""
+
+    trajectories: list[Likelihood]
+    calls: int
+    dropped: int
+
+
+def evaluate(
+    model: LanguageModel,
+    samples: list[Sample],
+    request: EvaluateRequest,
+    on_progress: Callable[[Progress], None],
+) -> Evaluation:
+    """Sum the log-probabilities of each trajectory's response tokens, by the model as it is.
+
+    Raises:
+        Final: One sequence does not fit the GPU, or a log-probability is not finite.
+    """
+    sequences = Sequences()
+    counts: list[tuple[int, int]] = []  # calls and answer tokens of each sample
+    dropped = 0
+    for one in tokenize_samples(model.chat, samples, request.max_sequence_tokens):
+        for call in one.calls:
+            sequences.add(call.prompt, call.answer, advantage=0.0, weight=1.0)
+        counts.append((len(one.calls), one.answer_tokens))
+        dropped += one.dropped.total()
+        on_progress(Progress("tokenize", len(counts), len(samples)))
+    sums = iter(_sums(model, sequences, request, on_progress))
+    likelihoods = []
+    for sample, (calls, tokens) in zip(samples, counts, strict=True):
+        logprob = sum(itertools.islice(sums, calls), 0.0)
+        if not math.isfinite(logprob):
+            raise Final(
+                f"the log-probabilities of trajectory {sample.trajectory_id} are not finite: "
+                f"are the weights of {request.checkpoint or request.base_model} damaged?"
+            )
+        likelihoods.append(Likelihood(sample.trajectory_id, tokens, logprob))
+    return Evaluation(likelihoods, len(sequences), dropped)
+
+
+def _sums(
+    model: LanguageModel,
+    sequences: Sequences,
+    request: EvaluateRequest,
+    on_progress: Callable[[Progress], None],
+) -> list[float]:
+    """Return the sum of each sequence's log-probabilities, in order."""
+    if not len(sequences):
+        return []
+    step = StepTensors.from_packed(sequences.unweighted())
+
+    @torch.no_grad()
+    def run(batches: Batches) -> list[float]:
+        sums = torch.zeros(len(sequences), dtype=torch.float64, device=model.device)
+        for done, rows in enumerate(batches, start=1):
+            batch = step.take(rows, model.device)
+            logprobs_n, _ = model.logprobs(batch.inputs["tokens"], batch.predicts)
+            sums[rows] = batch.spread(logprobs_n.double()).sum(dim=1)
+            on_progress(Progress("evaluate", done, len(batches)))
+        return sums.tolist()
+
+    try:
+        most_tokens = min(request.micro_batch_tokens, model.most_tokens_at_once)
+        return within_memory(step.lengths, most_tokens, run)
+    except OneSequenceTooLarge as error:
+        raise Final(
+            f"CUDA out of memory with one sequence of {error.tokens} tokens: lower "
+            f"MAX_SEQUENCE_TOKENS (now {request.max_sequence_tokens}), use a smaller BASE_MODEL or "
+            "a larger GPU"
+        ) from None

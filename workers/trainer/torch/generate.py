@@ -1,0 +1,84 @@
+"""Answers of one model to prompts, many at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jinja2
+
+from babylon_tasks.errors import Final
+from babylon_tasks.records.steps import Progress
+from babylon_tasks.records.trainer_requests import GenerateRequest, Generation
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.memory import Batches, OneSequenceTooLarge, within_memory
+
+BATCH_TOKENS = 65_536  # prompts and answers at once; an 8B model keeps 150 kB for each
+
+
+def generate(
+    model: LanguageModel, request: GenerateRequest, on_progress: Callable[[Progress], None]
+) -> list[list[Generation]]:
+    """Return `n` answers to each prompt; none to one that cannot be shown to the model.
+
+    Each batch has a seed of its own, so what is drawn in one does not depend on how long the
+    answers of another are.
+
+    Raises:
+        Final: One prompt alone does not fit the GPU, or a log-probability is not finite.
+    """
+    prompts = _encode(model, request)
+    # One row for each answer.
+    numbers = [number for number, ids in enumerate(prompts) if ids for _ in range(request.n)]
+
+    def run(batches: Batches) -> dict[int, Generation]:
+        generated: dict[int, Generation] = {}
+        for rows in batches:
+
+            def beat() -> None:
+                on_progress(Progress("generate", len(generated), len(numbers)))
+
+            answers = model.generator.generate(
+                model.network,
+                [prompts[numbers[row]] for row in rows],
+                request.max_tokens,
+                request.temperature,
+                request.seed + rows[0],
+                beat,
+            )
+            generated.update(zip(rows, answers, strict=True))
+            beat()
+        return generated
+
+    lengths = [len(prompts[number]) + request.max_tokens for number in numbers]
+    try:
+        generated = within_memory(lengths, min(BATCH_TOKENS, model.most_tokens_at_once), run)
+    except OneSequenceTooLarge as error:
+        raise Final(
+            f"CUDA out of memory with one prompt and its answer, {error.tokens} tokens: ask for "
+            "fewer tokens, use a smaller BASE_MODEL or a larger GPU"
+        ) from None
+    generations: list[list[Generation]] = [[] for _ in prompts]
+    for row, number in enumerate(numbers):
+        if not all(map(math.isfinite, generated[row].logprobs)):
+            raise Final(
+                f"the log-probabilities of an answer to prompt {number + 1} are not finite: "
+                f"are the weights of {request.checkpoint or request.base_model} damaged?"
+            )
+        generations[number].append(generated[row])
+    return generations
+
+
+def _encode(model: LanguageModel, request: GenerateRequest) -> list[list[int]]:
+    """Token ids of each prompt; none where the template refuses it or the model takes less."""
+    texts = {}
+    for number, messages in enumerate(request.prompts):
+        try:
+            texts[number] = model.chat.prompt(messages)
+        except jinja2.TemplateError:
+            continue
+    encoded: list[list[int]] = [[] for _ in request.prompts]
+    for number, ids in zip(texts, model.chat.encode([*texts.values()]), strict=True):
+        if len(ids) + request.max_tokens <= model.generator.context_tokens:
+            encoded[number] = ids
+    return encoded
