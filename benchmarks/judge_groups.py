@@ -47,8 +47,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from babylon_tasks.scoring.agreement import spearman
 from babylon_tasks.scoring.judge import groups
-from babylon_tasks.scoring.judge.agreement import spearman
 from babylon_tasks.scoring.judge.scale import match_spreads, on_one_scale
 
 Numbers = Mapping[str, float]

@@ -38,7 +38,7 @@ from babylon_tasks.local.postgres import embedded_postgres
 from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.records.windows import window_id_at
-from babylon_tasks.scoring.judge.agreement import spearman
+from babylon_tasks.scoring.agreement import spearman
 from babylon_tasks.store.migrate import migrate
 from tests.judge_server import JudgeServer
 

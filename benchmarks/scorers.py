@@ -51,7 +51,7 @@ import psycopg
 
 from babylon_tasks import pipeline
 from babylon_tasks.local.postgres import embedded_postgres
-from babylon_tasks.scoring.judge.agreement import spearman
+from babylon_tasks.scoring.agreement import spearman
 from babylon_tasks.scoring.registry import SCORERS
 from babylon_tasks.scoring.rubric import CRITERIA
 from babylon_tasks.settings import Settings

@@ -11,6 +11,7 @@ from babylon_tasks.scoring.judge.client import Judge
 from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.ruler import Ruler
 from babylon_tasks.scoring.scorer import Group, Scorer
+from babylon_tasks.settings import Settings
 from babylon_tasks.work.context import Context
 
 WITHOUT_JUDGE: dict[str, Scorer] = {scorer.name: scorer for scorer in (Heuristic(), Correctness())}
@@ -33,9 +34,14 @@ class _NoJudge:
 
 def judged_scorers(context: Context) -> dict[str, Scorer]:
     """Return the scorers that ask a judge, for one task."""
-    settings = context.settings
     try:
-        ruler = Ruler(Judge(context), settings.judge_model)
+        judge = Judge(context)
     except UserError as error:
         return {name: _NoJudge(name, str(error)) for name in JUDGED}
+    return asking(judge, context.settings)
+
+
+def asking(judge: Judge, settings: Settings) -> dict[str, Scorer]:
+    """Return the scorers that ask this judge."""
+    ruler = Ruler(judge, settings.judge_model)
     return {"ruler": ruler, "blend": Blend(ruler, settings.ruler_weight)}

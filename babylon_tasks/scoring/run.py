@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 from babylon_tasks.errors import (
     JudgeFault,
@@ -16,15 +16,12 @@ from babylon_tasks.errors import (
     ServerUnavailable,
     StaleClaim,
 )
-from babylon_tasks.records.scores import Score, no_signal
-from babylon_tasks.records.traces import Outcome
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.scoring.logprobs.attach import Attacher, attaching
 from babylon_tasks.scoring.reading import ReadWindow, read_window
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE
-from babylon_tasks.scoring.rubric import Rubric
 from babylon_tasks.scoring.scorer import Group, Scorer
-from babylon_tasks.settings import Settings
+from babylon_tasks.scoring.verdict import Verdict, verdict_on
 from babylon_tasks.store import (
     attempts,
     judgments,
@@ -44,20 +41,6 @@ from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """Scores and their scorer, or the reason to skip the window.
-
-    `fell_back`: a judge was asked first, and perhaps paid, but none of the scores is the judge's.
-    """
-
-    scorer: str
-    scores: Sequence[Score]
-    why_skip: str | None
-    rubric: Rubric | None = None
-    fell_back: bool = False
 
 
 class ScoringRun:
@@ -149,26 +132,18 @@ class ScoringRun:
                 on_row=self._keeper.beat,
             )
 
-    async def _judge(self, group: Group, scorer: Scorer) -> _Verdict:
+    async def _judge(self, group: Group, scorer: Scorer) -> Verdict:
         settings = self._context.settings
-        why_skip = _too_small(settings, group.outcomes)
-        if why_skip:
-            return _Verdict(scorer.name, [], why_skip)
-        fell_back = False
         try:
-            judged = await scorer.score(group)
+            return await verdict_on(group, scorer, settings)
         except (JudgeUnavailable, JudgeFault) as error:
             if settings.judge_fallback == "wait" or isinstance(error, JudgePaused):
                 raise
             log.warning("window %s falls back to the heuristic: %s", group.window_id, error)
-            scorer, fell_back = WITHOUT_JUDGE["heuristic"], True
-            judged = await scorer.score(group)
-        trainable = {o.trajectory_id for o in group.outcomes if o.text_bytes}
-        rewards = [s.score for s in judged if s.trajectory_id in trainable]
-        why_skip = no_signal(rewards, settings.min_reward_spread)
-        return _Verdict(scorer.name, judged, why_skip, scorer.rubric, fell_back)
+        verdict = await verdict_on(group, WITHOUT_JUDGE["heuristic"], settings)
+        return replace(verdict, fell_back=True)
 
-    async def _attach(self, window: Window, read: ReadWindow, verdict: _Verdict) -> None:
+    async def _attach(self, window: Window, read: ReadWindow, verdict: Verdict) -> None:
         """Ask a server, if one is set, for the log-probabilities of the calls that will train."""
         if self._attacher and verdict.why_skip is None:
             read.funnel["unattached"] = await self._attacher.attach(
@@ -179,7 +154,7 @@ class ScoringRun:
                 self._keeper.beat,
             )
 
-    def _commit(self, window: Window, lease: Lease, read: ReadWindow, verdict: _Verdict) -> None:
+    def _commit(self, window: Window, lease: Lease, read: ReadWindow, verdict: Verdict) -> None:
         context, reason = self._context, verdict.why_skip
         name, primary = context.lineage.name, context.lineage.primary
         judged = any(score.judge_model for score in verdict.scores)
@@ -232,7 +207,7 @@ async def scoring_run(
         yield ScoringRun(context, keeper, claimed, scorers, (reader, attacher))
 
 
-def _scored(read: ReadWindow, verdict: _Verdict) -> Scored:
+def _scored(read: ReadWindow, verdict: Verdict) -> Scored:
     return Scored(
         scorer=verdict.scorer,
         state=State.SKIPPED if verdict.why_skip else State.SCORED,
@@ -241,12 +216,3 @@ def _scored(read: ReadWindow, verdict: _Verdict) -> Scored:
         text_bytes=sum(o.text_bytes for o in read.group.outcomes),
         funnel=read.funnel,
     )
-
-
-def _too_small(settings: Settings, outcomes: Sequence[Outcome]) -> str | None:
-    """Return why a group is too small to train, so that no judge is asked; else None."""
-    agents = len({o.agent_id for o in outcomes})
-    if agents < settings.min_agents_per_window:
-        return f"{agents} agents with usable traces, needs {settings.min_agents_per_window}"
-    trainable = sum(bool(o.text_bytes) for o in outcomes)
-    return None if trainable > 1 else f"{trainable} trainable trajectories, a comparison needs 2"

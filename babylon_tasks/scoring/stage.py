@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
 from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE, judged_scorers
@@ -17,8 +15,6 @@ from babylon_tasks.store.windows import DueQuery
 from babylon_tasks.work import aio, failures
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
-
-T = TypeVar("T")
 
 
 def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]:
@@ -57,7 +53,7 @@ def _score_with_judge(context: Context, due: DueQuery, limit: int) -> list[str]:
     JUDGE_CONCURRENCY holds for all workers together, and a judge that hangs blocks only one pool
     process.
     """
-    settings, resource = context.settings, f"judge/{context.lineage.name}"
+    settings, resource = context.settings, leases.judge_of(context.lineage.name)
     scorers = judged_scorers(context)  # may import for seconds, so it comes before any lease
     with context.database.transaction() as tx:
         lease = leases.acquire(tx, resource, context.holder, settings.lease_seconds)
@@ -79,7 +75,7 @@ async def score_claimed(
         ServerUnavailable: Postgres does not answer.
     """
     async with scoring_run(context, keeper, claimed, WITHOUT_JUDGE) as run:
-        return await _with_beats(context, keeper, run.in_turn())
+        return await keeper.beating(run.in_turn())
 
 
 async def judge_claimed(
@@ -95,29 +91,7 @@ async def judge_claimed(
         ServerUnavailable: Postgres does not answer.
     """
     async with scoring_run(context, keeper, claimed, scorers) as run:
-        return await _with_beats(context, keeper, run.together())
-
-
-async def _with_beats(context: Context, keeper: LeaseKeeper, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work while its leases are renewed; cancel it if one is lost."""
-    beats = asyncio.create_task(_beat(keeper, context.settings.heartbeat_seconds / 2))
-    scoring = asyncio.create_task(work)
-    try:
-        await asyncio.wait((beats, scoring), return_when=asyncio.FIRST_COMPLETED)
-        if beats.done():
-            beats.result()  # raises: a lease was lost
-        return await scoring
-    finally:
-        beats.cancel()
-        scoring.cancel()
-        await asyncio.wait((beats, scoring))
-
-
-async def _beat(keeper: LeaseKeeper, every_seconds: float) -> None:
-    """Beat until it is cancelled; no progress is checked, since every request has a time limit."""
-    while True:
-        await asyncio.sleep(every_seconds)
-        keeper.beat()
+        return await keeper.beating(run.together())
 
 
 def _due(context: Context, scorers: Iterable[str], only: Sequence[str] | None) -> DueQuery:

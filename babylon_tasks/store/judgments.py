@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from typing import Literal
 
 from psycopg.rows import class_row
 
@@ -13,14 +14,22 @@ from babylon_tasks.store.queries import load
 
 _SQL = load("judgments")
 
+# Only what is asked for scoring is part of a window's cost.
+Purpose = Literal["scoring", "comparison"]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A usable answer: scores in [0, 1] and explanations, in the order of `trajectory_ids`."""
+    """A usable answer: scores in [0, 1] and explanations, in the order of `trajectory_ids`.
+
+    `tokens` and `usd` are what it cost when it was bought; `usd` is None if the price is unknown.
+    """
 
     trajectory_ids: Sequence[str]
     scores: Sequence[float]
     explanations: Sequence[str]
+    tokens: int
+    usd: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,7 @@ class Judgment:
     prompt_tokens: int
     completion_tokens: int
     usd: float | None
+    purpose: Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ def spent_today(connection: Connection) -> Spent:
 
 
 def cost(connection: Connection, model_name: str, window_id: str) -> Cost:
-    """Return the cost of all answers about a window."""
+    """Return the cost of all answers that were bought to score a window."""
     with connection.cursor(row_factory=class_row(Cost)) as cursor:
         row = cursor.execute(
             _SQL["cost_of_window"], {"model_name": model_name, "window_id": window_id}

@@ -41,6 +41,11 @@ class LiveLease:
     seconds: float
 
 
+def judge_of(model_name: str) -> str:
+    """Return the resource that whoever asks a model's judge holds."""
+    return f"judge/{model_name}"
+
+
 def acquire(
     connection: Connection, resource: str, holder: str, lease_seconds: float
 ) -> Lease | None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import selectors
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -74,3 +74,26 @@ async def all_done(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             raise result
         results.append(result)
     return results
+
+
+async def with_ticks(
+    work: Coroutine[Any, Any, T], every_seconds: float, tick: Callable[[], None]
+) -> T:
+    """Await the work, and call `tick` every so often; if that raises, cancel the work and raise."""
+    ticks = asyncio.create_task(_call_forever(every_seconds, tick))
+    working = asyncio.create_task(work)
+    try:
+        await asyncio.wait((ticks, working), return_when=asyncio.FIRST_COMPLETED)
+        if ticks.done():
+            ticks.result()  # raises
+        return await working
+    finally:
+        ticks.cancel()
+        working.cancel()
+        await asyncio.wait((ticks, working))
+
+
+async def _call_forever(every_seconds: float, tick: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(every_seconds)
+        tick()

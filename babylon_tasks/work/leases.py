@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable
 from babylon_tasks.store import attempts, leases
@@ -14,6 +14,7 @@ from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.text import one_line
+from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,16 @@ class LeaseKeeper:
                 raise LeaseLost(f"could not renew the lease: {error}") from error
             return
         self._renewed_at = time.monotonic()
+
+    async def beating(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await the work while the leases are renewed; cancel it if one is lost.
+
+        No progress is checked, so the work must have a time limit for all that it waits for.
+
+        Raises:
+            LeaseLost: As `beat` does.
+        """
+        return await aio.with_ticks(work, self._settings.heartbeat_seconds / 2, self.beat)
 
     def until_written(self, what: str, write: Callable[[Connection], T]) -> T:
         """Run a transaction; repeat it while Postgres is away and the lease is alive.

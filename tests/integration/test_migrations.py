@@ -41,6 +41,7 @@ NAMES = [
     "010_add_clock",
     "011_add_lineages",
     "012_key_quarantine_by_lineage",
+    "013_add_judgment_purpose",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {

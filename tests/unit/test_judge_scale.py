@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.scoring.judge.agreement import spearman
+from babylon_tasks.scoring.agreement import spearman
 from babylon_tasks.scoring.judge.groups import halves, plan
 from babylon_tasks.scoring.judge.scale import on_one_scale
 from benchmarks.judge_groups import JUDGES, NOISES, PRIORS, Setting, simulate

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from babylon_tasks.errors import UserError
+from babylon_tasks.scoring.agreement import spearman
 from babylon_tasks.scoring.heuristic import heuristic
-from babylon_tasks.scoring.judge.agreement import spearman
 from babylon_tasks.scoring.judge.client import Judge
 from babylon_tasks.scoring.judge.groups import plan
 from babylon_tasks.scoring.judge.prompt import prepare
@@ -64,6 +64,7 @@ async def check(group: Group, judge: Judge) -> Check:
     both = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     by_money = {score.trajectory_id: score.score for score in heuristic(group.outcomes)}
     pnl = {outcome.trajectory_id: outcome.pnl for outcome in group.outcomes}
+    bill = judge.bought[group.window_id]
     return Check(
         window_id=group.window_id,
         trajectories=len(members),
@@ -72,6 +73,6 @@ async def check(group: Group, judge: Judge) -> Check:
         position_bias=early - late,
         agreement_with_heuristic=spearman(both, [by_money[each] for each in members]),
         agreement_with_pnl=spearman(both, [pnl[each] for each in members]),
-        tokens=judge.tokens,
-        usd=judge.usd,
+        tokens=bill.tokens,
+        usd=bill.usd,
     )

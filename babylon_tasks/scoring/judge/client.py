@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 from babylon_tasks.errors import JudgeFault, JudgePaused, JudgeUnavailable, UserError
 from babylon_tasks.scoring.judge import ruler_call
 from babylon_tasks.scoring.judge.answer import Answer, fault_of
+from babylon_tasks.scoring.judge.bill import Bill
 from babylon_tasks.scoring.judge.tokens import estimate_tokens
 from babylon_tasks.scoring.rubric import load_rubric
 from babylon_tasks.store import judgments
-from babylon_tasks.store.judgments import Judgment
+from babylon_tasks.store.judgments import Judgment, Purpose
 from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context
 
@@ -65,15 +67,16 @@ class Judged:
 
 
 class Judge:
-    """Asks the judge on behalf of one task.
+    """Asks the judge on behalf of one task, which is stored with each answer as its `purpose`.
 
     Raises:
         UserError: The rubric cannot be read or is too long, ART or the judge's key is missing, or
             a daily limit is set for a judge of unknown price.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, purpose: Purpose = "scoring") -> None:
         self._context = context
+        self._purpose: Purpose = purpose
         self._settings = context.settings
         self.rubric = load_rubric(self._settings.judge_rubric)
         ruler_call.load()  # takes seconds, so it is done before a lease is held
@@ -92,8 +95,8 @@ class Judge:
         self._asking_usd = 0.0  # what the questions in flight may cost
         self._answered = 0
         self._ends_at = time.monotonic() + _TASK_SECONDS
-        self.tokens = 0  # spent so far
-        self.usd: float | None = 0.0  # None if the price is unknown
+        self.bought: defaultdict[str, Bill] = defaultdict(Bill)  # by window id, refused ones too
+        self.found: defaultdict[str, Bill] = defaultdict(Bill)  # bought before, by anybody
 
     def room(self, context: str) -> int:
         """Return the tokens that trajectories and the answers about them may take."""
@@ -117,6 +120,7 @@ class Judge:
             with self._context.database.transaction() as tx:
                 verdict = judgments.find(tx, question)
             if verdict:
+                self.found[window_id].add(verdict.tokens, verdict.usd)
                 return {
                     trajectory_id: Judged(score, explanation)
                     for trajectory_id, score, explanation in zip(
@@ -146,6 +150,7 @@ class Judge:
                     prompt_tokens=answer.prompt_tokens,
                     completion_tokens=answer.completion_tokens,
                     usd=answer.usd,
+                    purpose=self._purpose,
                 )
             )
             if fault is None:
@@ -174,8 +179,8 @@ class Judge:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def _store(self, judgment: Judgment) -> None:
-        self.tokens += judgment.prompt_tokens + judgment.completion_tokens
-        self.usd = None if self.usd is None or judgment.usd is None else self.usd + judgment.usd
+        tokens = judgment.prompt_tokens + judgment.completion_tokens
+        self.bought[judgment.window_id].add(tokens, judgment.usd)
         with self._context.database.transaction() as tx:
             judgments.add(tx, judgment)
 

@@ -2,7 +2,8 @@
 
 -- find_judgment --
 -- The newest usable answer to exactly this question.
-SELECT trajectory_ids, scores, explanations
+SELECT trajectory_ids, scores, explanations, prompt_tokens + completion_tokens AS tokens,
+       usd::float8
   FROM rl.judgments
  WHERE question = %(question)s AND fault IS NULL
  ORDER BY asked_at DESC
@@ -11,10 +12,10 @@ SELECT trajectory_ids, scores, explanations
 -- add_judgment --
 INSERT INTO rl.judgments (model_name, window_id, question, judge_model, rubric_hash, trajectory_ids,
                           scores, explanations, fault, prompt_tokens, completion_tokens, usd,
-                          asked_at)
+                          purpose, asked_at)
 VALUES (%(model_name)s, %(window_id)s, %(question)s, %(judge_model)s, %(rubric_hash)s,
         %(trajectory_ids)s, %(scores)s, %(explanations)s, %(fault)s, %(prompt_tokens)s,
-        %(completion_tokens)s, %(usd)s, rl.clock_timestamp())
+        %(completion_tokens)s, %(usd)s, %(purpose)s, rl.clock_timestamp())
 
 -- spent_today --
 -- Of all models of this database, since midnight UTC.
@@ -25,7 +26,7 @@ SELECT count(*)::int AS answers,
  WHERE asked_at >= date_trunc('day', rl.now() AT TIME ZONE 'utc') AT TIME ZONE 'utc'
 
 -- cost_of_window --
--- The cost of this window, refused answers included; dollars are NULL if a price is unknown.
+-- The cost of scoring this window, refused answers included; dollars are NULL if a price is unknown.
 SELECT COALESCE(sum(prompt_tokens + completion_tokens), 0)::int AS tokens, sum(usd) AS usd
   FROM rl.judgments
- WHERE model_name = %(model_name)s AND window_id = %(window_id)s
+ WHERE model_name = %(model_name)s AND window_id = %(window_id)s AND purpose = 'scoring'

@@ -170,6 +170,7 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
                                   'usd', sum(j.usd))
           FROM rl.judgments j
          WHERE j.model_name = w.model_name AND j.window_id = w.window_id
+           AND j.purpose = 'scoring'
         HAVING count(*) > 0) AS judge,
        w.funnel
   FROM rl.windows w
