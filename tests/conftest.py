@@ -8,6 +8,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,19 @@ def migrated_template(postgres_url: str) -> str:
 @pytest.fixture
 def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
     """URL of a migrated database without rows, dropped after the test."""
+    with _copied(postgres_url, migrated_template) as url:
+        yield url
+
+
+@pytest.fixture
+def other_database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """The same as `database_url`, on the same server."""
+    with _copied(postgres_url, migrated_template) as url:
+        yield url
+
+
+@contextmanager
+def _copied(postgres_url: str, migrated_template: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     identifier = sql.Identifier(name)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
