@@ -25,11 +25,12 @@ TRANSPORT_ALIASES.update(redis="workers.broker:Transport", rediss="workers.broke
 
 
 def make_app(settings: Settings) -> Celery:
-    """Make the app for these settings.
+    """Make the app for these settings; it asks neither server.
 
     Raises:
-        UserError: REDIS_URL is missing.
+        UserError: REDIS_URL or DATABASE_URL is missing.
     """
+    settings.postgres()  # its id begins all keys in Redis: `workers/broker.py`
     app = Celery("babylon_tasks", broker=settings.redis(), backend=settings.redis())
     app.conf.update(
         include=["workers.tasks", "workers.lifecycle"],

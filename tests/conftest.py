@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from filelock import FileLock
+from kombu.transport import TRANSPORT_ALIASES
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -30,6 +31,10 @@ from babylon_tasks.work.context import Context
 from tests.clock import movable
 from tests.rows import Hour
 from workers.gpu.client import TrainerOptions, TrainerProcess
+
+# As the app does it. kombu remembers the transport of a process's first connection, which may be a
+# test's own.
+TRANSPORT_ALIASES.update(redis="workers.broker:Transport")
 
 # Nothing in these servers is worth a wait for the disk; the chaos tests have one that waits.
 NEVER_WAIT = {"fsync": "off", "full_page_writes": "off"}

@@ -1,21 +1,29 @@
-"""Redis as Celery's transport, but what cannot be one of our messages is dropped where it arrives.
+"""Redis as Celery's transport, but with a prefix before every key, and with its messages screened.
+
+The prefix comes from the database's own id (`store/identity.py`): whoever else uses this Redis, a
+deployment takes its own messages only.
 
 Celery trusts what it takes from Redis: bytes that are no JSON, or a header of another type, end the
 worker. A worker that ends gives its unfinished message back, so the next one takes it and ends too.
-Our messages are doorbells: a dropped one costs at most a sweep.
+So what cannot be one of our messages is dropped where it arrives. Ours are doorbells: a dropped one
+costs at most a sweep.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from kombu.transport import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from babylon_tasks.settings import QUEUES
+from babylon_tasks.errors import UserError
+from babylon_tasks.settings import QUEUES, load_settings
+from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.text import one_line
 
 log = logging.getLogger(__name__)
@@ -108,12 +116,14 @@ def screened(data: bytes) -> bytes:
     return msgspec.json.encode(message)
 
 
-def _screen(response: Sequence[bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
+def _screen(
+    prefix: bytes, response: Sequence[bytes] | None, **_: Any
+) -> tuple[bytes, bytes] | None:
     """Screen BRPOP's answer, (list, message) or None; None too where the message is dropped."""
     if not response:
         return None
     queue, data = response
-    name = queue.partition(redis.Channel.sep.encode())[0].decode()
+    name = queue.removeprefix(prefix).partition(redis.Channel.sep.encode())[0].decode()
     if name not in QUEUES:
         return queue, data  # an answer to a command, or another program's
     try:
@@ -124,12 +134,26 @@ def _screen(response: Sequence[bytes] | None, **_: Any) -> tuple[bytes, bytes] |
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
-    """A channel whose client screens what it pops."""
+    """A channel to this database's deployment alone, whose client screens what it pops."""
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        if "global_keyprefix" not in connection.client.transport_options:
+            self.global_keyprefix = _key_prefix()
+        super().__init__(connection, **kwargs)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)
-        client.set_response_callback("BRPOP", _screen)
+        screen = functools.partial(_screen, self.global_keyprefix.encode())
+        client.set_response_callback("BRPOP", screen)
         return client
+
+
+def _key_prefix() -> str:
+    """Return the prefix; where it cannot be read, Celery tries again as if Redis were away."""
+    try:
+        return key_prefix(load_settings().postgres())
+    except UserError as error:
+        raise RedisConnectionError(str(error)) from error
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

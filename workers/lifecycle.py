@@ -7,10 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -19,7 +16,7 @@ from celery.signals import beat_init, celeryd_init, worker_process_shutdown, wor
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from babylon_tasks.errors import Retryable, UserError
+from babylon_tasks.errors import UserError
 from babylon_tasks.logs import configure_logging
 from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.judge.ruler_call import require_installed
@@ -31,6 +28,7 @@ from babylon_tasks.training.wandb_jobs import require_usable
 from workers import process
 from workers.gpu import slots
 from workers.gpu.visible import visible_gpus
+from workers.refusal import refusing_in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     queues = _names(options.get("queues")) or [queue.name for queue in conf.task_queues]
     settings = load_settings()
     configure_logging(settings.log_level)  # Celery does so later
-    with _refusing_in_one_line():
+    with refusing_in_one_line():
         require_applied(settings.postgres())
         if "gpu" in queues:
             check_trainer(settings)
@@ -121,13 +119,13 @@ def produce_at_start(sender: Any = None, **_: object) -> None:
     Raises:
         SystemExit: Postgres or its migrations are missing; stderr says what to do.
     """
-    with _refusing_in_one_line():
+    with refusing_in_one_line():
         require_applied(load_settings().postgres())
     try:
         # Without ignore_result, Celery would try twenty times to reach Redis for the result.
         sender.app.send_task("babylon.produce", queue="cpu", retry=False, ignore_result=True)
     except (OperationalError, RedisError, OSError) as error:
-        log.warning("not sent, Redis does not answer: %s", one_line(str(error)))
+        log.warning("produce: not sent: %s", one_line(str(error)))
 
 
 @worker_process_shutdown.connect
@@ -159,20 +157,6 @@ def check_judge(settings: Settings) -> None:
     if settings.scoring in JUDGED:
         require_installed()
         load_rubric(settings.judge_rubric)
-
-
-@contextmanager
-def _refusing_in_one_line() -> Iterator[None]:
-    """End a start that cannot work with one line, and exit code 2, or 75 to be started again.
-
-    A supervisor must restart a worker that was up before its database (75), and must not restart
-    one that waits for a person (2).
-    """
-    try:
-        yield
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(75 if isinstance(error, Retryable) else 2) from None
 
 
 def _names(queues: Any) -> list[str]:

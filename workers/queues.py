@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.database import server_name
+from babylon_tasks.store.identity import key_prefix
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +37,22 @@ MOST = 10_000
 def redis_client() -> Iterator[Redis]:
     """Give the broker's client for a while.
 
+    It puts the prefix before a queue's name by itself, but not in every command: see kombu's
+    `GlobalKeyPrefixMixin`.
+
     Raises:
-        ServerUnavailable: Redis does not answer, now or while the client is used.
+        ServerUnavailable: Redis does not answer, now or while the client is used; or Postgres does
+            not, and this process does not know its id yet.
     """
+    settings = load_settings()
+    key_prefix(settings.postgres())
     try:
         with current_app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
             yield connection.default_channel.client
     except (OperationalError, RedisError, OSError) as error:
         raise ServerUnavailable(
-            f"cannot reach {server_name('Redis', load_settings().redis())}: is it running, and is "
+            f"cannot reach {server_name('Redis', settings.redis())}: is it running, and is "
             "REDIS_URL right?"
         ) from error
 
@@ -59,8 +66,8 @@ def trim_and_count(client: Redis, queue: str) -> int:
     """Drop the newest messages beyond MOST, then count those that wait."""
     length = count(client, queue)
     if length > MOST:
-        # Messages are pushed on the left and taken from the right.
-        client.ltrim(queue, -MOST, -1)
+        # Messages are pushed on the left and taken from the right. kombu does not prefix this one.
+        client.ltrim(key_prefix(load_settings().postgres()) + queue, -MOST, -1)
         log.warning("queue %s held %d messages: dropped the newest", queue, length)
         length = MOST
     return length

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from babylon_tasks.cockpit.status import queue_lengths
+from babylon_tasks.cockpit.status import queue_lengths, redis_client
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.settings import QUEUES, Settings
 from babylon_tasks.store import canaries, leases
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.database import Database
+from babylon_tasks.store.database import Database, server_name
 from babylon_tasks.store.migrate import pending, require_applied
 from babylon_tasks.work.fleet import Fleet
 
@@ -71,20 +71,22 @@ def migrations(settings: Settings) -> str:
 
 
 def redis(settings: Settings) -> str:
-    """Count the messages that wait in Redis.
+    """Ask Redis for its version.
 
     Raises:
         UserError: REDIS_URL is missing or wrong.
         ServerUnavailable: Redis does not answer.
     """
-    lengths = queue_lengths(settings)
-    return ", ".join(f"{length} waiting on {queue}" for queue, length in lengths.items())
+    with redis_client(settings) as client:
+        version = client.info("server")["redis_version"]
+    return f"{server_name('Redis', settings.redis())}, version {version}"
 
 
 def queues(settings: Settings) -> str:
     """Find where a message gets stuck between beat and Postgres.
 
     Raises:
+        ServerUnavailable: Redis or Postgres does not answer.
         UserError: No message went through a queue for too long; the error says who is missing.
     """
     limit_seconds = 3 * settings.sweep_seconds + _PATIENCE_SECONDS

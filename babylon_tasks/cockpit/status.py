@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +14,7 @@ from babylon_tasks.settings import QUEUES, Settings
 from babylon_tasks.store import canaries, heads, judgments, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import server_name
+from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.steps import Step
 from babylon_tasks.work.context import Context
 
@@ -62,8 +65,9 @@ def _rounded(value: float | Decimal | None, digits: int) -> float | None:
     return None if value is None else round(float(value), digits)
 
 
-def queue_lengths(settings: Settings) -> dict[str, int]:
-    """Count the messages that wait, by queue.
+@contextmanager
+def redis_client(settings: Settings) -> Iterator[redis.Redis]:
+    """Give a client of the broker for a while; it knows nothing of Celery's prefix.
 
     Raises:
         UserError: REDIS_URL is missing or wrong.
@@ -71,7 +75,7 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
     """
     client = redis.Redis.from_url(settings.redis(), socket_timeout=5, socket_connect_timeout=5)
     try:
-        return {queue: int(client.llen(queue)) for queue in QUEUES}
+        yield client
     except redis.RedisError as error:
         raise ServerUnavailable(
             f"cannot reach {server_name('Redis', settings.redis())} ({type(error).__name__}): "
@@ -79,3 +83,15 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
         ) from None
     finally:
         client.close()
+
+
+def queue_lengths(settings: Settings) -> dict[str, int]:
+    """Count the messages that wait, by queue.
+
+    Raises:
+        UserError: DATABASE_URL or REDIS_URL is missing or wrong.
+        ServerUnavailable: Redis or Postgres does not answer.
+    """
+    prefix = key_prefix(settings.postgres())
+    with redis_client(settings) as client:
+        return {queue: int(client.llen(prefix + queue)) for queue in QUEUES}

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from babylon_tasks.settings import Settings
+from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.context import Context
 from tests.acceptance.in_process import Done, call
 from tests.rows import query
@@ -45,6 +46,10 @@ class Deployment:
             "HF_HUB_OFFLINE": "1",  # what is not on this machine is missed at once
         }
         self._processes: list[subprocess.Popen[str]] = []
+
+    def key(self, name: str) -> str:
+        """The key in Redis that Celery's roles here know by this name."""
+        return key_prefix(self.context.settings.postgres()) + name
 
     def call(self, *arguments: str, env: dict[str, str] | None = None) -> Done:
         """Run `babylon …`, or `-m …` for a module, to its end in this process."""

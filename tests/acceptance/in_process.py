@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import kombu.pools
+
 from babylon_tasks import cli
 from babylon_tasks.settings import load_settings
 from workers.gpu import visible
@@ -81,3 +83,4 @@ def _forget() -> None:
     load_settings.cache_clear()
     visible.installed_gpus.cache_clear()
     sys.modules.pop("babylon_tasks.celery", None)
+    kombu.pools.reset()  # by broker, whatever the database

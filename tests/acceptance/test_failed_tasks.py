@@ -20,10 +20,11 @@ NO_DISK = {"CHECKPOINT_STORE": "/dev/null/none", "RETRY_SECONDS": "1"}
 
 
 @contextmanager
-def failures(redis_url: str) -> Iterator[dict[str, dict[str, Any]]]:
+def failures(deployment: Deployment) -> Iterator[dict[str, dict[str, Any]]]:
     """Events of failed tasks by task id, as Flower receives them."""
     seen: dict[str, dict[str, Any]] = {}
-    app = Celery("watcher", broker=redis_url, set_as_current=False)
+    app = Celery("watcher", broker=deployment.redis_url, set_as_current=False)
+    app.conf.broker_transport_options = {"global_keyprefix": deployment.key("")}
     with app.connection_for_read() as connection:
         receiver = app.events.Receiver(
             connection, handlers={"task-failed": lambda event: seen.update({event["uuid"]: event})}
@@ -54,15 +55,16 @@ def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
     scored_windows(deployment.context, 2)
     deployment.start(*WORKER, "-Q", "cpu", "-n", "cpu@%h")
     unfit = deployment.start(*WORKER, "-Q", "gpu", "-n", "gpu@%h", env=NO_DISK)
+    cpu, gpu = deployment.key("cpu"), deployment.key("gpu")
     with (
-        failures(deployment.redis_url) as failed,
+        failures(deployment) as failed,
         redis.Redis.from_url(deployment.redis_url, decode_responses=True) as client,
     ):
         client.lpush(
-            "cpu", json.dumps(message("babylon.enqueue", [["2025-01-15T10:00"]], task_id="bad"))
+            cpu, json.dumps(message("babylon.enqueue", [["2025-01-15T10:00"]], task_id="bad"))
         )
-        client.lpush("cpu", json.dumps(message("babylon.enqueue", [7], task_id="odd")))
-        client.lpush("gpu", json.dumps(message("babylon.train", task_id="step")))
+        client.lpush(cpu, json.dumps(message("babylon.enqueue", [7], task_id="odd")))
+        client.lpush(gpu, json.dumps(message("babylon.train", task_id="step")))
         deployment.wait(lambda: failed.keys() >= {"bad", "odd", "step"})
         result = json.loads(client.get("celery-task-meta-step") or "{}")
         assert not client.exists("celery-task-meta-bad", "celery-task-meta-odd")

@@ -23,6 +23,7 @@ def good(name: str) -> str:
 def test_a_worker_outlives_them_all(deployment: Deployment, tmp_path: Path) -> None:
     trap = tmp_path / "unpickled"
     context = deployment.start(*CPU)
+    cpu = deployment.key("cpu")
     with redis.Redis.from_url(deployment.redis_url) as client:
 
         def answered(names: set[str]) -> None:
@@ -33,28 +34,28 @@ def test_a_worker_outlives_them_all(deployment: Deployment, tmp_path: Path) -> N
             missed = sorted(names - done())
             assert not missed, f"it ended before {missed}\n{deployment.logs()[-3000:]}"
 
-        deployment.wait(lambda: bool(client.exists("_kombu.binding.cpu")))
-        client.lpush("cpu", good("first"))
+        deployment.wait(lambda: bool(client.exists(deployment.key("_kombu.binding.cpu"))))
+        client.lpush(cpu, good("first"))
         answered({"first"})
         pushed = set()
         for number, (name, data) in enumerate(hostile(trap).items()):
             follower = f"{number:02} after {name}"
-            client.lpush("cpu", data, good(follower))
+            client.lpush(cpu, data, good(follower))
             pushed.add(follower)
         answered(pushed)
         for number, data in enumerate([b"\xff", b"7", b"[]", b"{}", json.dumps(message())]):
-            client.publish(CONTROL, data)
-            client.lpush("cpu", good(f"control {number}"))
+            client.publish(deployment.key(CONTROL), data)
+            client.lpush(cpu, good(f"control {number}"))
             answered({f"control {number}"})
-        client.lpush("cpu", *(b"\xff garbage %d" % number for number in range(10_000)))
-        client.lpush("cpu", good("last"))
+        client.lpush(cpu, *(b"\xff garbage %d" % number for number in range(10_000)))
+        client.lpush(cpu, good("last"))
         answered({"last"})
         window = hours_ago(2)
         add_window(deployment.context, window)
-        client.lpush("cpu", json.dumps(message("babylon.produce")))
+        client.lpush(cpu, json.dumps(message("babylon.produce")))
         deployment.wait(lambda: states(deployment.context) == {window: "scored"})
         # An unacknowledged one would come back when the worker ends, and end its successor too.
-        deployment.wait(lambda: client.hlen("unacked") == 0)
+        deployment.wait(lambda: client.hlen(deployment.key("unacked")) == 0)
     assert not trap.exists()
     lines = deployment.logs().splitlines()
     assert not [line for line in lines if line.startswith("ERROR forged")]

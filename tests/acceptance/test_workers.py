@@ -153,6 +153,8 @@ def test_a_machine_that_cannot_train_leaves_the_messages_to_others(deployment: D
         (CPU, {"DATABASE_URL": ""}, 2, "DATABASE_URL is not set"),
         (GPU, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
         (BEAT, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
+        (FLOWER, {"DATABASE_URL": ""}, 2, "DATABASE_URL is not set"),
+        (FLOWER, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
         (FLOWER, {"FLOWER_ADDRESS": "0.0.0.0"}, 2, "FLOWER_BASIC_AUTH"),
     ],
 )
@@ -184,13 +186,14 @@ def test_every_role_ends_with_0_on_sigterm(deployment: Deployment) -> None:
 def test_queues_are_bounded_while_nobody_works(deployment: Deployment) -> None:
     """Whatever was sent how often; and `doctor` says who is missing."""
     with redis.Redis.from_url(deployment.redis_url) as client:
-        client.rpush("cpu", *["{}"] * 12_000)
+        cpu, gpu = deployment.key("cpu"), deployment.key("gpu")
+        client.rpush(cpu, *["{}"] * 12_000)
         deployment.start(*BEAT, env={"SWEEP_SECONDS": "0.02", "PRODUCE_SECONDS": "0.02"})
-        deployment.wait(lambda: client.llen("cpu") == 10_000)
-        client.delete("cpu")
-        deployment.wait(lambda: client.llen("cpu") == 72)
+        deployment.wait(lambda: client.llen(cpu) == 10_000)
+        client.delete(cpu)
+        deployment.wait(lambda: client.llen(cpu) == 72)
         time.sleep(1)
-        assert (client.llen("cpu"), client.llen("gpu")) == (72, 1)
+        assert (client.llen(cpu), client.llen(gpu)) == (72, 1)
     told = json.loads(deployment.run("babylon", "doctor", "--json").stdout)
     (queues,) = (finding for finding in told if finding["check"] == "queues")
     assert not queues["ok"]

@@ -90,6 +90,7 @@ def start(world: World, *names: str, **options: Any) -> None:
 def send(world: World, task: str, *args: Any, queue: str = "cpu", times: int = 1) -> None:
     """Send messages as any program may."""
     app = Celery(broker=world.servers.redis.url)
+    app.conf.broker_transport_options = {"global_keyprefix": world.key("")}
     for _ in range(times):
         app.send_task(task, args=args, queue=queue)
     app.close()
@@ -210,7 +211,7 @@ def test_killed_after_the_commit(trial: Trial, world: World) -> None:
 
 def waiting(world: World) -> int:
     with redis.Redis.from_url(world.servers.redis.url) as client:
-        return sum(int(client.llen(queue)) for queue in ("cpu", "gpu"))
+        return sum(int(client.llen(world.key(queue))) for queue in ("cpu", "gpu"))
 
 
 @slow
@@ -708,7 +709,8 @@ def test_hostile_messages(trial: Trial, world: World) -> None:
     world.add_windows(1)
     start(world, "cpu1", "gpu1", "beat")
     proof = world.folder / "executed"
-    with kombu.Connection(world.servers.redis.url) as connection:
+    ours = {"global_keyprefix": world.key("")}
+    with kombu.Connection(world.servers.redis.url, transport_options=ours) as connection:
         producer = connection.Producer()
         for name, args in [
             ("babylon.nonsense", []),

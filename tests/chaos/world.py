@@ -13,6 +13,7 @@ from types import TracebackType
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.settings import Settings
+from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.context import Context
 from tests import rows
 from tests.chaos.fleet import Fleet, Kill
@@ -118,6 +119,10 @@ class World(AbstractContextManager["World"]):
         return self.fleet.start(
             name, *command(name), *arguments, env=changes, keep_running=keep_running
         )
+
+    def key(self, name: str) -> str:
+        """Return the key in Redis that Celery's roles here know by this name."""
+        return key_prefix(self._database_url) + name
 
     def add_windows(self, count: int, first_hours_ago: int | None = None) -> list[str]:
         """Add windows of three agents each, going back in time from where the last call ended.

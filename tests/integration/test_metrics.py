@@ -6,23 +6,39 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from celery import Celery, current_app
+from celery import current_app
 
+from babylon_tasks.settings import load_settings
+from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.context import Context
 from workers import queues
 from workers.watch.metrics import PipelineCollector
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """An empty Redis, which the current app uses."""
+def client(
+    context: Context, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[redis.Redis]:
+    """An empty Redis, which our app uses as the current one."""
+    monkeypatch.setenv("DATABASE_URL", context.settings.postgres())
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    load_settings.cache_clear()
+    from babylon_tasks.celery import make_app
+
     before = current_app._get_current_object()
-    app = Celery("test", broker=redis_url)
+    app = make_app(load_settings())
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
         yield client
     app.close()
     before.set_current()
+    load_settings.cache_clear()
+
+
+@pytest.fixture
+def cpu(context: Context) -> str:
+    """The key of queue `cpu`."""
+    return key_prefix(context.settings.postgres()) + "cpu"
 
 
 def scraped(context: Context) -> dict[str, float]:
@@ -34,19 +50,23 @@ def scraped(context: Context) -> dict[str, float]:
     }
 
 
-def test_a_scrape_counts_and_deletes_nothing(context: Context, client: redis.Redis) -> None:
-    client.rpush("cpu", *["{}"] * (queues.MOST + 2000))
+def test_a_scrape_counts_and_deletes_nothing(
+    context: Context, client: redis.Redis, cpu: str
+) -> None:
+    client.rpush(cpu, *["{}"] * (queues.MOST + 2000))
     for _ in range(2):
         metrics = scraped(context)
         assert metrics["babylon_queue_messages cpu"] == queues.MOST + 2000
         assert metrics["babylon_queue_messages gpu"] == 0
         assert metrics["babylon_up redis"] == metrics["babylon_up postgres"] == 1
-    assert client.llen("cpu") == queues.MOST + 2000
+    assert client.llen(cpu) == queues.MOST + 2000
 
 
-def test_who_sends_drops_the_newest_beyond_the_bound(context: Context, client: redis.Redis) -> None:
-    client.lpush("cpu", *range(queues.MOST + 2000))
+def test_who_sends_drops_the_newest_beyond_the_bound(client: redis.Redis, cpu: str) -> None:
+    client.lpush("cpu", *range(queues.MOST + 2000))  # of another deployment, or an older release
+    client.lpush(cpu, *range(queues.MOST + 2000))
     with queues.redis_client() as broker:
         assert queues.trim_and_count(broker, "cpu") == queues.MOST
         assert queues.count(broker, "cpu") == queues.MOST
-    assert (client.lindex("cpu", -1), client.lindex("cpu", 0)) == (b"0", b"9999")
+    assert (client.lindex(cpu, -1), client.lindex(cpu, 0)) == (b"0", b"9999")
+    assert client.llen("cpu") == queues.MOST + 2000

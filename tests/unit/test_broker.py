@@ -87,10 +87,10 @@ def test_a_header_that_we_do_not_know_is_left_out() -> None:
 
 
 def test_only_queues_of_tasks_are_screened() -> None:
-    assert _screen(None) is None
-    assert _screen([b"cpu", b"garbage"]) is None
-    assert _screen([b"gpu\x06\x163", b"garbage"]) is None  # of another priority
-    assert _screen([b"1234.reply.celery.pidbox", b"garbage"]) is not None
+    assert _screen(b"our:", None) is None
+    assert _screen(b"our:", [b"our:cpu", b"garbage"]) is None
+    assert _screen(b"our:", [b"our:gpu\x06\x163", b"garbage"]) is None  # of another priority
+    assert _screen(b"our:", [b"our:1234.reply.celery.pidbox", b"garbage"]) is not None
 
 
 def test_the_app_takes_its_messages_through_it() -> None:
@@ -103,5 +103,9 @@ for url in ("redis://127.0.0.1:1/0", "rediss://127.0.0.1:1/0"):
     assert isinstance(connection.transport, Transport)
     assert connection.as_uri().startswith(url.partition(":")[0])
 """
-    environment = {**os.environ, "REDIS_URL": "redis://:password@127.0.0.1:1/0"}
+    environment = {
+        **os.environ,
+        "REDIS_URL": "redis://:password@127.0.0.1:1/0",
+        "DATABASE_URL": "postgresql://u:password@127.0.0.1:1/nowhere",  # which nobody asks
+    }
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -2,7 +2,8 @@
 
 Flower shows arguments and can revoke tasks. Without FLOWER_BASIC_AUTH (or another of its
 authentications) it therefore binds to loopback only, and refuses to start on another address. Its
-`/metrics` needs no login; besides Flower's own figures it says how the pipeline stands.
+`/metrics` needs no login; besides Flower's own figures it says how the pipeline stands. As other
+roles do, it refuses to start while Postgres is away: Postgres' id begins the keys that it reads.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from celery import current_app
 from prometheus_client import REGISTRY
 from tornado.options import options
 
 from babylon_tasks.settings import load_settings
+from babylon_tasks.store.identity import key_prefix
+from workers.refusal import refusing_in_one_line
 from workers.watch.metrics import PipelineCollector
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -31,6 +35,10 @@ if not (options.basic_auth or options.auth):
 _settings = load_settings()
 if _settings.database_url:
     REGISTRY.register(PipelineCollector(_settings))
+    with refusing_in_one_line():
+        _prefix = key_prefix(_settings.postgres())
+    # Flower's page of the broker counts the keys that these options name.
+    current_app.conf.broker_transport_options["global_keyprefix"] = _prefix
 
 purge_offline_workers = 3600
 tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
