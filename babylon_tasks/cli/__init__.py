@@ -24,6 +24,7 @@ _SUMMARIES = {
     "migrate": "Create or update our tables in DATABASE_URL; safe to repeat, and while the app "
     "runs.",
     "models": "List the versions of the model, and export their weights.",
+    "scores": "Compare the scores of past windows with those of another recipe.",
     "status": "Show the windows by state, the version that serves, and what waits in Redis.",
     "train": "Score, train and publish all that is due, in this process, then end.",
     "up": "Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.",

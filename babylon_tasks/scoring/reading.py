@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -20,11 +20,15 @@ from babylon_tasks.work.context import Context
 
 @dataclass(frozen=True, slots=True)
 class ReadWindow:
-    """A window's traces: those to score, the unusable ones, and the counts of what is left out."""
+    """A window's traces: those to score, the unusable ones, and the counts of what is left out.
+
+    `filtered` has the ids of those that can be used, but that a filter left out.
+    """
 
     group: Group
     counts: Counts
     unusable: Mapping[str, Unusable]
+    filtered: Set[str]
     funnel: Counter[str]
 
 
@@ -75,5 +79,6 @@ async def read_window(
         Group(window_id, kept, runs, window_markets),
         Counts(len(agents), len(outcomes) + len(unusable)),
         unusable,
+        {o.trajectory_id for o in outcomes} - {o.trajectory_id for o in kept},
         funnel,
     )

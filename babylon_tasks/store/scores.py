@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_DOWN, Decimal
 
@@ -100,6 +100,21 @@ def read(connection: Connection, source: Source) -> dict[str, StoredScore]:
     """Return the window's scores by trajectory id."""
     rows = connection.execute(_SQL["read_scores"], asdict(source)).fetchall()
     return {row["trajectory_id"]: StoredScore(row["score"], row["content_hash"]) for row in rows}
+
+
+def which_are_later(
+    connection: Connection, model_name: str, window_id: str, trajectory_ids: Collection[str]
+) -> dict[str, bool]:
+    """Return which of these traces exist, and whether each is later than the window's scoring."""
+    rows = connection.execute(
+        _SQL["which_are_later"],
+        {
+            "model_name": model_name,
+            "window_id": window_id,
+            "trajectory_ids": list(trajectory_ids),
+        },
+    ).fetchall()
+    return {row["trajectory_id"]: row["later"] for row in rows}
 
 
 def quarantine(

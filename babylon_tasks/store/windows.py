@@ -60,6 +60,14 @@ def read(connection: Connection, model_name: str, window_ids: Sequence[str]) -> 
         ).fetchall()
 
 
+def newest_scored(connection: Connection, model_name: str, limit: int) -> list[Window]:
+    """Return the newest windows that are scored or trained, oldest first."""
+    with connection.cursor(row_factory=class_row(Window)) as cursor:
+        return cursor.execute(
+            _SQL["newest_scored"], {"model_name": model_name, "limit": limit}
+        ).fetchall()
+
+
 def count(connection: Connection, settings: Settings, window_id: str) -> Counts:
     """Count a window's agents and trajectories, whether it has a row or not."""
     with connection.cursor(row_factory=class_row(Counts)) as cursor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from babylon_tasks.errors import UserError
@@ -46,8 +46,12 @@ class Fleet:
         """
         return cls(Database(settings.postgres()), settings, holder)
 
-    def context(self, name: str | None = None) -> Context:
+    def context(
+        self, name: str | None = None, overrides: Mapping[str, str] | None = None
+    ) -> Context:
         """Return the context of a lineage in any state; without a name, of MODEL_NAME.
+
+        `overrides` come before the lineage's own; an empty one stands for the deployment's value.
 
         Raises:
             UserError: There is no such lineage, or one of its overrides is out of range.
@@ -58,7 +62,10 @@ class Fleet:
             row = read_lineage(tx, name)
         if row is None and name != self.settings.model_name:
             raise unknown_lineage(name)
-        return self._context(row or Lineage.of_deployment(self.settings))
+        lineage = row or Lineage.of_deployment(self.settings)
+        if overrides:
+            lineage = replace(lineage, config={**lineage.config, **overrides})
+        return self._context(lineage)
 
     def active(self) -> list[Context]:
         """Return the contexts of all lineages that these workers serve now.

@@ -136,6 +136,69 @@ def test_a_judge_is_checked(deployment: Deployment, judge: JudgeServer) -> None:
     assert len(query(deployment.context, "SELECT * FROM rl.judgments")) == 2
 
 
+def test_past_windows_by_other_recipes(
+    deployment: Deployment, judge: JudgeServer, tmp_path: Path
+) -> None:
+    context, windows = deployment.context, [hours_ago(3), hours_ago(2)]
+    for window in windows:
+        add_window(context, window, agents=4)
+    pipeline.produce(context)
+    pipeline.score(context)
+    compare = ("babylon", "scores", "compare")
+    rubric = tmp_path / "patience.md"
+    rubric.write_text("Reward patience.")
+    one_rubric = ("--scoring", "ruler", "--set", f"JUDGE_RUBRIC={rubric}")
+    done = deployment.call(*compare, *one_rubric, "--json", env=judged(judge))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["scorer"], told["judge"]["model"]) == ("ruler", "openai/judge")
+    assert [each["window_id"] for each in told["windows"]] == windows
+    assert told["judge"]["bought"]["answers"] == len(judge.requests) == 2
+    assert told["judge"]["day"]["usd"] == pytest.approx(12 * told["judge"]["bought"]["usd"])
+    assert "Reward patience." in str(judge.requests[0].body)
+    done = deployment.call(*compare, *one_rubric, "--last", "1", env=judged(judge))
+    assert done.returncode == 0, done.stderr
+    assert windows[0] not in done.stdout
+    assert "cost           0 answers, 0 tokens, $0.0000 of openai/judge\n" in done.stdout
+    assert len(judge.requests) == 2
+    named = ("--windows", f"{windows[0]}, {windows[1]}", "--windows", windows[1])
+    free = ("--set", "SCORING=correctness")
+    done = deployment.call(*compare, *free, *named, env={"SCORING": "ruler"})
+    assert done.returncode == 0, done.stderr
+    assert "mean of 2 windows" in done.stdout
+    assert "cost           none: correctness asks no judge\n" in done.stdout
+    own = ("--set", "SCORING=heuristic", "--set", "MIN_REWARD_SPREAD=0.9")
+    made = deployment.call("babylon", "lineages", "create", "other", *own)
+    assert made.returncode == 0, made.stderr
+    for table in ("windows", "scores"):
+        change = f"UPDATE rl.{table} SET model_name = 'other' WHERE window_id = %s RETURNING 1"
+        query(context, change, windows[0])
+    for less, after in [((), "skipped"), (("--set", "MIN_REWARD_SPREAD="), "scored")]:
+        done = deployment.call(
+            *compare, "--lineage", "other", *less, "--json", env={"SCORING": "correctness"}
+        )
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["scorer"], told["windows"][0]["after"]) == ("heuristic", after)
+        assert [each["window_id"] for each in told["windows"]] == windows[:1]
+    for wrong, why in [
+        (["--windows", "yesterday"], "'yesterday' is not a window id"),
+        (["--windows", hours_ago(9)], f"no row for babylon-agent: {hours_ago(9)}; "),
+        (["--last", "2", *named], "name the windows with --windows, or count them with --last"),
+        (["--lineage", "nobody"], "no lineage is called nobody: "),
+        (["--set", "DROPOUT=2"], "DROPOUT: Input should be less than or equal to 0.5"),
+        (["--set", "REDIS_URL=x"], "REDIS_URL is a setting of the whole deployment"),
+        (["--scoring", "ruler", *free], "--scoring and --set SCORING name two scorers"),
+        (["--set", "MIN_ACTIONS=9"], ""),
+    ]:
+        done = deployment.call(*compare, *wrong)
+        assert done.returncode == (2 if why else 0)
+        assert done.stderr.startswith(why)
+        assert done.stderr.count("\n") == bool(why)
+    assert "heuristic, skipped" in done.stdout
+    assert "0 agents with usable traces, needs 2; 4 left out now" in done.stdout
+
+
 def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deployment) -> None:
     command = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu")
     missing = {"SCORING": "ruler", "JUDGE_RUBRIC": "nowhere.md"}

@@ -30,6 +30,14 @@ DELETE FROM rl.scores
 SELECT trajectory_id, score, content_hash FROM rl.scores
  WHERE model_name = %(model_name)s AND scorer = %(scorer)s AND window_id = %(window_id)s
 
+-- which_are_later --
+-- Those of these traces that exist, and whether they were written after the window was scored.
+SELECT t."trajectoryId" AS trajectory_id,
+       COALESCE(t."createdAt" > w.scored_at AT TIME ZONE 'utc', false) AS later
+  FROM public.trajectories t
+  JOIN rl.windows w ON w.model_name = %(model_name)s AND w.window_id = %(window_id)s
+ WHERE t."trajectoryId" = ANY (%(trajectory_ids)s::text[])
+
 -- compare_scores --
 -- The scores of a window by all scorers, ordered by agent.
 SELECT s.agent_id, s.trajectory_id, jsonb_object_agg(s.scorer, s.score) AS scores,

@@ -90,6 +90,17 @@ SELECT window_id, state, scoring, scorer, score_rev, attempts, batch_id, trained
  WHERE model_name = %(model_name)s AND window_id = ANY (%(window_ids)s)
  ORDER BY window_id
 
+-- newest_scored --
+-- The newest windows that have scores to train on, oldest first.
+SELECT * FROM (
+    SELECT window_id, state, scoring, scorer, score_rev, attempts, batch_id, trained_step, agents, trajectories,
+           late, text_bytes, may_share, reason, last_error
+      FROM rl.windows
+     WHERE model_name = %(model_name)s AND state IN ('scored', 'trained')
+     ORDER BY window_id DESC
+     LIMIT %(limit)s) AS newest
+ ORDER BY window_id
+
 -- windows_wait_for_judge --
 -- Whether a window is due for one of these scorers, and nobody holds the model's judge.
 SELECT EXISTS (SELECT FROM rl.windows w
