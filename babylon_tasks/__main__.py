@@ -16,6 +16,7 @@ from babylon_tasks.cli.common import ready_context, ready_fleet
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import NotRecorded, Retryable, UserError
 from babylon_tasks.intake import stage as intake
+from babylon_tasks.intake.refusals import given_up
 from babylon_tasks.local import ask
 from babylon_tasks.logs import configure_logging
 from babylon_tasks.records.windows import State, Window, due_at
@@ -72,11 +73,12 @@ def single(settings: Settings, arguments: RunArguments) -> int:
     """Train one window, alone, and ask the new version a question.
 
     Raises:
-        UserError: No window is ready, the named one cannot be trained, or the model cannot be
-            asked; the message says why.
+        UserError: The lineage is paused, no window is ready, the named one cannot be trained, or
+            the model cannot be asked; the message says why.
     """
     signal.signal(signal.SIGTERM, interrupt)
     context = ready_context(settings)
+    context.lineage.require_active()
     window = _choose_window(context, arguments)
     print(f"Training on: {window.window_id}", flush=True)
     if window.state != State.TRAINED:
@@ -87,6 +89,8 @@ def single(settings: Settings, arguments: RunArguments) -> int:
     with context.database.transaction() as tx:
         step = steps.read(tx, context.lineage.name, window.trained_step)
     assert step is not None
+    if step.given_up_at is not None:
+        raise UserError(given_up(window))
     where = step.inference_name or step.files()
     print(f"Model: {context.lineage.name}-{step.version} (step {step.step}): {where}", flush=True)
     if step.inference_name:

@@ -1,4 +1,4 @@
-"""`babylon models list | export`."""
+"""`babylon models list | export | reset`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from rich.table import Table
 
 from babylon_tasks.checkpoints import export, retention
 from babylon_tasks.checkpoints import files as checkpoint_files
-from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
+from babylon_tasks.cli.common import (
+    as_json,
+    of_lineage,
+    print_json,
+    ready_context,
+    wide_console,
+)
+from babylon_tasks.cli.reset import reset
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.versions import Head
 from babylon_tasks.settings import load_settings
@@ -24,17 +31,21 @@ from babylon_tasks.work.step_names import find_step
 
 @click.group()
 def models() -> None:
-    """List the versions of the model, and export their weights."""
+    """List the versions of the model, export their weights, and move its head."""
+
+
+models.add_command(reset)
 
 
 @models.command("list")
+@of_lineage
 @as_json
-def list_models(as_json: bool) -> None:
-    """List every version of MODEL_NAME, newest first, and whether its files are still there.
+def list_models(lineage: str | None, as_json: bool) -> None:
+    """List every version, newest first: the step before it, and whether its files are there.
 
     Example: babylon models list --json
     """
-    context = ready_context(load_settings())
+    context = ready_context(load_settings(), lineage)
     name = context.lineage.name
     with context.database.transaction() as tx:
         head = heads.read(tx, name)
@@ -46,10 +57,13 @@ def list_models(as_json: bool) -> None:
     if not listed:
         click.echo(f"no step of {name} is committed yet")
         return
-    table = Table("step", "version", "state", "committed (UTC)", "trajectories", "loss", "files")
+    table = Table(
+        "step", "after", "version", "state", "committed (UTC)", "trajectories", "loss", "files"
+    )
     for step in listed:
         table.add_row(
             str(step.step),
+            str(step.parent_step),
             step.version,
             states[step.step],
             f"{step.committed_at.astimezone(UTC):%Y-%m-%d %H:%M}",
@@ -69,13 +83,14 @@ def list_models(as_json: bool) -> None:
     help="Merge the adapter into the base model, and write that with its tokenizer; needs the "
     "extra `train`.",
 )
-def export_model(version_or_step: str, folder: Path, merged: bool) -> None:
+@of_lineage
+def export_model(version_or_step: str, folder: Path, merged: bool, lineage: str | None) -> None:
     """Write a version's adapter into a new folder, in the form that PEFT and vLLM load.
 
     Example: babylon models export v1.0.3 /srv/adapters/v1.0.3
     """
     signal.signal(signal.SIGTERM, interrupt)
-    context = ready_context(load_settings())
+    context = ready_context(load_settings(), lineage)
     with context.database.transaction() as tx:
         step = find_step(tx, context.lineage.name, version_or_step)
         head = heads.read(tx, context.lineage.name)

@@ -8,7 +8,13 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
-from babylon_tasks.cli.common import as_json, print_json, ready_context, wide_console
+from babylon_tasks.cli.common import (
+    as_json,
+    of_lineage,
+    print_json,
+    ready_context,
+    wide_console,
+)
 from babylon_tasks.cli.story import attempts_table, cell, funnel_table, scores_table
 from babylon_tasks.cockpit.story import no_windows, read_story
 from babylon_tasks.errors import ServerUnavailable, UserError
@@ -24,13 +30,14 @@ def windows() -> None:
 
 
 @windows.command("list")
+@of_lineage
 @as_json
-def list_windows(as_json: bool) -> None:
+def list_windows(lineage: str | None, as_json: bool) -> None:
     """List the windows of the last LOOKBACK_HOURS, newest first.
 
     Example: babylon windows list --json
     """
-    context = ready_context(load_settings())
+    context = ready_context(load_settings(), lineage)
     with context.database.transaction() as tx:
         started = time.perf_counter()
         listed = window_rows.listing(tx, context.lineage.name, context.settings)
@@ -62,8 +69,11 @@ def list_windows(as_json: bool) -> None:
     type=click.Choice(SCORERS),
     help="Scorer of the named windows, instead of SCORING; a scored window is scored again.",
 )
+@of_lineage
 @as_json
-def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> None:
+def enqueue(
+    window_ids: tuple[str, ...], scoring: str | None, lineage: str | None, as_json: bool
+) -> None:
     """Make the named windows due, or else all that are ready, and wake the workers.
 
     Example: babylon windows enqueue 2025-01-15T10:00 --scoring ruler
@@ -74,7 +84,8 @@ def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> 
 
     settings = load_settings()
     settings.redis()
-    context = ready_context(settings)
+    context = ready_context(settings, lineage)
+    context.lineage.require_not_retired()
     if window_ids:
         rows = [pipeline.enqueue(context, window_id, scoring) for window_id in window_ids]
         due = [row.window_id for row in rows if row.state == "due"]
@@ -98,15 +109,15 @@ def enqueue(window_ids: tuple[str, ...], scoring: str | None, as_json: bool) -> 
 @windows.command()
 @click.argument("window_id")
 @click.option("--scores", is_flag=True, help="Also show each trajectory's score by each scorer.")
+@of_lineage
 @as_json
-def show(window_id: str, scores: bool, as_json: bool) -> None:
+def show(window_id: str, scores: bool, lineage: str | None, as_json: bool) -> None:
     """Show one window: its states, what was left out of it, and every attempt.
 
     Example: babylon windows show 2025-01-15T10:00 --scores
     """
-    settings = load_settings()
     parse_window_id(window_id)
-    story = read_story(ready_context(settings), window_id, scores)
+    story = read_story(ready_context(load_settings(), lineage), window_id, scores)
     if as_json:
         document = {
             **story.row,
@@ -129,35 +140,62 @@ def show(window_id: str, scores: bool, as_json: bool) -> None:
 @windows.command()
 @click.argument("window_ids", nargs=-1, metavar="[WINDOW_ID]...")
 @click.option("--failed", is_flag=True, help="Take every window that failed.")
+@click.option(
+    "--step",
+    "steps",
+    multiple=True,
+    help="Take the windows of a step or version that was given up; may be given several times.",
+)
+@of_lineage
 @as_json
-def retry(window_ids: tuple[str, ...], failed: bool, as_json: bool) -> None:
+def retry(
+    window_ids: tuple[str, ...],
+    failed: bool,
+    steps: tuple[str, ...],
+    lineage: str | None,
+    as_json: bool,
+) -> None:
     """Make failed or skipped windows due again, count their attempts anew, and wake the workers.
+
+    With --step, make those due again that steps trained which `babylon models reset` gave up.
 
     Example: babylon windows retry 2025-01-15T10:00
     """
-    if failed == bool(window_ids):
-        raise UserError("name the windows to try again, or all of them with --failed")
+    if sum(map(bool, (window_ids, failed, steps))) != 1:
+        raise UserError(
+            "name the windows to try again, or all of them with --failed, or those of a step that "
+            "was given up with --step"
+        )
     from babylon_tasks import pipeline
 
     for window_id in window_ids:
         parse_window_id(window_id)
     settings = load_settings()
     settings.redis()
-    due = pipeline.retry(ready_context(settings), window_ids or None)
+    context = ready_context(settings, lineage)
+    context.lineage.require_not_retired()
+    if steps:
+        due = pipeline.retry_steps(context, steps)
+    else:
+        due = pipeline.retry(context, window_ids or None)
     refused = sorted(set(window_ids) - set(due))
     _wake_scorers(due)
     if as_json:
         print_json({"due": due, "refused": refused})
     else:
-        for window_id in due:
-            click.echo(f"{window_id} is due")
-        if failed and not due:
-            click.echo("no window has failed")
+        _print_retried(due, bool(steps))
     if refused:
         raise UserError(
             f"not tried again: {', '.join(refused)} (neither failed nor skipped; "
             "`babylon windows show` says more)"
         )
+
+
+def _print_retried(due: list[str], of_steps: bool) -> None:
+    for window_id in due:
+        click.echo(f"{window_id} is due")
+    if not due:
+        click.echo("no window is left to try again" if of_steps else "no window has failed")
 
 
 def _wake_scorers(due: list[str]) -> None:

@@ -41,3 +41,11 @@ def why_not_due(tx: Connection, context: Context, window_id: str) -> str | None:
 def story(window: Window) -> str:
     """Return a window's state and its reason."""
     return f"{window.state}: {window.reason or window.last_error or 'no reason given'}"
+
+
+def given_up(window: Window) -> str:
+    """Return why a trained window is of no use: its step is not on the way to the head."""
+    return (
+        f"window {window.window_id} was trained by step {window.trained_step}, which was given up: "
+        f"`babylon windows retry --step {window.trained_step}` makes it due again"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.intake.refusals import story, why_not_due
+from babylon_tasks.intake.refusals import given_up, story, why_not_due
 from babylon_tasks.records.windows import State, Window, due_at
 from babylon_tasks.store import training_batches, transitions
 from babylon_tasks.store import windows as window_rows
@@ -44,7 +44,8 @@ def take(tx: Connection, context: Context, request: Request) -> list[str]:
 def answer(tx: Connection, model_name: str, batch_id: str, window: Window) -> None:
     """Attach a request to its window; if the window has ended, end the request likewise."""
     if window.state == State.TRAINED:
-        training_batches.complete_trained(tx, model_name, window.window_id, batch_id)
+        if not training_batches.complete_trained(tx, model_name, window.window_id, batch_id):
+            training_batches.fail(tx, batch_id, given_up(window))
     elif window.state in (State.SKIPPED, State.FAILED):
         training_batches.fail(tx, batch_id, f"window {window.window_id} is {story(window)}")
     else:

@@ -9,10 +9,11 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.intake import requests
 from babylon_tasks.intake.refusals import why_not_due
 from babylon_tasks.records.windows import State, Window, due_at, parse_window_id
-from babylon_tasks.store import training_batches, transitions
+from babylon_tasks.store import heads, training_batches, transitions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import now
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.step_names import find_step
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,28 @@ def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
         for batch_id in retried.values():
             if batch_id:
                 training_batches.reopen(tx, batch_id)
+    return sorted(retried)
+
+
+def retry_steps(context: Context, steps: Sequence[str]) -> list[str]:
+    """Make the windows due again that these given-up steps trained; return their ids.
+
+    Raises:
+        UserError: There is no such step, or it is on the way to the head; nothing was written.
+        ServerUnavailable: Postgres does not answer.
+    """
+    name = context.lineage.name
+    retried: list[str] = []
+    with context.database.transaction() as tx:
+        heads.share(tx, name)  # a move of the head at this moment comes before or after
+        for version_or_step in steps:
+            step = find_step(tx, name, version_or_step)
+            if step is None or step.given_up_at is None:
+                raise UserError(
+                    f"step {step.step if step else 0} is on the way to the head of {name}, and has "
+                    "trained its windows: `babylon models reset` gives steps up"
+                )
+            retried += transitions.retry_step(tx, name, step.step)
     return sorted(retried)
 
 

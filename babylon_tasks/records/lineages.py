@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings
 
 
@@ -46,6 +47,30 @@ class Lineage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", LineageState(self.state))
+
+    def require_not_retired(self) -> None:
+        """Require that something may change about the lineage.
+
+        Raises:
+            UserError: It is retired.
+        """
+        if self.state == LineageState.RETIRED:
+            raise UserError(
+                f"{self.name} is retired, which is final: `babylon lineages fork {self.name} NEW` "
+                "goes on from its head"
+            )
+
+    def require_active(self) -> None:
+        """Require that windows of the lineage may be scored and trained.
+
+        Raises:
+            UserError: It is paused or retired.
+        """
+        self.require_not_retired()
+        if self.state == LineageState.PAUSED:
+            raise UserError(
+                f"{self.name} is paused: `babylon lineages resume {self.name}` lets it go on"
+            )
 
     @classmethod
     def of_deployment(cls, settings: Settings) -> Lineage:

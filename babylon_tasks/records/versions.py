@@ -65,3 +65,27 @@ class Versions:
     def step_of(self, version: str | None) -> int | None:
         """Return the step of a version, or None if it is not recorded or of another lineage."""
         return None if version is None else self._steps.get(version)
+
+
+class Distances:
+    """Counts the steps between any step of a lineage and its head.
+
+    Args:
+        parents: The parent of each step, 0 for those that start from the base model.
+        head: The step that trains next.
+    """
+
+    def __init__(self, parents: Mapping[int, int], head: int) -> None:
+        self._parents = parents
+        way = [head]
+        while way[-1]:
+            way.append(parents.get(way[-1], 0))
+        self._to_head = {step: distance for distance, step in enumerate(way)}
+
+    def of(self, step: int) -> int:
+        """Count the steps back to where the ways part, and from there to the head."""
+        back = 0
+        while step not in self._to_head:
+            step = self._parents.get(step, 0)
+            back += 1
+        return back + self._to_head[step]

@@ -30,6 +30,18 @@ class Reset:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a move of the head has changed: steps, each with the windows that it trained.
+
+    `given_up` are not on the way to the head any more, `taken_back` are on it again.
+    """
+
+    published_step: int
+    given_up: dict[int, list[str]]
+    taken_back: dict[int, list[str]]
+
+
 def ensure(connection: Connection, lineage: Lineage) -> Head:
     """Return the lineage's head; create it at the first call.
 
@@ -90,21 +102,33 @@ def forked_steps(connection: Connection, model_name: str) -> set[int]:
     return {row["step"] for row in rows}
 
 
-def move(connection: Connection, claim: Claim, from_step: int, to_step: int, why: str) -> list[int]:
-    """Move the head, which is locked, to another step; return the steps that this gives up.
+def move(connection: Connection, claim: Claim, from_step: int, to_step: int, why: str) -> Moved:
+    """Move the head, which is locked, to another step; return what this gives up and takes back.
 
-    Their versions are archived in the app's table. Steps that were given up and are now before the
-    head again are not given up any more.
+    In the app's table the versions of given-up steps are archived, those of steps on the way to the
+    head are not any more.
 
     Raises:
         StaleClaim: The head is not at `from_step`; roll back.
     """
     values = {**_identity(claim), "from_step": from_step, "to_step": to_step}
-    given_up = connection.execute(_SQL["mark_path"], values).fetchall()
-    if connection.execute(_SQL["move_head"], values).rowcount != 1:
+    rows = connection.execute(_SQL["mark_path"], values).fetchall()
+    head = connection.execute(_SQL["move_head"], values).fetchone()
+    if head is None:
         raise StaleClaim(f"the head of {claim.model_name} moved meanwhile")
+    models = {"published_step": head["published_step"], "changed": [row["step"] for row in rows]}
+    connection.execute(_SQL["change_models"], {**values, **models})
     connection.execute(_SQL["insert_reset"], {**values, "why": why, "holder": claim.holder})
-    return [row["step"] for row in given_up]
+    return Moved(
+        published_step=head["published_step"],
+        given_up={row["step"]: row["window_ids"] for row in rows if row["given_up"]},
+        taken_back={row["step"]: row["window_ids"] for row in rows if not row["given_up"]},
+    )
+
+
+def was_reset(connection: Connection, claim: Claim) -> bool:
+    """Tell whether the move under this claim was committed."""
+    return connection.execute(_SQL["reset_of_token"], _identity(claim)).fetchone() is not None
 
 
 def advance(connection: Connection, claim: Claim, from_step: int, to_step: int) -> bool:
@@ -121,6 +145,7 @@ def resets(connection: Connection, model_name: str) -> list[Reset]:
 
 def publish(connection: Connection, model_name: str) -> list[str]:
     """Let the step that trains next serve; return the versions that became ready."""
+    connection.execute(_SQL["hold_head"], {"model_name": model_name})
     rows = connection.execute(_SQL["publish"], {"model_name": model_name}).fetchall()
     return [row["version"] for row in rows]
 

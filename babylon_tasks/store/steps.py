@@ -38,7 +38,7 @@ class Step:
     """A row of `rl.steps`; `model_name` is an ancestor's if the lineage inherited the step.
 
     `parent_step` is the step whose weights it started from. `given_up_at`: since then it is not on
-    the way from the root to the head.
+    the way from the root to the head; never that of an ancestor, whose head is another one.
     """
 
     model_name: str
@@ -243,8 +243,14 @@ def steps_of_versions(connection: Connection, model_name: str) -> dict[tuple[str
 
     The key has the lineage that made the version, and the version.
     """
-    rows = connection.execute(_SQL["steps_of_versions"], {"model_name": model_name}).fetchall()
-    return {(row["model_name"], row["version"]): row["step"] for row in rows}
+    rows = connection.execute(_SQL["steps_of_lineage"], {"model_name": model_name}).fetchall()
+    return {(row["model_name"], row["version"]): row["step"] for row in rows if row["version"]}
+
+
+def parents(connection: Connection, model_name: str) -> dict[int, int]:
+    """Return the parent of each step of the lineage and of its ancestors, up to the fork."""
+    rows = connection.execute(_SQL["steps_of_lineage"], {"model_name": model_name}).fetchall()
+    return {row["step"]: row["parent_step"] for row in rows}
 
 
 def _identity(claim: Claim) -> dict[str, str | int]:

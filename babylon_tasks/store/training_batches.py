@@ -95,7 +95,7 @@ def complete(connection: Connection, batch_id: str, done: Completion) -> None:
 def complete_trained(
     connection: Connection, model_name: str, window_id: str, batch_id: str
 ) -> bool:
-    """End a request whose window was already trained; False if it was not."""
+    """End a request whose window is trained; False if it is not, or its step was given up."""
     updated = connection.execute(
         _SQL["complete_trained"],
         {"model_name": model_name, "window_id": window_id, "batch_id": batch_id},

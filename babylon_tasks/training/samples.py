@@ -15,7 +15,7 @@ from babylon_tasks.records.recorded_steps import RawTrace, Unusable
 from babylon_tasks.records.scores import no_signal
 from babylon_tasks.records.steps import Call, Sample
 from babylon_tasks.records.traces import Trace, decode
-from babylon_tasks.records.versions import Versions
+from babylon_tasks.records.versions import Distances, Versions
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts, leases, logprobs, scores, training_batches, transitions
@@ -57,17 +57,18 @@ class StepSamples:
 class Staleness:
     """Tells how many steps a call's version is behind the head, and whether these are too many.
 
-    The age is unknown if the version is not recorded or of another lineage.
+    The age is unknown if the version is not recorded or of another lineage. Of a version that was
+    given up, the steps that the head has not count as well as those that it has.
     """
 
-    def __init__(self, settings: Settings, head_step: int, versions: Versions) -> None:
-        self._most, self._head_step = settings.max_staleness, head_step
-        self._versions = versions
+    def __init__(self, settings: Settings, versions: Versions, distances: Distances) -> None:
+        self._most = settings.max_staleness
+        self._versions, self._distances = versions, distances
 
     def of(self, version: str | None) -> int | None:
         """Return the age in steps, or None if it is unknown."""
         step = self._versions.step_of(version)
-        return None if step is None else self._head_step - step
+        return None if step is None else self._distances.of(step)
 
     def too_many(self, steps: int | None) -> bool:
         """Tell whether a call of that age is left out."""

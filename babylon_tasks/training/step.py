@@ -22,7 +22,7 @@ from babylon_tasks.records.steps import (
     Trainer,
     WindowShare,
 )
-from babylon_tasks.records.versions import Head, Versions
+from babylon_tasks.records.versions import Distances, Head, Versions
 from babylon_tasks.records.windows import Window
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts, heads, steps, training_batches
@@ -93,8 +93,8 @@ class StepAttempt:
         self._backend.require_usable()
         self._keeper.renew_token(self._open)
         with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch:
-            head, parent, versions = self._read_head()
-            samples = self._read(Path(scratch), head, versions)
+            head, parent, staleness = self._read_head()
+            samples = self._read(Path(scratch), staleness)
             if not samples.windows:
                 return None
             checkpoint = self._reserve(head, samples)
@@ -108,20 +108,20 @@ class StepAttempt:
         attempts.open_step(tx, name, self._context.holder, token, ids)
         self._backend.on_attempt(tx, token)
 
-    def _read_head(self) -> tuple[Head, Step | None, Versions]:
+    def _read_head(self) -> tuple[Head, Step | None, Staleness]:
         lineage = self._context.lineage
         with self._context.database.transaction() as tx:
             head = heads.ensure(tx, lineage)
             parent = steps.read(tx, lineage.name, head.step)
-            steps_by_version = steps.steps_of_versions(tx, lineage.name)
+            versions = Versions(lineage.name, steps.steps_of_versions(tx, lineage.name))
+            distances = Distances(steps.parents(tx, lineage.name), head.step)
         require_same_kind(lineage, self._settings.trainer, parent)
         self._stopwatch.end("claim")
-        return head, parent, Versions(lineage.name, steps_by_version)
+        return head, parent, Staleness(self._settings, versions, distances)
 
-    def _read(self, scratch: Path, head: Head, versions: Versions) -> StepSamples:
+    def _read(self, scratch: Path, staleness: Staleness) -> StepSamples:
         """Write the samples that can be trained into the scratch folder."""
         path = scratch / _SAMPLES
-        staleness = Staleness(self._settings, head.step, versions)
         samples = aio.run(
             collect(self._context, self._keeper, self._order.windows, staleness, path)
         )

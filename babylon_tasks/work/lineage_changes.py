@@ -129,7 +129,7 @@ def override(fleet: Fleet, name: str, pairs: Sequence[str]) -> Overridden:
     overrides = parse_overrides(pairs)
     with fleet.database.transaction() as tx:
         row = _lock(tx, fleet, name)
-        _require_not_retired(row)
+        row.require_not_retired()
         has_step = bool(row.forked_step) or lineages.has_own_step(tx, name)
         _require_may_override(name, overrides, has_step)
         config = _merged(row.config, overrides)
@@ -159,7 +159,7 @@ def change_state(fleet: Fleet, name: str, state: LineageState) -> StateChange:
                 f"`babylon lineages pause {name}`"
             )
         if state != row.state:
-            _require_not_retired(row)
+            row.require_not_retired()
             lineages.change(tx, replace(row, state=state), fleet.holder)
         # Whoever claims the lineage waits for this row, or had its lease before.
         trained_by = leases.holder(tx, f"model/{name}")
@@ -235,12 +235,4 @@ def _require_may_override(name: str, overrides: Mapping[str, str], has_step: boo
         raise UserError(
             f"{fixed[0]} is the shape of the weights of {name}, and fixed by its first step: fork "
             f"{name}@0 to start again from the base model"
-        )
-
-
-def _require_not_retired(row: Lineage) -> None:
-    if row.state == LineageState.RETIRED:
-        raise UserError(
-            f"{row.name} is retired, which is final: `babylon lineages fork {row.name} NEW` goes "
-            "on from its head"
         )

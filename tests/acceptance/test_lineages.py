@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 
 from tests.acceptance.conftest import Deployment
-from tests.rows import commit_steps, query
+from tests.chaos.injection import Injection, injecting
+from tests.rows import add_window, commit_steps, hours_ago, one, query
 from workers.gpu.client import TrainerProcess
 
 
@@ -18,7 +21,8 @@ def lineages(deployment: Deployment, *arguments: str) -> str:
 
 
 def refused(deployment: Deployment, *arguments: str) -> str:
-    done = deployment.call("babylon", *arguments)
+    command = arguments if arguments[0] == "-m" else ("babylon", *arguments)
+    done = deployment.call(*command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     return done.stderr
@@ -101,3 +105,103 @@ def test_the_lineage_of_another_deployment(deployment: Deployment) -> None:
         "only workers with MODEL_NAME=babylon-agent served it, by their own settings; from now on "
         "every worker of this database serves it, by that worker's settings and these overrides\n"
     )
+
+
+# --- reset and retry --------------------------------------------------------------------------
+
+
+def test_reset_retry_go_on(deployment: Deployment, trainer: TrainerProcess) -> None:
+    commit_steps(deployment.context, trainer, 5)
+    done = deployment.call("babylon", "models", "reset", "v1.0.1", "--why", "a broken\nfeed")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "babylon-agent goes on from step 2 (v1.0.1); it was at step 5\n"
+        "step 2 serves\n"
+        "given up: steps 3 to 5, with 3 windows\n"
+        "to train these windows again: babylon windows retry --step 3 --step 4 --step 5\n"
+    )
+    listed = deployment.call("babylon", "windows", "list").stdout
+    assert listed.count(" was given up") == 3
+    assert "step 5 was given up" in listed
+    shown = deployment.call("babylon", "windows", "show", hours_ago(6)).stdout
+    assert "step_given_up_at" in shown
+    done = deployment.call("-m", "babylon_tasks", env={"MODE": "single", "WINDOW_ID": hours_ago(6)})
+    assert done.returncode == 2
+    assert "was trained by step 5, which was given up: `babylon windows retry" in done.stderr
+    done = deployment.call("babylon", "windows", "retry", "--step", "4", "--step", "v1.0.4")
+    assert done.stdout == f"{hours_ago(6)} is due\n{hours_ago(5)} is due\n"
+    done = deployment.call("babylon", "windows", "retry", "--step", "4")
+    assert done.stdout == "no window is left to try again\n"
+    assert deployment.call("babylon", "train").returncode == 0
+    rows = json.loads(deployment.call("babylon", "models", "list", "--json").stdout)
+    assert [(row["step"], row["parent_step"], row["state"]) for row in rows] == [
+        (6, 2, "served"),
+        (5, 4, "given up"),
+        (4, 3, "given up"),
+        (3, 2, "given up"),
+        (2, 1, "previous"),
+        (1, 0, "kept"),
+    ]
+    assert "a broken feed" in lineages(deployment, "show", "babylon-agent")
+    back = deployment.call("babylon", "models", "reset", "5", "--why", "it was not the feed").stdout
+    assert back == (
+        "babylon-agent goes on from step 5 (v1.0.4); it was at step 6\n"
+        "step 5 serves\n"
+        "on the way to the head again: steps 3 to 5\n"
+        "given up: step 6, with 0 windows\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("models", "reset", "9", "--why", "x"), "babylon-agent has no version or step '9': "),
+        (("models", "reset", "1", "--why", "x"), "step 1 is the head of babylon-agent already"),
+        (("models", "reset", "0", "--why", ""), "say why: "),
+        (("models", "reset", "0", "--why", "x", "--lineage", "y"), "no lineage is called y: "),
+        (("windows", "retry", "--step", "1"), "step 1 is on the way to the head of babylon-agent"),
+        (("windows", "retry", "--step", "7"), "babylon-agent has no version or step '7': "),
+        (("windows", "retry", "--step", "1", "--failed"), "name the windows to try again, or"),
+        (("models", "export", "0", "x"), "step 0 is the base model, which has no adapter"),
+    ],
+)
+def test_mistakes_about_steps_get_one_line(
+    deployment: Deployment, trainer: TrainerProcess, arguments: tuple[str, ...], why: str
+) -> None:
+    commit_steps(deployment.context, trainer, 1)
+    assert refused(deployment, *arguments).startswith(why)
+
+
+@pytest.mark.parametrize("call", ["heads.move", "transitions.restore_trained"])
+def test_killed_in_the_middle_of_a_reset(
+    deployment: Deployment, trainer: TrainerProcess, call: str
+) -> None:
+    commit_steps(deployment.context, trainer, 3)
+    kill = Injection(f"babylon_tasks.store.{call}", "kill", at="after")
+    harm = injecting(kill, python_path=os.environ.get("PYTHONPATH", ""))
+    reset = ("babylon", "models", "reset", "1", "--why", "back")
+    assert deployment.run(*reset, env=harm).returncode == -signal.SIGKILL
+    assert one(deployment.context, "SELECT step FROM rl.heads")["step"] == 3
+    for table in ("rl.resets", "rl.steps WHERE given_up_at IS NOT NULL"):
+        assert query(deployment.context, f"SELECT FROM {table}") == []
+    # As soon as the dead one's lease has run out.
+    deployment.wait(lambda: deployment.call(*reset).returncode == 0)
+    assert one(deployment.context, "SELECT step FROM rl.heads")["step"] == 1
+
+
+def test_killed_just_after_a_reset(deployment: Deployment, trainer: TrainerProcess) -> None:
+    """It is made, once, and the next step starts from there when its lease has run out."""
+    commit_steps(deployment.context, trainer, 3)
+    kill = Injection("babylon_tasks.store.leases.release", "kill", at="before")
+    harm = injecting(kill, python_path=os.environ.get("PYTHONPATH", ""))
+    reset = ("babylon", "models", "reset", "1", "--why", "back")
+    assert deployment.run(*reset, env=harm).returncode == -signal.SIGKILL
+    add_window(deployment.context, hours_ago(20))
+
+    def trained() -> bool:
+        deployment.call("babylon", "train")
+        return bool(query(deployment.context, "SELECT FROM rl.steps WHERE step = 4"))
+
+    deployment.wait(trained)
+    assert one(deployment.context, "SELECT * FROM rl.steps WHERE step = 4")["parent_step"] == 1
+    assert len(query(deployment.context, "SELECT FROM rl.resets")) == 1

@@ -51,6 +51,22 @@ SELECT DISTINCT forked_step AS step FROM rl.lineages
 -- Files that are not given up now stay until the transaction ends.
 SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR SHARE
 
+-- mark_path --
+-- A step is given up if it is not on the way from the root to the step that the head moves to. Returns
+-- the steps for which that has changed.
+WITH RECURSIVE path AS (
+    SELECT step, COALESCE(parent_step, step - 1) AS parent FROM rl.steps
+     WHERE model_name = %(model_name)s AND step = %(to_step)s
+    UNION ALL
+    SELECT s.step, COALESCE(s.parent_step, s.step - 1)
+      FROM path p JOIN rl.steps s ON s.model_name = %(model_name)s AND s.step = p.parent
+)
+UPDATE rl.steps s
+   SET given_up_at = CASE WHEN s.step IN (SELECT step FROM path) THEN NULL ELSE rl.now() END
+ WHERE s.model_name = %(model_name)s
+   AND (s.given_up_at IS NULL) <> (s.step IN (SELECT step FROM path))
+RETURNING s.step, s.window_ids, s.given_up_at IS NOT NULL AS given_up
+
 -- move_head --
 -- By hand: the next step starts from another one. What workers of release 0.1.0 read as the base
 -- model tells them that they cannot go on. A step that serves but does not come before the new head
@@ -64,48 +80,44 @@ UPDATE rl.heads h
            THEN h.published_step ELSE %(to_step)s END,
        base_model = '(a newer release moved its head: upgrade this worker)'
  WHERE model_name = %(model_name)s AND step = %(from_step)s
+RETURNING published_step
 
--- mark_path --
--- A step is given up if it is not on the way from the root to the step that the head moves to.
-WITH RECURSIVE path AS (
-    SELECT step, COALESCE(parent_step, step - 1) AS parent FROM rl.steps
-     WHERE model_name = %(model_name)s AND step = %(to_step)s
-    UNION ALL
-    SELECT s.step, COALESCE(s.parent_step, s.step - 1)
-      FROM path p JOIN rl.steps s ON s.model_name = %(model_name)s AND s.step = p.parent
-), marked AS (
-    UPDATE rl.steps s
-       SET given_up_at = CASE WHEN s.step IN (SELECT step FROM path) THEN NULL ELSE rl.now() END
-     WHERE s.model_name = %(model_name)s
-       AND (s.given_up_at IS NULL) <> (s.step IN (SELECT step FROM path))
-    RETURNING s.step, s.version, s.given_up_at, s.removed_at
-), archived AS (
-    UPDATE public.trained_models m
-       SET status = CASE WHEN k.given_up_at IS NULL THEN 'ready' ELSE 'archived' END,
-           "archivedAt" = CASE WHEN k.given_up_at IS NULL THEN NULL
-                               ELSE rl.now() AT TIME ZONE 'utc' END,
-           "updatedAt" = rl.now() AT TIME ZONE 'utc'
-      FROM marked k
-     WHERE m."modelId" = %(model_name)s || '-' || k.version
-       AND CASE WHEN k.given_up_at IS NULL THEN m.status = 'archived' AND k.removed_at IS NULL
-                ELSE m.status <> 'archived' END
-)
-SELECT step FROM marked WHERE given_up_at IS NOT NULL ORDER BY step
+-- change_models --
+-- The app's rows of steps that were given up, and of those that are on the way to the head again: the
+-- newer ones among these wait to be published.
+UPDATE public.trained_models m
+   SET status = CASE WHEN s.given_up_at IS NOT NULL THEN 'archived'
+                     WHEN s.step <= %(published_step)s THEN 'ready' ELSE 'training' END,
+       "archivedAt" = CASE WHEN s.given_up_at IS NOT NULL THEN rl.now() AT TIME ZONE 'utc' END,
+       "updatedAt" = rl.now() AT TIME ZONE 'utc'
+  FROM rl.steps s
+ WHERE s.model_name = %(model_name)s AND s.step = ANY (%(changed)s)
+   AND m."modelId" = %(model_name)s || '-' || s.version
+   AND CASE WHEN s.given_up_at IS NULL THEN m.status = 'archived' AND s.removed_at IS NULL
+            ELSE m.status <> 'archived' END
 
 -- insert_reset --
 INSERT INTO rl.resets (model_name, token, from_step, to_step, why, holder, at)
 VALUES (%(model_name)s, %(token)s, %(from_step)s, %(to_step)s, %(why)s, %(holder)s,
         rl.clock_timestamp())
 
+-- reset_of_token --
+-- Whether the reset with this token was committed (asked after a lost connection).
+SELECT from_step FROM rl.resets WHERE model_name = %(model_name)s AND token = %(token)s
+
 -- list_resets --
 SELECT from_step, to_step, why, holder, at FROM rl.resets
  WHERE model_name = %(model_name)s ORDER BY at DESC
+
+-- hold_head --
+-- A statement of its own: what follows sees what whoever held the row before has committed.
+SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
 
 -- publish --
 -- The step that trains next serves. Returns the versions that became ready; so do the app's own rows.
 WITH moved AS (
     UPDATE rl.heads h SET published_step = h.step
-      FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE) old
+      FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s) old
      WHERE h.model_name = %(model_name)s AND h.published_step <> h.step
     RETURNING old.published_step AS after_step, h.step AS up_to_step
 ), published AS (

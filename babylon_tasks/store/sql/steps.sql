@@ -1,7 +1,10 @@
 -- Steps: the commit of one, its files, and its model version.
 
 -- read_step --
-SELECT model_name, step, COALESCE(parent_step, step - 1) AS parent_step, given_up_at, version, checkpoint, window_ids, trajectories, trainable_tokens, metrics, gpu_seconds,
+-- What its ancestors gave up after the fork is on a fork's way all the same.
+SELECT model_name, step, COALESCE(parent_step, step - 1) AS parent_step,
+       CASE WHEN model_name = %(model_name)s THEN given_up_at END AS given_up_at, version,
+       checkpoint, window_ids, trajectories, trainable_tokens, metrics, gpu_seconds,
        cost_usd, seconds, tokens_per_second, mfu, peak_memory_bytes, trainer, started_at,
        committed_at, removed_at
   FROM rl.steps
@@ -104,7 +107,7 @@ SELECT s.model_name, s.step, COALESCE(s.parent_step, s.step - 1) AS parent_step,
 UPDATE rl.steps SET logged_at = rl.now()
  WHERE model_name = %(model_name)s AND step = ANY (%(steps)s::int[])
 
--- steps_of_versions --
+-- steps_of_lineage --
 -- Of the lineage, and of those that it was forked from, up to the fork.
 WITH RECURSIVE up AS (
     SELECT %(model_name)s::text AS name, NULL::int AS last_step
@@ -113,9 +116,9 @@ WITH RECURSIVE up AS (
       FROM up JOIN rl.lineages l ON l.name = up.name
      WHERE l.forked_from IS NOT NULL
 )
-SELECT s.model_name, s.version, s.step
+SELECT s.model_name, s.version, s.step, COALESCE(s.parent_step, s.step - 1) AS parent_step
   FROM up JOIN rl.steps s ON s.model_name = up.name
- WHERE s.version IS NOT NULL AND (up.last_step IS NULL OR s.step <= up.last_step)
+ WHERE up.last_step IS NULL OR s.step <= up.last_step
 
 -- lock_versions --
 -- Versions are given out one at a time; the lock ends with the transaction.

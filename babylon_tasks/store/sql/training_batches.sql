@@ -32,15 +32,18 @@ UPDATE public.training_batches
  WHERE "batchId" = %(batch_id)s
 
 -- complete_trained --
--- The window was trained before this request came: it ends at once, with that step's version.
+-- The window was trained before this request came: it ends at once, with that step's version, unless
+-- the lineage has given that step up.
 UPDATE public.training_batches b
    SET status = 'completed', error = NULL, "modelVersion" = s.version,
        "trainingLoss" = (s.metrics ->> 'loss')::float8,
        "completedAt" = rl.now() AT TIME ZONE 'utc'
   FROM rl.windows w
-  JOIN rl.steps s ON s.model_name = w.model_name AND s.step = w.trained_step
+  JOIN rl.steps s ON s.model_name = rl.lineage_of_step(w.model_name, w.trained_step)
+                 AND s.step = w.trained_step
  WHERE b."batchId" = %(batch_id)s AND b.status IN ('pending', 'training')
    AND w.model_name = %(model_name)s AND w.window_id = %(window_id)s AND w.state = 'trained'
+   AND (s.given_up_at IS NULL OR s.model_name <> w.model_name)
 
 -- fail_request --
 UPDATE public.training_batches

@@ -165,7 +165,9 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
        (SELECT l.holder FROM rl.leases l
          WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
            AND l.expires_at > rl.clock_timestamp()) AS held_by,
-       w.trained_step, t.given_up_at AS step_given_up_at, t.version, t.checkpoint,
+       w.trained_step,
+       CASE WHEN t.model_name = w.model_name THEN t.given_up_at END AS step_given_up_at,
+       t.version, t.checkpoint,
        (SELECT jsonb_build_object('trajectories', count(*), 'mean', round(avg(s.score)::numeric, 4),
                                   'lowest', min(s.score), 'highest', max(s.score))
           FROM rl.scores s
