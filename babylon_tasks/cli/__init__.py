@@ -26,7 +26,7 @@ _SUMMARIES = {
     "models": "List the versions of the model, export their weights, and move its head.",
     "scores": "Compare the scores of past windows with those of another recipe.",
     "status": "Show the windows by state, the version that serves, and what waits in Redis.",
-    "train": "Score, train and publish all that is due, in this process, then end.",
+    "train": "Score, train and publish all that is due for a lineage, in this process, then end.",
     "up": "Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.",
     "windows": "List windows and make them due.",
 }

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from babylon_tasks.cli.common import as_json, print_json, ready_context
+from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.windows import parse_window_id
@@ -30,8 +30,9 @@ def judge() -> None:
 
 @judge.command()
 @click.argument("window_id", required=False)
+@of_lineage
 @as_json
-def check(window_id: str | None, as_json: bool) -> None:
+def check(window_id: str | None, lineage: str | None, as_json: bool) -> None:
     """Ask the judge about a window twice, in two orders, and compare the answers.
 
     Without WINDOW_ID, it takes the newest window that has ended. It costs two questions, and
@@ -39,12 +40,12 @@ def check(window_id: str | None, as_json: bool) -> None:
 
     Example: babylon judge check 2025-01-15T10:00
     """
-    settings = load_settings()
-    context = ready_context(settings)
+    context = ready_context(load_settings(), lineage)
     if window_id is None:
         window_id = _newest(context)
     parse_window_id(window_id)
-    figures = {"judge": settings.judge_model, **asdict(aio.run(_check(context, window_id)))}
+    checked = aio.run(_check(context, window_id))
+    figures = {"judge": context.settings.judge_model, **asdict(checked)}
     if as_json:
         print_json(figures)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from babylon_tasks.cli.common import as_json, print_json, ready_context
+from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
 from babylon_tasks.cockpit.status import database_status, queue_lengths
 from babylon_tasks.settings import load_settings
 
@@ -13,8 +13,9 @@ _NOTHING = {"canary_age_seconds": "never"}
 
 
 @click.command()
+@of_lineage
 @as_json
-def status(as_json: bool) -> None:
+def status(lineage: str | None, as_json: bool) -> None:
     """Show the windows by state, the version that serves, and what waits in Redis.
 
     A canary's age is the time since a message last went through Redis, a queue and a worker to
@@ -23,7 +24,10 @@ def status(as_json: bool) -> None:
     Example: babylon status --json
     """
     settings = load_settings()
-    figures = {**database_status(ready_context(settings)), "queues": queue_lengths(settings)}
+    figures = {
+        **database_status(ready_context(settings, lineage)),
+        "queues": queue_lengths(settings),
+    }
     if as_json:
         print_json(figures)
         return

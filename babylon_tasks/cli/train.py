@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import click
 
 from babylon_tasks import pipeline
-from babylon_tasks.cli.common import as_json, print_json, ready_context
+from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import NotRecorded, UserError
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import State
-from babylon_tasks.settings import changed, load_settings
+from babylon_tasks.settings import Settings, changed, load_settings
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.training.step import StepReport, loss_text
 from babylon_tasks.work.context import Context
@@ -32,9 +33,10 @@ from babylon_tasks.work.signals import interrupt
 )
 @click.option("--dropout", type=float, help="Instead of DROPOUT.")
 @click.option("--max-per-window", type=int, help="Instead of MAX_PER_WINDOW.")
+@of_lineage
 @as_json
-def train(as_json: bool, **options: int | float | str | None) -> None:
-    """Score, train and publish all that is due, in this process, then end.
+def train(as_json: bool, lineage: str | None, **options: int | float | str | None) -> None:
+    """Score, train and publish all that is due for a lineage, in this process, then end.
 
     It claims windows as the workers do, so workers may run beside it; they score by their own
     settings. It needs no Redis.
@@ -50,7 +52,7 @@ def train(as_json: bool, **options: int | float | str | None) -> None:
 
     check_trainer(settings)
     signal.signal(signal.SIGTERM, interrupt)
-    context = ready_context(settings)
+    context = _context(settings, lineage, given)
     pipeline.produce(context)
     _require_due(context)
     steps: list[StepReport] = []
@@ -72,6 +74,24 @@ def train(as_json: bool, **options: int | float | str | None) -> None:
         _print_end(published, waiting)
     if steps:
         log_steps(settings)  # last: W&B may let it wait
+
+
+def _context(settings: Settings, lineage: str | None, given: Mapping[str, object]) -> Context:
+    """Return the context in which to train; what was given wins over the lineage's overrides.
+
+    Raises:
+        UserError: The lineage rests, is served by other workers only, or has another base model.
+    """
+    context = ready_context(settings, lineage)
+    context.lineage.require_active()
+    if context.lineage.own_settings and context.lineage.name != settings.model_name:
+        raise UserError(
+            f"{context.lineage.name} is trained by the settings of its own workers: set MODEL_NAME "
+            f"to it, or take it over with `babylon lineages set {context.lineage.name} KEY=VALUE`"
+        )
+    if given.get("base_model", context.lineage.base_model) != context.lineage.base_model:
+        raise UserError(f"--model: {context.lineage.name} starts from {context.lineage.base_model}")
+    return replace(context, settings=changed(context.settings, **given))
 
 
 def _require_due(context: Context) -> None:

@@ -205,3 +205,68 @@ def test_killed_just_after_a_reset(deployment: Deployment, trainer: TrainerProce
     deployment.wait(trained)
     assert one(deployment.context, "SELECT * FROM rl.steps WHERE step = 4")["parent_step"] == 1
     assert len(query(deployment.context, "SELECT FROM rl.resets")) == 1
+
+
+# --- --lineage --------------------------------------------------------------------------------
+
+
+def test_the_other_commands_for_a_lineage(deployment: Deployment, trainer: TrainerProcess) -> None:
+    commit_steps(deployment.context, trainer, 2)
+    lineages(deployment, "fork", "babylon-agent@1", "side", "--set", "MIN_AGENTS_PER_WINDOW=3")
+    for_side = ("--lineage", "side")
+    add_window(deployment.context, hours_ago(9), agents=2)
+    listed = json.loads(deployment.call("babylon", "windows", "list", *for_side, "--json").stdout)
+    assert [(row["window_id"], row["state"]) for row in listed["windows"]] == [
+        (hours_ago(2), "trained"),
+        (hours_ago(3), "ready"),
+        (hours_ago(9), "few_agents"),
+    ]
+    due = deployment.call("babylon", "windows", "enqueue", hours_ago(3), *for_side)
+    assert due.stdout == f"{hours_ago(3)} is due\n"
+    done = deployment.call("babylon", "train", *for_side)
+    assert "step 2 (v" in done.stdout
+    assert one(deployment.context, "SELECT * FROM rl.steps WHERE model_name = 'side'")["step"] == 2
+    rows = json.loads(deployment.call("babylon", "models", "list", *for_side, "--json").stdout)
+    assert [row["step"] for row in rows] == [2]
+    status = json.loads(deployment.call("babylon", "status", *for_side, "--json").stdout)
+    assert (status["model"], status["step"], status["windows"]["trained"]) == ("side", 2, 2)
+    shown = deployment.call("babylon", "windows", "show", hours_ago(2), *for_side).stdout
+    assert "model_name       side" in shown
+    reset = deployment.call("babylon", "models", "reset", "1", "--why", "x", *for_side).stdout
+    assert reset.endswith(
+        "to train these windows again: babylon windows retry --step 2 --lineage side\n"
+    )
+    retried = deployment.call("babylon", "windows", "retry", "--step", "2", *for_side).stdout
+    assert retried == f"{hours_ago(3)} is due\n"
+    lineages(deployment, "pause", "side")
+    assert refused(deployment, "train", *for_side).startswith("side is paused: ")
+    lineages(deployment, "retire", "side")
+    for command in (("windows", "enqueue"), ("windows", "retry", "--failed"), ("train",)):
+        assert refused(deployment, *command, *for_side).startswith("side is retired, which is")
+
+
+def test_train_wants_the_settings_of_the_lineages_own_workers(deployment: Deployment) -> None:
+    lineages(deployment, "list")
+    done = deployment.call(
+        "babylon", "train", "--lineage", "babylon-agent", env={"MODEL_NAME": "other"}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("babylon-agent is trained by the settings of its own workers: ")
+    lineages(deployment, "create", "side")
+    why = refused(deployment, "train", "--lineage", "side", "--model", "other/model")
+    assert why == "--model: side starts from none\n"
+
+
+def test_what_is_given_to_train_wins_over_the_overrides(deployment: Deployment) -> None:
+    lineages(deployment, "create", "side", "--set", "MIN_AGENTS_PER_WINDOW=3")
+    add_window(deployment.context, hours_ago(2), agents=2)
+    assert refused(deployment, "train", "--lineage", "side").startswith("no windows found: ")
+    done = deployment.call("babylon", "train", "--lineage", "side", "--min-agents", "2")
+    assert done.returncode == 0
+
+
+def test_a_paused_lineage_is_trained_by_nobody(deployment: Deployment) -> None:
+    add_window(deployment.context, hours_ago(2))
+    lineages(deployment, "pause", "babylon-agent")
+    assert refused(deployment, "train").startswith("babylon-agent is paused: `babylon lineages")
+    assert refused(deployment, "-m", "babylon_tasks").startswith("babylon-agent is paused: ")
