@@ -16,7 +16,9 @@ CREATE TABLE IF NOT EXISTS rl.lineages (
         CHECK (state IN ('active', 'paused', 'retired')),
     forked_from   text        REFERENCES rl.lineages (name),
     forked_step   integer     CHECK (forked_step >= 0),
-    config        jsonb       NOT NULL DEFAULT '{}', -- setting → text, instead of the environment's
+    config        jsonb       NOT NULL DEFAULT '{}'  -- setting → text, instead of the environment's
+        CHECK (jsonb_typeof(config) = 'object'
+               AND NOT jsonb_path_exists(config, '$.* ? (@.type() != "string")')),
     created_by    text        NOT NULL,
     created_at    timestamptz NOT NULL DEFAULT now(),
     changed_by    text,
@@ -80,12 +82,13 @@ CREATE TABLE IF NOT EXISTS rl.resets (
 );
 COMMENT ON TABLE rl.resets IS 'Every move of a head to another step by hand: who, when and why.';
 
--- Steps up to the one that a lineage was forked at are those of the lineage it was forked from.
+-- Steps up to the one that a lineage was forked at are those of the lineage it was forked from. UNION,
+-- not UNION ALL: it ends even if a row that was changed by hand leads back.
 CREATE OR REPLACE FUNCTION rl.lineage_of_step(lineage text, step integer) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE AS $$
     WITH RECURSIVE up AS (
         SELECT l.name, l.forked_from, l.forked_step FROM rl.lineages l WHERE l.name = $1
-        UNION ALL
+        UNION
         SELECT l.name, l.forked_from, l.forked_step
           FROM up JOIN rl.lineages l ON l.name = up.forked_from
          WHERE $2 <= up.forked_step

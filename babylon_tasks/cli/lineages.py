@@ -55,7 +55,7 @@ def list_all(as_json: bool) -> None:
             str(each.due),
             str(each.scored),
             str(each.trained),
-            "" if each.weight is None else f"{each.weight:g}",
+            each.weight or "",
             "" if each.forked_from is None else f"{each.forked_from}@{each.forked_step}",
             "yes" if each.primary else "",
         )

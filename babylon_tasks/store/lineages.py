@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -30,7 +30,7 @@ class DueWork:
 
 @dataclass(frozen=True, slots=True)
 class LineageListing:
-    """A line of `babylon lineages list`; `weight` is None without an override of it.
+    """A line of `babylon lineages list`; `weight` is the text of its override, if any.
 
     `due`, `scored` and `trained` count the windows in that state.
     """
@@ -42,7 +42,7 @@ class LineageListing:
     own_settings: bool
     forked_from: str | None
     forked_step: int | None
-    weight: float | None
+    weight: str | None
     step: int
     published_step: int
     due: int
@@ -132,21 +132,20 @@ def has_own_step(connection: Connection, name: str) -> bool:
 def in_turn(
     connection: Connection,
     stage: Stage,
-    names: Sequence[str],
-    settings: Settings,
+    lineages: Mapping[str, Settings],
     judged: Sequence[str],
     limit: int,
 ) -> list[str]:
     """Return those of the lineages that wait for this stage, in the order of their turns.
 
-    `judged` has the scorers that ask a judge; `settings` has the defaults of weight and scorer.
+    `judged` has the scorers that ask a judge.
     """
     rows = connection.execute(
         _SQL[f"lineages_to_{stage}"],
         {
-            "names": list(names),
-            "weight": settings.lineage_weight,
-            "scoring": settings.scoring,
+            "names": list(lineages),
+            "weights": [settings.lineage_weight for settings in lineages.values()],
+            "scorings": [settings.scoring for settings in lineages.values()],
             "judged": list(judged),
             "limit": limit,
         },
@@ -156,7 +155,9 @@ def in_turn(
 
 def take_turn(connection: Connection, stage: Stage, name: str) -> None:
     """Note that a worker has taken work of this lineage: others are next."""
-    connection.execute(_SQL["take_turn"], {"name": name, "stage": stage})
+    turn = {"name": name, "stage": stage}
+    if not connection.execute(_SQL["take_turn"], turn).rowcount:
+        connection.execute(_SQL["note_turn"], turn)
 
 
 def sweep(connection: Connection, names: Sequence[str], limit: int) -> DueWork:

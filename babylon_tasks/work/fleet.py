@@ -110,7 +110,8 @@ class Fleet:
         if not contexts:
             return
         with self.database.transaction() as tx:
-            names = lineages.in_turn(tx, stage, list(contexts), self.settings, JUDGED, _TRIES)
+            settings = {name: context.settings for name, context in contexts.items()}
+            names = lineages.in_turn(tx, stage, settings, JUDGED, _TRIES)
         for name in names:
             yield contexts[name]
 

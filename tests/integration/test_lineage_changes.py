@@ -478,7 +478,7 @@ def test_the_list_and_the_story_of_a_lineage(context: Context, trainer: Trainer)
     own, fork = list_lineages(fleet)
     assert (own.step, own.published_step, own.due, own.scored, own.trained) == (3, 2, 1, 1, 3)
     assert (own.primary, own.weight, own.forked_from, own.state) == (True, None, None, "active")
-    assert (fork.step, fork.published_step, fork.trained, fork.weight) == (2, 2, 2, 3)
+    assert (fork.step, fork.published_step, fork.trained, fork.weight) == (2, 2, 2, "3")
     assert (fork.primary, fork.forked_from, fork.forked_step) == (False, OWN, 2)
     story = read_lineage_story(fleet, OWN)
     assert [step.step for step in story.steps] == [3, 2, 1]

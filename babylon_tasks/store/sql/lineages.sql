@@ -42,7 +42,7 @@ SELECT name, base_model, is_primary AS "primary", base_revision, state, own_sett
 
 -- list_lineages --
 SELECT l.name, l.state, l.base_model, l.is_primary AS "primary", l.own_settings, l.forked_from,
-       l.forked_step, (l.config ->> 'LINEAGE_WEIGHT')::float8 AS weight,
+       l.forked_step, l.config ->> 'LINEAGE_WEIGHT' AS weight,
        COALESCE(h.step, 0) AS step, COALESCE(h.published_step, 0) AS published_step,
        COALESCE(w.due, 0) AS due, COALESCE(w.scored, 0) AS scored, COALESCE(w.trained, 0) AS trained
   FROM rl.lineages l
@@ -78,19 +78,21 @@ SELECT EXISTS (SELECT FROM rl.steps WHERE model_name = %(name)s) AS has
 -- turn, where a weight of 2 counts a wait twice. A window for a judge counts only where nobody holds
 -- the lineage's judge. OFFSET 0: in this order, so that LIMIT ends the search.
 SELECT l.name
-  FROM (SELECT l.name, l.config
-          FROM rl.lineages l
+  FROM (SELECT l.name, asked.scoring
+          FROM unnest(%(names)s::text[], %(weights)s::float8[], %(scorings)s::text[])
+               AS asked (name, weight, scoring)
+          JOIN rl.lineages l ON l.name = asked.name
           LEFT JOIN rl.turns t ON t.model_name = l.name AND t.stage = 'score'
-         WHERE l.state = 'active' AND l.name = ANY (%(names)s)
+         WHERE l.state = 'active'
          ORDER BY extract(epoch FROM rl.clock_timestamp() - COALESCE(t.taken_at, l.created_at))
-                  * COALESCE((l.config ->> 'LINEAGE_WEIGHT')::float8, %(weight)s) DESC, l.name
+                  * asked.weight DESC, l.name
         OFFSET 0) l
  WHERE EXISTS (SELECT FROM rl.windows w
                 WHERE w.model_name = l.name AND w.state = 'due' AND w.not_before <= rl.now()
                   AND NOT EXISTS (SELECT FROM rl.leases h
                                    WHERE h.resource = 'window/' || w.model_name || '/' || w.window_id
                                      AND h.expires_at > rl.clock_timestamp())
-                  AND (COALESCE(w.scoring, l.config ->> 'SCORING', %(scoring)s)
+                  AND (COALESCE(w.scoring, l.scoring)
                            <> ALL (%(judged)s::text[])
                        OR NOT EXISTS (SELECT FROM rl.leases h
                                        WHERE h.resource = 'judge/' || w.model_name
@@ -101,11 +103,12 @@ SELECT l.name
 -- Active lineages with a scored window, of which nobody trains a step; in the order of their turns.
 SELECT l.name
   FROM (SELECT l.name
-          FROM rl.lineages l
+          FROM unnest(%(names)s::text[], %(weights)s::float8[]) AS asked (name, weight)
+          JOIN rl.lineages l ON l.name = asked.name
           LEFT JOIN rl.turns t ON t.model_name = l.name AND t.stage = 'train'
-         WHERE l.state = 'active' AND l.name = ANY (%(names)s)
+         WHERE l.state = 'active'
          ORDER BY extract(epoch FROM rl.clock_timestamp() - COALESCE(t.taken_at, l.created_at))
-                  * COALESCE((l.config ->> 'LINEAGE_WEIGHT')::float8, %(weight)s) DESC, l.name
+                  * asked.weight DESC, l.name
         OFFSET 0) l
  WHERE EXISTS (SELECT FROM rl.windows w
                 WHERE w.model_name = l.name AND w.state = 'scored' AND w.not_before <= rl.now())
@@ -122,6 +125,13 @@ WITH free AS (
        FOR UPDATE SKIP LOCKED
 )
 UPDATE rl.turns SET taken_at = rl.clock_timestamp() WHERE ctid = ANY (SELECT ctid FROM free)
+
+-- note_turn --
+-- A row that a person wrote into rl.lineages has no turns before its first.
+INSERT INTO rl.turns (model_name, stage, taken_at)
+SELECT %(name)s, %(stage)s, rl.clock_timestamp()
+ WHERE NOT EXISTS (SELECT FROM rl.turns WHERE model_name = %(name)s AND stage = %(stage)s)
+ON CONFLICT DO NOTHING
 
 -- first_turn --
 INSERT INTO rl.turns (model_name, stage, taken_at)

@@ -108,10 +108,11 @@ UPDATE rl.steps SET logged_at = rl.now()
  WHERE model_name = %(model_name)s AND step = ANY (%(steps)s::int[])
 
 -- steps_of_lineage --
--- Of the lineage, and of those that it was forked from, up to the fork.
+-- Of the lineage, and of those that it was forked from, up to the fork. UNION, not UNION ALL: it ends
+-- even if a row that was changed by hand leads back.
 WITH RECURSIVE up AS (
     SELECT %(model_name)s::text AS name, NULL::int AS last_step
-    UNION ALL
+    UNION
     SELECT l.forked_from, least(up.last_step, l.forked_step)
       FROM up JOIN rl.lineages l ON l.name = up.name
      WHERE l.forked_from IS NOT NULL
