@@ -93,7 +93,8 @@ class History:
 
     def any_step(self, lineage: Context) -> int:
         inherited = self.rng.randint(0, lineage.lineage.forked_step or 0)
-        return self.rng.choice([inherited, *(row["step"] for row in self.steps_of(lineage))])
+        own: list[int] = [row["step"] for row in self.steps_of(lineage)]
+        return self.rng.choice([inherited, *own])
 
     def steps_of(self, lineage: Context) -> list[dict[str, Any]]:
         name = lineage.lineage.name
