@@ -127,8 +127,8 @@ def continuous(settings: Settings) -> int:
                     if _train(context, trainer, unable):
                         worked = True
                         step_logger.step_committed()
-                for name in fleet.sweep(1).publish:
-                    pipeline.publish(fleet.context(name))
+                for context in fleet.to_publish():
+                    pipeline.publish(context)
             # A server does not answer, another worker took over, or traces lack log-probabilities.
             except (Retryable, NotRecorded) as error:
                 print(error, file=sys.stderr, flush=True)

@@ -157,8 +157,8 @@ def _rest() -> None:
 def publish() -> None:
     """Let the head of each lineage serve."""
     fleet = this_process().fleet
-    for name in fleet.sweep(1).publish:
-        pipeline.publish(fleet.context(name))
+    for context in fleet.to_publish():
+        pipeline.publish(context)
 
 
 @shared_task(name="babylon.sweep", **_ON_CPU)

@@ -31,6 +31,7 @@ def database_status(context: Context) -> dict[str, Any]:
         spent = judgments.spent_today(tx)
     return {
         "model": name,
+        "state": str(context.lineage.state),
         "windows": {str(state): count for state, count in states.items()},
         "step": head.step if head else 0,
         "published_step": head.published_step if head else 0,

@@ -102,6 +102,7 @@ class ScoringRun:
     async def _score_window(self, window: Window) -> bool:
         """Tell whether the window moved on; if not, its row says why."""
         context, lease = self._context, self._claimed[window.window_id]
+        name = context.lineage.name
         try:
             scorer = self._scorers[self._scorer_name(window)]
             read = await self._read(window, scorer)
@@ -112,11 +113,11 @@ class ScoringRun:
         except (LeaseLost, StaleClaim, ServerUnavailable):
             raise
         except JudgeUnavailable as error:
-            log.error("window %s waits: %s", window.window_id, error)  # noqa: TRY400 - the message is enough
+            log.error("%s: window %s waits: %s", name, window.window_id, error)  # noqa: TRY400 - the message is enough
             failures.wait(context, window, lease, error, error.wait_seconds)
         except Exception as error:
             if not isinstance(error, JudgeFault):
-                log.exception("scoring %s failed", window.window_id)
+                log.exception("%s: scoring %s failed", name, window.window_id)
             failures.count_failure(context, window, lease, error)
         else:
             return True
@@ -180,7 +181,8 @@ class ScoringRun:
             attempts.end(tx, name, [lease.token], ending, reason)
             leases.release(tx, [lease])
         log.info(
-            "scored %s by %s: %d agents, %d of %d trajectories, %d set aside%s",
+            "%s: scored %s by %s: %d agents, %d of %d trajectories, %d set aside%s",
+            context.lineage.name,
             window.window_id,
             verdict.scorer,
             read.counts.agents,

@@ -19,5 +19,5 @@ def publish(context: Context) -> list[str]:
     with context.database.transaction() as tx:
         versions = heads.publish(tx, context.lineage.name)
     if versions:
-        log.info("ready: %s", ", ".join(versions))
+        log.info("%s: ready: %s", context.lineage.name, ", ".join(versions))
     return versions

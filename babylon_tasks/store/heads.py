@@ -97,7 +97,7 @@ def positions(connection: Connection, names: Sequence[str]) -> dict[str, Positio
 
 
 def forked_steps(connection: Connection, model_name: str) -> set[int]:
-    """Return the steps that lineages which are not retired were forked from."""
+    """Return the steps that lineages were forked from, except retired ones at rest."""
     rows = connection.execute(_SQL["forked_steps"], {"model_name": model_name}).fetchall()
     return {row["step"] for row in rows}
 

@@ -249,7 +249,8 @@ class StepAttempt:
             seconds=sum(new.seconds.values()),
         )
         log.info(
-            "step %d (%s): %d windows, %d trajectories, loss %s, %.1f s",
+            "%s step %d (%s): %d windows, %d trajectories, loss %s, %.1f s",
+            new.lineage.name,
             step,
             version,
             len(report.window_ids),

@@ -34,7 +34,8 @@ def step_failed(
         count_failure(context, windows[0], lease, error, at_once=again)
         return
     log.warning(
-        "step over %d windows failed, %s: %s",
+        "%s: step over %d windows failed, %s: %s",
+        context.lineage.name,
         len(windows),
         "trying again" if again else "halving",
         error,
@@ -64,7 +65,13 @@ def count_failure(
         ids = [window.window_id]
         attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, message, ids)
         if tried < settings.max_attempts and not isinstance(error, Final):
-            log.warning("window %s failed, attempt %d: %s", window.window_id, tried, message)
+            log.warning(
+                "%s: window %s failed, attempt %d: %s",
+                claim.model_name,
+                window.window_id,
+                tried,
+                message,
+            )
             transitions.postpone(
                 tx,
                 claim,
@@ -77,7 +84,7 @@ def count_failure(
         failed = WindowEnd(State.FAILED, last_error=message, attempts=tried)
         if transitions.end(tx, claim, window, failed) and window.batch_id:
             training_batches.fail(tx, window.batch_id, message)
-    log.error("window %s failed: %s", window.window_id, message)
+    log.error("%s: window %s failed: %s", claim.model_name, window.window_id, message)
 
 
 def wait(
@@ -128,7 +135,7 @@ def job_goes_on(
         attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, _message(error))
         for window in windows:
             _postpone(tx, claim, window, error, 0.0)
-    log.warning("a step failed, its job at W&B goes on: %s", error)
+    log.warning("%s: a step failed, its job at W&B goes on: %s", claim.model_name, error)
 
 
 def answer_for(tx: Connection, lost: Sequence[LostAttempt]) -> None:

@@ -121,7 +121,20 @@ class Fleet:
         Raises:
             ServerUnavailable: Postgres does not answer.
         """
-        names = [context.lineage.name for context in self.active()]
+        return self._sweep(self.active(), limit)
+
+    def to_publish(self) -> list[Context]:
+        """Return the lineages whose newest step does not serve yet.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
+        active = self.active()
+        names = self._sweep(active, 1).publish
+        return [context for context in active if context.lineage.name in names]
+
+    def _sweep(self, active: Collection[Context], limit: int) -> DueWork:
+        names = [context.lineage.name for context in active]
         with self.database.transaction() as tx:
             return lineages.sweep(tx, names, limit)
 
@@ -136,6 +149,8 @@ class Fleet:
         return rows
 
     def _context(self, lineage: Lineage) -> Context:
+        if not re.fullmatch(LINEAGE_NAME, lineage.name):
+            raise UserError("its name, which is part of the path of its files, is malformed")
         if lineage.own_settings and lineage.name == self.settings.model_name:
             # What it started from is compared when it trains.
             own = Lineage.of_deployment(self.settings)

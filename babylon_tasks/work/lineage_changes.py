@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.records.lineages import Lineage, LineageState
 from babylon_tasks.records.windows import State
 from babylon_tasks.settings import changed
+from babylon_tasks.settings.lineage import LINEAGE_NAME
 from babylon_tasks.settings.overrides import (
     FIXED_BY_FIRST_STEP,
     parse_overrides,
@@ -224,7 +226,11 @@ def _merged(config: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str
 
 def _require_free_name(fleet: Fleet, name: str) -> None:
     """Require a well-formed name that is not MODEL_NAME's."""
-    changed(fleet.settings, model_name=name)
+    if not re.fullmatch(LINEAGE_NAME, name):
+        raise UserError(
+            "a lineage's name has 1 to 64 letters, digits, dots, dashes and underscores, and "
+            "begins with a letter or a digit"
+        )
     if name == fleet.settings.model_name:
         raise UserError(f"{name} is the lineage of MODEL_NAME, which exists without being created")
 

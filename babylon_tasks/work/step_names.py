@@ -31,6 +31,6 @@ def find_step(tx: Connection, lineage_name: str, version_or_step: str) -> Step |
     if step is None:
         raise UserError(
             f"{lineage_name} has no version or step {version_or_step!r}: "
-            "`babylon models list` shows those there are"
+            f"`babylon models list --lineage {lineage_name}` shows those there are"
         )
     return step

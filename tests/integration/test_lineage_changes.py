@@ -79,9 +79,9 @@ def test_a_base_model_has_its_own_revision_and_no_other(make_context: Any) -> No
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("bad name", None, None, []), "MODEL_NAME: String should match pattern"),
-        (("x\n", None, None, []), "MODEL_NAME: String should match pattern"),
-        (("", None, None, []), "MODEL_NAME: String should match pattern"),
+        (("bad name", None, None, []), "a lineage.s name has 1 to 64 letters"),
+        (("x\n", None, None, []), "a lineage.s name has 1 to 64 letters"),
+        (("", None, None, []), "a lineage.s name has 1 to 64 letters"),
         ((OWN, None, None, []), "babylon-agent is the lineage of MODEL_NAME, which exists"),
         (("a", "", None, []), "BASE_MODEL: String should have at least 1 character"),
         (("a", None, "main", []), "BASE_MODEL_REVISION: String should match pattern"),
@@ -202,7 +202,7 @@ def test_a_fork_of_a_lineage_that_never_worked(context: Context) -> None:
         (f"{OWN}@{'9' * 30}", "new", [], "has no version or step '999"),
         (f"{OWN}@1", "new", ["LORA_RANK=4"], "LORA_RANK is the shape of the weights of babylon-"),
         (f"{OWN}@1", "new", ["DROPOUT=7"], "DROPOUT: Input should be less than or equal"),
-        (f"{OWN}@1", "a b", [], "MODEL_NAME: String should match pattern"),
+        (f"{OWN}@1", "a b", [], "a lineage.s name has 1 to 64 letters"),
     ],
 )
 def test_what_cannot_be_forked_is_refused_in_one_line(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import psycopg
 import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.cockpit.lineages import list_lineages, read_lineage_story
 from babylon_tasks.errors import UserError
+from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Trainer
+from babylon_tasks.store import leases
 from babylon_tasks.work import lineage_changes
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import Fleet
@@ -100,3 +104,40 @@ def test_lineages_that_come_from_each_other_end(context: Context, trainer: Train
         assert read_lineage_story(fleet, name).lineage.name == name
         with pytest.raises(UserError, match="has no version or step"):
             lineage_changes.fork(fleet, f"{name}@{step}", "new", [])
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", "x" * 65, "é"])
+def test_a_malformed_name_is_left_out_alone(context: Context, trainer: Trainer, name: str) -> None:
+    """It would be part of the path of the files, and no command takes it."""
+    by_hand(
+        context,
+        f"INSERT INTO rl.lineages (name, base_model, created_by) VALUES ('{name}', 'm', 'me')",
+    )
+    fleet = due_windows(context, 2)
+    assert next_to_score(fleet) == [OWN]
+    pipeline.score(context)
+    assert pipeline.train(context, trainer)
+    by_hand(
+        context, f"INSERT INTO rl.heads (model_name, step, base_model) VALUES ('{name}', 1, 'm')"
+    )
+    assert [each.lineage.name for each in fleet.to_publish()] == [OWN]
+
+
+def test_the_step_that_trains_as_its_lineage_retires_finds_its_files(
+    make_context: Callable[..., Context], trainer: Trainer
+) -> None:
+    parent = make_context(keep_checkpoints=1)
+    commit_steps(parent, trainer, 3)
+    fleet = fleet_of(parent)
+    lineage_changes.fork(fleet, f"{OWN}@1", "fork", [])
+    with parent.database.transaction() as tx:
+        lease = leases.acquire(tx, "model/fork", "another worker", 60)
+        assert lease
+    lineage_changes.change_state(fleet, "fork", LineageState.RETIRED)
+    commit_steps(parent, trainer, 1)
+    removed = "SELECT step FROM rl.steps WHERE removed_at IS NOT NULL ORDER BY step"
+    assert query(parent, removed) == []
+    with parent.database.transaction() as tx:
+        leases.release(tx, [lease])
+    commit_steps(parent, trainer, 1)
+    assert query(parent, removed) == [{"step": 1}, {"step": 2}]

@@ -42,9 +42,12 @@ SELECT step, published_step FROM rl.heads
    FOR UPDATE
 
 -- forked_steps --
--- The steps that lineages which are not retired were forked from.
-SELECT DISTINCT forked_step AS step FROM rl.lineages
- WHERE forked_from IS NOT NULL AND state <> 'retired'
+-- The steps that lineages which are not retired, or train their last step now, were forked from.
+SELECT DISTINCT forked_step AS step FROM rl.lineages l
+ WHERE forked_from IS NOT NULL
+   AND (state <> 'retired' OR EXISTS (SELECT FROM rl.leases h
+                                       WHERE h.resource = 'model/' || l.name
+                                         AND h.expires_at > rl.clock_timestamp()))
    AND rl.lineage_of_step(forked_from, forked_step) = %(model_name)s
 
 -- share_head --
