@@ -131,11 +131,13 @@ def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
     return intake.retry(context, window_ids)
 
 
-def retry_steps(context: Context, steps: Sequence[str]) -> list[str]:
+def retry_steps(context: Context, names: Sequence[str]) -> list[str]:
     """Make the windows due again that these given-up steps trained; return their ids.
+
+    Each of `names` is a step, a version, or a run of steps such as 5-14.
 
     Raises:
         UserError: There is no such step, or it is on the way to the head; nothing was written.
         ServerUnavailable: Postgres does not answer.
     """
-    return intake.retry_steps(context, steps)
+    return intake.retry_steps(context, names)

@@ -44,19 +44,24 @@ def _print_steps(report: ResetReport, lineage: str | None) -> None:
     windows = {window for windows in given_up.values() for window in windows} - trained_again
     click.echo(f"given up: {_steps(given_up)}, with {len(windows)} windows")
     if windows:
-        options = " ".join(f"--step {step}" for step in sorted(given_up))
+        options = " ".join(f"--step {run}" for run in _runs(given_up, "-"))
         of = f" --lineage {lineage}" if lineage else ""
         click.echo(f"to train these windows again: babylon windows retry {options}{of}")
 
 
 def _steps(numbers: Iterable[int]) -> str:
-    """Write step numbers, a run of them as its ends."""
+    """Write step numbers as a sentence does."""
+    runs = _runs(numbers, " to ")
+    many = len(runs) > 1 or not runs[0].isdigit()
+    return f"step{'s' * many} {', '.join(runs)}"
+
+
+def _runs(numbers: Iterable[int], between: str) -> list[str]:
+    """Write each run of consecutive numbers as its ends."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
-    many = len(runs) > 1 or len(runs[0]) > 1
-    return f"step{'s' * many} {', '.join(texts)}"
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}{between}{run[-1]}" for run in runs]

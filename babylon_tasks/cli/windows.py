@@ -144,7 +144,9 @@ def show(window_id: str, scores: bool, lineage: str | None, as_json: bool) -> No
     "--step",
     "steps",
     multiple=True,
-    help="Take the windows of a step or version that was given up; may be given several times.",
+    metavar="STEP",
+    help="Take the windows of a step or version that was given up, or of a run of them, such as "
+    "5-14; may be given several times.",
 )
 @of_lineage
 @as_json

@@ -13,7 +13,7 @@ from babylon_tasks.store import heads, training_batches, transitions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import now
 from babylon_tasks.work.context import Context
-from babylon_tasks.work.step_names import find_step
+from babylon_tasks.work.step_names import find_steps
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,10 @@ def retry(context: Context, window_ids: Sequence[str] | None) -> list[str]:
     return sorted(retried)
 
 
-def retry_steps(context: Context, steps: Sequence[str]) -> list[str]:
+def retry_steps(context: Context, names: Sequence[str]) -> list[str]:
     """Make the windows due again that these given-up steps trained; return their ids.
+
+    Each of `names` is a step, a version, or a run of steps such as 5-14.
 
     Raises:
         UserError: There is no such step, or it is on the way to the head; nothing was written.
@@ -107,8 +109,7 @@ def retry_steps(context: Context, steps: Sequence[str]) -> list[str]:
     retried: list[str] = []
     with context.database.transaction() as tx:
         heads.share(tx, name)  # a move of the head at this moment comes before or after
-        for version_or_step in steps:
-            step = find_step(tx, name, version_or_step)
+        for step in [step for each in names for step in find_steps(tx, name, each)]:
             if step is None or step.given_up_at is None:
                 raise UserError(
                     f"step {step.step if step else 0} is on the way to the head of {name}, and has "

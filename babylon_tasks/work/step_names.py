@@ -11,6 +11,22 @@ from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Step
 
 
+def find_steps(tx: Connection, lineage_name: str, text: str) -> list[Step | None]:
+    """Return the steps that a number, a version or a run of numbers such as 5-14 names.
+
+    Raises:
+        UserError: There is no such step.
+    """
+    run = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", text)
+    if run is None:
+        return [find_step(tx, lineage_name, text)]
+    wanted = range(int(run[1]), int(run[2]) + 1)
+    numbers = [each.step for each in steps.listing(tx, lineage_name) if each.step in wanted]
+    if not numbers:
+        raise UserError(f"{lineage_name} has no step from {run[1]} to {run[2]}")
+    return [steps.read(tx, lineage_name, number) for number in numbers]
+
+
 def find_step(tx: Connection, lineage_name: str, version_or_step: str) -> Step | None:
     """Return the step that a number or a version names; None for 0, the base model.
 

@@ -118,7 +118,7 @@ def test_reset_retry_go_on(deployment: Deployment, trainer: TrainerProcess) -> N
         "babylon-agent goes on from step 2 (v1.0.1); it was at step 5\n"
         "step 2 serves\n"
         "given up: steps 3 to 5, with 3 windows\n"
-        "to train these windows again: babylon windows retry --step 3 --step 4 --step 5\n"
+        "to train these windows again: babylon windows retry --step 3-5\n"
     )
     listed = deployment.call("babylon", "windows", "list").stdout
     assert listed.count(" was given up") == 3
@@ -128,7 +128,7 @@ def test_reset_retry_go_on(deployment: Deployment, trainer: TrainerProcess) -> N
     done = deployment.call("-m", "babylon_tasks", env={"MODE": "single", "WINDOW_ID": hours_ago(6)})
     assert done.returncode == 2
     assert "was trained by step 5, which was given up: `babylon windows retry" in done.stderr
-    done = deployment.call("babylon", "windows", "retry", "--step", "4", "--step", "v1.0.4")
+    done = deployment.call("babylon", "windows", "retry", "--step", "4-4", "--step", "v1.0.4")
     assert done.stdout == f"{hours_ago(6)} is due\n{hours_ago(5)} is due\n"
     done = deployment.call("babylon", "windows", "retry", "--step", "4")
     assert done.stdout == "no window is left to try again\n"
@@ -160,6 +160,11 @@ def test_reset_retry_go_on(deployment: Deployment, trainer: TrainerProcess) -> N
         (("models", "reset", "0", "--why", ""), "say why: "),
         (("models", "reset", "0", "--why", "x", "--lineage", "y"), "no lineage is called y: "),
         (("windows", "retry", "--step", "1"), "step 1 is on the way to the head of babylon-agent"),
+        (("windows", "retry", "--step", "7-9"), "babylon-agent has no step from 7 to 9"),
+        (
+            ("windows", "retry", "--step", "0-1"),
+            "step 1 is on the way to the head of babylon-agent",
+        ),
         (("windows", "retry", "--step", "7"), "babylon-agent has no version or step '7': "),
         (("windows", "retry", "--step", "1", "--failed"), "name the windows to try again, or"),
         (("models", "export", "0", "x"), "step 0 is the base model, which has no adapter"),
