@@ -23,7 +23,7 @@ _SUMMARIES = {
     "lineages": "Create, fork, change and pause the lineages that the workers serve.",
     "migrate": "Create or update our tables in DATABASE_URL; safe to repeat, and while the app "
     "runs.",
-    "models": "List the versions of the model, export their weights, and move its head.",
+    "models": "List, compare and export the versions of a model, make one again, move its head.",
     "scores": "Compare the scores of past windows with those of another recipe.",
     "status": "Show the windows by state, the version that serves, and what waits in Redis.",
     "train": "Score, train and publish all that is due for a lineage, in this process, then end.",

@@ -1,4 +1,4 @@
-"""`babylon models list | export | reset`."""
+"""`babylon models list | export | diff | replay | reset`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from babylon_tasks.cli.common import (
     ready_context,
     wide_console,
 )
+from babylon_tasks.cli.diff import diff
+from babylon_tasks.cli.replay import replay
 from babylon_tasks.cli.reset import reset
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.versions import Head
@@ -31,9 +33,11 @@ from babylon_tasks.work.step_names import find_step
 
 @click.group()
 def models() -> None:
-    """List the versions of the model, export their weights, and move its head."""
+    """List, compare and export the versions of a model, make one again, move its head."""
 
 
+models.add_command(diff)
+models.add_command(replay)
 models.add_command(reset)
 
 

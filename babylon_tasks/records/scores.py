@@ -14,7 +14,7 @@ class Score:
     """A row of `rl.scores`.
 
     `raw_score` is the scorer's (or the judge's) own number before any scaling. `judge_model` names
-    the judge, if one was asked.
+    the judge, and `rubric_hash` what it was told to value, if one was asked.
     """
 
     trajectory_id: str
@@ -25,6 +25,7 @@ class Score:
     reasoning: str
     content_hash: str
     judge_model: str | None = None
+    rubric_hash: str | None = None
 
 
 def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:

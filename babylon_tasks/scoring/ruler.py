@@ -30,6 +30,7 @@ class Ruler:
     def __init__(self, judge: Judge, judge_model: str) -> None:
         self._judge = judge
         self.rubric: Rubric | None = judge.rubric
+        self._rubric_hash = judge.rubric.hash
         self._judge_model = judge_model
 
     async def score(self, group: Group) -> list[Score]:
@@ -62,6 +63,7 @@ class Ruler:
                     reasoning=f"ruler: {several[0].explanation}",
                     content_hash=outcome.content_hash,
                     judge_model=self._judge_model,
+                    rubric_hash=self._rubric_hash,
                 )
             )
         return scores

@@ -23,6 +23,8 @@ class StoredScore:
 
     score: float
     content_hash: str
+    judge_model: str | None
+    rubric_hash: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ def write(
             "reasonings": [s.reasoning for s in scores],
             "content_hashes": [s.content_hash for s in scores],
             "judge_models": [s.judge_model for s in scores],
+            "rubric_hashes": [s.rubric_hash for s in scores],
             "judge_tokens": _shares(cost.tokens, len(scores)),
             "judge_usd": _shares(cost.usd, len(scores)),
         },
@@ -99,7 +102,7 @@ def tell_app(connection: Connection, source: Source, rubric_hash: str, criteria:
 def read(connection: Connection, source: Source) -> dict[str, StoredScore]:
     """Return the window's scores by trajectory id."""
     rows = connection.execute(_SQL["read_scores"], asdict(source)).fetchall()
-    return {row["trajectory_id"]: StoredScore(row["score"], row["content_hash"]) for row in rows}
+    return {row.pop("trajectory_id"): StoredScore(**row) for row in rows}
 
 
 def which_are_later(

@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 
 from babylon_tasks.errors import CheckpointRemoved, StaleClaim
 from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.records.recipes import Recipe
 from babylon_tasks.records.steps import StepResult
 from babylon_tasks.records.versions import choose_version
 from babylon_tasks.records.windows import Window
@@ -120,7 +121,7 @@ class Commit:
     lineage: Lineage
     expected_step: int
     step: int
-    recipe: Mapping[str, Any]
+    recipe: Recipe
     trainer: str
     windows: Sequence[Window]
     rewards: dict[str, float]
@@ -262,7 +263,7 @@ def _columns(new: Commit, version: str) -> dict[str, object]:
     return {
         "step": new.step,
         "expected_step": new.expected_step,
-        "recipe": jsonb(dict(new.recipe)),
+        "recipe": jsonb(msgspec.to_builtins(new.recipe)),
         "trainer": new.trainer,
         "window_ids": [w.window_id for w in new.windows],
         "trajectories": len(new.rewards),

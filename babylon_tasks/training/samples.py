@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +16,34 @@ from babylon_tasks.records.scores import no_signal
 from babylon_tasks.records.steps import Call, Sample
 from babylon_tasks.records.traces import Trace, decode
 from babylon_tasks.records.versions import Distances, Versions
-from babylon_tasks.records.windows import State, Window
+from babylon_tasks.records.windows import Window
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import attempts, leases, logprobs, scores, training_batches, transitions
-from babylon_tasks.store.attempts import Ending
+from babylon_tasks.store import logprobs, scores
 from babylon_tasks.store.scores import Source, StoredScore
 from babylon_tasks.store.traces import TraceReader, open_reader
-from babylon_tasks.store.transitions import WindowEnd
 from babylon_tasks.work.context import Context
-from babylon_tasks.work.leases import LeaseKeeper
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A window that cannot train now: for want of signal, or since a trace was rewritten.
+
+    `no_signal` is the reason; None if a trace changed after it was scored. `funnel` counts what was
+    left out of it.
+    """
+
+    window: Window
+    no_signal: str | None
+    funnel: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSource:
+    """Whose scores are a window's rewards; the last two are None if no judge was asked."""
+
+    scorer: str
+    judge_model: str | None
+    rubric_hash: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +52,17 @@ class StepSamples:
 
     `funnels` counts what was left out of each window after it was scored. `ages` counts the calls
     by age (how many steps their version is behind the head), without calls of unknown age.
+    `sources` says whose scores each window has, `attached` counts its calls with log-probabilities
+    that a server gave. `left_out` has the other windows.
     """
 
     windows: list[Window] = field(default_factory=list)
     rewards: dict[str, float] = field(default_factory=dict)
     funnels: dict[str, Counter[str]] = field(default_factory=dict)
     ages: Counter[int] = field(default_factory=Counter)
+    sources: dict[str, RewardSource] = field(default_factory=dict)
+    attached: Counter[str] = field(default_factory=Counter)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def staleness(self) -> dict[str, float]:
         """Return metrics of the step: calls of known age, and their mean and largest age in steps.
@@ -79,34 +103,36 @@ class Staleness:
 class _WindowSamples:
     """The samples written for one window; `rewritten`: a trace changed after it was scored."""
 
+    source: RewardSource
     rewards: dict[str, float] = field(default_factory=dict)
     funnel: Counter[str] = field(default_factory=Counter)
     ages: Counter[int] = field(default_factory=Counter)
+    attached: int = 0
     rewritten: bool = False
 
 
 async def collect(
     context: Context,
-    keeper: LeaseKeeper,
     windows: Sequence[Window],
     staleness: Staleness,
     path: Path,
+    on_row: Callable[[], None] = lambda: None,
 ) -> StepSamples:
     """Write the samples of every window that still has signal to `path`, one JSON line each.
 
-    A window without signal ends as skipped; a window with a rewritten trace becomes due again.
+    It writes nothing into the database: what becomes of a window that is left out is the caller's
+    to say. `on_row` is called with each trace; an error that it raises is passed on.
 
     Raises:
-        LeaseLost: Another worker has taken over.
         ServerUnavailable, Retryable, Final: As `TraceReader.read` does.
     """
     samples = StepSamples()
     with path.open("wb") as file:
         async with open_reader(context.settings) as reader:
-            collector = _Collector(context, keeper, staleness, reader, file)
+            collector = _Collector(context, staleness, reader, file)
             for window in windows:
                 start = file.tell()
-                written = await collector.collect(window)
+                written = await collector.collect(window, on_row)
                 rewards = list(written.rewards.values())
                 reason = no_signal(rewards, context.settings.min_reward_spread)
                 if not written.rewritten and reason is None:
@@ -114,13 +140,13 @@ async def collect(
                     samples.rewards.update(written.rewards)
                     samples.funnels[window.window_id] = written.funnel
                     samples.ages.update(written.ages)
+                    samples.sources[window.window_id] = written.source
+                    samples.attached[window.window_id] = written.attached
                     continue
                 file.truncate(start)
                 file.seek(start)
-                if written.rewritten:
-                    _score_again(context, keeper, window)
-                elif reason:
-                    _skip(context, keeper, window, reason, written.funnel)
+                why = None if written.rewritten else reason
+                samples.left_out.append(LeftOut(window, why, written.funnel))
     return samples
 
 
@@ -128,28 +154,23 @@ class _Collector:
     """Reads windows and writes their samples, one trajectory at a time."""
 
     def __init__(
-        self,
-        context: Context,
-        keeper: LeaseKeeper,
-        staleness: Staleness,
-        reader: TraceReader,
-        file: BinaryIO,
+        self, context: Context, staleness: Staleness, reader: TraceReader, file: BinaryIO
     ) -> None:
-        self._context, self._keeper, self._staleness = context, keeper, staleness
+        self._context, self._staleness = context, staleness
         self._reader, self._file = reader, file
         self._attached: set[str] = set()  # trajectories that a server was asked about
 
-    async def collect(self, window: Window) -> _WindowSamples:
+    async def collect(self, window: Window, on_row: Callable[[], None]) -> _WindowSamples:
         scorer = window.scorer or self._context.settings.scoring
         source = Source(self._context.lineage.name, scorer, window.window_id)
         with self._context.database.transaction() as tx:
             scored = scores.read(tx, source)
             asked = logprobs.asked(tx, source.model_name, window.window_id)
         self._attached = {each.trajectory_id for each in asked}
-        written = _WindowSamples()
+        written = _WindowSamples(_reward_source(scorer, scored.values()))
         async with aclosing(self._reader.read(window.window_id)) as rows:
             async for raw in rows:
-                self._keeper.beat()
+                on_row()
                 score = scored.pop(raw.trajectory_id, None)
                 if score is None:
                     continue  # it came late, or was set aside
@@ -174,7 +195,10 @@ class _Collector:
             written.funnel["without_calls"] += 1
             return
         if trajectory_id in self._attached:
+            recorded = calls
             calls = self._with_attached(trajectory_id, calls)
+            pairs_of_calls = zip(recorded, calls, strict=True)
+            written.attached += sum(old.logprobs != new.logprobs for old, new in pairs_of_calls)
         sample = Sample(window.window_id, trajectory_id, reward, calls)
         self._file.write(msgspec.json.encode(sample) + b"\n")
         written.rewards[trajectory_id] = reward
@@ -200,34 +224,9 @@ def _unchanged(raw: RawTrace, score: StoredScore) -> Trace | None:
     return trace if trace.outcome.content_hash == score.content_hash else None
 
 
-def _score_again(context: Context, keeper: LeaseKeeper, window: Window) -> None:
-    """Make a window with a rewritten trace due again."""
-    claim = keeper.claim
-    with context.database.transaction() as tx:
-        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # refuses a zombie
-        attempts.end(
-            tx,
-            claim.model_name,
-            [claim.lease.token],
-            Ending.GIVEN_BACK,
-            "a trace was rewritten after it was scored",
-            [window.window_id],
-        )
-        transitions.rescore(tx, claim.model_name, window)
-
-
-def _skip(
-    context: Context, keeper: LeaseKeeper, window: Window, reason: str, funnel: Counter[str]
-) -> None:
-    """End a window without signal as skipped."""
-    claim, ids = keeper.claim, [window.window_id]
-    counts = {name: count for name, count in funnel.items() if name != "sent"}
-    skipped = WindowEnd(State.SKIPPED, reason=reason, funnel=counts)
-    with context.database.transaction() as tx:
-        leases.renew(tx, [claim.lease], context.settings.lease_seconds)  # refuses a zombie
-        token = claim.lease.token
-        attempts.end(tx, claim.model_name, [token], Ending.SKIPPED, reason, ids)
-        if transitions.end(tx, claim, window, skipped) and window.batch_id:
-            training_batches.fail(
-                tx, window.batch_id, f"window {window.window_id} is skipped: {reason}"
-            )
+def _reward_source(scorer: str, scored: Iterable[StoredScore]) -> RewardSource:
+    """Say whose the scores are: all of a window's were written at once, by one judge if any."""
+    judged = next((score for score in scored if score.judge_model), None)
+    if judged is None:
+        return RewardSource(scorer, None, None)
+    return RewardSource(scorer, judged.judge_model, judged.rubric_hash)

@@ -14,8 +14,8 @@ import msgspec
 
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import LeaseLost
+from babylon_tasks.records.recipes import Recipe
 from babylon_tasks.records.steps import (
-    Hyperparameters,
     Progress,
     StepRequest,
     StepResult,
@@ -24,11 +24,16 @@ from babylon_tasks.records.steps import (
 )
 from babylon_tasks.records.versions import Distances, Head, Versions
 from babylon_tasks.records.windows import Window
-from babylon_tasks.settings import Settings
 from babylon_tasks.store import attempts, heads, steps, training_batches
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Commit, Step
+from babylon_tasks.training import left_out
 from babylon_tasks.training.backend import TrainingBackend, require_same_kind
+from babylon_tasks.training.recipe import (
+    hyperparameters_in_force,
+    recipe_of_request,
+    with_result,
+)
 from babylon_tasks.training.samples import Staleness, StepSamples, collect
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
@@ -99,9 +104,12 @@ class StepAttempt:
                 return None
             checkpoint = self._reserve(head, samples)
             request = self._load(Path(scratch), head, parent, checkpoint)
+            # Before the gradient: what fails here costs little.
+            recipe = recipe_of_request(self._context, request, parent, samples)
             result = self._train(request, samples)
             self._save(request, checkpoint)
-        return self._commit(self._commit_of(head, samples, result, checkpoint))
+        recipe = with_result(recipe, result)
+        return self._commit(self._commit_of(head, recipe, samples, result, checkpoint))
 
     def _open(self, tx: Connection, token: int) -> None:
         name, ids = self._context.lineage.name, [w.window_id for w in self._order.windows]
@@ -123,8 +131,9 @@ class StepAttempt:
         """Write the samples that can be trained into the scratch folder."""
         path = scratch / _SAMPLES
         samples = aio.run(
-            collect(self._context, self._keeper, self._order.windows, staleness, path)
+            collect(self._context, self._order.windows, staleness, path, self._keeper.beat)
         )
+        left_out.settle(self._context, self._keeper, samples.left_out)
         if samples.windows:
             samples = self._backend.prepare(self._keeper, samples, path)
             self._stopwatch.end("read")
@@ -158,7 +167,7 @@ class StepAttempt:
             output_dir=str(scratch / "checkpoint"),
             seed=head.next_step,
             base_revision=head.base_revision or lineage.base_revision,
-            hyperparameters=_hyperparameters(self._settings),
+            hyperparameters=hyperparameters_in_force(self._settings),
             remote=self._backend.remote(),
         )
 
@@ -188,14 +197,19 @@ class StepAttempt:
         self._stopwatch.end("checkpoint")
 
     def _commit_of(
-        self, head: Head, samples: StepSamples, result: StepResult, checkpoint: str
+        self,
+        head: Head,
+        recipe: Recipe,
+        samples: StepSamples,
+        result: StepResult,
+        checkpoint: str,
     ) -> Commit:
         return Commit(
             claim=self._keeper.claim,
             lineage=self._context.lineage,
             expected_step=head.step,
             step=head.next_step,
-            recipe={},
+            recipe=recipe,
             trainer=self._settings.trainer,
             windows=samples.windows,
             rewards=samples.rewards,
@@ -283,9 +297,3 @@ def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[s
 def loss_text(result: StepResult) -> str:
     """Return the loss as text."""
     return "not known" if result.loss is None else f"{result.loss:.4f}"
-
-
-def _hyperparameters(settings: Settings) -> Hyperparameters:
-    return Hyperparameters(
-        **{name: getattr(settings, name) for name in Hyperparameters.__struct_fields__}
-    )

@@ -168,7 +168,7 @@ class WandbBackend:
         self, keeper: LeaseKeeper, samples: StepSamples, path: Path
     ) -> tuple[StepSamples, list[Window]]:
         """Return the samples that can be trained, and the windows that cannot."""
-        kept = StepSamples(ages=samples.ages)
+        kept = StepSamples(ages=samples.ages, sources=samples.sources, attached=samples.attached)
         unrecorded: list[Window] = []
         windows = {window.window_id: window for window in samples.windows}
         new = path.with_suffix(".recorded")

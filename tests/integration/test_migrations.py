@@ -42,6 +42,7 @@ NAMES = [
     "011_add_lineages",
     "012_key_quarantine_by_lineage",
     "013_add_judgment_purpose",
+    "014_add_rubric_hash",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {

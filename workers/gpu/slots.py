@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from billiard.process import current_process
 
-from babylon_tasks.settings import load_settings
+from babylon_tasks.settings import Settings, load_settings
 from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.visible import visible_gpus
 
 
 def count() -> int:
     """Count the pool processes to run: one a GPU, or one on the CPU."""
-    return max(1, len(_gpus()))
+    return max(1, len(_gpus(load_settings())))
 
 
 def own_trainer() -> TrainerProcess:
@@ -20,13 +20,14 @@ def own_trainer() -> TrainerProcess:
     return make_trainer(index % count())
 
 
-def make_trainer(slot: int) -> TrainerProcess:
+def make_trainer(slot: int, settings: Settings | None = None) -> TrainerProcess:
     """Make a trainer for the GPU in `slot`, or for the CPU where there is no GPU.
 
-    While another model's trainer has that GPU, this one takes another that is free.
+    While another model's trainer has that GPU, this one takes another that is free. `settings` take
+    the place of the process's own.
     """
-    settings = load_settings()
-    gpus = _gpus()
+    settings = settings or load_settings()
+    gpus = _gpus(settings)
     gpus = gpus[slot:] + gpus[:slot]
     options = TrainerOptions(
         kind=settings.trainer,
@@ -41,6 +42,6 @@ def make_trainer(slot: int) -> TrainerProcess:
     return TrainerProcess(options)
 
 
-def _gpus() -> list[str]:
+def _gpus(settings: Settings) -> list[str]:
     """GPUs that a trainer may use; one that trains on W&B uses none here."""
-    return [] if load_settings().trainer == "serverless" else visible_gpus()
+    return [] if settings.trainer == "serverless" else visible_gpus()
