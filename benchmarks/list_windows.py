@@ -33,13 +33,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import asyncpg
 import psycopg
+from app_rows import load
 from psycopg import sql
 
 from babylon_tasks import pipeline
@@ -52,33 +53,6 @@ from babylon_tasks.work.context import Context
 
 HOURS = 72  # trajectories are spread over so many, the running one included
 UPSTREAM_HOURS = range(2, 72)
-STEPS = 3
-VACUUMED = 0.9  # share of the table, from its oldest row
-
-_ADD_AGENTS: LiteralString = """
-INSERT INTO "User" ("id", "username", "isAgent", "updatedAt")
-SELECT (190000000000000000 + n)::text, 'agent-' || n, true, now()
-  FROM generate_series(0, %(agents)s::int - 1) AS n
-"""
-
-# In the order of time. Two in a hundred are older rows, with the window in scenarioId alone.
-_ADD_TRAJECTORIES: LiteralString = """
-INSERT INTO trajectories (
-    "id", "trajectoryId", "agentId", "startTime", "endTime", "durationMs", "windowId", "scenarioId",
-    "stepsJson", "rewardComponentsJson", "metricsJson", "metadataJson", "totalReward",
-    "episodeLength", "finalStatus", "createdAt", "updatedAt")
-SELECT (200000000000000000 + 2 * n)::text, (200000000000000001 + 2 * n)::text,
-       (190000000000000000 + floor(random() * %(agents)s)::bigint)::text,
-       hour, hour + interval '50 minutes', 3000000,
-       CASE WHEN n %% 50 > 0 THEN to_char(hour, 'YYYY-MM-DD"T"HH24:00') END,
-       to_char(hour, 'YYYY-MM-DD"T"HH24:00') || CASE WHEN n %% 50 = 0 THEN '-btc' ELSE '' END,
-       replace(%(steps)s, '"PNL"', round((random() * 600 - 300)::numeric, 2)::text),
-       '{}', '{}', '{}', 0, 3, 'completed',
-       hour + interval '50 minutes', hour + interval '50 minutes'
-  FROM generate_series(%(first)s::bigint, %(last)s::bigint - 1) AS n,
-       LATERAL (SELECT %(oldest)s::timestamp
-                       + make_interval(hours => (n * %(hours)s / %(total)s)::int)) AS h (hour)
-"""
 
 _UPSTREAM_COLLECT = """
 SELECT t."trajectoryId", t."agentId", t."stepsJson", u.username
@@ -89,55 +63,6 @@ SELECT t."trajectoryId", t."agentId", t."stepsJson", u.username
    AND t."stepsJson"::text != '[]'
  ORDER BY t."createdAt"
 """
-
-
-def steps_json() -> str:
-    """Make a short trace; each row gets its own number instead of "PNL"."""
-    return json.dumps(
-        [
-            {
-                "stepNumber": n,
-                "environmentState": {"agentBalance": 10000, "agentPnL": "PNL", "openPositions": n},
-                "providerAccesses": [],
-                "llmCalls": [
-                    {
-                        "model": "llama-3.1-8b",
-                        "systemPrompt": "You are a momentum trader on prediction markets.",
-                        "userPrompt": "Market: NOVA beats its forecast. YES 0.42, NO 0.58. Act.",
-                        "response": '{"action":"BUY_SHARES","side":"YES","amount":100}',
-                        "purpose": "action",
-                    }
-                ],
-                "action": {"actionType": "BUY_SHARES", "success": True},
-                "reward": 0.5,
-            }
-            for n in range(STEPS)
-        ]
-    )
-
-
-def load(url: str, trajectories: int, now: datetime) -> int:
-    """Fill the app's tables as in production, and return the number of agents."""
-    agents = max(2, trajectories // HOURS)
-    oldest = now.replace(minute=0, second=0, microsecond=0, tzinfo=None)
-    values = {
-        "agents": agents,
-        "total": trajectories,
-        "hours": HOURS,
-        "oldest": oldest - timedelta(hours=HOURS - 1),
-        "steps": steps_json(),
-    }
-    vacuumed = int(trajectories * VACUUMED)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")  # foreign keys unchecked
-        connection.execute("ALTER TABLE trajectories SET (autovacuum_enabled = false)")
-        connection.execute("SELECT setseed(0.5)")
-        connection.execute(_ADD_AGENTS, values)
-        connection.execute(_ADD_TRAJECTORIES, {**values, "first": 0, "last": vacuumed})
-        connection.execute('VACUUM ANALYZE trajectories, "User"')
-        connection.execute(_ADD_TRAJECTORIES, {**values, "first": vacuumed, "last": trajectories})
-        connection.execute("CHECKPOINT")
-    return agents
 
 
 def seconds(action: Callable[[], object], repeats: int = 1) -> list[float]:
@@ -176,7 +101,7 @@ def measure(url: str, trajectories: int, repeats: int, upstream: bool) -> dict[s
     """Load the rows, then list the windows in every way."""
     now = datetime.now(UTC)
     migrate(url)
-    (load_seconds,) = seconds(lambda: load(url, trajectories, now))
+    (load_seconds,) = seconds(lambda: load(url, trajectories, now, hours=HOURS))
     # Nothing settles: the running hour is counted, whatever the minute, and no other.
     settings = Settings(database_url=url, settle_seconds=0)  # type: ignore[arg-type, call-arg]
     context = Context.of_deployment(settings, "benchmark")

@@ -142,9 +142,9 @@ def _rest() -> None:
     """
     process = this_process()
     fleet = process.fleet
-    others = next(fleet.in_turn("train", process.unable.lineages()), None)
+    others_wait = fleet.waits_for_step(process.unable.lineages())
     doorbells.train()  # whoever is idle takes it, not the one that rang
-    if others and not process.unable.machine():
+    if others_wait and not process.unable.machine():
         return
     with fleet.database.transaction() as tx:
         # No canary comes through while it rests.

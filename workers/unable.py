@@ -8,7 +8,7 @@ import time
 # must get the next message.
 LEAST_REST_SECONDS = 1.0
 _MOST_REST_SECONDS = 3600.0
-_MACHINE_AT_FAULT = 2  # lineages that fail one after another
+_MACHINE_AT_FAULT = 2  # lineages that failed, and none was trained meanwhile
 
 
 class Unable:
@@ -20,11 +20,11 @@ class Unable:
 
     def __init__(self) -> None:
         self._rests: dict[str, tuple[float, float]] = {}  # until when, and how long
-        self._in_a_row = 0
+        self._since_success: set[str] = set()  # lineages that failed since one was trained
 
     def failed(self, lineage: str, retry_seconds: float) -> None:
         """Note that a lineage cannot be trained here now."""
-        self._in_a_row += 1
+        self._since_success.add(lineage)
         least = max(retry_seconds, LEAST_REST_SECONDS)
         _, before = self._rests.get(lineage, (0.0, 0.0))
         seconds = min(max(least, before * 2), max(least, _MOST_REST_SECONDS))
@@ -32,7 +32,7 @@ class Unable:
 
     def trained(self, lineage: str) -> None:
         """Note that a lineage was trained here."""
-        self._in_a_row = 0
+        self._since_success.clear()
         self._rests.pop(lineage, None)
 
     def lineages(self) -> set[str]:
@@ -41,5 +41,5 @@ class Unable:
         return {lineage for lineage, (until, _) in self._rests.items() if until > now}
 
     def machine(self) -> bool:
-        """Tell whether the machine is at fault, since several lineages failed in a row."""
-        return self._in_a_row >= _MACHINE_AT_FAULT
+        """Tell whether the machine is at fault, since several lineages failed and none trained."""
+        return len(self._since_success) >= _MACHINE_AT_FAULT

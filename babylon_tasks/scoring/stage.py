@@ -8,7 +8,7 @@ from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE, judged_scorers
 from babylon_tasks.scoring.run import scoring_run
 from babylon_tasks.scoring.scorer import Scorer
-from babylon_tasks.store import attempts, leases, lineages, transitions
+from babylon_tasks.store import attempts, leases, transitions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.windows import DueQuery
@@ -34,8 +34,6 @@ def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]
             tx, _due(context, WITHOUT_JUDGE, only), context.holder, limit, settings.lease_seconds
         )
         judge_is_due = not claimed and window_rows.wait_for_judge(tx, judged)
-        if claimed:
-            lineages.take_turn(tx, "score", name)
     if claimed:
         with LeaseKeeper(context, list(claimed.values())) as keeper:
             moved = aio.run(score_claimed(context, keeper, claimed))
@@ -60,7 +58,6 @@ def _score_with_judge(context: Context, due: DueQuery, limit: int) -> list[str]:
         if lease is None:
             return []
         claimed = transitions.claim_due(tx, due, context.holder, limit, settings.lease_seconds)
-        lineages.take_turn(tx, "score", context.lineage.name)
     with LeaseKeeper(context, [lease, *claimed.values()]) as keeper:
         return aio.run(judge_claimed(context, keeper, claimed, scorers))
 

@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 from pydantic import ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from babylon_tasks.settings.checkpoints import Checkpoints
 from babylon_tasks.settings.filters import Filters
@@ -53,6 +54,21 @@ class Settings(
         return given
 
 
+class _Given(Settings):
+    """Settings with the given values alone: no look into the environment, which takes longer."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 @functools.cache
 def load_settings() -> Settings:
     """Read the process's settings once; later calls return the same object.
@@ -71,6 +87,6 @@ def changed(settings: Settings, **changes: object) -> Settings:
     """
     values: dict[str, Any] = {**settings.model_dump(), **changes, "_env_file": None}
     try:
-        return Settings(**values)
+        return settings.model_copy(update=dict(_Given(**values)))
     except ValidationError as error:
         raise one_line(error) from None

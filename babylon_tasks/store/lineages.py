@@ -129,35 +129,28 @@ def has_own_step(connection: Connection, name: str) -> bool:
     return bool(row["has"])
 
 
-def in_turn(
+def take_turn(
     connection: Connection,
     stage: Stage,
     lineages: Mapping[str, Settings],
     judged: Sequence[str],
-    limit: int,
-) -> list[str]:
-    """Return those of the lineages that wait for this stage, in the order of their turns.
+) -> str | None:
+    """Return the lineage whose turn it is among those that wait for this stage, or None.
 
-    `judged` has the scorers that ask a judge.
+    It has taken its turn then: others are next. `lineages` has the settings of each by its name,
+    `judged` the scorers that ask a judge.
     """
-    rows = connection.execute(
-        _SQL[f"lineages_to_{stage}"],
+    settings = lineages.values()
+    row = connection.execute(
+        _SQL[f"take_turn_to_{stage}"],
         {
             "names": list(lineages),
-            "weights": [settings.lineage_weight for settings in lineages.values()],
-            "scorings": [settings.scoring for settings in lineages.values()],
+            "weights": [each.lineage_weight for each in settings],
+            "scorings": [each.scoring for each in settings],
             "judged": list(judged),
-            "limit": limit,
         },
-    ).fetchall()
-    return [row["name"] for row in rows]
-
-
-def take_turn(connection: Connection, stage: Stage, name: str) -> None:
-    """Note that a worker has taken work of this lineage: others are next."""
-    turn = {"name": name, "stage": stage}
-    if not connection.execute(_SQL["take_turn"], turn).rowcount:
-        connection.execute(_SQL["note_turn"], turn)
+    ).fetchone()
+    return row["name"] if row else None
 
 
 def sweep(connection: Connection, names: Sequence[str], limit: int) -> DueWork:

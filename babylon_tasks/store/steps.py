@@ -282,7 +282,8 @@ def _columns(new: Commit, version: str) -> dict[str, object]:
 
 
 def _give_version(connection: Connection, new: Commit) -> str:
-    connection.execute(_SQL["lock_versions"])
+    if new.lineage.primary:  # other lineages share no names, and their lease has one holder
+        connection.execute(_SQL["lock_versions"])
     rows = connection.execute(_SQL["taken_versions"], {"model_name": new.lineage.name}).fetchall()
     return choose_version(new.requested_version, {row["version"] for row in rows})
 
@@ -312,7 +313,12 @@ def _write_back(connection: Connection, new: Commit, step: int, version: str) ->
     )
     connection.execute(
         _SQL["mark_trajectories_used"],
-        {"model_name": name, "batch_id": batch_id, "trajectory_ids": list(new.rewards)},
+        {
+            "model_name": name,
+            "batch_id": batch_id,
+            "window_ids": [w.window_id for w in new.windows],
+            "trajectory_ids": list(new.rewards),
+        },
     )
 
 

@@ -85,5 +85,4 @@ def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]]
         if not windows:
             leases.release(tx, [lease])
             return None
-        lineages.take_turn(tx, "train", lineage.name)
     return lease, windows

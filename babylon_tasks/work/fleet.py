@@ -21,9 +21,6 @@ from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
 
-# Lineages that one look for work may try; others may take the first ones meanwhile.
-_TRIES = 64
-
 
 class Fleet:
     """All lineages of a database that workers with these settings serve.
@@ -94,26 +91,31 @@ class Fleet:
     def in_turn(self, stage: Stage, excluded: Collection[str] = ()) -> Iterator[Context]:
         """Yield the lineages with work for this stage: first the one that has waited longest.
 
-        Whoever claims work of a lineage takes its turn. LINEAGES confines this; `excluded` are
-        names of lineages that must not be tried now.
+        A lineage that is yielded has taken its turn, whatever becomes of it: one that fails waits
+        behind the others. LINEAGES confines this; `excluded` are names of lineages that must not be
+        tried now.
 
         Raises:
             ServerUnavailable: Postgres does not answer.
         """
-        only = self.settings.lineage_names()
-        contexts = {
-            context.lineage.name: context
-            for context in self.active()
-            if context.lineage.name not in excluded
-            and (only is None or context.lineage.name in only)
-        }
-        if not contexts:
-            return
-        with self.database.transaction() as tx:
+        contexts = self._served(excluded)
+        while contexts:
             settings = {name: context.settings for name, context in contexts.items()}
-            names = lineages.in_turn(tx, stage, settings, JUDGED, _TRIES)
-        for name in names:
-            yield contexts[name]
+            with self.database.transaction() as tx:
+                name = lineages.take_turn(tx, stage, settings, JUDGED)
+            if name is None:
+                return
+            yield contexts.pop(name)
+
+    def waits_for_step(self, excluded: Collection[str]) -> bool:
+        """Tell whether a lineage that this process serves waits for a step; none takes its turn.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
+        names = list(self._served(excluded))
+        with self.database.transaction() as tx:
+            return lineages.sweep(tx, names, 1).train
 
     def sweep(self, limit: int) -> DueWork:
         """Return the due work of all lineages that nobody does, at most `limit` windows.
@@ -147,6 +149,16 @@ class Fleet:
             lineages.ensure(tx, settings, self.holder)
             rows = lineages.read(tx)
         return rows
+
+    def _served(self, excluded: Collection[str]) -> dict[str, Context]:
+        """Return the active lineages by name, as far as LINEAGES and `excluded` allow."""
+        only = self.settings.lineage_names()
+        return {
+            context.lineage.name: context
+            for context in self.active()
+            if context.lineage.name not in excluded
+            and (only is None or context.lineage.name in only)
+        }
 
     def _context(self, lineage: Lineage) -> Context:
         if not re.fullmatch(LINEAGE_NAME, lineage.name):

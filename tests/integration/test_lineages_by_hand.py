@@ -89,7 +89,7 @@ def test_a_lineage_without_turns_takes_turns_all_the_same(context: Context) -> N
         turn = next(fleet.in_turn("score"))
         first.append(turn.lineage.name)
         assert len(pipeline.score(turn, limit=1)) == 1
-    assert first == ["hand", OWN, "hand", OWN]
+    assert first == [OWN, "hand", OWN, "hand"]
 
 
 def test_lineages_that_come_from_each_other_end(context: Context, trainer: Trainer) -> None:

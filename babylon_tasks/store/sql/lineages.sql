@@ -73,65 +73,96 @@ UPDATE rl.lineages SET base_revision = %(base_revision)s
 -- has_own_step --
 SELECT EXISTS (SELECT FROM rl.steps WHERE model_name = %(name)s) AS has
 
--- lineages_to_score --
--- Active lineages with a due window that nobody holds; first the one that has waited longest for a
--- turn, where a weight of 2 counts a wait twice. A window for a judge counts only where nobody holds
--- the lineage's judge. OFFSET 0: in this order, so that LIMIT ends the search.
-SELECT l.name
-  FROM (SELECT l.name, asked.scoring
-          FROM unnest(%(names)s::text[], %(weights)s::float8[], %(scorings)s::text[])
-               AS asked (name, weight, scoring)
-          JOIN rl.lineages l ON l.name = asked.name
-          LEFT JOIN rl.turns t ON t.model_name = l.name AND t.stage = 'score'
-         WHERE l.state = 'active'
-         ORDER BY extract(epoch FROM rl.clock_timestamp() - COALESCE(t.taken_at, l.created_at))
-                  * asked.weight DESC, l.name
-        OFFSET 0) l
- WHERE EXISTS (SELECT FROM rl.windows w
-                WHERE w.model_name = l.name AND w.state = 'due' AND w.not_before <= rl.now()
-                  AND NOT EXISTS (SELECT FROM rl.leases h
-                                   WHERE h.resource = 'window/' || w.model_name || '/' || w.window_id
-                                     AND h.expires_at > rl.clock_timestamp())
-                  AND (COALESCE(w.scoring, l.scoring)
-                           <> ALL (%(judged)s::text[])
-                       OR NOT EXISTS (SELECT FROM rl.leases h
-                                       WHERE h.resource = 'judge/' || w.model_name
-                                         AND h.expires_at > rl.clock_timestamp())))
- LIMIT %(limit)s
-
--- lineages_to_train --
--- Active lineages with a scored window, of which nobody trains a step; in the order of their turns.
-SELECT l.name
-  FROM (SELECT l.name
-          FROM unnest(%(names)s::text[], %(weights)s::float8[]) AS asked (name, weight)
-          JOIN rl.lineages l ON l.name = asked.name
-          LEFT JOIN rl.turns t ON t.model_name = l.name AND t.stage = 'train'
-         WHERE l.state = 'active'
-         ORDER BY extract(epoch FROM rl.clock_timestamp() - COALESCE(t.taken_at, l.created_at))
-                  * asked.weight DESC, l.name
-        OFFSET 0) l
- WHERE EXISTS (SELECT FROM rl.windows w
-                WHERE w.model_name = l.name AND w.state = 'scored' AND w.not_before <= rl.now())
-   AND NOT EXISTS (SELECT FROM rl.leases h
-                    WHERE h.resource = 'model/' || l.name
-                      AND h.expires_at > rl.clock_timestamp())
- LIMIT %(limit)s
-
--- take_turn --
--- Nobody waits for another worker's turn: that one has just written the same.
-WITH free AS (
-    SELECT ctid FROM rl.turns
-     WHERE model_name = %(name)s AND stage = %(stage)s
-       FOR UPDATE SKIP LOCKED
+-- take_turn_to_score --
+-- The active lineage that has waited longest for a turn, where a weight of 2 counts a wait twice, of
+-- those with a due window that nobody holds. It has taken its turn then. A window for a judge counts
+-- only where nobody holds the lineage's judge.
+-- Workers that ask at the same moment get different lineages: a turn that another one takes now, or
+-- has taken since this statement began, is passed by. If there is no other, they share a lineage.
+-- OFFSET 0: in this order, so that LIMIT ends the search; LIMIT 1: one probe for each lineage.
+-- A row that a person wrote into rl.lineages has no turns before this; it takes the next one.
+WITH added AS (
+    INSERT INTO rl.turns (model_name, stage, taken_at)
+    SELECT n.name, 'score', n.created_at
+      FROM rl.lineages n
+     WHERE n.name = ANY (%(names)s)
+       AND NOT EXISTS (SELECT FROM rl.turns t
+                        WHERE t.model_name = n.name AND t.stage = 'score')
+    ON CONFLICT DO NOTHING
+), waiting AS (
+    SELECT l.name, l.taken_at
+      FROM (SELECT a.name, a.scoring, t.taken_at
+              FROM unnest(%(names)s::text[], %(weights)s::float8[], %(scorings)s::text[])
+                       AS a (name, weight, scoring)
+              JOIN rl.lineages n ON n.name = a.name AND n.state = 'active'
+              JOIN rl.turns t ON t.model_name = a.name AND t.stage = 'score'
+             ORDER BY extract(epoch FROM rl.clock_timestamp() - t.taken_at) * a.weight DESC, a.name
+            OFFSET 0) l
+     CROSS JOIN LATERAL (
+          SELECT FROM rl.windows w
+           WHERE w.model_name = l.name AND w.state = 'due' AND w.not_before <= rl.now()
+             AND NOT EXISTS (
+                 SELECT FROM rl.leases h
+                  WHERE h.resource = 'window/' || l.name || '/' || w.window_id COLLATE "default"
+                    AND h.expires_at > rl.clock_timestamp())
+             AND (COALESCE(w.scoring, l.scoring) <> ALL (%(judged)s::text[])
+                  OR NOT EXISTS (SELECT FROM rl.leases h
+                                  WHERE h.resource = 'judge/' || l.name
+                                    AND h.expires_at > rl.clock_timestamp()))
+           LIMIT 1) due
+), free AS (
+    SELECT w.name
+      FROM waiting w
+     CROSS JOIN LATERAL (
+          SELECT FROM rl.turns t
+           WHERE t.model_name = w.name AND t.stage = 'score' AND t.taken_at = w.taken_at
+             FOR UPDATE SKIP LOCKED) t
+     LIMIT 1
+), taken AS (
+    UPDATE rl.turns SET taken_at = rl.clock_timestamp()
+     WHERE model_name = (SELECT name FROM free) AND stage = 'score'
 )
-UPDATE rl.turns SET taken_at = rl.clock_timestamp() WHERE ctid = ANY (SELECT ctid FROM free)
+SELECT COALESCE((SELECT name FROM free), (SELECT name FROM waiting LIMIT 1)) AS name
 
--- note_turn --
--- A row that a person wrote into rl.lineages has no turns before its first.
-INSERT INTO rl.turns (model_name, stage, taken_at)
-SELECT %(name)s, %(stage)s, rl.clock_timestamp()
- WHERE NOT EXISTS (SELECT FROM rl.turns WHERE model_name = %(name)s AND stage = %(stage)s)
-ON CONFLICT DO NOTHING
+-- take_turn_to_train --
+-- The same for a step: of the active lineages with a scored window of which nobody trains a step. No
+-- two workers get the same lineage, since one of them would find that the other trains it.
+WITH added AS (
+    INSERT INTO rl.turns (model_name, stage, taken_at)
+    SELECT n.name, 'train', n.created_at
+      FROM rl.lineages n
+     WHERE n.name = ANY (%(names)s)
+       AND NOT EXISTS (SELECT FROM rl.turns t
+                        WHERE t.model_name = n.name AND t.stage = 'train')
+    ON CONFLICT DO NOTHING
+), waiting AS (
+    SELECT l.name, l.taken_at
+      FROM (SELECT a.name, t.taken_at
+              FROM unnest(%(names)s::text[], %(weights)s::float8[]) AS a (name, weight)
+              JOIN rl.lineages n ON n.name = a.name AND n.state = 'active'
+              JOIN rl.turns t ON t.model_name = a.name AND t.stage = 'train'
+             ORDER BY extract(epoch FROM rl.clock_timestamp() - t.taken_at) * a.weight DESC, a.name
+            OFFSET 0) l
+     CROSS JOIN LATERAL (
+          SELECT FROM rl.windows w
+           WHERE w.model_name = l.name AND w.state = 'scored' AND w.not_before <= rl.now()
+           LIMIT 1) due
+     WHERE NOT EXISTS (SELECT FROM rl.leases h
+                        WHERE h.resource = 'model/' || l.name
+                          AND h.expires_at > rl.clock_timestamp())
+), free AS (
+    SELECT w.name
+      FROM waiting w
+     CROSS JOIN LATERAL (
+          SELECT FROM rl.turns t
+           WHERE t.model_name = w.name AND t.stage = 'train' AND t.taken_at = w.taken_at
+             FOR UPDATE SKIP LOCKED) t
+     LIMIT 1
+), taken AS (
+    UPDATE rl.turns SET taken_at = rl.clock_timestamp()
+     WHERE model_name = (SELECT name FROM free) AND stage = 'train'
+)
+SELECT name FROM free
 
 -- first_turn --
 INSERT INTO rl.turns (model_name, stage, taken_at)
@@ -149,16 +180,19 @@ SELECT ARRAY(
                   WHERE w.model_name = l.name AND w.state = 'due' AND w.not_before <= rl.now()
                     AND NOT EXISTS (
                         SELECT FROM rl.leases h
-                         WHERE h.resource = 'window/' || w.model_name || '/' || w.window_id
+                         WHERE h.resource = 'window/' || l.name || '/'
+                                            || w.window_id COLLATE "default"
                            AND h.expires_at > rl.clock_timestamp())
                   ORDER BY w.window_id LIMIT %(limit)s) due
             LIMIT %(limit)s
        ) AS due,
        EXISTS (SELECT FROM unnest(%(names)s::text[]) AS l (name)
-                WHERE EXISTS (SELECT FROM rl.windows w
-                               WHERE w.model_name = l.name AND w.state = 'scored'
-                                 AND w.not_before <= rl.now())
-                  AND NOT EXISTS (SELECT FROM rl.leases h
+                CROSS JOIN LATERAL (
+                     SELECT FROM rl.windows w
+                      WHERE w.model_name = l.name AND w.state = 'scored'
+                        AND w.not_before <= rl.now()
+                      LIMIT 1) scored
+                WHERE NOT EXISTS (SELECT FROM rl.leases h
                                    WHERE h.resource = 'model/' || l.name
                                      AND h.expires_at > rl.clock_timestamp())) AS train,
        ARRAY(SELECT h.model_name FROM rl.heads h

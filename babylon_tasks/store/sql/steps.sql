@@ -122,7 +122,8 @@ SELECT s.model_name, s.version, s.step, COALESCE(s.parent_step, s.step - 1) AS p
  WHERE up.last_step IS NULL OR s.step <= up.last_step
 
 -- lock_versions --
--- Versions are given out one at a time; the lock ends with the transaction.
+-- The lineages that the app knows get their versions one at a time, since these go into its table;
+-- the lock ends with the transaction.
 SELECT pg_advisory_xact_lock(hashtext('rl.versions'))
 
 -- taken_versions --
@@ -140,14 +141,17 @@ VALUES (%(model_id)s, %(model_id)s, %(version)s, %(base_model)s, %(batch_id)s, '
         %(checkpoint)s, %(avg_reward)s, rl.now() AT TIME ZONE 'utc')
 
 -- mark_trajectories_used --
--- Joined to the ids, not filtered by them: on tables without statistics the planner would test each
--- row against the whole array.
+-- Joined to the ids, not filtered by them, and only through the scores of the step's windows: on
+-- tables without statistics the planner would test each row against the whole array, or read all
+-- scores of the lineage.
 UPDATE public.trajectories t
    SET "usedInTraining" = true, "trainedInBatch" = %(batch_id)s,
        "aiJudgeReward" = s.score, "aiJudgeReasoning" = s.reasoning,
        "judgedAt" = s.scored_at AT TIME ZONE 'utc', "updatedAt" = rl.now() AT TIME ZONE 'utc'
-  FROM unnest(%(trajectory_ids)s::text[]) AS trained (trajectory_id)
-  JOIN rl.scores s ON s.trajectory_id = trained.trajectory_id AND s.model_name = %(model_name)s
-  JOIN rl.windows w ON w.window_id = s.window_id AND w.model_name = s.model_name
-                   AND w.scorer = s.scorer
- WHERE t."trajectoryId" = trained.trajectory_id
+  FROM rl.windows w
+  JOIN rl.scores s ON s.model_name = w.model_name AND s.window_id = w.window_id
+                  AND s.scorer = w.scorer
+  JOIN unnest(%(trajectory_ids)s::text[]) AS trained (trajectory_id)
+    ON trained.trajectory_id = s.trajectory_id
+ WHERE w.model_name = %(model_name)s AND w.window_id = ANY (%(window_ids)s)
+   AND t."trajectoryId" = s.trajectory_id

@@ -183,31 +183,44 @@ UPDATE rl.windows SET batch_id = %(batch_id)s
 
 -- claim_due --
 -- Lease due windows that nobody holds, oldest first, and begin an attempt at each. A window that
--- failed before is claimed alone, after the others: if it kills its worker again, no other window is
--- hit. Simultaneous claims skip each other's rows (SKIP LOCKED); if two still choose the same window,
--- the lease's row decides.
-WITH free AS (
-    SELECT w.window_id, w.attempts
+-- failed before is claimed alone, and only if there is no other: if it kills its worker again, no
+-- other window is hit. Simultaneous claims skip each other's rows (SKIP LOCKED); if two still choose
+-- the same window, the lease's row decides.
+WITH fresh AS (
+    SELECT w.window_id
       FROM rl.windows w
      WHERE w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= rl.now()
+       AND w.attempts = 0
        AND COALESCE(w.scoring, %(scoring)s) = ANY (%(scorers)s::text[])
        AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s))
        AND NOT EXISTS (SELECT FROM rl.leases l
-                        WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
+                        WHERE l.resource = 'window/' || w.model_name || '/'
+                                           || w.window_id COLLATE "default"
                           AND l.expires_at > rl.clock_timestamp())
-     ORDER BY (w.attempts > 0), w.window_id
+     ORDER BY w.window_id
      LIMIT %(limit)s
        FOR UPDATE OF w SKIP LOCKED
-), ranked AS (
-    SELECT window_id, attempts, row_number() OVER (ORDER BY (attempts > 0), window_id) AS place
-      FROM free
+), failed AS (
+    SELECT w.window_id
+      FROM rl.windows w
+     WHERE NOT EXISTS (SELECT FROM fresh)
+       AND w.model_name = %(model_name)s AND w.state = 'due' AND w.not_before <= rl.now()
+       AND w.attempts > 0
+       AND COALESCE(w.scoring, %(scoring)s) = ANY (%(scorers)s::text[])
+       AND (%(only)s::text[] IS NULL OR w.window_id = ANY (%(only)s))
+       AND NOT EXISTS (SELECT FROM rl.leases l
+                        WHERE l.resource = 'window/' || w.model_name || '/'
+                                           || w.window_id COLLATE "default"
+                          AND l.expires_at > rl.clock_timestamp())
+     ORDER BY w.window_id
+     LIMIT 1
+       FOR UPDATE OF w SKIP LOCKED
 ), leased AS (
     INSERT INTO rl.leases AS held (resource, holder, token, expires_at, acquired_at)
     SELECT 'window/' || %(model_name)s || '/' || window_id, %(holder)s,
            nextval('rl.lease_tokens'),
            rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s), rl.clock_timestamp()
-      FROM ranked
-     WHERE attempts = 0 OR place = 1
+      FROM (SELECT window_id FROM fresh UNION ALL SELECT window_id FROM failed) AS free
      ORDER BY 1
     ON CONFLICT (resource) DO UPDATE
        SET holder = excluded.holder, token = excluded.token, expires_at = excluded.expires_at,
@@ -292,7 +305,8 @@ WITH lost AS (
            error = a.holder || ' died, or hung until its lease ran out'
      WHERE a.model_name = %(model_name)s AND a.stage = 'score' AND a.ended_at IS NULL
        AND NOT EXISTS (SELECT FROM rl.leases l
-                        WHERE l.resource = 'window/' || a.model_name || '/' || a.window_id
+                        WHERE l.resource = 'window/' || a.model_name || '/'
+                                           || a.window_id COLLATE "default"
                           AND l.token = a.token AND l.expires_at > rl.clock_timestamp())
     RETURNING a.window_id, a.error
 )
@@ -304,6 +318,7 @@ UPDATE rl.windows w
                         THEN rl.now() ELSE w.failed_at END
   FROM lost
  WHERE w.model_name = %(model_name)s AND w.window_id = lost.window_id AND w.state = 'due'
+   AND w.window_id = ANY (ARRAY(SELECT window_id FROM lost))  -- else, without statistics, all are read
 RETURNING w.window_id, w.state, w.batch_id, w.last_error
 
 -- reap_steps --
@@ -333,6 +348,7 @@ UPDATE rl.windows w
                         THEN rl.now() ELSE w.failed_at END
   FROM counted c
  WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id AND w.state = 'scored'
+   AND w.window_id = ANY (ARRAY(SELECT window_id FROM counted))  -- as above
 RETURNING w.window_id, w.state, w.batch_id, w.last_error
 
 -- retry_windows --

@@ -163,7 +163,7 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
            AS waits_until,
        w.may_share,
        (SELECT l.holder FROM rl.leases l
-         WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id
+         WHERE l.resource = 'window/' || w.model_name || '/' || w.window_id COLLATE "default"
            AND l.expires_at > rl.clock_timestamp()) AS held_by,
        w.trained_step,
        CASE WHEN t.model_name = w.model_name THEN t.given_up_at END AS step_given_up_at,
