@@ -22,7 +22,7 @@ def test_replay_in_a_process_of_its_own(deployment: Deployment) -> None:
         "OMP_NUM_THREADS": "1",
     }
     add_window(deployment.context, hours_ago(2))
-    trained = deployment.run("babylon", "train", env=env)
+    trained = deployment.call("babylon", "train", env=env)
     assert trained.returncode == 0, trained.stderr
     query(
         deployment.context,
@@ -30,7 +30,7 @@ def test_replay_in_a_process_of_its_own(deployment: Deployment) -> None:
            RETURNING 1""",
     )
     now = {**env, "LEARNING_RATE": "0.1", "TRAINER": "noop"}
-    done = deployment.run("babylon", "models", "replay", "1", "--json", env=now)
+    done = deployment.call("babylon", "models", "replay", "1", "--json", env=now)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["lineage"], told["step"], told["version"]) == ("babylon-agent", 1, "v1.0.0")
@@ -42,7 +42,7 @@ def test_replay_in_a_process_of_its_own(deployment: Deployment) -> None:
     assert told["samples"] == recipe["samples"]["sha256"]
     peft = told["surroundings"].pop("peft")
     assert (peft["then"], told["surroundings"]) == ("0.1", {})
-    shown = deployment.run("babylon", "models", "replay", "v1.0.0", env=now)
+    shown = deployment.call("babylon", "models", "replay", "v1.0.0", env=now)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines() == [
         "step 1 (v1.0.0) of babylon-agent, made again from the base model",
