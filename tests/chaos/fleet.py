@@ -130,6 +130,14 @@ class Fleet:
         finally:
             processes.kill_session(role.process.pid)
 
+    def wait(self, name: str, seconds: float = 60.0) -> int:
+        """Wait until its first process has ended by itself, and return its exit code.
+
+        Raises:
+            TimeoutExpired: It has not.
+        """
+        return self._roles[name].process.wait(timeout=seconds)
+
     def freeze(self, name: str) -> None:
         """Stop everything in its session with SIGSTOP, as on a suspended machine."""
         processes.signal_session(self.pid(name), signal.SIGSTOP)

@@ -1,31 +1,48 @@
-"""All roles run and windows keep coming, while one role is killed every few seconds."""
+"""All roles serve five lineages, while windows keep coming and one role is killed all the time.
+
+At a third of the time one lineage is forked, and at half of it the same one is reset to a step
+before the fork. The commands that do so are killed as well.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tests.chaos.fleet import Kill
 from tests.chaos.injection import Injection
+from tests.chaos.operator import Operator
 from tests.chaos.recovery import percentile
 from tests.chaos.schedule import WORKERS, PlannedKill, kill_schedule
 from tests.chaos.verdict import Verdict
 from tests.chaos.world import World
+from tests.paths import lineage_rows
+from tests.rows import query
 
 _TICK_SECONDS = 0.1
 _SCORE_SECONDS = 0.1
 _STEP_SECONDS = 0.5
 _REDIS_DOWN_SECONDS = 1.0
+_GIVEN_UP_STEPS = 3  # of those before the fork; all after it are given up, too
+_LINEAGES = ("second", "third", "fourth")  # beside MODEL_NAME and its fork
 
 
 @dataclass(frozen=True, slots=True)
 class SoakReport:
-    """The result of a soak; recoveries in seconds, None if no kill lost an attempt."""
+    """The result of a soak; recoveries in seconds, None if no kill lost an attempt.
+
+    Each of the windows trains each of the lineages; `given_up` counts the steps before the reset.
+    """
 
     seconds: float
     windows: int
+    lineages: int
+    given_up: int
     kills: dict[str, int]
     lost: int
     twice: int
@@ -42,8 +59,9 @@ def run_soak(
 ) -> SoakReport:
     """Insert `windows` evenly over the time, kill by the schedule, let all drain, and count.
 
-    A window takes 0.1 s to score and a step 0.5 s, so that kills meet work under way. What has not
-    ended `drain_seconds` after the last window is counted as lost.
+    Each window is due for every lineage. A window takes 0.1 s to score and a step 0.5 s, so that
+    kills meet work under way. What has not ended `drain_seconds` after the last window is counted
+    as lost.
     """
     work = [
         Injection("babylon_tasks.scoring.heuristic.heuristic", "sleep", seconds=_SCORE_SECONDS),
@@ -52,6 +70,14 @@ def run_soak(
     for name in (*WORKERS, "beat"):
         world.start(name, keep_running=True, inject=work)
     world.wait(lambda: all(world.fleet.children(name) for name in WORKERS))
+    with _changing_lineages(world, seconds):
+        kills = _hurt(world, seconds, seed, windows)
+    drained = _drain(world, drain_seconds)
+    return _report(world, seconds, windows, kills, world.verdict(), drained)
+
+
+def _hurt(world: World, seconds: float, seed: int, windows: int) -> dict[str, int]:
+    """Insert the windows over the time and kill; return how often each was killed."""
     planned = kill_schedule(seed, seconds)
     kills: Counter[str] = Counter()
     added = 0
@@ -65,8 +91,27 @@ def run_soak(
             added = due
         time.sleep(_TICK_SECONDS)
     world.add_windows(windows - added)
-    drained = _drain(world, drain_seconds)
-    return _report(world, seconds, windows, dict(kills), world.verdict(), drained)
+    return dict(kills)
+
+
+@contextmanager
+def _changing_lineages(world: World, seconds: float) -> Iterator[None]:
+    """Create the lineages; fork and reset one of them meanwhile, at the latest at the end."""
+    operator = Operator(world)
+    operator.create(*_LINEAGES)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        changed = thread.submit(_fork_and_reset, operator, world.context.lineage.name, seconds)
+        yield
+        changed.result()
+    operator.close()
+
+
+def _fork_and_reset(operator: Operator, name: str, seconds: float) -> None:
+    time.sleep(seconds / 3)
+    forked = operator.head(at_least=_GIVEN_UP_STEPS + 1)
+    operator.fork(f"{name}@{forked}", "fork")
+    time.sleep(seconds / 6)
+    operator.retry(operator.reset(forked - _GIVEN_UP_STEPS))
 
 
 def _kill(world: World, planned: PlannedKill) -> list[str]:
@@ -112,9 +157,12 @@ def _report(
     drained: float,
 ) -> SoakReport:
     recovered = world.recoveries()
+    given_up = query(world.context, "SELECT FROM rl.steps WHERE given_up_at IS NOT NULL")
     return SoakReport(
         seconds=seconds,
         windows=windows,
+        lineages=len(lineage_rows(world.context)),
+        given_up=len(given_up),
         kills=kills,
         lost=len(verdict.lost),
         twice=len(verdict.twice),

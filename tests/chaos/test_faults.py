@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from babylon_tasks import pipeline
 from tests import judge_server
 from tests.chaos import judging
 from tests.chaos.injection import FOLDER, Injection
+from tests.chaos.operator import Operator
 from tests.chaos.world import ROOT, World
 from tests.judge_server import Behaviour, JudgeServer
 from tests.judged import stored
@@ -47,13 +49,15 @@ def struck_at(file: Path) -> datetime:
     return datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
-def next_attempt(world: World, stage: str, since: datetime) -> float:
+def next_attempt(world: World, stage: str, since: datetime, lineage: str = "%") -> float:
     """Return the seconds from then to the next attempt at the stage."""
     row = one(
         world.context,
-        "SELECT min(started_at) AS at FROM rl.attempts WHERE stage = %s AND started_at > %s",
+        """SELECT min(started_at) AS at FROM rl.attempts
+            WHERE stage = %s AND started_at > %s AND model_name LIKE %s""",
         stage,
         since,
+        lineage,
     )
     return float((row["at"] - since).total_seconds())
 
@@ -327,6 +331,7 @@ def test_sigterm_without_redis(trial: Trial, world: World, how: str) -> None:
 
 
 @slow
+@pytest.mark.timeout(240)
 def test_redis_frozen(trial: Trial, world: World) -> None:
     """Not one log line tells; the canary does."""
     world.add_windows(2)
@@ -727,3 +732,21 @@ def test_hostile_messages(trial: Trial, world: World) -> None:
     world.wait(world.settled)
     assert not proof.exists()
     trial(22, "hostile messages")
+
+
+@slow
+def test_a_reset_that_is_killed(trial: Trial, world: World) -> None:
+    """Inside its transaction, and after it while it holds the lease; a fork goes on meanwhile."""
+    start(world, "cpu1", "gpu1", "beat")
+    for _ in range(3):
+        world.add_windows(1)
+        world.wait(world.settled)
+    with closing(Operator(world)) as operator:
+        operator.fork("babylon-agent@2", "fork")
+        given_up = operator.reset(1)
+        since = datetime.now(UTC)
+        world.add_windows(1)
+        operator.retry(given_up)
+    assert given_up == [2, 3]
+    world.wait(world.settled)
+    trial(31, "reset of a lineage killed", [next_attempt(world, "train", since, "babylon-agent")])

@@ -20,13 +20,15 @@ import psycopg
 import pytest
 import redis
 
+from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.store import heads, lineages
 from tests.chaos.fleet import Fleet, Kill
 from tests.chaos.injection import Injection, injecting
 from tests.chaos.proxy import Proxy
 from tests.chaos.recovery import percentile
 from tests.chaos.schedule import kill_schedule
 from tests.chaos.servers import Servers
-from tests.chaos.verdict import judge
+from tests.chaos.verdict import Verdict, judge
 from tests.chaos.world import ROOT, World
 from tests.rows import one, query
 
@@ -245,6 +247,7 @@ def test_roles_train_windows_and_one_that_is_cut_off_does_not(world: World) -> N
 
 def test_a_verdict_sees_what_is_wrong(world: World) -> None:
     (window,) = world.add_windows(1)
+    named = f"babylon-agent/{window}"
     with world.context.database.transaction() as tx:
         for step, token in ((1, 7), (3, 6)):
             tx.execute(
@@ -263,16 +266,70 @@ def test_a_verdict_sees_what_is_wrong(world: World) -> None:
                VALUES ('babylon-agent', %s, 8, 'train', 'host:1')""",
             [window],
         )
+        tx.execute(
+            """INSERT INTO trained_models (id, "modelId", version, "baseModel", status,
+                   "storagePath", "updatedAt")
+               VALUES ('1', 'babylon-agent-v1', 'v1', 'none', 'training', '', now())"""
+        )
     soon = world.settings.model_copy(update={"lease_seconds": 0.1, "sweep_seconds": 0.1})
     verdict = judge(replace(world.context, settings=soon), world.expected)
-    assert (verdict.lost, verdict.twice) == ([window], [window])
+    assert (verdict.lost, verdict.twice) == ([named], [named])
     assert verdict.broken == [
-        "rl.steps is not dense: [1, 3]",
-        "the token of step 3 is not above its predecessor's",
-        "the head is step 1, the newest step is 3",
         "host:1 still holds model/babylon-agent",
         f"the attempt of host:1 to train {window} is open",
+        "babylon-agent: rl.steps is not dense from 1 on: [1, 3]",
+        "babylon-agent: the token of step 3 is not above its predecessor's",
+        "babylon-agent: step 3 is not on the way to the head, step 1, and not given up",
+        f"babylon-agent: step 1 trained {window}, whose row does not say so",
+        "babylon-agent-v1 is still `training` in trained_models",
     ]
+
+
+def test_a_verdict_follows_the_tree(world: World) -> None:
+    """Its head was reset from step 2 to step 1, and it was forked at the step that was given up."""
+    once, again, late = world.add_windows(3)
+    with world.context.database.transaction() as tx:
+        lineages.ensure(tx, world.settings, "host:1")
+        heads.ensure(tx, world.context.lineage)
+        fork = Lineage(
+            "fork",
+            "none",
+            False,
+            None,
+            created_by="a person",
+            forked_from="babylon-agent",
+            forked_step=2,
+        )
+        lineages.create(tx, fork)
+        for name, step, parent, window in (
+            ("babylon-agent", 1, 0, once), ("babylon-agent", 2, 1, again),
+            ("babylon-agent", 3, 1, again), ("babylon-agent", 4, 3, late), ("fork", 3, 2, late),
+        ):  # fmt: skip
+            tx.execute(
+                """INSERT INTO rl.steps (model_name, step, parent_step, token, trainer, window_ids,
+                       trajectories, trainable_tokens, started_at, given_up_at)
+                   VALUES (%s, %s, %s, nextval('rl.lease_tokens'), 'noop', %s, 3, 0, now(),
+                           CASE WHEN %s = 2 THEN now() END)""",
+                [name, step, parent, [window], step],
+            )
+            tx.execute(
+                """INSERT INTO rl.windows (model_name, window_id, state, trained_step)
+                   SELECT model_name, %s, 'trained', %s FROM rl.heads
+                    WHERE model_name = %s OR %s <= 2
+                       ON CONFLICT (model_name, window_id) DO UPDATE
+                      SET trained_step = excluded.trained_step""",
+                [window, step, name, step],
+            )
+            tx.execute("UPDATE rl.heads SET step = %s WHERE model_name = %s", [step, name])
+    assert world.verdict() == Verdict()
+    query(world.context, """UPDATE rl.steps SET window_ids = %s WHERE model_name = 'fork'
+                         RETURNING 1""", [once, late])  # fmt: skip
+    found = world.verdict()
+    assert (found.lost, found.twice) == ([], [f"fork/{once}"])
+    query(world.context, "UPDATE rl.heads SET step = 2 WHERE model_name = 'fork' RETURNING 1")
+    found = world.verdict()
+    assert (found.lost, found.twice) == ([f"fork/{late}"], [f"fork/{once}"])
+    assert "fork: step 3 is not on the way to the head, step 2, and not given up" in found.broken
 
 
 def test_recovery_is_from_the_kill_of_the_holder_to_the_next_attempt(world: World) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable
 from babylon_tasks.work.context import Context
-from tests.rows import query, states
+from tests.paths import Row, lineage_rows, path_to_head
+from tests.rows import query
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Windows that did not end as they should, windows in two steps, and what else is wrong."""
+    """Windows that did not end as they should, windows in two steps, and what else is wrong.
+
+    A window is counted once a lineage, as `lineage/window`.
+    """
 
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -23,63 +28,111 @@ class Verdict:
 
 
 def judge(context: Context, expected: Mapping[str, str]) -> Verdict:
-    """Compare each window with the state in which it should have ended.
+    """Compare each window of each lineage with the state in which it should have ended.
 
     Leases and attempts of the dead are given the time that the pipeline promises to need.
     """
-    found = states(context)
-    return Verdict(
-        lost=[window for window, state in expected.items() if found.get(window) != state],
-        twice=_in_two_steps(context),
-        broken=[*_broken_steps(context), *_broken_head(context), *_left_open(context)],
-    )
+    verdict = Verdict(broken=_left_open(context))
+    for name, lineage in lineage_rows(context).items():
+        tree = _Tree(context, name, lineage)
+        verdict.lost.extend(f"{name}/{window}" for window in tree.lost(expected))
+        verdict.twice.extend(f"{name}/{window}" for window in tree.twice())
+        verdict.broken.extend(f"{name}: {what}" for what in tree.broken())
+    verdict.broken.extend(_still_training(context))
+    return verdict
 
 
-def _in_two_steps(context: Context) -> list[str]:
-    rows = query(
-        context,
-        """SELECT window_id FROM rl.steps CROSS JOIN unnest(window_ids) AS window_id
-            GROUP BY model_name, window_id HAVING count(*) > 1 ORDER BY window_id""",
-    )
-    return [row["window_id"] for row in rows]
+class _Tree:
+    """A lineage's steps and windows; `path` leads from the root to its head."""
+
+    def __init__(self, context: Context, name: str, lineage: Row) -> None:
+        self._lineage = lineage
+        self._steps = query(
+            context, "SELECT * FROM rl.steps WHERE model_name = %s ORDER BY step", name
+        )
+        self._windows = {
+            row["window_id"]: row
+            for row in query(context, "SELECT * FROM rl.windows WHERE model_name = %s", name)
+        }
+        self._no_path: str | None = None
+        try:
+            self._path = path_to_head(context, name)
+        except LookupError as error:
+            self._path, self._no_path = [], f"there is no step {error}"
+
+    def lost(self, expected: Mapping[str, str]) -> list[str]:
+        """Return the windows in another state, or trained by a step that was given up."""
+        on_the_way = {window for step in self._path for window in step["window_ids"]}
+        return [
+            window
+            for window, state in expected.items()
+            if self._windows.get(window, {}).get("state") != state
+            or (state == "trained") != (window in on_the_way)
+        ]
+
+    def twice(self) -> list[str]:
+        """Return the windows that more than one step has trained, of those not given up."""
+        own = [step for step in self._steps if step["given_up_at"] is None]
+        kept = {step["token"]: step for step in [*self._path, *own]}
+        named = Counter(window for step in kept.values() for window in step["window_ids"])
+        return sorted(window for window, times in named.items() if times > 1)
+
+    def broken(self) -> Iterator[str]:
+        """Yield what is wrong with its steps, its head and the steps that its windows name."""
+        if self._no_path:
+            yield self._no_path
+        yield from self._broken_numbers()
+        yield from self._broken_path()
+        yield from self._broken_windows()
+        yield from self._broken_head()
+
+    def _broken_numbers(self) -> Iterator[str]:
+        first = (self._lineage["forked_step"] or 0) + 1
+        numbers = [step["step"] for step in self._steps]
+        if numbers != list(range(first, first + len(numbers))):
+            yield f"rl.steps is not dense from {first} on: {numbers}"
+        for earlier, later in itertools.pairwise(self._steps):
+            if earlier["token"] >= later["token"]:
+                yield f"the token of step {later['step']} is not above its predecessor's"
+
+    def _broken_path(self) -> Iterator[str]:
+        on_the_way = {step["step"] for step in self._path}
+        for step in self._steps:
+            if step["given_up_at"] is None and step["step"] not in on_the_way:
+                yield (
+                    f"step {step['step']} is not on the way to the head, step "
+                    f"{self._lineage['step']}, and not given up"
+                )
+            if step["given_up_at"] is not None and step["step"] in on_the_way:
+                yield f"step {step['step']} is on the way to the head, and given up"
+
+    def _broken_windows(self) -> Iterator[str]:
+        for step in self._path:
+            for window in step["window_ids"]:
+                row = self._windows.get(window, {})
+                if (row.get("state"), row.get("trained_step")) != ("trained", step["step"]):
+                    yield f"step {step['step']} trained {window}, whose row does not say so"
+        named = {
+            (w, step["step"]) for step in [*self._path, *self._steps] for w in step["window_ids"]
+        }
+        for window, row in self._windows.items():
+            if row["state"] == "trained" and (window, row["trained_step"]) not in named:
+                yield f"step {row['trained_step']} does not name {window}, which says so"
+
+    def _broken_head(self) -> Iterator[str]:
+        checkpoint = self._path[-1]["checkpoint"] if self._path else None
+        if checkpoint is None:
+            return
+        try:
+            checkpoint_files.open_local(checkpoint)
+        except CheckpointUnreadable as error:
+            yield f"the head's checkpoint cannot be loaded: {error}"
 
 
-def _broken_steps(context: Context) -> Iterator[str]:
-    rows = query(context, "SELECT step, token FROM rl.steps ORDER BY step")
-    steps = [row["step"] for row in rows]
-    if steps != list(range(1, len(steps) + 1)):
-        yield f"rl.steps is not dense: {steps}"
-    for earlier, later in itertools.pairwise(rows):
-        if earlier["token"] >= later["token"]:
-            yield f"the token of step {later['step']} is not above its predecessor's"
-    orphans = query(
-        context,
-        """SELECT window_id, trained_step FROM rl.windows w
-            WHERE state = 'trained' AND NOT EXISTS (
-                  SELECT FROM rl.steps s WHERE s.model_name = w.model_name
-                     AND s.step = w.trained_step AND w.window_id = ANY (s.window_ids))""",
-    )
-    for row in orphans:
-        yield f"step {row['trained_step']} does not name {row['window_id']}, which says so"
-
-
-def _broken_head(context: Context) -> Iterator[str]:
-    heads = query(
-        context,
-        """SELECT h.step, coalesce((SELECT max(s.step) FROM rl.steps s
-                                     WHERE s.model_name = h.model_name), 0) AS newest,
-                  (SELECT s.checkpoint FROM rl.steps s
-                    WHERE s.model_name = h.model_name AND s.step = h.step) AS checkpoint
-             FROM rl.heads h""",
-    )
-    for head in heads:
-        if head["step"] != head["newest"]:
-            yield f"the head is step {head['step']}, the newest step is {head['newest']}"
-        if head["checkpoint"] is not None:
-            try:
-                checkpoint_files.open_local(head["checkpoint"])
-            except CheckpointUnreadable as error:
-                yield f"the head's checkpoint cannot be loaded: {error}"
+def _still_training(context: Context) -> list[str]:
+    """List versions whose step serves, or was given up, and that the app does not know of."""
+    rows = query(context, """SELECT "modelId" FROM trained_models WHERE status = 'training'""")
+    return [f"{row['modelId']} is still `training` in trained_models" for row in rows]
 
 
 def _left_open(context: Context) -> list[str]:

@@ -22,6 +22,7 @@ from tests.chaos.links import Links
 from tests.chaos.recovery import recoveries
 from tests.chaos.servers import Servers
 from tests.chaos.verdict import Verdict, judge
+from tests.paths import lineage_rows
 
 ROOT = Path(__file__).parents[2]
 LOOKBACK_HOURS = 8000
@@ -42,7 +43,7 @@ SETTINGS = {
 
 _AGENTS = [f"agent-{n}" for n in range(3)]
 _STEPS = [rows.steps(300.0 * n - 200) for n in range(3)]
-_TERMINAL = {"trained", "skipped", "failed"}
+_TERMINAL = ["trained", "skipped", "failed"]
 
 
 def command(name: str) -> tuple[str, ...]:
@@ -53,6 +54,10 @@ def command(name: str) -> tuple[str, ...]:
         return (*celery, role)
     context = (*celery, "worker", "-Q", role, "-n", f"{name}@%h")
     return (*context, "-c", "1") if role == "cpu" else context
+
+
+def _injecting(inject: Sequence[Injection]) -> dict[str, str]:
+    return injecting(*inject, python_path=str(ROOT)) if inject else {}
 
 
 class World(AbstractContextManager["World"]):
@@ -113,8 +118,7 @@ class World(AbstractContextManager["World"]):
         Any other process: `fleet.start`.
         """
         changes = (links or self.links).env(self._database_url, self.servers.redis.url)
-        if inject:
-            changes |= injecting(*inject, python_path=str(ROOT))
+        changes |= _injecting(inject)
         changes |= env or {}
         return self.fleet.start(
             name, *command(name), *arguments, env=changes, keep_running=keep_running
@@ -123,6 +127,11 @@ class World(AbstractContextManager["World"]):
     def key(self, name: str) -> str:
         """Return the key in Redis that Celery's roles here know by this name."""
         return key_prefix(self._database_url) + name
+
+    def run(self, name: str, *command: str, inject: Sequence[Injection] = ()) -> int:
+        """Run a program to its end or its death, and return its exit code."""
+        self.fleet.start(name, *command, env=_injecting(inject))
+        return self.fleet.wait(name)
 
     def add_windows(self, count: int, first_hours_ago: int | None = None) -> list[str]:
         """Add windows of three agents each, going back in time from where the last call ended.
@@ -174,9 +183,15 @@ class World(AbstractContextManager["World"]):
             time.sleep(0.1)
 
     def settled(self) -> bool:
-        """Tell whether every window that was added has ended, and the head is published."""
-        found = rows.states(self.context)
-        if not all(found.get(window) in _TERMINAL for window in self.expected):
+        """Tell whether every window has ended in each lineage, and every head is published."""
+        ended = rows.query(
+            self.context,
+            "SELECT model_name, window_id FROM rl.windows WHERE state = ANY (%s)",
+            _TERMINAL,
+        )
+        pairs = {(row["model_name"], row["window_id"]) for row in ended}
+        names = lineage_rows(self.context)
+        if not all((name, window) in pairs for name in names for window in self.expected):
             return False
         return not rows.query(self.context, "SELECT FROM rl.heads WHERE step <> published_step")
 

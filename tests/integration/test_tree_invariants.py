@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from babylon_tasks.training.reset import reset
 from babylon_tasks.work import lineage_changes
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import Fleet
+from tests.paths import way
 from tests.rows import add_window, hours_ago, query
 
 OWN = "babylon-agent"
@@ -139,17 +140,6 @@ class History:
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         return query(self.context, f"SELECT * FROM {table}")
-
-
-def way(
-    steps: dict[tuple[str, int], Any], origins: dict[str, Any], name: str, step: int
-) -> Iterator[Any]:
-    """The steps from the head to the root, of whatever lineage they are."""
-    while step:
-        while (name, step) not in steps or (origins[name]["forked_step"] or 0) >= step:
-            name = origins[name]["forked_from"]
-        yield steps[name, step]
-        step = steps[name, step]["parent_step"]
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
