@@ -19,15 +19,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from babylon_tasks.cockpit.lineages import list_lineages
 from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.local.pgdata import program
+from babylon_tasks.settings import Settings
 from babylon_tasks.store import migrate as runner
 from babylon_tasks.store.migrate import load_migrations, migrate, migrations_folder, pending
+from babylon_tasks.work import lineage_changes
+from babylon_tasks.work.fleet import Fleet
 from tests.clock import wait_until_blocked
 
 DATA = Path(__file__).parents[1] / "data"
 PRISMA = DATA / "prisma_babylon.sql"
 UPSTREAM_PYTHON = DATA / "upstream_python_tables.sql"
+RELEASE_0_1_0 = DATA / "release_0_1_0.sql"
 NAMES = [
     "001_add_babylon_tables",
     "002_add_self_hosted_tables",
@@ -266,6 +271,69 @@ def test_a_table_that_is_missing_is_added_to_the_others(application_database: st
         "reward_judgments"
     }
     assert "reward_judgments_trajectoryId_fkey" in {row[1] for row in after["constraints"]}
+
+
+# --- a database of an older release ---
+
+
+def test_a_database_of_0_1_0_migrates_without_a_hand(fresh_database: str) -> None:
+    """Its lineages, which it knew by their heads alone, get rows; its steps get their parents."""
+    run(fresh_database, RELEASE_0_1_0.read_text())
+    heads = rows(fresh_database, "SELECT * FROM rl.heads ORDER BY 1")
+    assert migrate(fresh_database) == NAMES[10:]
+    assert_complete(fresh_database)
+    psql_all(fresh_database)
+    assert rows(fresh_database, "SELECT * FROM rl.heads ORDER BY 1") == heads
+    assert rows(
+        fresh_database,
+        """SELECT name, base_model, own_settings, state, forked_from, config::text,
+                  (SELECT array_agg(stage ORDER BY stage) FROM rl.turns WHERE model_name = name)
+             FROM rl.lineages ORDER BY name""",
+    ) == [
+        (name, base_model, True, "active", None, "{}", ["score", "train"])
+        for name, _, _, base_model in heads
+    ]
+    assert rows(
+        fresh_database,
+        "SELECT model_name, step, parent_step, given_up_at FROM rl.steps ORDER BY 1, 2",
+    ) == [
+        ("babylon-agent", 1, 0, None), ("babylon-agent", 2, 1, None),
+        ("babylon-agent", 3, 2, None),
+        ("night-shift", 1, 0, None), ("night-shift", 2, 1, None),
+    ]  # fmt: skip
+    set_aside = "SELECT model_name, trajectory_id FROM rl.quarantine ORDER BY 1"
+    assert rows(fresh_database, set_aside) == [
+        ("babylon-agent", "t-1000010"), ("night-shift", "t-1000010")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_name", "base_model", "waits"),
+    [
+        ("babylon-agent", "OpenPipe/Qwen3-14B-Instruct", {"due": 1, "scored": 1}),
+        ("night-shift", "Qwen/Qwen3-0.6B", {"due": 0, "scored": 0}),
+    ],
+)
+def test_a_lineage_of_0_1_0_is_served_by_its_own_workers_and_can_be_forked(
+    fresh_database: str, model_name: str, base_model: str, waits: dict[str, int]
+) -> None:
+    run(fresh_database, RELEASE_0_1_0.read_text())
+    migrate(fresh_database)
+    settings = Settings(database_url=fresh_database, model_name=model_name, base_model=base_model)
+    fleet = Fleet.of_deployment(settings, "host:1")
+    try:
+        assert [context.lineage.name for context in fleet.active()] == [model_name]
+        listed = {each.name: each for each in list_lineages(fleet)}
+        assert listed.keys() == {"babylon-agent", "night-shift"}
+        ours = listed[model_name]
+        assert (ours.base_model, ours.primary, ours.state) == (base_model, True, "active")
+        assert {"due": ours.due, "scored": ours.scored} == waits
+        assert ours.trained == ours.step
+        made = lineage_changes.fork(fleet, f"{model_name}@1", "bolder", [])
+        assert (made.lineage.base_model, made.inherited_windows) == (base_model, 1)
+        assert {context.lineage.name for context in fleet.active()} == {"bolder", model_name}
+    finally:
+        fleet.database.close()
 
 
 # --- run twice, run at once, run by hand ---
