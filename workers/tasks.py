@@ -8,6 +8,7 @@ Postgres says what is still due, and the sweep rings for it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -110,6 +111,7 @@ def _train_step(task: Task[Any, Any]) -> bool:
     process.fleet.settings.require_training_allowed()
     with ProgressReporter(task) as progress:
         for context in process.fleet.in_turn("train", unable.lineages()):
+            _wake_another_gpu(context.lineage.name)
             try:
                 report = pipeline.train(context, process.trainer, on_progress=progress.report)
             except (Retryable, NotRecorded):
@@ -121,6 +123,14 @@ def _train_step(task: Task[Any, Any]) -> bool:
                 unable.trained(context.lineage.name)
                 return True
     return False
+
+
+def _wake_another_gpu(lineage: str) -> None:
+    """Ring for an idle GPU if other lineages than this one wait: it need not wait for the sweep."""
+    process = this_process()
+    if process.fleet.waits_for_step({lineage, *process.unable.lineages()}):
+        with contextlib.suppress(ServerUnavailable):  # the sweep rings when Redis is back
+            doorbells.train()
 
 
 @_errors_in_one_line("train")
