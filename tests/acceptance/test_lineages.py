@@ -82,7 +82,7 @@ def test_show(deployment: Deployment, trainer: TrainerProcess) -> None:
         (("show", "nobody"), "no lineage is called nobody: `babylon lineages list` shows"),
         (("fork", "nobody@3", "new"), "no lineage is called nobody: "),
         (("fork", "babylon-agent@3", "new"), "babylon-agent has no version or step '3': "),
-        (("create", "a b"), "MODEL_NAME: String should match pattern"),
+        (("create", "a b"), "a lineage's name has 1 to 64 letters"),
         (("create", "new", "--set", "DROPOUT=7"), "DROPOUT: Input should be less than"),
         (("set", "babylon-agent", "SCORING"), "an override is KEY=VALUE"),
         (("set", "nobody", "SCORING=ruler"), "no lineage is called nobody: "),

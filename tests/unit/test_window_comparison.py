@@ -68,7 +68,7 @@ def verdict(why_skip: str | None = None, **scores: float) -> Verdict:
 
 
 def stored(**scores: float) -> dict[str, StoredScore]:
-    return {name: StoredScore(score, "text") for name, score in scores.items()}
+    return {name: StoredScore(score, "text", None, None) for name, score in scores.items()}
 
 
 def test_ranks_that_move() -> None:
