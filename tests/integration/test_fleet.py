@@ -121,9 +121,10 @@ def test_a_weight_is_a_share_of_the_turns(fleet: Fleet) -> None:
         add_lineages(fleet, f"weighs-{weight}", LINEAGE_WEIGHT=str(weight))
         add_windows(fleet, f"weighs-{weight}", 1)
     shares = Counter(turns(fleet, "score", 140))
-    assert shares["weighs-1"] == pytest.approx(20, abs=6)
-    assert shares["weighs-2"] == pytest.approx(40, abs=6)
-    assert shares["weighs-4"] == pytest.approx(80, abs=6)
+    # Exactly so only for turns of equal length: a wait is real time.
+    assert shares["weighs-1"] == pytest.approx(20, abs=14)
+    assert shares["weighs-2"] == pytest.approx(40, abs=14)
+    assert shares["weighs-4"] == pytest.approx(80, abs=20)
 
 
 def test_what_others_do_already_is_nobodys_turn(fleet: Fleet) -> None:

@@ -79,6 +79,7 @@ SELECT EXISTS (SELECT FROM rl.steps WHERE model_name = %(name)s) AS has
 -- only where nobody holds the lineage's judge.
 -- Workers that ask at the same moment get different lineages: a turn that another one takes now, or
 -- has taken since this statement began, is passed by. If there is no other, they share a lineage.
+-- One clock for all rows, else the later ones would seem to wait longer.
 -- OFFSET 0: in this order, so that LIMIT ends the search; LIMIT 1: one probe for each lineage.
 -- A row that a person wrote into rl.lineages has no turns before this; it takes the next one.
 WITH added AS (
@@ -96,7 +97,8 @@ WITH added AS (
                        AS a (name, weight, scoring)
               JOIN rl.lineages n ON n.name = a.name AND n.state = 'active'
               JOIN rl.turns t ON t.model_name = a.name AND t.stage = 'score'
-             ORDER BY extract(epoch FROM rl.clock_timestamp() - t.taken_at) * a.weight DESC, a.name
+             ORDER BY extract(epoch FROM (SELECT rl.clock_timestamp()) - t.taken_at) * a.weight DESC,
+                      a.name
             OFFSET 0) l
      CROSS JOIN LATERAL (
           SELECT FROM rl.windows w
@@ -141,7 +143,8 @@ WITH added AS (
               FROM unnest(%(names)s::text[], %(weights)s::float8[]) AS a (name, weight)
               JOIN rl.lineages n ON n.name = a.name AND n.state = 'active'
               JOIN rl.turns t ON t.model_name = a.name AND t.stage = 'train'
-             ORDER BY extract(epoch FROM rl.clock_timestamp() - t.taken_at) * a.weight DESC, a.name
+             ORDER BY extract(epoch FROM (SELECT rl.clock_timestamp()) - t.taken_at) * a.weight DESC,
+                      a.name
             OFFSET 0) l
      CROSS JOIN LATERAL (
           SELECT FROM rl.windows w
