@@ -52,7 +52,7 @@ class LineageListing:
 
 def ensure(connection: Connection, settings: Settings, holder: str) -> None:
     """Make the row of MODEL_NAME, or note in it whether it is the primary one."""
-    connection.execute(
+    written = connection.execute(
         _SQL["ensure_lineage"],
         {
             "name": settings.model_name,
@@ -61,8 +61,9 @@ def ensure(connection: Connection, settings: Settings, holder: str) -> None:
             "is_primary": settings.primary,
             "holder": holder,
         },
-    )
-    connection.execute(_SQL["first_turn"], {"name": settings.model_name})
+    ).rowcount
+    if written:  # each claim of a step comes here, mostly to find the row as it should be
+        connection.execute(_SQL["first_turn"], {"name": settings.model_name})
 
 
 def create(connection: Connection, new: Lineage) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from babylon_tasks.errors import UserError
@@ -113,9 +113,7 @@ class Fleet:
         Raises:
             ServerUnavailable: Postgres does not answer.
         """
-        names = list(self._served(excluded))
-        with self.database.transaction() as tx:
-            return lineages.sweep(tx, names, 1).train
+        return self._sweep(self._served(excluded).values(), 1).train
 
     def sweep(self, limit: int) -> DueWork:
         """Return the due work of all lineages that nobody does, at most `limit` windows.
@@ -135,8 +133,8 @@ class Fleet:
         names = self._sweep(active, 1).publish
         return [context for context in active if context.lineage.name in names]
 
-    def _sweep(self, active: Collection[Context], limit: int) -> DueWork:
-        names = [context.lineage.name for context in active]
+    def _sweep(self, contexts: Iterable[Context], limit: int) -> DueWork:
+        names = [context.lineage.name for context in contexts]
         with self.database.transaction() as tx:
             return lineages.sweep(tx, names, limit)
 
