@@ -13,8 +13,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO_STAMP := .venv/.demo
 SET := pyproject.toml constraints.txt scripts/install.py
-# CI's log says which tests take long.
-PYTEST := $(BIN)/pytest --dist worksteal $(if $(CI),--durations=25)
+# CI's log says which tests take long. A tiny model gains nothing from a second thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal $(if $(CI),--durations=25)
 
 # Without bytecode each start of a process that trains takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
