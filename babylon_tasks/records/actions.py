@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
+from babylon_tasks.records.calls import answer_of
 from babylon_tasks.records.recorded_steps import (
     NULL,
     Odd,
@@ -223,7 +224,7 @@ def _reason(reasoning: str, calls: Sequence[RecordedCall]) -> str:
         if thought := _text(_part(_any_decoder, call.reasoning)):
             return thought
     for call in ordered:
-        if answer := clean(call.response or "").strip():
+        if answer := clean(answer_of(call)).strip():
             return _reason_in(answer[:_MAX_RESPONSE])
     return ""
 

@@ -2,23 +2,30 @@
 
 A row holds its steps as JSON text, 20 to 300 KB each. Most of it (provider data) is not needed, and
 a typed decoder skips it. What may tell the future (`action.result`, `action.correctness`,
-`metadataJson`) is in no field, so it stays undecoded.
+`metadataJson`) is in no field, so it stays undecoded. A row that is not as the app writes it is
+decoded again, piece by piece: what is odd in it costs the call or the step that it is in.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import msgspec
 
+from babylon_tasks.records.answers import read_answer
+from babylon_tasks.records.parts import NotReadable, WhyNot, read_text
 from babylon_tasks.text import one_line
 
 # Only a malicious row exceeds these, and it would harm others: Postgres refuses an index entry that
 # is too long, and hashing would take minutes.
 _MAX_ID_BYTES = 1000
 _MAX_CALLS = 100_000
+_MAX_DEPTH = 100  # of nesting in a row that the decoders refuse for its depth
+_MAX_DIGITS = 300  # of a number in a row that the decoders refuse
 
 Reason = Literal["too_large", "bad_json", "wrong_shape", "no_steps", "bad_pnl", "bad_id"]
 T = TypeVar("T")
@@ -49,16 +56,46 @@ NULL = Odd(b"null")
 
 
 class RecordedCall(msgspec.Struct, gc=False):
-    """One LLM call; the names are the app's."""
+    """One LLM call; the names are the app's, or those that other apps use in their place."""
 
     systemPrompt: str | None = None  # noqa: N815
     userPrompt: str | None = None  # noqa: N815
     response: str | None = None
+    messages: Odd = NULL
+    prompt: Odd = NULL
+    system: Odd = NULL
+    tools: Odd = NULL
+    functions: Odd = NULL
+    tool_calls: Odd = NULL
+    toolCalls: Odd = NULL  # noqa: N815
     modelVersion: Odd = NULL  # noqa: N815
     maxTokens: Odd = NULL  # noqa: N815
     logprobs: Odd = NULL
     reasoning: Odd = NULL
     purpose: Odd = NULL
+
+    def is_plain(self) -> bool:
+        """Tell whether the two prompts and the response are all that was said."""
+        return (
+            self.messages is NULL
+            and self.prompt is NULL
+            and self.system is NULL
+            and self.tools is NULL
+            and self.functions is NULL
+            and self.tool_calls is NULL
+            and self.toolCalls is NULL
+        )
+
+
+class OddCall(RecordedCall, gc=False):
+    """A call that cannot be read; `recorded` is its JSON."""
+
+    reason: WhyNot = "odd_shape"
+    recorded: bytes = b""
+
+    def is_plain(self) -> bool:
+        """No."""
+        return False
 
 
 class RecordedStep(msgspec.Struct, gc=False):
@@ -69,7 +106,38 @@ class RecordedStep(msgspec.Struct, gc=False):
     action: Odd = Odd(b"{}")
 
 
+class _LooseCall(msgspec.Struct, gc=False):
+    systemPrompt: Odd = NULL  # noqa: N815
+    userPrompt: Odd = NULL  # noqa: N815
+    response: Odd = NULL
+    messages: Odd = NULL
+    prompt: Odd = NULL
+    system: Odd = NULL
+    tools: Odd = NULL
+    functions: Odd = NULL
+    tool_calls: Odd = NULL
+    toolCalls: Odd = NULL  # noqa: N815
+    modelVersion: Odd = NULL  # noqa: N815
+    maxTokens: Odd = NULL  # noqa: N815
+    logprobs: Odd = NULL
+    reasoning: Odd = NULL
+    purpose: Odd = NULL
+
+
+class _LooseStep(msgspec.Struct, gc=False):
+    environmentState: Odd = Odd(b"{}")  # noqa: N815
+    llmCalls: Odd = NULL  # noqa: N815
+    action: Odd = Odd(b"{}")
+
+
 _steps_decoder = msgspec.json.Decoder(list[RecordedStep])
+_pieces_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_loose_step_decoder = msgspec.json.Decoder(_LooseStep)
+_call_decoder = msgspec.json.Decoder(RecordedCall)
+_loose_call_decoder = msgspec.json.Decoder(_LooseCall)
+_any_decoder = msgspec.json.Decoder(object)
+_UNREADABLE = Odd(b'""')  # a state that is no object
+_MARK = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 
 
 def parse_steps(raw: RawTrace) -> list[RecordedStep]:
@@ -91,10 +159,25 @@ def parse_steps(raw: RawTrace) -> list[RecordedStep]:
     return steps
 
 
-def decode_leniently(decoder: msgspec.json.Decoder[T], text: str | msgspec.Raw) -> T:
-    """Decode with types; if that fails, decode once more without lone surrogates.
+def decode_any(raw: msgspec.Raw) -> object:
+    """Return the value of a part of a row.
 
-    JavaScript writes lone surrogates as escapes, which strict decoders refuse.
+    Raises:
+        NotReadable: It cannot be decoded.
+    """
+    if raw is NULL:
+        return None
+    try:
+        return decode_leniently(_any_decoder, raw)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise NotReadable("odd_shape") from None
+
+
+def decode_leniently(decoder: msgspec.json.Decoder[T], text: str | msgspec.Raw) -> T:
+    """Decode with types; if that fails, decode once more without what no JSON may hold.
+
+    JavaScript writes lone surrogates as escapes, which strict decoders refuse, and Python writes
+    NaN.
 
     Raises:
         msgspec.ValidationError: The JSON is of another shape.
@@ -105,8 +188,7 @@ def decode_leniently(decoder: msgspec.json.Decoder[T], text: str | msgspec.Raw) 
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeError):
-        loose = json.loads(text if isinstance(text, str) else bytes(text))
-        return decoder.decode(clean(json.dumps(loose, ensure_ascii=False)))
+        return decoder.decode(_strict(text if isinstance(text, str) else bytes(text)))
 
 
 def clean(text: str) -> str:
@@ -118,14 +200,112 @@ def clean(text: str) -> str:
     return text
 
 
+def _strict(text: str | bytes) -> str:
+    """Return JSON as strict decoders take it: a number that is none, or too large, is a string.
+
+    Raises:
+        ValueError, RecursionError: It is no JSON, or nested too deeply.
+    """
+    value = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=str)
+    return clean(json.dumps(value, ensure_ascii=False))
+
+
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _MAX_DIGITS else digits
+
+
+def _float(digits: str) -> float | str:
+    value = float(digits)
+    return value if math.isfinite(value) else digits
+
+
 def _decode_steps(text: str) -> list[RecordedStep]:
     if text == "null":
         return []
     try:
-        return decode_leniently(_steps_decoder, text)
+        return _steps_decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass
+    try:
+        pieces = _pieces(text)
     except msgspec.ValidationError as error:
         raise Unusable("wrong_shape", str(error)) from None
-    except RecursionError:
-        raise Unusable("bad_json", "stepsJson is nested too deeply") from None
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Unusable("bad_json", str(error)) from None
+    steps = [_loose_step(piece) for piece in pieces]
+    if steps and all(step is None for step in steps):
+        raise Unusable("wrong_shape", "Expected `object`, got none in stepsJson")
+    return [step or _unreadable_step(raw) for step, raw in zip(steps, pieces, strict=True)]
+
+
+def _pieces(text: str) -> list[msgspec.Raw]:
+    """Return the steps, each of them as JSON."""
+    try:
+        return decode_leniently(_pieces_decoder, text)
+    except RecursionError:
+        return decode_leniently(_pieces_decoder, _shallow(text))
+
+
+def _shallow(text: str) -> str:
+    """Return JSON with null in the place of what is nested too deeply to be decoded."""
+    kept: list[str] = []
+    depth = start = 0
+    for mark in _MARK.finditer(text):
+        if mark[0] in ("[", "{"):
+            depth += 1
+            if depth == _MAX_DEPTH:
+                kept += (text[start : mark.start()], "null")
+        elif mark[0] in ("]", "}"):
+            if depth == _MAX_DEPTH:
+                start = mark.end()
+            depth -= 1
+    return "".join([*kept, text[start:]]) if depth == 0 else ""
+
+
+def _loose_step(raw: msgspec.Raw) -> RecordedStep | None:
+    """Return a step, whatever its parts are; None if it is no object."""
+    try:
+        loose = decode_leniently(_loose_step_decoder, raw)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return RecordedStep(loose.environmentState, _loose_calls(loose.llmCalls), loose.action)
+
+
+def _unreadable_step(raw: msgspec.Raw) -> RecordedStep:
+    """Return a step about which nothing is known; its calls are lost, and count as one."""
+    return RecordedStep(_UNREADABLE, [OddCall(recorded=bytes(raw))], NULL)
+
+
+def _loose_calls(raw: msgspec.Raw) -> list[RecordedCall]:
+    if bytes(raw) == b"null":
+        return []
+    try:
+        pieces = decode_leniently(_pieces_decoder, raw)
+    except msgspec.ValidationError:
+        pieces = [raw]  # one call that stands alone, or no call
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return [OddCall(recorded=bytes(raw))]
+    return [_loose_call(piece) for piece in pieces]
+
+
+def _loose_call(raw: msgspec.Raw) -> RecordedCall:
+    try:
+        return decode_leniently(_call_decoder, raw)
+    except msgspec.ValidationError:
+        pass
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return OddCall(recorded=bytes(raw))
+    try:
+        loose = decode_leniently(_loose_call_decoder, raw)
+        fields = {name: getattr(loose, name) for name in RecordedCall.__struct_fields__}
+        user = decode_any(loose.userPrompt)
+        if isinstance(user, list) and any(isinstance(p, dict) and "role" in p for p in user):
+            fields["prompt"], user = loose.userPrompt, None
+        fields["userPrompt"] = read_text(user)
+        fields["systemPrompt"] = read_text(decode_any(loose.systemPrompt))
+        fields["response"] = read_answer(decode_any(loose.response))
+    except NotReadable as error:
+        return OddCall(reason=error.reason, recorded=bytes(raw))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return OddCall(recorded=bytes(raw))
+    return RecordedCall(**fields)

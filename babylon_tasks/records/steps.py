@@ -8,7 +8,7 @@ The records cross process borders as JSON, so they hold plain values only. Every
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -35,17 +35,48 @@ class Logprobs(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One recorded LLM call: exactly what the agent saw and what it answered."""
+    """One recorded LLM call: exactly what the agent saw and what it answered.
+
+    What is more than a system and a user message is in `messages`, as the JSON of a list of chat
+    messages; the two texts are empty then. `tools` is the JSON of a list of definitions. The two
+    are unset rather than None, so that other calls are written as they always were: a step's
+    recipe has a digest of them.
+    """
 
     system: str
     user: str
     response: str
     logprobs: Logprobs | None = None
+    messages: str | msgspec.UnsetType = msgspec.UNSET
+    tools: str | msgspec.UnsetType = msgspec.UNSET
 
-    def prompt(self) -> list[dict[str, str]]:
-        """Return what the agent saw, as chat messages."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.user}]
+    def prompt(self) -> list[dict[str, Any]]:
+        """Return what the agent saw, as chat messages of OpenAI's API; none has a list of parts."""
+        if self.messages is not msgspec.UNSET:
+            return msgspec.json.decode(self.messages, type=list[dict[str, Any]])
+        texts = (("system", self.system), ("user", self.user))
+        return [{"role": role, "content": text} for role, text in texts if text]
+
+    def has_prompt(self) -> bool:
+        """Tell whether the agent was told anything: whether a message not its own has text."""
+        if self.messages is msgspec.UNSET:
+            return not (_blank(self.system) and _blank(self.user))
+        return not all(m["role"] == "assistant" or _blank(m["content"]) for m in self.prompt())
+
+    def shown_tools(self) -> list[dict[str, Any]] | None:
+        """Return the definitions of tools that the agent saw besides, as OpenAI's API has them."""
+        if self.tools is msgspec.UNSET:
+            return None
+        return msgspec.json.decode(self.tools, type=list[dict[str, Any]])
+
+    def prompt_bytes(self) -> int:
+        """Return the bytes of the texts of `prompt` and `shown_tools`."""
+        texts = (self.system, self.user, self.messages or "", self.tools or "")
+        return sum(len(text.encode()) for text in texts)
+
+
+def _blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 class Sample(msgspec.Struct, frozen=True):

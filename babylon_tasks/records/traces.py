@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 import msgspec
 
+from babylon_tasks.records.calls import read_call
+from babylon_tasks.records.parts import NotReadable
 from babylon_tasks.records.recorded_steps import (
     NULL,
     RawTrace,
     RecordedCall,
     RecordedStep,
     Unusable,
+    decode_leniently,
     parse_steps,
 )
 from babylon_tasks.records.steps import LEAST_LOGPROB, Call, Logprobs
@@ -65,7 +68,7 @@ class _Action(msgspec.Struct, gc=False):
 
 
 class _Environment(msgspec.Struct):
-    agentPnL: int | float | str | None = 0.0  # noqa: N815
+    agentPnL: msgspec.Raw = NULL  # noqa: N815
 
 
 class _Token(msgspec.Struct, gc=False):
@@ -82,7 +85,10 @@ _logprobs_decoder = msgspec.json.Decoder(_Logprobs)
 _action_decoder = msgspec.json.Decoder(_Action)
 _string_decoder = msgspec.json.Decoder(str)
 _number_decoder = msgspec.json.Decoder(int | float | str)
+_pnl_decoder = msgspec.json.Decoder(int | float | str | None)
 _json_decoder = msgspec.json.Decoder(msgspec.Raw)
+# Before what is hashed besides the two prompts and the response; no text is as long as these say.
+_MORE, _UNREAD = b"\xff" * 8, b"\xfe" * 8
 _TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 
 _CHARACTERS_A_TOKEN = 3.5  # at least, of English and JSON, in common vocabularies
@@ -103,7 +109,7 @@ def decode(raw: RawTrace, steps: Sequence[RecordedStep] | None = None) -> Trace:
     outcome = Outcome(
         trajectory_id=raw.trajectory_id,
         agent_id=raw.agent_id,
-        pnl=_final_pnl(steps[-1]),
+        pnl=_final_pnl(steps),
         steps=len(steps),
         failed=sum(map(_failed, steps)),
         calls=len(calls.kept) + sum(calls.left_out.values()),
@@ -126,9 +132,17 @@ class _Calls:
         self._seen: set[Call] = set()
 
     def add(self, recorded: RecordedCall) -> None:
-        call = Call(recorded.systemPrompt or "", recorded.userPrompt or "", recorded.response or "")
+        try:
+            call = read_call(recorded)
+        except NotReadable as error:
+            whole = msgspec.json.encode(recorded)
+            self.digest.update(b"".join((_UNREAD, len(whole).to_bytes(8, "big"), whole)))
+            self._leave_out(error.reason)
+            return
         # The decoders let no lone surrogate through, so encoding cannot fail.
         system, user, response = call.system.encode(), call.user.encode(), call.response.encode()
+        if call.messages or call.tools:
+            self._hash_more(call.messages or "", call.tools or "")
         self.digest.update(
             b"".join(
                 (
@@ -143,7 +157,7 @@ class _Calls:
         )
         why_not = _why_not_train(call, recorded, self._seen)
         if why_not:
-            self.left_out[why_not] = self.left_out.get(why_not, 0) + 1
+            self._leave_out(why_not)
             return
         self._seen.add(call)  # without log-probabilities: they do not make it another call
         logprobs = _logprobs(recorded.logprobs)
@@ -152,11 +166,23 @@ class _Calls:
         self.kept.append(call)
         self.versions.append(_string(recorded.modelVersion))
         self.text_bytes += len(system) + len(user) + len(response)
+        if call.messages or call.tools:
+            self.text_bytes += call.prompt_bytes() - len(system) - len(user)
+
+    def _hash_more(self, *texts: str) -> None:
+        """Hash what release 0.1.0 did not read: its scores of such a trace are made anew."""
+        for text in map(str.encode, texts):
+            self.digest.update(b"".join((_MORE, len(text).to_bytes(8, "big"), text)))
+
+    def _leave_out(self, reason: str) -> None:
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
 
 
 def _why_not_train(call: Call, recorded: RecordedCall, seen: set[Call]) -> str | None:
     if not call.response or call.response.isspace():
         return "empty"
+    if not call.has_prompt():
+        return "no_prompt"
     if call in seen:
         # The app records some calls twice. Only repeats within a trajectory are left out: two
         # agents with the same answer have different rewards, and their gradients must oppose.
@@ -237,13 +263,25 @@ def _logprobs(value: msgspec.Raw) -> Logprobs | None:
     return Logprobs(token_ids, values)
 
 
-def _final_pnl(step: RecordedStep) -> float:
-    """Return the P&L at the last step; 0 if the app recorded none, as upstream counts it."""
+def _final_pnl(steps: Sequence[RecordedStep]) -> float:
+    """Return the P&L at the last step; 0 if the app recorded none, as upstream counts it.
+
+    A step whose state is no object is passed over: it does not tell whether there was one.
+    """
+    for step in reversed(steps):
+        try:
+            environment = decode_leniently(_environment_decoder, step.environmentState)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            continue
+        pnl = _dollars((environment or _Environment()).agentPnL)
+        if not abs(pnl) <= _MAX_DOLLARS:  # false for NaN too
+            raise Unusable("bad_pnl", "the last step's agentPnL is not a number of dollars")
+        return pnl
+    raise Unusable("bad_pnl", "no step has an environmentState that is an object")
+
+
+def _dollars(raw: msgspec.Raw) -> float:
     try:
-        environment = _environment_decoder.decode(step.environmentState)
-        pnl = float((environment or _Environment()).agentPnL or 0.0)
-    except (msgspec.DecodeError, ValueError, OverflowError):
-        pnl = math.nan
-    if not abs(pnl) <= _MAX_DOLLARS:  # false for NaN too
-        raise Unusable("bad_pnl", "the last step's agentPnL is not a number of dollars")
-    return pnl
+        return float(decode_leniently(_pnl_decoder, raw) or 0.0)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
+        return math.nan

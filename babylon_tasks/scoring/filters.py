@@ -22,7 +22,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "scored": ("gone", "without_calls"),
     "calls": (
-        "empty", "repeated", "truncated", "stale", "without_logprobs", "too_long", "no_advantage",
+        "empty", "no_prompt", "tool_call", "no_text", "odd_shape", "repeated", "truncated", "stale",
+        "without_logprobs", "too_long", "no_advantage",
     ),
     "sequences": (),
     "tokens": (),

@@ -10,10 +10,11 @@ from typing import Literal, get_args
 from babylon_tasks.simulation.agents import Agent
 
 Kind = Literal["good", "no_signal", "too_few", "unfinished"]
-Malformed = Literal["truncated", "null", "empty", "step_not_object", "pnl_is_text"]
+Malformed = Literal["truncated", "null", "empty", "not_a_list", "pnl_is_text"]
 Odd = Literal[
     "string_numbers", "missing_state", "many_calls", "no_calls", "unicode",
     "lone_surrogate", "nul_escape", "repeated_agent", "scenario_only", "scenario_prefix",
+    "messages", "prompt", "image", "odd_step",
 ]  # fmt: skip
 NeverCounts = Literal["not_training_data", "evaluation", "benchmark"]
 

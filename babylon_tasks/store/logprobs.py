@@ -25,7 +25,8 @@ class Asked(NamedTuple):
 
 def hash_of(call: Call) -> str:
     """Return the hash of what the agent saw and answered."""
-    texts = msgspec.json.encode((call.system, call.user, call.response))
+    more = (call.messages or "", call.tools or "") if call.messages or call.tools else ()
+    texts = msgspec.json.encode((call.system, call.user, call.response, *more))
     return hashlib.blake2b(texts, digest_size=16).hexdigest()
 
 

@@ -57,7 +57,7 @@ def test_fixed_odd_texts(context: Context, trainer: TrainerProcess) -> None:
     window = hours_ago(next(_hours))
     add_window(context, window)
     texts = [json.dumps(valid_trace()).replace('"BUY"', token, 1) for token in ODD_TOKENS]
-    texts += ["", "null", "\ufeff[]", "[" * 1_000_000, steps("NaN"), steps(1e300)]
+    texts += ["", "null", "{}", "\ufeff[]", "[" * 1_000_000, steps("NaN"), steps(1e300)]
     for number, text in enumerate(texts):
         add_trajectory(context, window, f"odd-{number}", stepsJson=text)
     reasons = train_and_account(context, trainer, window)

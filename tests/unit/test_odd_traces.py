@@ -41,8 +41,10 @@ def decode_or_why(text: str, trajectory_id: str = "t1") -> Trace | Unusable:
     line = msgspec.json.encode(sample)
     assert b"\n" not in line
     assert msgspec.json.decode(line, type=Sample) == sample
-    sizes = [len(t.encode()) for c in trace.calls for t in (c.system, c.user, c.response)]
+    sizes = [call.prompt_bytes() + len(call.response.encode()) for call in trace.calls]
     assert trace.outcome.text_bytes == sum(sizes)
+    assert trace.outcome.calls == len(trace.calls) + sum(trace.outcome.left_out.values())
+    assert all(call.has_prompt() and call.prompt() for call in trace.calls)
     return trace
 
 
@@ -86,24 +88,24 @@ def test_each_odd_token_at_each_place_we_read(path: tuple[Any, ...]) -> None:
     with_each(lambda token: decode_or_why(replaced(path, token)))
 
 
-@pytest.mark.parametrize("depth", [10_000, 1_000_000])
+@pytest.mark.parametrize("depth", [10_000, 300_000])
 @pytest.mark.parametrize("nest", [("[", "]"), ('{"a":', "}")])
 @pytest.mark.parametrize(
-    "around",
+    ("around", "reason"),
     [
-        "{}",
-        '[{{"x":{}}}]',
-        '[{{"x":"\\ud800","y":{}}}]',
-        '[{{"environmentState":{}}}]',
-        '[{{"llmCalls":{}}}]',
+        ("{}", "wrong_shape"),
+        ('[{{"x":{}}}]', None),
+        ('[{{"x":"\\ud800","y":{}}}]', None),
+        ('[{{"llmCalls":{}}}]', None),
+        ('[{{"environmentState":[{}]}}]', "bad_pnl"),
+        ('[{{"environmentState":{{"agentPnL":{}}}}}]', "bad_pnl"),
     ],
 )
-def test_deep_nesting_is_set_aside(depth: int, nest: tuple[str, str], around: str) -> None:
-    text = around.format(nest[0] * depth + "1" + nest[1] * depth)
-    verdict = decode_or_why(text)
-    assert isinstance(verdict, Unusable)
-    if verdict.reason == "bad_json":
-        assert verdict.detail == "stepsJson is nested too deeply"
+def test_deep_nesting_costs_what_it_is_in(
+    depth: int, nest: tuple[str, str], around: str, reason: str | None
+) -> None:
+    became = decode_or_why(around.format(nest[0] * depth + "1" + nest[1] * depth))
+    assert (became.reason if isinstance(became, Unusable) else None) == reason
 
 
 def pnl(token: str) -> str:

@@ -165,7 +165,7 @@ def test_malformed_rows_are_malformed() -> None:
                 found[window.malformed[row.trajectory_id]] = row.steps_json
     assert found["null"] == "null"
     assert found["empty"] == "[]"
-    assert json.loads(found["step_not_object"])[1] == "HOLD"
+    assert json.loads(found["not_a_list"])["steps"]
     assert json.loads(found["pnl_is_text"])[-1]["environmentState"]["agentPnL"] == "abc"
     with pytest.raises(json.JSONDecodeError):
         json.loads(found["truncated"])
@@ -186,6 +186,10 @@ def test_odd_rows_are_valid_and_odd() -> None:
     assert "東京" in found["unicode"].steps_json
     assert "\\ud83d" in found["lone_surrogate"].steps_json
     assert "\\u0000" in found["nul_escape"].steps_json
+    assert all("messages" in call for step in steps["messages"] for call in step["llmCalls"])
+    assert all("prompt" in call for step in steps["prompt"] for call in step["llmCalls"])
+    assert "image_url" in found["image"].steps_json
+    assert steps["odd_step"][1]["action"] == "HOLD"
     assert found["scenario_only"].window_id is None
     assert found["scenario_only"].scenario_id.endswith(":00")
     assert found["scenario_prefix"].window_id is None

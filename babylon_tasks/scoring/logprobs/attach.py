@@ -167,7 +167,7 @@ class Attacher:
                     asked = Asked(raw.trajectory_id, hash_of(call), name)
                     if asked not in asked_before:
                         pending[asked] = call
-                        held += len(call.system) + len(call.user) + len(call.response)
+                        held += call.prompt_bytes() + len(call.response)
         return pending, False
 
 

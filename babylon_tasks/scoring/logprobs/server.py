@@ -79,7 +79,10 @@ class LogprobServer:
         """
         if model not in self._ends:
             self._ends[model] = await self._end(model)
-        prompt = await self._tokens(model, messages=call.prompt(), add_generation_prompt=True)
+        tools = {"tools": shown} if (shown := call.shown_tools()) else {}
+        prompt = await self._tokens(
+            model, messages=call.prompt(), add_generation_prompt=True, **tools
+        )
         answer = await self._tokens(model, prompt=call.response)
         answer += self._ends[model]
         completion = await self._post(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from babylon_tasks.errors import UserError
@@ -36,14 +37,20 @@ class ChatFormat:
         self._check_roles(base_model)
         self.end_ids = self._find_end()
 
-    def prompt(self, messages: list[dict[str, Any]]) -> str:
+    def prompt(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> str:
         """Return the text that the model is shown before it answers.
 
         Raises:
             jinja2.TemplateError: The template refuses these messages.
         """
         text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self._options
+            [_with_objects(message) for message in messages],
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._options,
         )
         return text
 
@@ -90,3 +97,15 @@ class ChatFormat:
             if token_id in ends:
                 return ids[: position + 1]
         return self.encode([after.rstrip()])[0]
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the message with its tool calls' arguments as objects, as servers give them."""
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.loads(arguments)}}
+        for call in message["tool_calls"]
+        for arguments in (call["function"]["arguments"],)
+    ]
+    return {**message, "tool_calls": calls}

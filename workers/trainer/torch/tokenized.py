@@ -146,7 +146,7 @@ class _Texts:
         texts = cls()
         for call in sample.calls:
             try:
-                prompt = chat.prompt(call.prompt())
+                prompt = chat.prompt(call.prompt(), tools=call.shown_tools())
             except jinja2.TemplateError:
                 texts.refused += 1
                 continue

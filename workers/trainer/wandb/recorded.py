@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from art.trajectories import History, Trajectory, TrajectoryGroup
@@ -44,26 +45,34 @@ def recorded_groups(samples: list[Sample], max_sequence_tokens: int) -> Recorded
             tokens += sum(len(call.logprobs.token_ids) for call in calls if call.logprobs)
             if calls:
                 histories = [[*call.prompt(), _choice(call)] for call in calls]
-                trajectories.append(trajectory(sample, histories))
+                tools = [call.shown_tools() for call in calls]
+                trajectories.append(trajectory(sample, histories, tools))
         shares[window_id] = WindowShare(sequences, dropped, tokens)
         if trajectories:
             groups.append(TrajectoryGroup(trajectories))
     return Recorded(groups, shares)
 
 
-def trajectory(sample: Sample, histories: Sequence[list[Any]]) -> Trajectory:
+def trajectory(
+    sample: Sample, histories: Sequence[list[Any]], tools: Sequence[Any] = ()
+) -> Trajectory:
     """ART's form of a sample, one history a call: what the agent saw, and no more."""
+    first, *others = [
+        History(messages_and_choices=history, tools=shown)
+        for history, shown in zip_longest(histories or [[]], tools)
+    ]
     return Trajectory(
-        messages_and_choices=histories[0] if histories else [],
-        additional_histories=[History(messages_and_choices=h) for h in histories[1:]],
+        messages_and_choices=first.messages_and_choices,
+        tools=first.tools,
+        additional_histories=others,
         reward=sample.reward,
         metadata={"window_id": sample.window_id, "trajectory_id": sample.trajectory_id},
     )
 
 
 def _tokens(call: Call) -> int:
-    prompt = len(call.system.encode()) + len(call.user.encode())
-    return prompt // _BYTES_A_TOKEN + (len(call.logprobs.token_ids) if call.logprobs else 0)
+    prompt = call.prompt_bytes() // _BYTES_A_TOKEN
+    return prompt + (len(call.logprobs.token_ids) if call.logprobs else 0)
 
 
 def _choice(call: Call) -> Choice:
