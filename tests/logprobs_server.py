@@ -7,6 +7,7 @@ wrong is decided by faults, one a completion: `server.script` first, then `serve
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import struct
@@ -128,7 +129,8 @@ class LogprobsServer:
                 special = body.get("add_special_tokens", True)
                 return self.tokenizer(body["prompt"], add_special_tokens=special)["input_ids"]
             return self.tokenizer.apply_chat_template(
-                body["messages"],
+                [_with_objects(message) for message in body["messages"]],
+                tools=body.get("tools"),
                 add_generation_prompt=body.get("add_generation_prompt", True),
                 return_dict=True,
                 **body.get("chat_template_kwargs", {}),
@@ -161,6 +163,14 @@ class LogprobsServer:
                 network = PeftModel.from_pretrained(network, adapter)
             self._networks[model] = network.eval()
         return self._networks[model]
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of tool calls as objects, as vLLM gives them to a chat template."""
+    message = copy.deepcopy(message)
+    for call in message.get("tool_calls", ()):
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return message
 
 
 class _Server(ThreadingHTTPServer):

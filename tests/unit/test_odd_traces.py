@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -12,11 +13,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from babylon_tasks.records.actions import decode_run
 from babylon_tasks.records.recorded_steps import RawTrace, Reason, Unusable
 from babylon_tasks.records.steps import Sample
 from babylon_tasks.records.traces import Trace, decode
+from babylon_tasks.scoring.judge.condense import condense
 from babylon_tasks.text import one_line
-from tests.odd import ODD_TOKENS, json_values, mutated_traces, valid_trace, with_each
+from tests.odd import (
+    ODD_TOKENS,
+    json_values,
+    many_shapes,
+    mutated_traces,
+    odd_steps,
+    valid_trace,
+    with_each,
+)
 
 quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -52,6 +63,57 @@ def decode_or_why(text: str, trajectory_id: str = "t1") -> Trace | Unusable:
 @given(mutated_traces())
 def test_a_mutated_trace_is_decoded_or_set_aside(text: str) -> None:
     decode_or_why(text)
+
+
+def check_shapes(text: str) -> None:
+    """Every call is kept or counted, whatever is odd in it; what is kept can be shown."""
+    became = decode_or_why(text)
+    if isinstance(became, Unusable):
+        return
+    for call in became.calls:
+        for message in call.prompt():
+            assert message["role"] in ("system", "user", "assistant", "tool")
+            assert isinstance(message["content"], str)
+            for asked in message.get("tool_calls", ()):
+                assert isinstance(json.loads(asked["function"]["arguments"]), dict)
+        assert all(tool["function"]["name"] for tool in call.shown_tools() or ())
+    raw = RawTrace("t1", "agent-1", len(text), text)
+    assert decode(raw) == became
+    run = decode_run(raw)
+    assert len(run.steps) == became.outcome.steps
+    assert condense(run, 500)
+    with contextlib.suppress(ValueError, RecursionError):
+        steps = json.loads(text)
+        assert became.outcome.calls == sum(map(recorded_calls, steps))
+
+
+def recorded_calls(step: Any) -> int:
+    """How many calls a step has; one that cannot be read counts as one."""
+    calls = step.get("llmCalls") if isinstance(step, dict) else 0
+    return len(calls) if isinstance(calls, list) else int(calls is not None)
+
+
+def test_calls_in_many_shapes_are_all_kept() -> None:
+    text = json.dumps(many_shapes())
+    check_shapes(text)
+    (step,) = many_shapes()
+    trace = decode(RawTrace("t1", "agent-1", len(text), text))
+    assert trace.outcome.left_out == {}
+    assert len(trace.calls) == len(step["llmCalls"])
+
+
+@quick
+@given(mutated_traces(many=True))
+def test_an_odd_part_costs_no_more_than_its_call(text: str) -> None:
+    check_shapes(text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=100_000, deadline=None, database=None, suppress_health_check=[*HealthCheck])
+@given(mutated_traces(many=True) | json_values.map(json.dumps) | odd_steps.map(json.dumps))
+def test_no_json_in_any_place_is_lost_or_fatal(text: str) -> None:
+    check_shapes(text)
 
 
 @quick
