@@ -15,6 +15,10 @@ from babylon_tasks.store.queries import load
 _SQL = load("attempts", "transitions")
 
 
+# The error of an attempt at a step; release 0.1.0 writes it too, and SQL counts it.
+REWRITTEN = "a trace was rewritten after it was scored"
+
+
 class Ending(StrEnum):
     """How an attempt ended; only `error` and `lost` may count against a window."""
 

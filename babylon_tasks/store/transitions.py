@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.settings import Settings
+from babylon_tasks.store.attempts import REWRITTEN
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.store.queries import load
@@ -136,6 +137,7 @@ def mark_scored(connection: Connection, claim: Claim, window: Window, scored: Sc
             "trajectories": scored.counts.trajectories,
             "text_bytes": scored.text_bytes,
             "funnel": jsonb(dict(scored.funnel)),
+            "rewritten": REWRITTEN,
         },
     ).rowcount
     return updated == 1
@@ -300,6 +302,7 @@ def rescore(connection: Connection, model_name: str, window: Window) -> None:
             "model_name": model_name,
             "window_id": window.window_id,
             "score_rev": window.score_rev,
+            "rewritten": REWRITTEN,
         },
     )
 

@@ -36,7 +36,7 @@ def _score_again(context: Context, keeper: LeaseKeeper, rewritten: LeftOut) -> N
             claim.model_name,
             [claim.lease.token],
             Ending.GIVEN_BACK,
-            "a trace was rewritten after it was scored",
+            attempts.REWRITTEN,
             [window.window_id],
         )
         transitions.rescore(tx, claim.model_name, window)

@@ -233,6 +233,7 @@ def run(tx: Connection, edge: Edge, window: str, revision: int = REVISION) -> No
         "least_seconds": 60,
         "most_seconds": 3600,
         "may_share": 4,
+        "rewritten": "new",
         "max_attempts": 2 if edge.after == "failed" else 9,
     }
     if edge.statement == "produce_windows":

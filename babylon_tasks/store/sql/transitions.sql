@@ -234,11 +234,18 @@ SELECT %(model_name)s, right(resource, 16), token, 'score', %(holder)s, rl.clock
 RETURNING window_id, token
 
 -- mark_scored --
-UPDATE rl.windows
+-- A window that trainers gave back more than twice, since its traces are not those that were scored,
+-- waits as `rescore_window` says.
+UPDATE rl.windows w
    SET state = %(state)s, scorer = %(scorer)s, score_rev = score_rev + 1, reason = %(reason)s,
        agents = %(agents)s, trajectories = %(trajectories)s, text_bytes = %(text_bytes)s,
        funnel = %(funnel)s, attempts = 0, may_share = NULL, last_error = NULL,
-       not_before = rl.now(), claimed_by = %(holder)s, scored_at = rl.now(),
+       not_before = rl.now() + COALESCE(
+           (SELECT CASE WHEN count(*) > 2 THEN least((rl.now() - w.due_at) / 2, interval '1 day') END
+              FROM rl.attempts a
+             WHERE a.model_name = w.model_name AND a.window_id = w.window_id
+               AND a.started_at >= w.due_at AND a.error = %(rewritten)s), interval '0'),
+       claimed_by = %(holder)s, scored_at = rl.now(),
        skipped_at = CASE WHEN %(state)s = 'skipped' THEN rl.now() END
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
    AND state = 'due' AND score_rev = %(score_rev)s
@@ -256,9 +263,15 @@ UPDATE rl.windows w
    AND w.state = 'scored' AND w.score_rev = c.score_rev
 
 -- rescore_window --
--- A trace was rewritten after it was judged: the window is due again.
-UPDATE rl.windows
-   SET state = 'due', reason = NULL, not_before = rl.now()
+-- A trace was rewritten after it was judged: the window is due again. From the third time on it waits
+-- half as long as it has waited so far: a scorer and a trainer of two releases may read it otherwise.
+UPDATE rl.windows w
+   SET state = 'due', reason = NULL,
+       not_before = rl.now() + COALESCE(
+           (SELECT CASE WHEN count(*) > 2 THEN least((rl.now() - w.due_at) / 2, interval '1 day') END
+              FROM rl.attempts a
+             WHERE a.model_name = w.model_name AND a.window_id = w.window_id
+               AND a.started_at >= w.due_at AND a.error = %(rewritten)s), interval '0')
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
    AND state = 'scored' AND score_rev = %(score_rev)s
 
