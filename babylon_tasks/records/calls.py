@@ -104,8 +104,8 @@ def _completed(turns: list[Message], system: str, user: str) -> list[Message]:
         turns = [{"role": "system", "content": system}, *turns]
     if turns and turns[-1]["role"] in ("user", "tool"):
         return turns
-    said = any(turn["role"] == "user" and user in turn["content"] for turn in turns)
-    if user and not said:
+    asked = [turn["content"] for turn in turns if turn["role"] == "user"]
+    if user and not (asked and user in asked[-1]):
         return [*turns, {"role": "user", "content": user}]
     if turns and turns[-1]["role"] == "assistant":
         raise NotReadable("odd_shape")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -23,7 +24,7 @@ class Market:
     @property
     def has_prices(self) -> bool:
         """Whether both prices are known."""
-        return self.start_price is not None and self.end_price is not None
+        return _is_known(self.start_price) and _is_known(self.end_price)
 
     def was_right(self, side: str) -> bool | None:
         """Return whether a bet on that side (YES, NO, LONG, SHORT) came true; None if unknown."""
@@ -35,5 +36,9 @@ class Market:
             change = self.change_percent
             if not change and self.start_price is not None and self.end_price is not None:
                 change = self.end_price - self.start_price  # the percent is rounded, or missing
-            return (change > 0) == (side == "LONG") if change else None
+            return (change > 0) == (side == "LONG") if change and _is_known(change) else None
         return None
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)  # a decimal of Postgres may be NaN

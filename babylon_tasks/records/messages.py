@@ -59,7 +59,7 @@ def _read_message(value: object) -> Iterable[Message]:
     role = ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
         raise NotReadable("odd_shape")
-    content = value.get("parts") or value.get("content")
+    content = value.get("parts") or value.get("blocks") or value.get("content")
     if "parts" not in value and has_media(value):
         raise NotReadable("no_text")
     if role == "tool":

@@ -42,11 +42,11 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RawTrace:
-    """A row as the database gives it; `steps` is None if it is larger than allowed."""
+    """A row as the database gives it; `steps` is None if it is larger than allowed, or NULL."""
 
     trajectory_id: str
     agent_id: str
-    bytes: int
+    bytes: int | None
     steps: str | None
 
 
@@ -148,6 +148,8 @@ def parse_steps(raw: RawTrace) -> list[RecordedStep]:
     """
     if len(raw.trajectory_id.encode()) > _MAX_ID_BYTES:
         raise Unusable("bad_id", f"trajectoryId is longer than {_MAX_ID_BYTES} bytes")
+    if raw.bytes is None:
+        raise Unusable("no_steps", "stepsJson is NULL")
     if raw.steps is None:
         raise Unusable("too_large", f"stepsJson has {raw.bytes} bytes, above MAX_TRACE_BYTES")
     steps = _decode_steps(raw.steps)

@@ -178,6 +178,32 @@ def test_what_is_sent_is_what_the_agent_saw_one_history_a_call(
     assert config == {"learning_rate": 1e-5, "advantage_balance": 0.7, "scale_rewards": True}
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # ART's, of tool calls
+def test_turns_and_tools_are_sent_as_the_agent_saw_them(
+    attempt: Attempt, server: WandbServer
+) -> None:
+    asked = {"id": "c1", "type": "function", "function": {"name": "price", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [asked]},
+        {"role": "tool", "content": "12", "tool_call_id": "c1"},
+    ]
+    tools = [{"type": "function", "function": {"name": "price", "parameters": {"type": "object"}}}]
+    told = Call(
+        "", "", "BUY", Logprobs((7,), (-0.5,)),
+        messages=json.dumps(turns), tools=json.dumps(tools),
+    )  # fmt: skip
+    samples = [Sample("2025-01-15T10:00", "t-1", 0.2, [told, call("b", 3)]), SAMPLES[1]]
+    attempt.step(samples=samples)
+    sent = server.jobs[0].trajectories[0]
+    *seen, choice = sent["messages_and_choices"]
+    assert (seen, sent["tools"]) == (turns, tools)
+    assert choice["message"]["content"] == "BUY"
+    (other,) = sent["additional_histories"]
+    assert other["messages_and_choices"][1] == {"role": "user", "content": "b"}
+    assert other["tools"] is None
+
+
 def test_progress_is_relayed(attempt: Attempt, server: WandbServer) -> None:
     attempt.step()
     told = [(p.done, p.total, p.loss) for p in attempt.said if p.phase == "train"]

@@ -467,6 +467,79 @@ LEFT_OUT: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+TEXT = {"content": "Buy?", "role": "user"}
+FRAMEWORKS: dict[str, tuple[dict[str, Any], str | list[dict[str, Any]]]] = {
+    "Eliza": ({"systemPrompt": "You trade.", "prompt": "Buy?", "response": "WAIT"}, PLAIN),
+    "LiteLLM": ({"messages": PLAIN, "response": ANSWERS["OpenAI's reply"]}, PLAIN),
+    "DSPy": ({"prompt": None, "messages": PLAIN, "response": ANSWERS["OpenAI's reply"]}, PLAIN),
+    "Ollama": ({"system": "You trade.", "prompt": "Buy?", "response": "WAIT", "done": True}, PLAIN),
+    "AutoGen 0.2": (
+        {"messages": [{**USER, "name": "chair"}], "response": {**YES, "content": "WAIT"}},
+        [{**USER, "name": "chair"}],
+    ),
+    "AutoGen 0.4": (
+        {"messages": [{"source": "chair", "content": "Buy?", "type": "TextMessage"}]},
+        "odd_shape",
+    ),
+    "LlamaIndex": (
+        {"messages": [{"role": "user", "blocks": [{"block_type": "text", "text": "Buy?"}]}]},
+        [USER],
+    ),
+    "Haystack": (
+        {"messages": [{"role": "user", "meta": {}, "content": [{"text": "Buy?"}]}]},
+        [USER],
+    ),
+    "PydanticAI": (
+        {"messages": [{"kind": "request", "parts": [{"part_kind": "user-prompt", **TEXT}]}]},
+        "odd_shape",
+    ),
+    "Semantic Kernel": (
+        {"messages": [{"role": {"label": "user"}, "items": [{"text": "Buy?"}]}]},
+        "odd_shape",
+    ),
+    "smolagents": (
+        {"messages": [USER, {"role": "tool-call", "content": [{"type": "text", "text": "f()"}]}]},
+        "odd_shape",
+    ),
+    "ShareGPT": ({"messages": [{"from": "human", "value": "Buy?"}]}, "odd_shape"),
+    "ShareGPT's name": ({"conversations": [{"from": "human", "value": "Buy?"}]}, "no_prompt"),
+    "Cohere": (
+        {"chat_history": [{"role": "USER", "message": "Hm?"}], "message": "Buy?"},
+        "no_prompt",
+    ),
+    "an assistant of OpenAI's": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": {"value": "Buy?"}}]}]},
+        "odd_shape",
+    ),
+    "Mistral's prefix": (
+        {"messages": [USER, {"role": "assistant", "content": "{", "prefix": True}]},
+        "odd_shape",
+    ),
+    "Bedrock": ({"messages": [{"role": "user", "content": [{"text": "Buy?"}]}]}, [USER]),
+    "Bedrock's tools": (
+        {"messages": [USER, {"role": "assistant", "content": [{"toolUse": {"name": "f"}}]}, AGAIN]},
+        "odd_shape",
+    ),
+    "Langfuse": ({"input": {"messages": PLAIN}, "output": "WAIT"}, "no_prompt"),
+    "a template": ({"prompt": {"template": "Buy {x}?", "x": "NOVA"}}, "odd_shape"),
+    "an AI SDK page with a file": (
+        {"messages": [{"role": "user", "parts": [{"type": "file", "url": "data:,"}]}]},
+        "no_text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(FRAMEWORKS))
+def test_a_framework_is_read_or_counted(name: str) -> None:
+    recorded, became = FRAMEWORKS[name]
+    trace = decoded({"response": "WAIT", **recorded})
+    if isinstance(became, str):
+        assert (trace.calls, trace.outcome.left_out) == ([], {became: 1})
+    else:
+        (kept,) = trace.calls
+        assert (kept.prompt(), kept.response) == (became, "WAIT")
+
+
 @pytest.mark.parametrize("number", range(len(LEFT_OUT)))
 def test_what_cannot_be_read_without_doubt_costs_its_call_alone(number: int) -> None:
     reason, recorded = LEFT_OUT[number]

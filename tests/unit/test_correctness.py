@@ -55,6 +55,14 @@ def risk_adjusted(*pnl: float | None) -> float:
     return rated(*map(wait, pnl))["risk_adjusted"]
 
 
+def test_a_price_that_is_no_number_decides_nothing() -> None:
+    """Postgres' decimals may be NaN."""
+    for market in (stock(math.nan), stock(None, 1.0, math.nan), stock(None, math.inf, math.inf)):
+        for side in ("LONG", "SHORT"):
+            assert correctness(bet(side, "ORBX"), markets=[market]) == 0.5
+    assert not stock(None, math.nan, 1.0).has_prices
+
+
 @pytest.mark.parametrize(
     ("outcome", "side", "action", "right"),
     [

@@ -59,6 +59,12 @@ def test_only_the_last_state_must_be_readable() -> None:
     assert decode(raw(json.dumps([step("rubbish"), step(3)]))).outcome.pnl == 3.0
 
 
+def test_a_row_without_steps_says_so() -> None:
+    with pytest.raises(Unusable) as verdict:
+        decode(RawTrace("t-1", "a-1", None, None))
+    assert (verdict.value.reason, verdict.value.detail) == ("no_steps", "stepsJson is NULL")
+
+
 @pytest.mark.parametrize(
     ("steps", "reason"),
     [
