@@ -77,13 +77,14 @@ class RecordedCall(msgspec.Struct, gc=False):
     def is_plain(self) -> bool:
         """Tell whether the two prompts and the response are all that was said."""
         return (
-            self.messages is NULL
-            and self.prompt is NULL
-            and self.system is NULL
-            and self.tools is NULL
-            and self.functions is NULL
-            and self.tool_calls is NULL
-            and self.toolCalls is NULL
+            self.messages
+            is self.prompt
+            is self.system
+            is self.tools
+            is self.functions
+            is self.tool_calls
+            is self.toolCalls
+            is NULL
         )
 
 

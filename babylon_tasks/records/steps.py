@@ -60,8 +60,9 @@ class Call(msgspec.Struct, frozen=True):
     def has_prompt(self) -> bool:
         """Tell whether the agent was told anything: whether a message not its own has text."""
         if self.messages is msgspec.UNSET:
-            return not (_blank(self.system) and _blank(self.user))
-        return not all(m["role"] == "assistant" or _blank(m["content"]) for m in self.prompt())
+            user, system = self.user, self.system
+            return bool((user and not user.isspace()) or (system and not system.isspace()))
+        return any(m["role"] != "assistant" and m["content"].strip() for m in self.prompt())
 
     def shown_tools(self) -> list[dict[str, Any]] | None:
         """Return the definitions of tools that the agent saw besides, as OpenAI's API has them."""
@@ -73,10 +74,6 @@ class Call(msgspec.Struct, frozen=True):
         """Return the bytes of the texts of `prompt` and `shown_tools`."""
         texts = (self.system, self.user, self.messages or "", self.tools or "")
         return sum(len(text.encode()) for text in texts)
-
-
-def _blank(text: str) -> bool:
-    return not text or text.isspace()
 
 
 class Sample(msgspec.Struct, frozen=True):

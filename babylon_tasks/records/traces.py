@@ -135,14 +135,15 @@ class _Calls:
         try:
             call = read_call(recorded)
         except NotReadable as error:
-            whole = msgspec.json.encode(recorded)
-            self.digest.update(b"".join((_UNREAD, len(whole).to_bytes(8, "big"), whole)))
+            self._hash(_UNREAD, msgspec.json.encode(recorded))
             self._leave_out(error.reason)
             return
+        more = call.messages or call.tools
         # The decoders let no lone surrogate through, so encoding cannot fail.
         system, user, response = call.system.encode(), call.user.encode(), call.response.encode()
-        if call.messages or call.tools:
-            self._hash_more(call.messages or "", call.tools or "")
+        if more:  # which release 0.1.0 does not read: its scores of such a trace are made anew
+            self._hash(_MORE, (call.messages or "").encode())
+            self._hash(_MORE, (call.tools or "").encode())
         self.digest.update(
             b"".join(
                 (
@@ -166,13 +167,11 @@ class _Calls:
         self.kept.append(call)
         self.versions.append(_string(recorded.modelVersion))
         self.text_bytes += len(system) + len(user) + len(response)
-        if call.messages or call.tools:
+        if more:
             self.text_bytes += call.prompt_bytes() - len(system) - len(user)
 
-    def _hash_more(self, *texts: str) -> None:
-        """Hash what release 0.1.0 did not read: its scores of such a trace are made anew."""
-        for text in map(str.encode, texts):
-            self.digest.update(b"".join((_MORE, len(text).to_bytes(8, "big"), text)))
+    def _hash(self, mark: bytes, data: bytes) -> None:
+        self.digest.update(b"".join((mark, len(data).to_bytes(8, "big"), data)))
 
     def _leave_out(self, reason: str) -> None:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1

@@ -7,13 +7,15 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_tasks.records.recorded_steps import RawTrace, Unusable
-from babylon_tasks.records.steps import Call, Logprobs
+from babylon_tasks.records.steps import Call, Logprobs, Sample
 from babylon_tasks.records.traces import Trace, decode, is_truncated
+from babylon_tasks.store.logprobs import hash_of
 
 
 def raw(steps: str | None, size: int = 0) -> RawTrace:
@@ -417,3 +419,17 @@ def test_recorded_logprobs_are_read_where_they_can_be(told: object, read: Logpro
     trace = decode(RawTrace("t-1", "a-1", len(text), text))
     assert trace.calls == [Call("", "u", "BUY", read)]
     assert trace.outcome.left_out == {"repeated": 1}
+
+
+def test_a_sample_with_two_prompts_is_written_as_ever() -> None:
+    """Recipes of earlier versions have a digest of such lines."""
+    sample = Sample(
+        "w", "t", 0.5, [Call("s", "u", "r"), Call("s", "u", "r", Logprobs((1,), (-1.5,)))]
+    )
+    assert msgspec.json.encode(sample) == (
+        b'{"window_id":"w","trajectory_id":"t","reward":0.5,"calls":['
+        b'{"system":"s","user":"u","response":"r","logprobs":null},'
+        b'{"system":"s","user":"u","response":"r",'
+        b'"logprobs":{"token_ids":[1],"values":[-1.5]}}]}'
+    )
+    assert hash_of(Call("s", "u", "r")) == "f7481e418d4e87c21afbb8c7827c6a1e"
