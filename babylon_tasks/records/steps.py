@@ -55,7 +55,9 @@ class Call(msgspec.Struct, frozen=True):
         if self.messages is not msgspec.UNSET:
             return msgspec.json.decode(self.messages, type=list[dict[str, Any]])
         texts = (("system", self.system), ("user", self.user))
-        return [{"role": role, "content": text} for role, text in texts if text]
+        # Without any text there is one empty message: templates fail on none at all.
+        told = [{"role": role, "content": text} for role, text in texts if text]
+        return told or [{"role": "user", "content": ""}]
 
     def has_prompt(self) -> bool:
         """Tell whether the agent was told anything: whether a message not its own has text."""
