@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import hypothesis
 import psycopg
 import pytest
 from filelock import FileLock
@@ -32,6 +33,10 @@ from babylon_tasks.work.context import Context
 from tests.clock import movable
 from tests.rows import Hour
 from workers.gpu.client import TrainerOptions, TrainerProcess
+
+# A loaded machine is slow: no example fails because of its time.
+hypothesis.settings.register_profile("any machine", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # As the app does it. kombu remembers the transport of a process's first connection, which may be a
 # test's own.
