@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from babylon_tasks.records.answers import has_tool_calls
-from babylon_tasks.records.messages import read_messages
+from babylon_tasks.records.messages import are_messages, read_messages
 from babylon_tasks.records.parts import Message, NotReadable, read_text, to_json
 from babylon_tasks.records.recorded_steps import OddCall, RecordedCall, decode_any
 from babylon_tasks.records.steps import Call
@@ -69,7 +69,7 @@ def _read_call(recorded: RecordedCall) -> Call:
 def _prompt(recorded: RecordedCall) -> tuple[str | None, list[Message]]:
     """Return `prompt` if it is text, and the messages that there are."""
     messages, prompt = decode_any(recorded.messages), decode_any(recorded.prompt)
-    if isinstance(prompt, list) and any(isinstance(p, dict) and "text" not in p for p in prompt):
+    if are_messages(prompt):
         messages, prompt = messages or prompt, None
     return read_text(prompt), read_messages(messages) if messages else []
 

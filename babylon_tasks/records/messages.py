@@ -18,6 +18,16 @@ from babylon_tasks.records.parts import (
     unwrapped,
 )
 
+_KEYS = frozenset({"role", "content", "parts", "kwargs", "data"})
+
+
+def are_messages(value: object) -> bool:
+    """Tell whether a prompt is a message or a list of them, and no text."""
+    each = value if isinstance(value, list) else [value]
+    return any(
+        isinstance(m, list) or (isinstance(m, dict) and not _KEYS.isdisjoint(m)) for m in each
+    )
+
 
 def read_messages(value: object) -> list[Message]:
     """Return messages with role, content (text) and, where they have them, OpenAI's other keys.

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from babylon_tasks.records.answers import read_answer
+from babylon_tasks.records.messages import are_messages
 from babylon_tasks.records.parts import NotReadable, WhyNot, read_text
 from babylon_tasks.text import one_line
 
@@ -25,6 +26,7 @@ from babylon_tasks.text import one_line
 _MAX_ID_BYTES = 1000
 _MAX_CALLS = 100_000
 _MAX_DEPTH = 100  # of nesting in a row that the decoders refuse for its depth
+_MAX_NESTS = 2_000_000  # lists and objects in such a row; to walk through more takes seconds
 _MAX_DIGITS = 300  # of a number in a row that the decoders refuse
 
 Reason = Literal["too_large", "bad_json", "wrong_shape", "no_steps", "bad_pnl", "bad_id"]
@@ -230,10 +232,12 @@ def _decode_steps(text: str) -> list[RecordedStep]:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         pass
     try:
-        pieces = _pieces(text)
+        pieces = _pieces(_once(text))
     except msgspec.ValidationError as error:
         raise Unusable("wrong_shape", str(error)) from None
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise Unusable("bad_json", "stepsJson is nested too deeply") from None
+    except (msgspec.DecodeError, ValueError) as error:
         raise Unusable("bad_json", str(error)) from None
     steps = [_loose_step(piece) for piece in pieces]
     if steps and all(step is None for step in steps):
@@ -241,11 +245,21 @@ def _decode_steps(text: str) -> list[RecordedStep]:
     return [step or _unreadable_step(raw) for step, raw in zip(steps, pieces, strict=True)]
 
 
+def _once(text: str) -> str:
+    """Return JSON that was written as JSON once more without the second layer."""
+    if not text.lstrip().startswith('"'):
+        return text
+    inner = decode_leniently(_any_decoder, text)
+    return inner if isinstance(inner, str) else text
+
+
 def _pieces(text: str) -> list[msgspec.Raw]:
     """Return the steps, each of them as JSON."""
     try:
         return decode_leniently(_pieces_decoder, text)
     except RecursionError:
+        if text.count("[") + text.count("{") > _MAX_NESTS:
+            raise
         return decode_leniently(_pieces_decoder, _shallow(text))
 
 
@@ -302,7 +316,7 @@ def _loose_call(raw: msgspec.Raw) -> RecordedCall:
         loose = decode_leniently(_loose_call_decoder, raw)
         fields = {name: getattr(loose, name) for name in RecordedCall.__struct_fields__}
         user = decode_any(loose.userPrompt)
-        if isinstance(user, list) and any(isinstance(p, dict) and "role" in p for p in user):
+        if are_messages(user):
             fields["prompt"], user = loose.userPrompt, None
         fields["userPrompt"] = read_text(user)
         fields["systemPrompt"] = read_text(decode_any(loose.systemPrompt))

@@ -6,7 +6,7 @@ base model alone; `base_revision` is as in a `StepRequest`; `model_name` is for 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -57,20 +57,21 @@ class EvaluateResult(msgspec.Struct, frozen=True, tag="evaluate_result"):
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     """Ask for `n` answers to each prompt, of at most `max_tokens` tokens (at least 1).
 
-    A prompt is a list of chat messages, as `Call.prompt` gives it, without lone surrogates. At
-    temperature 0 the likeliest token is taken each time; above it, tokens are drawn: the same
-    request draws the same.
+    A prompt is a list of chat messages, as `Call.prompt` gives it, without lone surrogates; `tools`
+    has what `Call.shown_tools` gives, for each prompt or for none. At temperature 0 the likeliest
+    token is taken each time; above it, tokens are drawn: the same request draws the same.
     """
 
     model_name: str
     base_model: str
     checkpoint: str | None
-    prompts: list[list[dict[str, str]]]
+    prompts: list[list[dict[str, Any]]]
     max_tokens: int
     temperature: float
     seed: int
     n: int = 1
     base_revision: str | None = None
+    tools: list[list[dict[str, Any]] | None] = []
 
 
 class Generation(msgspec.Struct, frozen=True):

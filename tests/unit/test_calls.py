@@ -62,7 +62,12 @@ OPENAI = {
     "a prompt and a system prompt": ({"systemPrompt": "You trade.", "prompt": "Buy?"}, PLAIN),
     "a prompt that is messages": ({"prompt": TALK}, TALK),
     "a prompt of text parts": ({"prompt": [{"type": "text", "text": "Buy?"}]}, [USER]),
+    "a prompt that is a message": ({"prompt": USER}, [USER]),
     "a user's prompt that is messages": ({"userPrompt": PLAIN}, PLAIN),
+    "a user's prompt in Gemini's form": (
+        {"systemPrompt": "You trade.", "userPrompt": {"role": "user", "parts": [{"text": "Buy?"}]}},
+        PLAIN,
+    ),
     "a user's prompt of texts": ({"userPrompt": ["Buy?"]}, [USER]),
     "a system prompt alone": ({"systemPrompt": "You trade."}, [SYSTEM]),
     "two messages": ({"messages": PLAIN}, PLAIN),
@@ -418,6 +423,7 @@ LEFT_OUT: list[tuple[str, dict[str, Any]]] = [
     ("no_text", {"messages": [{"role": "user", "parts": [{"inlineData": {"data": "AAAA"}}]}]}),
     ("no_text", {"messages": [{**USER, "images": ["AAAA"]}]}),
     ("no_text", {"userPrompt": [IMAGE]}),
+    ("no_text", {"prompt": [IMAGE]}),
     ("no_text", {"messages": [USER, ASKS, {**TOLD, "content": [IMAGE]}]}),
     ("odd_shape", {"messages": "Buy?"}),
     ("odd_shape", {"messages": 7}),
@@ -613,6 +619,16 @@ def test_an_odd_step_costs_no_other(step: Any, left_out: dict[str, int]) -> None
 def test_a_call_alone_is_a_list_of_one() -> None:
     trace = decode(raw({"llmCalls": {"prompt": "Buy?", "response": "BUY"}}))
     assert trace.calls == [Call("", "Buy?", "BUY")]
+
+
+def test_a_row_may_be_json_in_json() -> None:
+    """As `JSON.stringify` of a text writes it; a third layer is nobody's habit."""
+    text = json.dumps([{"llmCalls": [{"prompt": "Buy?", "response": "BUY"}]}])
+    twice, thrice = json.dumps(text), json.dumps(json.dumps(text))
+    assert decode(RawTrace("t", "a", 0, twice)).calls == [Call("", "Buy?", "BUY")]
+    for odd in (thrice, '"', '""', '"[1', '"null"'):
+        with pytest.raises(Unusable):
+            decode(RawTrace("t", "a", 0, odd))
 
 
 def test_only_a_whole_row_is_set_aside() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from babylon_tasks.errors import CheckpointUnreadable, Final
-from babylon_tasks.records.steps import Progress, Sample
+from babylon_tasks.records.steps import Call, Progress, Sample
 from babylon_tasks.records.trainer_requests import (
     EvaluateRequest,
     EvaluateResult,
@@ -275,6 +276,27 @@ def generate(
         seed=5,
     )
     return trainer.generate(msgspec.structs.replace(request, **changes), ignore)
+
+
+def test_a_prompt_may_have_turns_and_tools(trainer: TorchTrainer, base_model: str) -> None:
+    """Over the pipe, as the worker sends it; a template that knows no tools passes over them."""
+    called = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"of":1}'}}
+    told = Call(
+        "", "", "BUY",
+        messages=json.dumps([
+            {"role": "user", "content": "Buy?"},
+            {"role": "assistant", "content": "", "tool_calls": [called]},
+            {"role": "tool", "content": "12", "tool_call_id": "c"},
+        ]),
+        tools=json.dumps([{"type": "function", "function": {"name": "f"}}]),
+    )  # fmt: skip
+    plain_ones = [{key: m[key] for key in ("role", "content")} for m in told.prompt()]
+    request = GenerateRequest("tiny", base_model, None, [told.prompt()], 12, 0.0, 5)
+    request = msgspec.structs.replace(request, tools=[told.shown_tools()])
+    sent = msgspec.json.decode(msgspec.json.encode(request), type=GenerateRequest)
+    assert sent == request
+    expected = generate(trainer, base_model, [plain_ones])
+    assert texts(trainer.generate(sent, ignore)) == texts(expected)
 
 
 def texts(result: GenerateResult) -> list[list[str]]:

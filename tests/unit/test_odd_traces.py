@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import math
+import time
 from typing import Any, get_args
 
 import msgspec
@@ -168,6 +169,14 @@ def test_deep_nesting_costs_what_it_is_in(
 ) -> None:
     became = decode_or_why(around.format(nest[0] * depth + "1" + nest[1] * depth))
     assert (became.reason if isinstance(became, Unusable) else None) == reason
+
+
+def test_a_text_of_nothing_but_nesting_is_set_aside_at_once() -> None:
+    started = time.process_time()
+    verdict = decode_or_why("[" * 16_000_000 + "]" * 16_000_000)
+    assert isinstance(verdict, Unusable)
+    assert (verdict.reason, verdict.detail) == ("bad_json", "stepsJson is nested too deeply")
+    assert time.process_time() - started < 2
 
 
 def pnl(token: str) -> str:

@@ -74,7 +74,8 @@ def _encode(model: LanguageModel, request: GenerateRequest) -> list[list[int]]:
     texts = {}
     for number, messages in enumerate(request.prompts):
         try:
-            texts[number] = model.chat.prompt(messages)
+            tools = request.tools[number] if request.tools else None
+            texts[number] = model.chat.prompt(messages, tools=tools)
         except jinja2.TemplateError:
             continue
     encoded: list[list[int]] = [[] for _ in request.prompts]
