@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -105,6 +105,44 @@ def test_odd_values_in_other_columns(context: Context, trainer: TrainerProcess) 
         add_trajectory(context, window, agent, **{"stepsJson": steps(50), **columns})
     assert train_and_account(context, trainer, window) == {long_id: "bad_id"}
     assert one(context, "SELECT trajectories FROM rl.steps")["trajectories"] == 3 + len(odd) - 1
+
+
+def test_odd_outcomes_and_actions_cost_no_window(make_context: Callable[..., Context]) -> None:
+    """Prices that are NaN, a question of a megabyte, actions of any shape: a scorer reads them."""
+    context = make_context(scoring="correctness")
+    window = hours_ago(next(_hours))
+    outcomes = [
+        ("NOVA", "NaN", "NaN", "NaN", None, None, "UP"),
+        ("ORBX", 0, 0, 0, "", "", ""),
+        (None, None, None, None, "m1", "?\u202e\n" * 100_000, "MAYBE"),
+        (None, 1, "NaN", None, None, None, "\x1b[2J"),
+    ]
+    for number, (ticker, start, end, change, market, question, outcome) in enumerate(outcomes):
+        query(
+            context,
+            """INSERT INTO market_outcomes (id, "windowId", "stockTicker", "startPrice", "endPrice",
+                   "changePercent", "predictionMarketId", question, outcome)
+               VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING 1""",
+            f"o-{number}", window, ticker, start, end, change, market, question, outcome,
+        )  # fmt: skip
+    actions: list[Any] = [
+        {"actionType": "OPEN", "parameters": {"ticker": "NOVA", "side": "SHORT"}, "success": True},
+        {"actionType": ["OPEN"], "parameters": {"ticker": {}, "side": [None]}, "success": {}},
+        {"actionType": "x" * 10_000, "parameters": {"marketId": 1e300, "side": -1, "k" * 999: 1}},
+        {"parameters": [[1]], "success": "false", "error": {"message": ["no"]}},
+        "BUY", [], 7, None,
+    ]  # fmt: skip
+    for number, action in enumerate(actions):
+        odd = json.loads(steps(10 * number))
+        for step in odd:
+            step["action"] = action
+        add_trajectory(context, window, f"agent-{number}", stepsJson=json.dumps(odd))
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
+    assert query(context, "SELECT * FROM rl.quarantine") == []
+    rows = query(context, "SELECT score, components FROM rl.scores")
+    assert len(rows) == len(actions)
+    assert all(0 <= row["score"] <= 1 and row["components"]["correctness"] == 0.5 for row in rows)
 
 
 _SCORE_TWO_WINDOWS = """
