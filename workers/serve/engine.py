@@ -11,11 +11,10 @@ import jinja2
 import msgspec
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.text import first_line
-from workers.trainer.torch.chat_format import ChatFormat
+from workers.trainer.torch.base_model import load_base
 from workers.trainer.torch.generator import Generator
 
 ADAPTERS_KEPT = 4
@@ -111,20 +110,10 @@ class Engine:
             return
         self._network, self._base_model = None, ""
         self._adapters.clear()
-        local = Path(base_model).is_dir()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local)
-            network = AutoModelForCausalLM.from_pretrained(
-                base_model,
-                dtype=torch.bfloat16 if self._device.type == "cuda" else torch.float32,
-                local_files_only=local,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = first_line(error)
-            raise UserError(f"BASE_MODEL={base_model} cannot be loaded: {reason}") from error
-        self._chat = ChatFormat(tokenizer, base_model)
-        self._generator = Generator(network, tokenizer, self._chat)
-        self._network = network.to(self._device).eval()
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        self._chat, network = load_base(base_model, None, self._device, dtype)
+        self._generator = Generator(network, self._chat)
+        self._network = network.eval()
         self._base_model = base_model
 
     def _activate(self, adapter: Path | None) -> None:

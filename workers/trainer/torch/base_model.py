@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.text import first_line
+from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.fingerprint import fingerprint
 from workers.trainer.torch.memory import out_of_memory
+from workers.trainer.torch.model_facts import ModelFacts
+
+# Without it transformers asks on a terminal whether to run a repository's code: here, on a pipe.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 # Noise in the forward pass would make the importance ratio of recorded answers noise too.
 _DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -38,7 +49,8 @@ def base_revision(base_model: str, wanted: str | None) -> str:
         else:
             # Where a folder was before, its fingerprint is no revision that the hub knows.
             commit = "main" if wanted is None or wanted.startswith("files:") else wanted
-            found = str(AutoConfig.from_pretrained(base_model, revision=commit)._commit_hash)
+            config = AutoConfig.from_pretrained(base_model, revision=commit, **NO_CODE)
+            found = str(config._commit_hash)
     if wanted not in (None, found):
         raise UserError(
             f"BASE_MODEL={base_model} is revision {found}, but the lineage is pinned to {wanted}: "
@@ -47,41 +59,74 @@ def base_revision(base_model: str, wanted: str | None) -> str:
     return found
 
 
-def load_base(
-    base_model: str, revision: str, device: torch.device, dtype: torch.dtype
-) -> tuple[Any, Any]:
-    """Load the tokenizer and the network of this revision, which `base_revision` returned.
+def check_base(base_model: str, revision: str | None) -> tuple[ChatFormat, Any]:
+    """Read and check everything but the weights; return the chat format and the configuration.
 
     Raises:
-        UserError: They cannot be loaded, or do not fit the GPU.
+        UserError: This model cannot be trained here.
     """
-    if Path(base_model).is_dir():
-        options: dict[str, Any] = {"local_files_only": True}
-    else:
-        options = {"revision": revision}
+    options = _options(base_model, revision)
     with _readable(base_model):
-        tokenizer = AutoTokenizer.from_pretrained(base_model, **options)
-        config = AutoConfig.from_pretrained(base_model, **options)
+        tokenizer = AutoTokenizer.from_pretrained(base_model, **options, **NO_CODE)
+        config = AutoConfig.from_pretrained(base_model, **options, **NO_CODE)
+        try:
+            generation = GenerationConfig.from_pretrained(base_model, **options)
+        except OSError:
+            generation = None  # few old models have the file
+        facts = ModelFacts.of(base_model, config, generation)
+        known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if known is None:
+        raise UserError(
+            f"BASE_MODEL={base_model} ({config.model_type}) is no model that continues text: "
+            "choose one (…ForCausalLM)"
+        )
+    return ChatFormat(tokenizer, base_model, facts), config
+
+
+def load_base(
+    base_model: str, revision: str | None, device: torch.device, dtype: torch.dtype
+) -> tuple[ChatFormat, Any]:
+    """Load the tokenizer and the network of this revision; None: of the branch `main`.
+
+    Raises:
+        UserError: They cannot be loaded or trained, or do not fit the GPU.
+    """
+    chat, config = check_base(base_model, revision)
+    options = _options(base_model, revision)
+    with _readable(base_model):
         for name in _DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-        network = AutoModelForCausalLM.from_pretrained(
+        network, loaded = AutoModelForCausalLM.from_pretrained(
             base_model,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",  # refused where attention is of another kind
+            attn_implementation=chat.facts.attention,
             device_map=str(device),  # straight to the GPU: a copy in RAM first may not fit
             adapter_kwargs=options,  # or it looks for an adapter on the branch main
+            output_loading_info=True,
             **options,
+            **NO_CODE,
         )
-    return tokenizer, network
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(
+            f"BASE_MODEL={base_model} has no weights for {missing[0]} ({len(missing)} are "
+            "missing): choose a whole model that continues text (…ForCausalLM)"
+        )
+    return chat, network
+
+
+def _options(base_model: str, revision: str | None) -> dict[str, Any]:
+    if Path(base_model).is_dir():
+        return {"local_files_only": True}
+    return {"revision": revision}
 
 
 @contextlib.contextmanager
 def _readable(base_model: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
         if out_of_memory(error):
             raise UserError(
                 f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller "
@@ -91,6 +136,11 @@ def _readable(base_model: str) -> Iterator[None]:
         if isinstance(error, torch.AcceleratorError):
             raise  # the GPU's fault, not the model's
         reason = first_line(error)
+        if "trust_remote_code=True" in str(error):
+            raise UserError(
+                f"BASE_MODEL={base_model} brings code of its own, which is not run here: choose "
+                "a model that transformers knows"
+            ) from None
         raise UserError(
             f"BASE_MODEL={base_model} cannot be loaded ({reason}): "
             "name a folder with a transformers model, or a hub id this machine can reach"

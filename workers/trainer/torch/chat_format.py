@@ -2,110 +2,134 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
+
+import jinja2
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.text import one_line
-
-_SYSTEM, _USER, _RESPONSE = "SYSTEM-GOES-HERE", "USER-GOES-HERE", "RESPONSE-GOES-HERE"
+from workers.trainer.torch.assistant_turn import (
+    ANSWER,
+    SYSTEM,
+    USER,
+    AssistantTurn,
+    NotTheSame,
+    Turn,
+    shows,
+)
+from workers.trainer.torch.model_facts import ModelFacts
+from workers.trainer.torch.template import Messages, Template
+from workers.trainer.torch.thoughts import thoughts_of
+from workers.trainer.torch.turn_tokens import Encoded, TurnTokens
 
 
 class ChatFormat:
     """One tokenizer's chat template, used the same way in training and in serving.
 
-    The prompt is the template's generation prompt: what a server shows the model. As in ART,
-    thinking is switched off where the template knows the switch.
+    The prompt is the template's generation prompt: what a server shows the model. What is trained
+    goes on from exactly its tokens, and is what the template writes of the whole conversation.
+
+    Args:
+        tokenizer: Of transformers.
+        base_model: For messages.
+        facts: Of the model: where servers stop, how many tokens and positions it knows.
 
     Raises:
-        UserError: The tokenizer has no chat template, or one that leaves out what an agent saw.
+        UserError: The tokenizer has no chat template; one that leaves out what an agent saw; one
+            that writes an answer otherwise than a server has the model write it; or more tokens
+            than the model.
     """
 
-    def __init__(self, tokenizer: Any, base_model: str) -> None:
+    def __init__(self, tokenizer: Any, base_model: str, facts: ModelFacts | None = None) -> None:
         if not tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer of BASE_MODEL={base_model} has no chat template: "
                 "choose an instruction-tuned model"
             )
+        self.facts = facts or ModelFacts()
         self._tokenizer = tokenizer
-        self._options: dict[str, Any] = {}
-        if isinstance(tokenizer.chat_template, str):
-            if "enable_thinking" in tokenizer.chat_template:
-                self._options["enable_thinking"] = False
-            if "preserve_thinking" in tokenizer.chat_template:
-                self._options["preserve_thinking"] = True
+        self._template = Template(tokenizer)
         self._check_roles(base_model)
-        self.end_ids = self._find_end()
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        try:
+            self._turn = AssistantTurn(self._template, thoughts_of(self._template.source, added))
+            self._tokens = TurnTokens(tokenizer, self._turn, self.facts.stops)
+        except (NotTheSame, jinja2.TemplateError, ValueError) as error:
+            raise UserError(
+                f"the chat template of BASE_MODEL={base_model} cannot be trained on "
+                f"({one_line(str(error), 200)}): choose another model"
+            ) from None
+        self.end_ids = self._tokens.end_ids
+        self.stops = {*self.facts.stops, *self.end_ids[-1:], tokenizer.eos_token_id} - {None}
+        self.facts.require_vocabulary(tokenizer, base_model)
 
     def prompt(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+        self, messages: Messages, at: datetime | None = None, tools: list[Any] | None = None
     ) -> str:
         """Return the text that the model is shown before it answers.
+
+        `at` is what the template's clock says; None: now.
 
         Raises:
             jinja2.TemplateError: The template refuses these messages.
         """
-        text: str = self._tokenizer.apply_chat_template(
-            [_with_objects(message) for message in messages],
-            tools=tools,
-            tokenize=False,
-            add_generation_prompt=True,
-            **self._options,
-        )
-        return text
+        return self._template.render(messages, generation_prompt=True, at=at, tools=tools)
+
+    def turn(
+        self,
+        messages: Messages,
+        response: str,
+        at: datetime | None = None,
+        tools: list[Any] | None = None,
+    ) -> Turn:
+        """Return a recorded call as the template writes it.
+
+        A thought before the answer is kept where the prompt opens one, and left out elsewhere.
+
+        Raises:
+            jinja2.TemplateError: The template refuses these messages, or leaves some out.
+            NotTheSame: It rewrites the answer.
+        """
+        prompt = self.prompt(messages, at, tools)
+        if not shows(prompt, messages):
+            raise jinja2.TemplateError("it leaves messages out")
+        answer = {"role": "assistant", "content": self._turn.answer_only(response)}
+        whole = self._template.render([*messages, answer], False, at, tools)
+        return self._turn.of(prompt, whole, response)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, nothing added."""
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        return ids
+        return self._tokens.encode(texts)
+
+    def encode_turns(self, turns: Sequence[Turn]) -> list[Encoded | None]:
+        """Return the tokens of each turn; None where its text cannot but become control tokens."""
+        return self._tokens.of(turns)
+
+    def visible(self, token_ids: list[int]) -> str:
+        """Return what a user sees of a generated answer: no thought, and no channel's name."""
+        return self._tokens.visible(token_ids)
 
     def _check_roles(self, base_model: str) -> None:
         """Refuse a template that takes no system message: some refuse it, others pass over it."""
         turns = [
-            {"role": "system", "content": _SYSTEM},
-            {"role": "user", "content": _USER},
-            {"role": "assistant", "content": _RESPONSE},
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": USER},
+            {"role": "assistant", "content": ANSWER},
         ]
         for turn in (turns[1:], turns):
             role = turn[0]["role"]
             asked, answer = turn[:-1], turn[-1]
             try:
                 prompt = self.prompt(asked)
-                whole = self._tokenizer.apply_chat_template(turn, tokenize=False, **self._options)
+                whole = self._template.render(turn, generation_prompt=False)
                 kept = all(m["content"] in prompt for m in asked) and answer["content"] in whole
                 reason = "it leaves messages out"
-            except Exception as error:  # noqa: BLE001 - a template is a program of others
+            except jinja2.TemplateError as error:
                 kept, reason = False, one_line(f"{type(error).__name__}: {error}", 200)
             if not kept:
                 raise UserError(
                     f"the chat template of BASE_MODEL={base_model} has no {role} role ({reason}): "
                     "choose an instruction-tuned model whose template has it"
                 )
-
-    def _find_end(self) -> list[int]:
-        """Return the tokens that end an assistant's turn, e.g. `<|im_end|>` without line break."""
-        turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _RESPONSE}]
-        text: str = self._tokenizer.apply_chat_template(turn, tokenize=False, **self._options)
-        after = text.rpartition(_RESPONSE)[2]
-        ids = self.encode([after])[0]
-        ends = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
-        for position, token_id in enumerate(ids):
-            if token_id in ends:
-                return ids[: position + 1]
-        return self.encode([after.rstrip()])[0]
-
-
-def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """Return the message with its tool calls' arguments as objects, as servers give them."""
-    if "tool_calls" not in message:
-        return message
-    calls = [
-        {**call, "function": {**call["function"], "arguments": json.loads(arguments)}}
-        for call in message["tool_calls"]
-        for arguments in (call["function"]["arguments"],)
-    ]
-    return {**message, "tool_calls": calls}

@@ -22,14 +22,11 @@ class Generator:
     training did.
     """
 
-    def __init__(self, network: Any, tokenizer: Any, chat: ChatFormat) -> None:
-        self._tokenizer = tokenizer
-        configured = network.generation_config.eos_token_id
-        ends = configured if isinstance(configured, list) else [configured]
-        ends += [tokenizer.eos_token_id, *chat.end_ids[-1:]]
-        self._stops = {end for end in ends if end is not None}
+    def __init__(self, network: Any, chat: ChatFormat) -> None:
+        self._chat = chat
+        self._stops = chat.stops
         network.generation_config = GenerationConfig()
-        self.context_tokens: int = getattr(network.config, "max_position_embeddings", 1 << 30)
+        self.context_tokens = chat.facts.positions
 
     def generate(
         self,
@@ -90,7 +87,7 @@ class Generator:
         end = next(ends, None)
         tokens, values = tokens[:end], values[:end]
         return Generation(
-            text=self._tokenizer.decode(tokens, skip_special_tokens=True),
+            text=self._chat.visible(tokens),
             token_ids=tuple(tokens),
             logprobs=tuple(values),
             finish_reason="length" if end is None else "stop",

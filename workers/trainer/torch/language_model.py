@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from babylon_tasks.errors import UserError
 from workers.trainer.torch.base_model import base_revision, load_base
 from workers.trainer.torch.batches import to_device
-from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.generator import Generator
 from workers.trainer.torch.last_layer import ATTENTION, LastLayer
 from workers.trainer.torch.lean_layers import use_lean_lora, use_lean_norms
@@ -45,7 +44,7 @@ class LanguageModel:
 
     Raises:
         UserError: BASE_MODEL cannot be loaded, is another revision, does not fit the GPU, or has no
-            chat template.
+            chat template; or it is of a kind that cannot be trained here.
     """
 
     def __init__(
@@ -60,17 +59,16 @@ class LanguageModel:
         self.device = device
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.tokenizer, self.network = load_base(base_model, self.revision, device, dtype)
-        self.chat = ChatFormat(self.tokenizer, base_model)
-        self.generator = Generator(self.network, self.tokenizer, self.chat)
+        self.chat, self.network = load_base(base_model, self.revision, device, dtype)
+        self.generator = Generator(self.network, self.chat)
         self.network.config.use_cache = False
         self._last_layer: LastLayer | None = None
-        if dtype == torch.float32:
+        if dtype == torch.float32 and self.chat.facts.attention == "sdpa":
             self.network.set_attn_implementation(ATTENTION)
             self._last_layer = LastLayer(self._body())
         if dtype == torch.bfloat16:
             use_lean_norms(self.network)
-        self._check_head()
+        self._check_network()
         self._adapted: Any = None
         self._adapter_shape: tuple[int, int] | None = None
 
@@ -193,17 +191,34 @@ class LanguageModel:
         return getattr(self.network, self.network.base_model_prefix)
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Refuse an architecture that does more between hidden states and logits than we do."""
-        tokens = torch.arange(8, device=self.device)[None]
+    def _check_network(self) -> None:
+        """Refuse an architecture that computes otherwise than we think."""
+        vocabulary = self.network.get_input_embeddings().weight.shape[0]
+        tokens = torch.arange(8, device=self.device)[None] % vocabulary
         predicts = torch.arange(8)[None] >= 6
-        theirs = self.network(input_ids=tokens, use_cache=False).logits[predicts]
+        all_logits = self.network(input_ids=tokens, use_cache=False).logits
+        if not torch.isfinite(all_logits).all():
+            raise UserError(
+                f"BASE_MODEL={self.base_model}: what it computes is not finite; its weights are "
+                "damaged, or not made for this precision"
+            )
+        start = self.network(input_ids=tokens[:, :4], use_cache=False).logits
+        if not _close(start, all_logits[:, :4]):
+            raise UserError(
+                f"BASE_MODEL={self.base_model}: {type(self.network).__name__} looks at what comes "
+                "later; choose a model that continues text (…ForCausalLM)"
+            )
+        theirs = all_logits[predicts]
         for last_layer in (self._last_layer, None):
             self._last_layer = last_layer  # an architecture may have one of another kind
             ours = self._logits(self._hidden(tokens, predicts))[predicts]
-            if torch.allclose(ours.float(), theirs.float(), rtol=0.02, atol=0.02):
+            if _close(ours, theirs):
                 return
         raise UserError(
             f"BASE_MODEL={self.base_model}: the architecture {type(self.network).__name__} "
             "scales its logits in a way this trainer does not know; choose another"
         )
+
+
+def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return torch.allclose(ours.float(), theirs.float(), rtol=0.02, atol=0.02)

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from babylon_tasks.checkpoints.export import ADAPTER_FILES
 from babylon_tasks.errors import UserError
 from babylon_tasks.text import first_line, one_line
+from workers.trainer.torch.base_model import NO_CODE
 
 
 def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
@@ -33,9 +34,9 @@ def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
     transformers_logging.set_verbosity_error()
     local = Path(base_model).is_dir()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local, **NO_CODE)
         network = AutoModelForCausalLM.from_pretrained(
-            base_model, dtype="auto", local_files_only=local
+            base_model, dtype="auto", local_files_only=local, **NO_CODE
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(

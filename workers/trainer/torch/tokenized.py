@@ -11,11 +11,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import jinja2
 
+from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Logprobs, Sample, WindowShare
+from babylon_tasks.records.windows import parse_window_id
+from workers.trainer.torch.assistant_turn import NotTheSame, Turn
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.sequences import Sequences
 
@@ -31,7 +35,7 @@ class TokenizedGroups:
     """The sequences of a step, one per call, and what was left out and why."""
 
     sequences: Sequences = field(default_factory=Sequences)
-    dropped: Counter[str] = field(default_factory=Counter)  # calls: empty, too_long, template
+    dropped: Counter[str] = field(default_factory=Counter)  # calls; see `tokenize_samples`
     without_advantage: int = 0  # trajectories
     misfits: int = 0  # calls whose recorded log-probabilities are of other tokens than ours
     windows: dict[str, WindowShare] = field(default_factory=dict)  # by window id
@@ -107,7 +111,7 @@ class TokenizedSample:
     """The calls of one trajectory, and why others were left out."""
 
     calls: list[TokenizedCall] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)  # calls: empty, too_long, template
+    dropped: Counter[str] = field(default_factory=Counter)  # calls; see `tokenize_samples`
 
     @property
     def answer_tokens(self) -> int:
@@ -120,59 +124,76 @@ def tokenize_samples(
 ) -> Iterator[TokenizedSample]:
     """Tokenize every call of each sample, in order, some samples at a time.
 
-    Calls that are empty or longer than `max_sequence_tokens` are left out and counted. Recorded
-    log-probabilities go with a call only where they are of exactly its tokens.
+    The template's clock is the window's hour, so that a step made again is the same. Calls are left
+    out and counted that are empty, longer than `max_sequence_tokens` or than the model takes, that
+    the template refuses or rewrites (`template`), whose text would become control tokens (`markup`)
+    or tokens without an embedding (`vocabulary`). Recorded log-probabilities go with a call only
+    where they are of exactly its tokens.
     """
-    waiting: list[_Texts] = []
+    waiting: list[_Turns] = []
     for sample in samples:
-        waiting.append(_Texts.of(chat, sample))
-        if sum(len(texts.prompts) for texts in waiting) >= _CALLS_AT_ONCE:
+        waiting.append(_Turns.of(chat, sample))
+        if sum(len(one.turns) for one in waiting) >= _CALLS_AT_ONCE:
             yield from _tokenize(chat, waiting, max_sequence_tokens)
             waiting = []
     yield from _tokenize(chat, waiting, max_sequence_tokens)
 
 
 @dataclass
-class _Texts:
+class _Turns:
     """The calls of one trajectory as the template writes them, and what was recorded of each."""
 
-    prompts: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     recorded: list[Logprobs | None] = field(default_factory=list)
-    refused: int = 0  # by the template
+    dropped: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, chat: ChatFormat, sample: Sample) -> _Texts:
-        texts = cls()
+    def of(cls, chat: ChatFormat, sample: Sample) -> _Turns:
+        found = cls()
+        at = _start(sample.window_id)
         for call in sample.calls:
             try:
-                prompt = chat.prompt(call.prompt(), tools=call.shown_tools())
-            except jinja2.TemplateError:
-                texts.refused += 1
+                turn = chat.turn(call.prompt(), call.response, at, call.shown_tools())
+            except (jinja2.TemplateError, NotTheSame):
+                found.dropped["template"] += 1
                 continue
-            texts.prompts.append(prompt)
-            texts.answers.append(call.response)
-            texts.recorded.append(call.logprobs)
-        return texts
+            if turn.answer:
+                found.turns.append(turn)
+                found.recorded.append(call.logprobs)
+            else:
+                found.dropped["empty"] += 1
+        return found
+
+
+def _start(window_id: str) -> datetime:
+    """Return the hour that the agents saw; a fixed one for what is no hour."""
+    try:
+        return parse_window_id(window_id)
+    except UserError:
+        return datetime(2025, 1, 1, tzinfo=UTC)
 
 
 def _tokenize(
-    chat: ChatFormat, some: list[_Texts], max_sequence_tokens: int
+    chat: ChatFormat, some: list[_Turns], max_sequence_tokens: int
 ) -> Iterator[TokenizedSample]:
-    prompts = iter(chat.encode([prompt for texts in some for prompt in texts.prompts]))
-    answers = iter(chat.encode([answer for texts in some for answer in texts.answers]))
-    for texts in some:
-        tokenized = TokenizedSample(dropped=Counter(template=texts.refused))
-        for recorded in texts.recorded:
-            prompt_ids, answer_ids = next(prompts), next(answers)
-            trained = [*answer_ids, *chat.end_ids]
-            if not answer_ids:
-                tokenized.dropped["empty"] += 1
-            elif len(prompt_ids) + len(trained) > max_sequence_tokens:
+    limit = min(max_sequence_tokens, chat.facts.positions)
+    encoded = iter(chat.encode_turns([turn for one in some for turn in one.turns]))
+    for one in some:
+        tokenized = TokenizedSample(dropped=one.dropped)
+        for recorded in one.recorded:
+            call = next(encoded)
+            if call is None:
+                tokenized.dropped["markup"] += 1
+            elif len(call.prompt) + len(call.trained) > limit:
                 tokenized.dropped["too_long"] += 1
+            elif len(call.trained) == len(chat.end_ids):
+                tokenized.dropped["empty"] += 1
+            elif max(*call.prompt, *call.trained) >= chat.facts.vocabulary:
+                tokenized.dropped["vocabulary"] += 1
             else:
-                logprobs = _fitting(recorded, len(answer_ids), trained)
-                tokenized.calls.append(TokenizedCall(prompt_ids, trained, logprobs))
+                answer_tokens = len(call.trained) - len(chat.end_ids)
+                logprobs = _fitting(recorded, answer_tokens, call.trained)
+                tokenized.calls.append(TokenizedCall(call.prompt, call.trained, logprobs))
         yield tokenized
 
 
