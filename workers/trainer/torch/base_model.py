@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.text import first_line
+from babylon_tasks.text import first_line, one_line
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.fingerprint import fingerprint
 from workers.trainer.torch.memory import out_of_memory
@@ -135,7 +135,7 @@ def _readable(base_model: str) -> Iterator[None]:
             ) from None
         if isinstance(error, torch.AcceleratorError):
             raise  # the GPU's fault, not the model's
-        reason = first_line(error)
+        reason = one_line(first_line(error), 200)
         if "trust_remote_code=True" in str(error):
             raise UserError(
                 f"BASE_MODEL={base_model} brings code of its own, which is not run here: choose "

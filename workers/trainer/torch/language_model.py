@@ -63,12 +63,12 @@ class LanguageModel:
         self.generator = Generator(self.network, self.chat)
         self.network.config.use_cache = False
         self._last_layer: LastLayer | None = None
+        self._check_network()
         if dtype == torch.float32 and self.chat.facts.attention == "sdpa":
-            self.network.set_attn_implementation(ATTENTION)
-            self._last_layer = LastLayer(self._body())
+            self._use_last_layer()
         if dtype == torch.bfloat16:
             use_lean_norms(self.network)
-        self._check_network()
+        self._check_head()
         self._adapted: Any = None
         self._adapter_shape: tuple[int, int] | None = None
 
@@ -191,34 +191,54 @@ class LanguageModel:
         return getattr(self.network, self.network.base_model_prefix)
 
     @torch.no_grad()
-    def _check_network(self) -> None:
-        """Refuse an architecture that computes otherwise than we think."""
+    def _probe(self, length: int = 8) -> torch.Tensor:
+        """Return transformers' own logits of a few tokens, [1, length, V]."""
         vocabulary = self.network.get_input_embeddings().weight.shape[0]
-        tokens = torch.arange(8, device=self.device)[None] % vocabulary
-        predicts = torch.arange(8)[None] >= 6
-        all_logits = self.network(input_ids=tokens, use_cache=False).logits
-        if not torch.isfinite(all_logits).all():
+        tokens = torch.arange(length, device=self.device)[None] % vocabulary
+        logits: torch.Tensor = self.network(input_ids=tokens, use_cache=False).logits
+        return logits.float()
+
+    def _check_network(self) -> None:
+        """Refuse damaged weights, and an architecture that does more than continue text."""
+        logits = self._probe()
+        if not torch.isfinite(logits).all():
             raise UserError(
-                f"BASE_MODEL={self.base_model}: what it computes is not finite; its weights are "
-                "damaged, or not made for this precision"
+                f"BASE_MODEL={self.base_model}: what it computes is not finite: its weights are "
+                "damaged, or not made for this precision; choose another"
             )
-        start = self.network(input_ids=tokens[:, :4], use_cache=False).logits
-        if not _close(start, all_logits[:, :4]):
+        if not self._same(self._probe(4), logits[:, :4]):
             raise UserError(
                 f"BASE_MODEL={self.base_model}: {type(self.network).__name__} looks at what comes "
                 "later; choose a model that continues text (…ForCausalLM)"
             )
-        theirs = all_logits[predicts]
+
+    def _same(self, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+        """Tell whether two ways to compute logits differ by rounding alone."""
+        rounding = 1e-4 if self.network.dtype == torch.float32 else 0.05
+        return bool((ours - theirs).abs().max() <= rounding * theirs.abs().max())
+
+    def _use_last_layer(self) -> None:
+        """Compute the last layer for trained positions only, where the architecture lets us."""
+        theirs = self._probe()
+        self.network.set_attn_implementation(ATTENTION)
+        if self._same(self._probe(), theirs):
+            self._last_layer = LastLayer(self._body())
+        else:  # it looks at the name of the attention itself
+            self.network.set_attn_implementation("sdpa")
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse an architecture that does more between hidden states and logits than we do."""
+        vocabulary = self.network.get_input_embeddings().weight.shape[0]
+        tokens = torch.arange(8, device=self.device)[None] % vocabulary
+        predicts = torch.arange(8)[None] >= 6
+        theirs = self._probe()[predicts]
         for last_layer in (self._last_layer, None):
             self._last_layer = last_layer  # an architecture may have one of another kind
             ours = self._logits(self._hidden(tokens, predicts))[predicts]
-            if _close(ours, theirs):
+            if torch.allclose(ours.float(), theirs, rtol=0.02, atol=0.02):
                 return
         raise UserError(
             f"BASE_MODEL={self.base_model}: the architecture {type(self.network).__name__} "
             "scales its logits in a way this trainer does not know; choose another"
         )
-
-
-def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return torch.allclose(ours.float(), theirs.float(), rtol=0.02, atol=0.02)

@@ -37,13 +37,13 @@ class ModelFacts:
         """
         text = config.get_text_config()
         _require_text_model(base_model, config)
-        capped = getattr(text, "attn_logit_softcapping", None)
+        capped = getattr(text, "attn_logit_softcapping", None) or getattr(text, "alibi", False)
         stops = [*_ids(config), *_ids(text), *_ids(generation)]
         return cls(
             stops=frozenset(stops),
             vocabulary=getattr(text, "vocab_size", None) or sys.maxsize,
             positions=_positions(text),
-            # sdpa passes over the cap that Gemma-2 puts on attention's logits.
+            # sdpa passes over Gemma-2's cap on attention's logits, and scales Falcon's ALiBi.
             attention="eager" if capped else "sdpa",
         )
 
@@ -81,6 +81,11 @@ def _require_text_model(base_model: str, config: Any) -> None:
         raise UserError(
             f"BASE_MODEL={base_model} ({config.model_type}) has an encoder and a decoder: choose "
             "a model that only continues text (…ForCausalLM)"
+        )
+    if config.get_text_config() is not config:
+        raise UserError(
+            f"BASE_MODEL={base_model} ({config.model_type}) reads more than text: choose the "
+            "family's model for text alone"
         )
     for name in getattr(config, "architectures", None) or ():
         if _OTHER_HEADS.search(name):

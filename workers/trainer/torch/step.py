@@ -80,10 +80,16 @@ class TorchStep:
         )
         sequences, dropped = self.tokenized.sequences, self.tokenized.dropped
         if not sequences.teach(balance):
+            positions = self._model.chat.facts.positions
+            longest = f"MAX_SEQUENCE_TOKENS ({limit})"
+            if positions < limit:
+                longest = f"the {positions} tokens that BASE_MODEL takes"
             raise Final(
                 f"nothing to train: of the calls, {dropped['empty']} are empty, "
-                f"{dropped['too_long']} are longer than MAX_SEQUENCE_TOKENS ({limit}), the chat "
-                f"template refuses {dropped['template']}, and {len(sequences)} are left to teach; "
+                f"{dropped['too_long']} are longer than {longest}, the chat "
+                f"template refuses {dropped['template']}, {dropped['markup']} are control tokens, "
+                f"{dropped['vocabulary']} need tokens that BASE_MODEL has not, "
+                f"and {len(sequences)} are left to teach; "
                 f"{self.tokenized.without_advantage} trajectories have no advantage, because "
                 "rewards that hardly differ cannot be compared (MIN_REWARD_SPREAD)"
             )
