@@ -37,6 +37,7 @@ def _checks() -> dict[str, Check]:
     from workers.gpu.nvml import descriptions
     from workers.gpu.visible import visible_gpus
     from workers.lifecycle import check_judge, check_trainer
+    from workers.model_check import check_template
 
     return {
         "Postgres": checks.postgres,
@@ -47,6 +48,7 @@ def _checks() -> dict[str, Check]:
         "scoring": lambda settings: machine.scoring(settings, check_judge),
         "trainer": lambda settings: machine.trainer(settings, check_trainer),
         "base model": machine.base_model,
+        "chat template": check_template,
         "checkpoint store": machine.checkpoint_store,
         "GPU": lambda _: machine.gpus(visible_gpus(), descriptions()),
         "windows": checks.windows,

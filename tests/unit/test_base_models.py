@@ -24,8 +24,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import UserError
 from tests.unit.tiny import make_tiny_model
-from workers.trainer.torch.base_model import base_revision, check_base, load_base
+from workers.trainer.torch.base_model import base_revision, load_base
 from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.model_files import check_base
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {

@@ -8,23 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.text import first_line, one_line
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.fingerprint import fingerprint
 from workers.trainer.torch.memory import out_of_memory
-from workers.trainer.torch.model_facts import ModelFacts
-
-# Without it transformers asks on a terminal whether to run a repository's code: here, on a pipe.
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+from workers.trainer.torch.model_files import NO_CODE, check_base, unreadable, where
 
 # Noise in the forward pass would make the importance ratio of recorded answers noise too.
 _DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -59,30 +49,6 @@ def base_revision(base_model: str, wanted: str | None) -> str:
     return found
 
 
-def check_base(base_model: str, revision: str | None) -> tuple[ChatFormat, Any]:
-    """Read and check everything but the weights; return the chat format and the configuration.
-
-    Raises:
-        UserError: This model cannot be trained here.
-    """
-    options = _options(base_model, revision)
-    with _readable(base_model):
-        tokenizer = AutoTokenizer.from_pretrained(base_model, **options, **NO_CODE)
-        config = AutoConfig.from_pretrained(base_model, **options, **NO_CODE)
-        try:
-            generation = GenerationConfig.from_pretrained(base_model, **options)
-        except OSError:
-            generation = None  # few old models have the file
-        facts = ModelFacts.of(base_model, config, generation)
-        known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if known is None:
-        raise UserError(
-            f"BASE_MODEL={base_model} ({config.model_type}) is no model that continues text: "
-            "choose one (…ForCausalLM)"
-        )
-    return ChatFormat(tokenizer, base_model, facts), config
-
-
 def load_base(
     base_model: str, revision: str | None, device: torch.device, dtype: torch.dtype
 ) -> tuple[ChatFormat, Any]:
@@ -92,7 +58,7 @@ def load_base(
         UserError: They cannot be loaded or trained, or do not fit the GPU.
     """
     chat, config = check_base(base_model, revision)
-    options = _options(base_model, revision)
+    options = where(base_model, revision)
     with _readable(base_model):
         for name in _DROPOUTS:
             if hasattr(config, name):
@@ -116,12 +82,6 @@ def load_base(
     return chat, network
 
 
-def _options(base_model: str, revision: str | None) -> dict[str, Any]:
-    if Path(base_model).is_dir():
-        return {"local_files_only": True}
-    return {"revision": revision}
-
-
 @contextlib.contextmanager
 def _readable(base_model: str) -> Iterator[None]:
     try:
@@ -135,13 +95,4 @@ def _readable(base_model: str) -> Iterator[None]:
             ) from None
         if isinstance(error, torch.AcceleratorError):
             raise  # the GPU's fault, not the model's
-        reason = one_line(first_line(error), 200)
-        if "trust_remote_code=True" in str(error):
-            raise UserError(
-                f"BASE_MODEL={base_model} brings code of its own, which is not run here: choose "
-                "a model that transformers knows"
-            ) from None
-        raise UserError(
-            f"BASE_MODEL={base_model} cannot be loaded ({reason}): "
-            "name a folder with a transformers model, or a hub id this machine can reach"
-        ) from error
+        raise unreadable(base_model, error) from error

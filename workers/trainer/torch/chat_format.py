@@ -62,6 +62,7 @@ class ChatFormat:
                 f"({one_line(str(error), 200)}): choose another model"
             ) from None
         self.end_ids = self._tokens.end_ids
+        self.end = tokenizer.decode(self.end_ids[-1:])
         self.stops = {*self.facts.stops, *self.end_ids[-1:], tokenizer.eos_token_id} - {None}
         self.facts.require_vocabulary(tokenizer, base_model)
 

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from babylon_tasks.checkpoints.export import ADAPTER_FILES
 from babylon_tasks.errors import UserError
 from babylon_tasks.text import first_line, one_line
-from workers.trainer.torch.base_model import NO_CODE
+from workers.trainer.torch.model_files import NO_CODE
 
 
 def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
