@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import UserError
-from tests.unit.tiny import make_tiny_model
+from babylon_tasks.records.steps import Call, Sample
+from tests.unit.tiny import CHAT_TEMPLATE, make_request, make_tiny_model
+from workers.trainer.torch import template
 from workers.trainer.torch.base_model import base_revision, load_base
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.model_files import check_base
+from workers.trainer.torch.trainer import TorchTrainer
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -281,3 +285,30 @@ def test_a_tokenizer_without_padding_or_generation_settings_will_do(folder: Path
     model = LanguageModel(str(folder), CPU)
     assert model.chat.stops == {tokenizer.eos_token_id}
     assert base_revision(str(folder), None).startswith("files:")
+
+
+# --- the template's clock ---
+
+
+def test_a_step_is_the_same_on_another_day(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template writes the date: it is the window's, not that of the step."""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, zone: Any = None) -> datetime:
+            return datetime(2031, 7, 4, tzinfo=zone)
+
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE
+    (folder / "chat_template.jinja").write_text(dated)
+    samples = [
+        Sample("2025-01-15T10:00", str(n), float(n), [Call("", "rise", "YES" if n else "NO")])
+        for n in range(2)
+    ]
+    trainer = TorchTrainer("cpu")
+    weights = []
+    for day in ("today", "later"):
+        request = make_request(folder.parent, str(folder), samples, name=day)
+        trainer.step(request, lambda progress: None)
+        weights.append((Path(request.output_dir) / "adapter_model.safetensors").read_bytes())
+        monkeypatch.setattr(template, "datetime", Later)
+    assert weights[0] == weights[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import jinja2
@@ -19,6 +20,7 @@ from workers.trainer.torch.thoughts import Thoughts
 
 SYSTEM, USER, ANSWER = "SYSTEM-GOES-HERE", "USER-GOES-HERE", "RESPONSE-GOES-HERE"
 _NEXT = "NEXT-GOES-HERE"
+PROBED_AT = datetime(2025, 1, 1, tzinfo=UTC)  # a clock that goes on would seem to be a difference
 
 
 class NotTheSame(Exception):
@@ -50,9 +52,9 @@ class AssistantTurn:
         self._template, self.thoughts = template, thoughts
         asked = [{"role": "user", "content": USER}]
         turn = [*asked, {"role": "assistant", "content": ANSWER}]
-        prompt = template.render(asked, generation_prompt=True)
-        bare = template.render(asked, generation_prompt=False)
-        whole = template.render(turn, generation_prompt=False)
+        prompt = template.render(asked, generation_prompt=True, at=PROBED_AT)
+        bare = template.render(asked, generation_prompt=False, at=PROBED_AT)
+        whole = template.render(turn, generation_prompt=False, at=PROBED_AT)
         stem = prompt if whole.startswith(prompt) else _common(prompt, whole)
         self._opening = prompt[len(stem) :]  # of a thought, which the template leaves out later
         self._before, _, self.after = whole[len(stem) :].rpartition(ANSWER)
@@ -85,7 +87,7 @@ class AssistantTurn:
         """Return what stands between an answer and the next question."""
         longer = [*turn, {"role": "user", "content": _NEXT}]
         try:
-            whole = self._template.render(longer, generation_prompt=False)
+            whole = self._template.render(longer, generation_prompt=False, at=PROBED_AT)
         except jinja2.TemplateError:
             return ""
         return whole.rpartition(ANSWER)[2].partition(_NEXT)[0]
@@ -136,14 +138,16 @@ def _common(one: str, other: str) -> str:
 
 def shows(prompt: str, messages: Messages) -> bool:
     """Tell whether a prompt holds what the messages say; templates pass over roles they lack."""
+    parts = []
     for message in messages:
-        parts = [call["function"]["name"] for call in message.get("tool_calls") or ()]
-        if message["role"] in ("user", "tool"):
-            parts.append(str(message["content"]).strip())
-        for part in parts:
-            if part not in prompt and json.dumps(part, ensure_ascii=False)[1:-1] not in prompt:
-                return False
-    return True
+        if message.get("role") in ("user", "tool"):
+            parts.append(str(message.get("content") or "").strip())
+        for call in message.get("tool_calls") or ():
+            function = call.get("function") if isinstance(call, dict) else None
+            parts.append(str(function.get("name")) if isinstance(function, dict) else str(call))
+    return all(
+        part in prompt or json.dumps(part, ensure_ascii=False)[1:-1] in prompt for part in parts
+    )
 
 
 def find_end(

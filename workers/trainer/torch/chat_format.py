@@ -12,6 +12,7 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.text import one_line
 from workers.trainer.torch.assistant_turn import (
     ANSWER,
+    PROBED_AT,
     SYSTEM,
     USER,
     AssistantTurn,
@@ -43,7 +44,7 @@ class ChatFormat:
     """
 
     def __init__(self, tokenizer: Any, base_model: str, facts: ModelFacts | None = None) -> None:
-        if not tokenizer.chat_template:
+        if not getattr(tokenizer, "chat_template", None):  # Mistral's own has no such thing
             raise UserError(
                 f"the tokenizer of BASE_MODEL={base_model} has no chat template: "
                 "choose an instruction-tuned model"
@@ -123,8 +124,8 @@ class ChatFormat:
             role = turn[0]["role"]
             asked, answer = turn[:-1], turn[-1]
             try:
-                prompt = self.prompt(asked)
-                whole = self._template.render(turn, generation_prompt=False)
+                prompt = self.prompt(asked, PROBED_AT)
+                whole = self._template.render(turn, False, PROBED_AT)
                 kept = all(m["content"] in prompt for m in asked) and answer["content"] in whole
                 reason = "it leaves messages out"
             except jinja2.TemplateError as error:

@@ -191,12 +191,15 @@ class LanguageModel:
         return getattr(self.network, self.network.base_model_prefix)
 
     @torch.no_grad()
-    def _probe(self, length: int = 8) -> torch.Tensor:
-        """Return transformers' own logits of a few tokens, [1, length, V]."""
-        vocabulary = self.network.get_input_embeddings().weight.shape[0]
-        tokens = torch.arange(length, device=self.device)[None] % vocabulary
+    def _probe(self, later: int = 0) -> torch.Tensor:
+        """Return transformers' own logits of 8 tokens, [1, 8, V]; `later` changes the last 4."""
+        tokens = self._few_tokens()
+        tokens[:, 4:] += later
         logits: torch.Tensor = self.network(input_ids=tokens, use_cache=False).logits
         return logits.float()
+
+    def _few_tokens(self) -> torch.Tensor:
+        return torch.arange(8, device=self.device)[None]
 
     def _check_network(self) -> None:
         """Refuse damaged weights, and an architecture that does more than continue text."""
@@ -206,7 +209,7 @@ class LanguageModel:
                 f"BASE_MODEL={self.base_model}: what it computes is not finite: its weights are "
                 "damaged, or not made for this precision; choose another"
             )
-        if not self._same(self._probe(4), logits[:, :4]):
+        if not self._same(self._probe(later=4)[:, :4], logits[:, :4]):
             raise UserError(
                 f"BASE_MODEL={self.base_model}: {type(self.network).__name__} looks at what comes "
                 "later; choose a model that continues text (…ForCausalLM)"
@@ -229,8 +232,7 @@ class LanguageModel:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Refuse an architecture that does more between hidden states and logits than we do."""
-        vocabulary = self.network.get_input_embeddings().weight.shape[0]
-        tokens = torch.arange(8, device=self.device)[None] % vocabulary
+        tokens = self._few_tokens()
         predicts = torch.arange(8)[None] >= 6
         theirs = self._probe()[predicts]
         for last_layer in (self._last_layer, None):

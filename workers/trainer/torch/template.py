@@ -23,6 +23,10 @@ _MOST_BYTES = 2 << 30  # of memory beyond what the process has
 Messages = Sequence[dict[str, Any]]
 
 
+class _TooSlow(jinja2.TemplateError):
+    pass
+
+
 class Template:
     """The chat template of one tokenizer.
 
@@ -35,6 +39,7 @@ class Template:
         # Some models have several templates, by name.
         self.source = source if isinstance(source, str) else json.dumps(source)
         self._options: dict[str, Any] = {}
+        self._too_slow = 0
         if "enable_thinking" in self.source:
             self._options["enable_thinking"] = False
         if "preserve_thinking" in self.source:
@@ -67,7 +72,8 @@ class Template:
         last: Exception = jinja2.TemplateError("no form of the messages was tried")
         for form in _forms(messages):
             try:
-                with _bounded():
+                # Each call that does not end makes the patience with others shorter.
+                with _bounded(RENDER_SECONDS / 2 ** min(self._too_slow, 4)):
                     text: str = self._tokenizer.apply_chat_template(
                         form,
                         tools=tools,
@@ -75,6 +81,9 @@ class Template:
                         add_generation_prompt=generation_prompt,
                         **options,
                     )
+            except _TooSlow:
+                self._too_slow += 1
+                raise
             except jinja2.TemplateError as error:
                 last = error
             except Exception as error:  # noqa: BLE001 - a program of others may raise anything
@@ -100,10 +109,9 @@ def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
     """Return the message with the arguments of its tool calls as objects, where they are JSON."""
     calls = []
     for call in message.get("tool_calls", []):
-        function = call.get("function", {}) if isinstance(call, dict) else {}
-        arguments: Any = function.get("arguments")
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
-            read = json.loads(arguments)
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            function = call["function"]
+            read = json.loads(function["arguments"])
             if isinstance(read, dict):
                 call = {**call, "function": {**function, "arguments": read}}
         calls.append(call)
@@ -111,7 +119,7 @@ def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
+def _bounded(seconds: float) -> Iterator[None]:
     """Limit time and memory of what runs inside; only the main thread can be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -122,8 +130,8 @@ def _bounded() -> Iterator[None]:
         wanted = pages * resource.getpagesize() + _MOST_BYTES
         if soft == resource.RLIM_INFINITY or wanted < soft:
             resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-    before = signal.signal(signal.SIGALRM, _too_slow)
-    waited, _ = signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    before = signal.signal(signal.SIGALRM, lambda *_: _stop(seconds))
+    waited, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
@@ -132,5 +140,5 @@ def _bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _too_slow(*_: object) -> None:
-    raise jinja2.TemplateError(f"it does not end in {RENDER_SECONDS:g} s")
+def _stop(seconds: float) -> None:
+    raise _TooSlow(f"it does not end in {seconds:g} s")

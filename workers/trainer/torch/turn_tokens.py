@@ -6,6 +6,7 @@ with a space, which no answer has after its prompt. No text of an answer becomes
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ _TAIL = 400  # characters of a prompt in which its last control token is looked 
 
 # Texts after which the tokens of another text are those that it has after a prompt.
 _ANCHORS = ("\n", "a", ".")
+
+_MOST_PIECES = 1000  # an answer with more control marks is no answer
 
 
 class Encoded(NamedTuple):
@@ -80,7 +83,8 @@ class TurnTokens:
         """Return the tokens of each turn; None where its text cannot but become control tokens."""
         prompts = self.encode([turn.prompt for turn in turns])
         tails = [self._tail(turn.prompt) for turn in turns]
-        tail_ids = dict(zip(tails, self.encode(tails), strict=True))
+        different = [*dict.fromkeys(tails)]  # few: most prompts end alike
+        tail_ids = dict(zip(different, self.encode(different), strict=True))
         together = self.encode(
             [
                 tail + turn.thought + turn.lead + turn.answer + self._end
@@ -97,10 +101,10 @@ class TurnTokens:
     ) -> Encoded | None:
         trained = together[len(tail) :]
         fits = together[: len(tail)] == tail == prompt[len(prompt) - len(tail) :]
-        ends = trained[-len(self.end_ids) :] == self.end_ids
+        ends = trained[-1:] == self.end_ids[-1:]
         if not (fits and ends and self._is_text(turn, trained)) or self._has_marks(turn):
             trained = self._apart(turn)
-            if not self._is_text(turn, trained):
+            if not trained or not self._is_text(turn, trained):
                 return None
         return Encoded(prompt, trained)
 
@@ -122,9 +126,12 @@ class TurnTokens:
 
     def _apart(self, turn: Turn) -> list[int]:
         """Encode in pieces: a token would cross the border, or the text holds control marks."""
-        first, *others = self._pieces(turn.answer)
-        pieces = [*self._pieces(turn.thought), turn.lead + first, *others]
-        ids = []
+        first, *others = itertools.islice(self._pieces(turn.answer), _MOST_PIECES)
+        pieces = [*itertools.islice(self._pieces(turn.thought), _MOST_PIECES)]
+        if len(others) + 1 >= _MOST_PIECES or len(pieces) >= _MOST_PIECES:
+            return []
+        pieces += [turn.lead + first, *others]
+        ids: list[int] = []
         before = self._tail(turn.prompt)
         for piece in filter(None, pieces):
             ids += self._after(before, piece)
