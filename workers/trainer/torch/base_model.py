@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from babylon_tasks.errors import UserError
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.fingerprint import fingerprint
-from workers.trainer.torch.memory import out_of_memory
 from workers.trainer.torch.model_files import NO_CODE, check_base, unreadable, where
 
 # Noise in the forward pass would make the importance ratio of recorded answers noise too.
@@ -87,6 +86,8 @@ def _readable(base_model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+        from workers.trainer.torch.memory import out_of_memory  # imports ART: not for the server
+
         if out_of_memory(error):
             raise UserError(
                 f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller "
