@@ -10,6 +10,7 @@ from pathlib import Path
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings
 
+_LATER = "not checked here: it is when the trainer first loads it"
 _SECONDS = 120.0  # ten are enough where nothing else runs
 
 
@@ -24,6 +25,8 @@ def check_template(settings: Settings) -> str:
     if settings.trainer != "torch" or importlib.util.find_spec("transformers") is None:
         return "not checked: this machine does not train by torch"
     local = Path(settings.base_model).is_dir()
+    if not local and not _downloaded(settings.base_model):
+        return _LATER
     command = [sys.executable, "-m", "workers.trainer.check", settings.base_model]
     if settings.base_model_revision and not local:
         command.append(settings.base_model_revision)
@@ -43,5 +46,11 @@ def check_template(settings: Settings) -> str:
         return done.stdout.strip()
     *_, reason = done.stderr.strip().splitlines() or ["it said nothing"]
     if done.returncode != 2 or (not local and "cannot be loaded" in reason):
-        return "not checked here: it is when the trainer first loads it"
+        return _LATER
     raise UserError(reason)
+
+
+def _downloaded(hub_id: str) -> bool:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE, "models--" + hub_id.replace("/", "--")).is_dir()

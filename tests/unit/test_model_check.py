@@ -48,6 +48,5 @@ def test_a_trainer_without_torch_needs_no_template() -> None:
     assert check_template(settings("org/x", trainer="noop")).startswith("not checked:")
 
 
-@pytest.mark.slow
 def test_what_is_not_downloaded_is_not_blamed() -> None:
     assert check_template(settings("org/not-downloaded")).startswith("not checked here")
