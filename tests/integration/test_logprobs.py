@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ pytest.importorskip("art")
 
 import torch
 from pydantic import SecretStr
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import NotRecorded, ServerUnavailable
@@ -31,6 +34,7 @@ from tests import logprobs_server as vllm
 from tests.clock import let_waits_pass
 from tests.logprobs_server import Fault, LogprobsServer
 from tests.rows import add_trajectory, hours_ago, one, query, states, steps
+from tests.unit.templates import tokenizer_of
 from tests.unit.tiny import make_tiny_model
 from tests.wandb_server import KEY as WANDB_KEY
 from tests.wandb_server import WandbServer
@@ -167,6 +171,33 @@ def test_attached_values_are_those_of_the_version_that_answered(
     stored = one(context, "SELECT metrics FROM rl.steps WHERE step = 2")["metrics"]
     assert stored["staleness_known"] == 6
     assert (stored["staleness_mean"], stored["staleness_max"]) == (0, 0)
+
+
+@pytest.mark.parametrize("family", ["zephyr", "glm-4"])
+def test_the_server_makes_the_trainers_tokens_of_other_kinds(
+    family: str,
+    make_context: MakeContext,
+    trainer: Watched,
+    base_model: str,
+    tmp_path: Path,
+) -> None:
+    """SentencePiece's answers begin without a space; GLM-4's with a line break, and have no end."""
+    folder = str(shutil.copytree(base_model, tmp_path / family))
+    tokenizer_of(family).save_pretrained(folder)
+    size = len(tokenizer_of(family))
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=size, num_hidden_layers=1, num_key_value_heads=2, **shape)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    with LogprobsServer(folder) as server:
+        server.models["base"] = None
+        context = make_context(base_model=folder, logprobs_url=server.url, logprobs_model="base")
+        add_window(context, hours_ago(2))
+        pipeline.score(context)
+        report = pipeline.train(context, trainer)
+    assert report is not None
+    metrics = report.result.metrics
+    assert (metrics["logprobs_share"], metrics["logprobs_misfit"]) == (pytest.approx(1, abs=0.2), 0)
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-3)
 
 
 def test_a_base_models_values_show_how_far_the_head_has_gone(

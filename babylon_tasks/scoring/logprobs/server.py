@@ -1,9 +1,9 @@
 """Asks a vLLM server for the log-probabilities of recorded responses.
 
 Each call takes three requests. `/tokenize` gives the tokens of the prompt, as the chat template
-writes it before an answer, then those of the response; the trainer makes the same tokens.
-`/v1/completions` with both and `prompt_logprobs` gives the log-probability of each. So the border
-between prompt and response is exact; in the text of a whole conversation a token may cross it.
+writes it before an answer, then those of the whole conversation, which go on from them; the trainer
+makes the same. `/v1/completions` with them and `prompt_logprobs` gives the log-probability of each.
+Where a token crosses the border between prompt and response, the response is encoded alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class LogprobServer:
         self._headers = (
             {b"Authorization": b"Bearer " + key.get_secret_value().strip().encode()} if key else {}
         )
-        self._ends: dict[str, list[int]] = {}  # end-of-turn tokens by the model's name
+        self._ends: dict[str, list[int]] = {}  # what follows a response, by the model's name
 
     async def ask(self, model: str, call: Call) -> Logprobs:
         """Return this model's log-probabilities of the call's response and its end of turn.
@@ -80,11 +80,13 @@ class LogprobServer:
         if model not in self._ends:
             self._ends[model] = await self._end(model)
         tools = {"tools": shown} if (shown := call.shown_tools()) else {}
-        prompt = await self._tokens(
-            model, messages=call.prompt(), add_generation_prompt=True, **tools
-        )
-        answer = await self._tokens(model, prompt=call.response)
-        answer += self._ends[model]
+        messages = call.prompt()
+        prompt, whole = await self._both(model, messages, call.response, **tools)
+        after = len(self._ends[model])
+        answer = whole[len(prompt) : len(whole) - max(0, after - 1)]
+        if whole[: len(prompt)] != prompt:
+            answer = await self._tokens(model, prompt=call.response)
+            answer += self._ends[model][:1]
         completion = await self._post(
             "/v1/completions",
             _Completion,
@@ -96,17 +98,27 @@ class LogprobServer:
         )
         return _read(completion, prompt, answer)
 
-    async def _end(self, model: str) -> list[int]:
-        """Return the token after a response; empty if the template changes the text before it."""
-        user, word = {"role": "user", "content": "x"}, "y"
-        prompt = await self._tokens(model, messages=[user], add_generation_prompt=True)
-        before = prompt + await self._tokens(model, prompt=word)
-        whole = await self._tokens(
-            model,
-            messages=[user, {"role": "assistant", "content": word}],
-            add_generation_prompt=False,
+    async def _both(
+        self, model: str, messages: list[Any], response: str, **tools: Any
+    ) -> tuple[list[int], list[int]]:
+        """Return the tokens of a prompt, and of the conversation with the response."""
+        answer = {"role": "assistant", "content": response}
+        return (
+            await self._tokens(model, messages=messages, add_generation_prompt=True, **tools),
+            await self._tokens(
+                model, messages=[*messages, answer], add_generation_prompt=False, **tools
+            ),
         )
-        return whole[len(before) : len(before) + 1] if whole[: len(before)] == before else []
+
+    async def _end(self, model: str) -> list[int]:
+        """Return the tokens that follow every response; none if the template writes none."""
+        user = {"role": "user", "content": "x"}
+        prompt, one = await self._both(model, [user], "y")
+        _, other = await self._both(model, [user], "z")
+        same = 0
+        while same < min(len(one), len(other)) - len(prompt) and one[-1 - same] == other[-1 - same]:
+            same += 1
+        return one[len(one) - same :]
 
     async def _tokens(self, model: str, **of: Any) -> list[int]:
         """Return the token ids of messages, or of a text."""
