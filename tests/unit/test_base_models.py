@@ -222,6 +222,22 @@ def test_an_unknown_kind_is_refused(folder: Path) -> None:
     assert "cannot be loaded" in refusal(rewrite(folder / "config.json", model_type="llama9"))
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", '{"a": 1}'),
+        ("tokenizer_config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "qwen2", "hidden_size": 0, "vocab_size": 320}'),
+        ("config.json", '{"model_type": "qwen2", "vocab_size": "many"}'),
+        ("model.safetensors", "no weights"),
+    ],
+)
+def test_spoiled_files_are_refused_in_one_line(file: str, text: str, folder: Path) -> None:
+    (folder / file).write_text(text)
+    assert "cannot be loaded" in refusal(str(folder))
+
+
 # --- nothing is asked, and no code of a model is run ---
 
 CODE = "raise SystemExit('code of a model was run')\n"

@@ -137,10 +137,14 @@ def _common(one: str, other: str) -> str:
 
 
 def shows(prompt: str, messages: Messages) -> bool:
-    """Tell whether a prompt holds what the messages say; templates pass over roles they lack."""
+    """Tell whether a prompt holds what the messages say; templates pass over roles they lack.
+
+    The system message before others may be edited: SmolLM3 takes its switches out.
+    """
     parts = []
-    for message in messages:
-        if message.get("role") in ("user", "tool"):
+    for number, message in enumerate(messages):
+        first_of_several = number == 0 and len(messages) > 1 and message.get("role") == "system"
+        if message.get("role") != "assistant" and not first_of_several:
             parts.append(str(message.get("content") or "").strip())
         for call in message.get("tool_calls") or ():
             function = call.get("function") if isinstance(call, dict) else None

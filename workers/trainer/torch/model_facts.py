@@ -41,7 +41,7 @@ class ModelFacts:
         stops = [*_ids(config), *_ids(text), *_ids(generation)]
         return cls(
             stops=frozenset(stops),
-            vocabulary=getattr(text, "vocab_size", None) or sys.maxsize,
+            vocabulary=int(getattr(text, "vocab_size", None) or sys.maxsize),
             positions=_positions(text),
             # sdpa passes over Gemma-2's cap on attention's logits, and scales Falcon's ALiBi.
             attention="eager" if capped else "sdpa",

@@ -39,7 +39,9 @@ def check_base(base_model: str, revision: str | None) -> tuple[ChatFormat, Any]:
         except OSError:
             generation = None  # few old models have the file
         facts = ModelFacts.of(base_model, config, generation)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # files of others may raise anything
         raise unreadable(base_model, error) from error
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
