@@ -187,13 +187,15 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 class WindowShare(msgspec.Struct, frozen=True):
     """A window's share of a step: `sequences` LLM calls with `trainable_tokens` in all.
 
-    `dropped` calls were longer than `max_sequence_tokens`, or the chat template could not take
-    them. The window's other calls belong to trajectories of average reward, which teach nothing.
+    `dropped` calls were longer than `max_sequence_tokens` or than the model takes, or `refused` by
+    its chat template or tokenizer. The window's other calls belong to trajectories of average
+    reward, which teach nothing.
     """
 
     sequences: int
     dropped: int
     trainable_tokens: int
+    refused: int = 0
 
 
 class StepResult(msgspec.Struct, frozen=True, tag="step_result"):

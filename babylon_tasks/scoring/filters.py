@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "scored": ("gone", "without_calls"),
     "calls": (
         "empty", "no_prompt", "tool_call", "no_text", "odd_shape", "repeated", "truncated", "stale",
-        "without_logprobs", "too_long", "no_advantage",
+        "without_logprobs", "too_long", "template", "no_advantage",
     ),
     "sequences": (),
     "tokens": (),

@@ -286,7 +286,8 @@ def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[s
         share = result.windows.get(window_id, WindowShare(0, 0, 0))
         completed[window_id] = {
             **funnel,
-            "too_long": share.dropped,
+            "too_long": share.dropped - share.refused,
+            **({"template": share.refused} if share.refused else {}),
             "no_advantage": sent - share.sequences - share.dropped,
             "sequences": share.sequences,
             "tokens": share.trainable_tokens,

@@ -22,7 +22,7 @@ from workers.trainer.torch import template as template_module
 from workers.trainer.torch.assistant_turn import NotTheSame
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.model_facts import ModelFacts
-from workers.trainer.torch.tokenized import TokenizedSample, tokenize_samples
+from workers.trainer.torch.tokenized import TokenizedSample, tokenize_groups, tokenize_samples
 from workers.trainer.torch.turn_tokens import Encoded
 
 AT = datetime(2025, 1, 15, 10, tzinfo=UTC)
@@ -352,6 +352,15 @@ def test_more_tokens_than_embeddings_are_refused() -> None:
     chat = ChatFormat(tokenizer, "org/model", ModelFacts(vocabulary=size))
     one = tokenized(chat, Call("", "see <image_soft_token>", "BUY"), Call("", "rise", "BUY"))
     assert (len(one.calls), one.dropped) == (1, {"vocabulary": 1})
+
+
+def test_what_a_template_refuses_is_told_apart_from_what_is_too_long() -> None:
+    refusing = "{% if 'odd' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}"
+    chat = chat_with(refusing + CHAT_TEMPLATE)
+    calls = [Call("", "odd", "BUY"), Call("", "rise " * 99, "BUY"), Call("", "rise", "BUY")]
+    groups = [[Sample("w", str(n), float(n), calls) for n in range(2)]]
+    share = tokenize_groups(chat, groups, 60).windows["w"]
+    assert (share.sequences, share.dropped, share.refused) == (2, 4, 2)
 
 
 def test_a_clock_that_goes_on_is_no_difference() -> None:

@@ -95,9 +95,12 @@ class Engine:
             for m in request.messages
         ]
         try:
-            return self._chat.encode([self._chat.prompt(messages)])[0]
+            prompt = self._chat.encode([self._chat.prompt(messages)])[0]
         except jinja2.TemplateError as error:
             raise BadRequest(f"the model's chat template refuses the messages: {error}") from error
+        if not self._chat.facts.knows(prompt):
+            raise BadRequest("the messages hold tokens, of a picture say, that the model has not")
+        return prompt
 
     def _generate(self, prompt: list[int], max_new: int, request: ChatRequest) -> Completion:
         (one,) = self._generator.generate(

@@ -80,6 +80,7 @@ def _encode(model: LanguageModel, request: GenerateRequest) -> list[list[int]]:
             continue
     encoded: list[list[int]] = [[] for _ in request.prompts]
     for number, ids in zip(texts, model.chat.encode([*texts.values()]), strict=True):
-        if len(ids) + request.max_tokens <= model.generator.context_tokens:
+        fits = len(ids) + request.max_tokens <= model.generator.context_tokens
+        if fits and model.chat.facts.knows(ids):
             encoded[number] = ids
     return encoded

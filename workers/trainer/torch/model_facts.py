@@ -47,6 +47,10 @@ class ModelFacts:
             attention="eager" if capped else "sdpa",
         )
 
+    def knows(self, token_ids: list[int]) -> bool:
+        """Tell whether the model has embeddings for all of these tokens."""
+        return max(token_ids, default=0) < self.vocabulary
+
     def require_vocabulary(self, tokenizer: Any, base_model: str) -> None:
         """Refuse a tokenizer with tokens that the model has no embedding for.
 

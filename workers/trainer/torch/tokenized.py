@@ -53,6 +53,7 @@ class TokenizedGroups:
             share.sequences + len(sample.calls),
             share.dropped + sample.dropped.total(),
             share.trainable_tokens + tokens,
+            share.refused + sample.dropped.total() - sample.dropped["too_long"],
         )
 
 
@@ -188,7 +189,7 @@ def _tokenize(
                 tokenized.dropped["too_long"] += 1
             elif len(call.trained) == len(chat.end_ids):
                 tokenized.dropped["empty"] += 1
-            elif max(*call.prompt, *call.trained) >= chat.facts.vocabulary:
+            elif not chat.facts.knows([*call.prompt, *call.trained]):
                 tokenized.dropped["vocabulary"] += 1
             else:
                 answer_tokens = len(call.trained) - len(chat.end_ids)
