@@ -14,6 +14,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
+from tokenizers import AddedToken, normalizers
+
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Call, Logprobs, Sample
 from tests.unit.templates import FAMILIES, tokenizer_of
@@ -193,6 +195,25 @@ def test_a_user_sees_the_answer_without_lead_and_thought(name: str) -> None:
 def test_an_answer_of_marks_alone_costs_little_and_is_left_out() -> None:
     one = tokenized(chat_of("chatml"), Call("", "rise", "<|im_end|>" * 20_000))
     assert (one.calls, one.dropped) == ([], {"markup": 1})
+
+
+def test_bytes_that_a_tokenizer_calls_special_are_text() -> None:
+    tokenizer = copy.deepcopy(tokenizer_of("zephyr"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</s>", "<0xE6>", "<0xA8>"]})
+    chat = ChatFormat(tokenizer, "org/model")
+    one = encoded(chat, [USER], "模 </s>")
+    assert tokenizer.convert_tokens_to_ids("<0xE6>") in one.trained
+    assert one.trained.count(tokenizer.eos_token_id) == 1
+
+
+def test_a_mark_that_normalizing_makes_is_no_control_token() -> None:
+    tokenizer = copy.deepcopy(tokenizer_of("chatml"))
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.NFKC()
+    backend.add_special_tokens([AddedToken("<halt>", normalized=True, special=True)])
+    chat = ChatFormat(tokenizer, "org/model")
+    (one,) = chat.encode_turns([chat.turn([USER], "BUY \uff1chalt\uff1e", AT)])
+    assert one is None or tokenizer.convert_tokens_to_ids("<halt>") not in one.trained
 
 
 def test_marks_in_a_prompt_are_what_a_server_makes_of_them() -> None:

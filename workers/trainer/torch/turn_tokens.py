@@ -18,6 +18,8 @@ _TAIL = 400  # characters of a prompt in which its last control token is looked 
 # Texts after which the tokens of another text are those that it has after a prompt.
 _ANCHORS = ("\n", "a", ".")
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
 _MOST_PIECES = 1000  # an answer with more control marks is no answer
 
 
@@ -67,8 +69,9 @@ class TurnTokens:
         }
         texts = sorted(marks.values(), key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, texts)) or "(?!)")
-        # What a tokenizer does not know becomes this one, in a server too.
-        self.control_ids = marks.keys() - {tokenizer.unk_token_id}
+        # What a tokenizer does not know becomes one of these, in a server too.
+        unknown = {i for i, text in marks.items() if _BYTE.fullmatch(text)}
+        self.control_ids = marks.keys() - unknown - {tokenizer.unk_token_id}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, nothing added."""
