@@ -2,37 +2,76 @@
 
 Messages are doorbells: they carry ids only, are acknowledged early, and losing one costs at most a
 sweep, because Postgres alone says what is due. What follows from that is set below.
+
+Importing this module asks for no setting, and changes nothing for another Celery application of the
+same process: a scheduler may import it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 from celery import Celery
+from celery.app.log import Logging
 from celery.signals import setup_logging
 from kombu import Exchange, Queue
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.connection import resolve_aliases
 
 from babylon_tasks.errors import UserError
+from babylon_tasks.logs import configure_logging
 from babylon_tasks.settings import QUEUES, Settings, load_settings
+from babylon_tasks.store.broker import KEYS
 
-# Under the names of their URLs, by which Flower and the logs know a broker.
-TRANSPORT_ALIASES.update(redis="workers.broker:Transport", rediss="workers.broker:Transport")
+# Flower and the logs know a broker by the name in its URL.
+_TRANSPORTS = {"redis": "workers.broker:Transport", "rediss": "workers.broker:TlsTransport"}
+resolve_aliases.update({transport: scheme for scheme, transport in _TRANSPORTS.items()})
+
+# Celery prefers these to what we configure, and then reads another Redis than our other clients.
+_CELERYS_OWN = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL",
+                "CELERY_RESULT_BACKEND")  # fmt: skip
 
 
-def make_app(settings: Settings) -> Celery:
-    """Make the app for these settings; it asks neither server.
+class NotConfigured(UserError, click.ClickException):
+    """A setting is missing or wrong. Every `celery` command ends with this line and exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Write the line to standard error."""
+        sys.stderr.write(f"{self}\n")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Return Celery's configuration for these settings; no server is asked.
 
     Raises:
-        UserError: REDIS_URL or DATABASE_URL is missing.
+        UserError: REDIS_URL or DATABASE_URL is missing or wrong, or a variable of Celery's own
+            names another broker.
     """
     settings.postgres()  # its id begins all keys in Redis: `workers/broker.py`
-    app = Celery("babylon_tasks", broker=settings.redis(), backend=settings.redis())
-    app.conf.update(
+    server = settings.redis()
+    for name in _CELERYS_OWN:
+        if os.environ.get(name) not in (None, "", server.plain):
+            raise UserError(f"{name} is set, and the broker is that of REDIS_URL: unset it")
+    tls = server.tls.options() if server.tls else None
+    return dict(
+        broker_url=server.plain,
+        broker_transport=_TRANSPORTS["rediss" if tls else "redis"],
+        broker_use_ssl=tls,
+        result_backend=server.plain,
+        redis_backend_use_ssl=tls,
+        result_backend_transport_options={"global_keyprefix": KEYS},
         include=["workers.tasks", "workers.lifecycle"],
         # Pickle and an open Redis would be remote code execution.
         accept_content=["json"],
@@ -50,6 +89,8 @@ def make_app(settings: Settings) -> Celery:
         worker_disable_prefetch=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis that refuses writes for a while (a failover, a full memory) does not end a worker.
+        broker_channel_error_retry=True,
         broker_transport_options={
             "visibility_timeout": 900,
             "socket_timeout": 30,
@@ -70,7 +111,6 @@ def make_app(settings: Settings) -> Celery:
         beat_schedule=_beat_schedule(settings),
         beat_scheduler="workers.beat:DoorbellScheduler",
     )
-    return app
 
 
 def _beat_schedule(settings: Settings) -> dict[str, Any]:
@@ -90,11 +130,53 @@ def _beat_schedule(settings: Settings) -> dict[str, Any]:
     return entries
 
 
-@setup_logging.connect
-def _log_as_we_do(**_: object) -> None:
-    from babylon_tasks.logs import configure_logging
+class _Configuration(Mapping[str, Any]):
+    """Celery's configuration, made when Celery first asks for it, and again after an error."""
 
+    @functools.cached_property
+    def _values(self) -> dict[str, Any]:
+        try:
+            return configuration(load_settings())
+        except UserError as error:
+            raise NotConfigured(str(error)) from None
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class _Logging(Logging):  # type: ignore[misc]
+    """Logs as our other roles do."""
+
+    def setup_logging_subsystem(self, *args: Any, **kwargs: Any) -> Any:
+        """Configure the logs of this app alone: the signal is one for all apps of a process."""
+        setup_logging.connect(_log_as_we_do)
+        try:
+            return super().setup_logging_subsystem(*args, **kwargs)
+        finally:
+            setup_logging.disconnect(_log_as_we_do)
+
+
+def _log_as_we_do(**_: object) -> None:
     configure_logging(load_settings().log_level)
+    # Celery makes one to show its URL without the password, and kombu warns that it has no TLS.
+    logging.getLogger("kombu.connection").setLevel(logging.ERROR)
+
+
+def make_app() -> Celery:
+    """Make the app; it reads the settings when they are first needed.
+
+    Raises:
+        UserError: Later, at its first use, as `configuration` has it.
+    """
+    app = Celery("babylon_tasks", log=_Logging)
+    app.config_from_object(_Configuration())
+    return app
 
 
 def _configure_flower() -> None:
@@ -109,8 +191,4 @@ def _configure_flower() -> None:
 
 
 _configure_flower()
-try:
-    app = make_app(load_settings())
-except UserError as error:
-    sys.stderr.write(f"{error}\n")
-    raise SystemExit(2) from None
+app = make_app()

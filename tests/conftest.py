@@ -19,7 +19,6 @@ import hypothesis
 import psycopg
 import pytest
 from filelock import FileLock
-from kombu.transport import TRANSPORT_ALIASES
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -37,10 +36,6 @@ from workers.gpu.client import TrainerOptions, TrainerProcess
 # A loaded machine is slow: no example fails because of its time.
 hypothesis.settings.register_profile("any machine", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("any machine")
-
-# As the app does it. kombu remembers the transport of a process's first connection, which may be a
-# test's own.
-TRANSPORT_ALIASES.update(redis="workers.broker:Transport")
 
 # Nothing in these servers is worth a wait for the disk; the chaos tests have one that waits.
 NEVER_WAIT = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.beat import Scheduler, SchedulingError
 
-from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.errors import UserError
 from babylon_tasks.text import one_line
 from workers import queues
 
@@ -24,7 +24,7 @@ class DoorbellScheduler(Scheduler):  # type: ignore[misc]
             with queues.redis_client() as client:
                 if queues.trim_and_count(client, queue) >= queues.ENOUGH_FOR_BEAT[queue]:
                     return
-        except ServerUnavailable as error:
+        except UserError as error:
             log.warning("%s: not sent: %s", entry.name, error)
             return
         try:

@@ -157,7 +157,7 @@ def _key_prefix() -> str:
 
 
 class Transport(redis.Transport):  # type: ignore[misc]
-    """Takes the place of kombu's Redis transport; see `babylon_tasks.celery`."""
+    """Our app's transport, in the place of kombu's; see `babylon_tasks.celery`."""
 
     Channel = Channel
 
@@ -167,3 +167,7 @@ class Transport(redis.Transport):  # type: ignore[misc]
             super()._deliver(message, queue)
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             log.warning("dropped a message on %s that cannot be read: %r", queue, error)
+
+
+class TlsTransport(Transport):
+    """The same; Celery's logs and Flower know it by another name, `rediss`."""

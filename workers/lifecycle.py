@@ -28,7 +28,7 @@ from babylon_tasks.training.wandb_jobs import require_usable
 from workers import process
 from workers.gpu import slots
 from workers.gpu.visible import visible_gpus
-from workers.refusal import refusing_in_one_line
+from workers.refusal import refusing_in_one_line, require_broker
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     configure_logging(settings.log_level)  # Celery does so later
     with refusing_in_one_line():
         require_applied(settings.postgres())
+        require_broker(settings)
         if "gpu" in queues:
             check_trainer(settings)
         if "cpu" in queues:
@@ -117,10 +118,13 @@ def produce_at_start(sender: Any = None, **_: object) -> None:
     """Look for windows at once, since beat's first tick comes a minute late.
 
     Raises:
-        SystemExit: Postgres or its migrations are missing; stderr says what to do.
+        SystemExit: Postgres or its migrations are missing, or Redis can never work; stderr says
+            what to do.
     """
+    settings = load_settings()
     with refusing_in_one_line():
-        require_applied(load_settings().postgres())
+        require_applied(settings.postgres())
+        require_broker(settings)
     try:
         # Without ignore_result, Celery would try twenty times to reach Redis for the result.
         sender.app.send_task("babylon.produce", queue="cpu", retry=False, ignore_result=True)

@@ -15,9 +15,8 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import load_settings
-from babylon_tasks.store.database import server_name
+from babylon_tasks.store.broker import explained
 from babylon_tasks.store.identity import key_prefix
 
 log = logging.getLogger(__name__)
@@ -41,6 +40,7 @@ def redis_client() -> Iterator[Redis]:
     `GlobalKeyPrefixMixin`.
 
     Raises:
+        UserError: Redis refuses us, or REDIS_URL is wrong.
         ServerUnavailable: Redis does not answer, now or while the client is used; or Postgres does
             not, and this process does not know its id yet.
     """
@@ -51,10 +51,7 @@ def redis_client() -> Iterator[Redis]:
             connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
             yield connection.default_channel.client
     except (OperationalError, RedisError, OSError) as error:
-        raise ServerUnavailable(
-            f"cannot reach {server_name('Redis', settings.redis())}: is it running, and is "
-            "REDIS_URL right?"
-        ) from error
+        raise explained(settings.redis(), error) from error
 
 
 def count(client: Redis, queue: str) -> int:

@@ -6,16 +6,20 @@ checks of this machine are in `cockpit.machine`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from babylon_tasks.cockpit.status import queue_lengths, redis_client
+from redis.exceptions import NoPermissionError
+
+from babylon_tasks.cockpit.status import queue_lengths
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import canaries, leases
+from babylon_tasks.store import broker, canaries, leases
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.database import Database, server_name
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.migrate import pending, require_applied
 from babylon_tasks.work.fleet import Fleet
 
@@ -71,15 +75,25 @@ def migrations(settings: Settings) -> str:
 
 
 def redis(settings: Settings) -> str:
-    """Ask Redis for its version.
+    """Try on Redis what the roles do, and ask it for its version.
 
     Raises:
-        UserError: REDIS_URL is missing or wrong.
-        ServerUnavailable: Redis does not answer.
+        UserError: REDIS_URL is missing or wrong, or its user lacks a right, which is named.
+        ServerUnavailable: Redis does not answer, or takes no writes now.
     """
-    with redis_client(settings) as client:
-        version = client.info("server")["redis_version"]
-    return f"{server_name('Redis', settings.redis())}, version {version}"
+    server = settings.redis()
+    with broker.client(server) as client:
+        client.ping()
+        version = None
+        with contextlib.suppress(NoPermissionError):  # nobody but us needs INFO
+            version = client.info("server")["redis_version"]
+    detail = f"{server.name}, version {version or 'unknown'}"
+    try:
+        prefix = key_prefix(settings.postgres())
+    except UserError:  # the check of Postgres says why
+        return f"{detail}; without Postgres it is not tried what its user may do"
+    broker.require_usable(server, prefix)
+    return detail
 
 
 def queues(settings: Settings) -> str:

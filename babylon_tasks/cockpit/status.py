@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
-import redis
-
-from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import canaries, heads, judgments, steps
+from babylon_tasks.store import broker, canaries, heads, judgments, steps
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.store.database import server_name
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.steps import Step
 from babylon_tasks.work.context import Context
@@ -66,26 +60,6 @@ def _rounded(value: float | Decimal | None, digits: int) -> float | None:
     return None if value is None else round(float(value), digits)
 
 
-@contextmanager
-def redis_client(settings: Settings) -> Iterator[redis.Redis]:
-    """Give a client of the broker for a while; it knows nothing of Celery's prefix.
-
-    Raises:
-        UserError: REDIS_URL is missing or wrong.
-        ServerUnavailable: Redis does not answer.
-    """
-    client = redis.Redis.from_url(settings.redis(), socket_timeout=5, socket_connect_timeout=5)
-    try:
-        yield client
-    except redis.RedisError as error:
-        raise ServerUnavailable(
-            f"cannot reach {server_name('Redis', settings.redis())} ({type(error).__name__}): "
-            "is it running, and is REDIS_URL right?"
-        ) from None
-    finally:
-        client.close()
-
-
 def queue_lengths(settings: Settings) -> dict[str, int]:
     """Count the messages that wait, by queue.
 
@@ -94,5 +68,5 @@ def queue_lengths(settings: Settings) -> dict[str, int]:
         ServerUnavailable: Redis or Postgres does not answer.
     """
     prefix = key_prefix(settings.postgres())
-    with redis_client(settings) as client:
+    with broker.client(settings.redis()) as client:
         return {queue: int(client.llen(prefix + queue)) for queue in QUEUES}

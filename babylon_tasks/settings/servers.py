@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings.group import Group
+from babylon_tasks.settings.redis_url import RedisUrl, read_redis_url
 
 # Parameters that Prisma puts into a database URL and libpq refuses.
 _PRISMA_PARAMETERS = frozenset(
@@ -45,8 +46,9 @@ class Servers(Group):
     )
     redis_url: SecretStr | None = Field(
         None,
-        description="Redis, the Celery broker: `redis://:password@host:6379/0`. Docker Compose "
-        "sets it itself.",
+        description="Redis, the Celery broker: `redis://:password@host:6379/0`, `rediss://` with "
+        "TLS. Other forms are refused, and the line says what to write. Docker Compose sets it "
+        "itself.",
     )
 
     def postgres(self) -> str:
@@ -73,23 +75,12 @@ class Servers(Group):
         rebuilt = f"{parts.scheme}://{parts.netloc}{parts.path}"
         return f"{rebuilt}?{urlencode(query, quote_via=quote)}" if query else rebuilt
 
-    def redis(self) -> str:
-        """Return the broker's URL.
+    def redis(self) -> RedisUrl:
+        """Return where the broker is, as every client is to read it.
 
         Raises:
-            UserError: REDIS_URL is missing or no Redis URL.
+            UserError: REDIS_URL is missing, or cannot be used.
         """
         if self.redis_url is None:
             raise UserError("REDIS_URL is not set: export REDIS_URL=redis://:password@host:6379/0")
-        url = self.redis_url.get_secret_value().strip()
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname)
-            _ = parts.port
-        except ValueError:
-            usable = False
-        if not usable:
-            raise UserError(
-                "REDIS_URL is not a Redis URL; it must look like redis://:password@host:6379/0"
-            )
-        return url
+        return read_redis_url(self.redis_url.get_secret_value())

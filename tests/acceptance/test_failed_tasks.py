@@ -66,8 +66,8 @@ def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
         client.lpush(cpu, json.dumps(message("babylon.enqueue", [7], task_id="odd")))
         client.lpush(gpu, json.dumps(message("babylon.train", task_id="step")))
         deployment.wait(lambda: failed.keys() >= {"bad", "odd", "step"})
-        result = json.loads(client.get("celery-task-meta-step") or "{}")
-        assert not client.exists("celery-task-meta-bad", "celery-task-meta-odd")
+        result = json.loads(client.get("babylon:celery-task-meta-step") or "{}")
+        assert not client.exists("babylon:celery-task-meta-bad", "babylon:celery-task-meta-odd")
     assert "no trajectories in window 2025-01-15T10:00" in failed["bad"]["exception"]
     assert failed["bad"]["exception"].startswith("UserError(")
     assert failed["odd"]["exception"].startswith("TypeError(")

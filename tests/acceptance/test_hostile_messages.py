@@ -28,7 +28,7 @@ def test_a_worker_outlives_them_all(deployment: Deployment, tmp_path: Path) -> N
 
         def answered(names: set[str]) -> None:
             def done() -> set[str]:
-                return {n for n in names if client.exists(f"celery-task-meta-{n}")}
+                return {n for n in names if client.exists(f"babylon:celery-task-meta-{n}")}
 
             deployment.wait(lambda: done() == names or context.poll() is not None)
             missed = sorted(names - done())

@@ -26,7 +26,7 @@ def client(
     from babylon_tasks.celery import make_app
 
     before = current_app._get_current_object()
-    app = make_app(load_settings())
+    app = make_app()
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
         yield client

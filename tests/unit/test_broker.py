@@ -94,19 +94,28 @@ def test_only_queues_of_tasks_are_screened() -> None:
     assert _screen(b"our:", [b"our:1234.reply.celery.pidbox", b"garbage"]) is not None
 
 
-def test_the_app_takes_its_messages_through_it() -> None:
-    """In a process of its own: kombu remembers the transport of the first connection."""
-    code = """
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_the_app_takes_its_messages_through_it_and_no_other_app_does(scheme: str) -> None:
+    """In a process of its own, as a scheduler has it that is itself a Celery application."""
+    code = f"""
+import logging
+from celery import Celery
 from babylon_tasks.celery import app
 from workers.broker import Transport
-for url in ("redis://127.0.0.1:1/0", "rediss://127.0.0.1:1/0"):
-    connection = app.connection_for_read(url)
-    assert isinstance(connection.transport, Transport)
-    assert connection.as_uri().startswith(url.partition(":")[0])
+ours, theirs = app.connection_for_read(), Celery(broker="{scheme}://h:1/0").connection_for_read()
+assert isinstance(ours.transport, Transport), ours.transport
+assert isinstance(ours.clone().transport, Transport)
+assert not isinstance(theirs.transport, Transport), theirs.transport
+assert ours.as_uri() == "{scheme}://:**@127.0.0.1:1/0", ours.as_uri()
+Celery().log.setup(logging.INFO)
+assert all("babylon" not in type(handler.formatter).__module__ for handler in logging.root.handlers)
 """
     environment = {
         **os.environ,
-        "REDIS_URL": "redis://:password@127.0.0.1:1/0",
+        "REDIS_URL": f"{scheme}://:password@127.0.0.1:1/0",
         "DATABASE_URL": "postgresql://u:password@127.0.0.1:1/nowhere",  # which nobody asks
     }
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from tornado.options import options
 
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.identity import key_prefix
-from workers.refusal import refusing_in_one_line
+from workers.refusal import refusing_in_one_line, require_broker
 from workers.watch.metrics import PipelineCollector
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -32,13 +32,15 @@ if not (options.basic_auth or options.auth):
         )
         raise SystemExit(2)
 
-_settings = load_settings()
-if _settings.database_url:
-    REGISTRY.register(PipelineCollector(_settings))
-    with refusing_in_one_line():
+with refusing_in_one_line():
+    _settings = load_settings()
+    if _settings.database_url:
+        REGISTRY.register(PipelineCollector(_settings))
         _prefix = key_prefix(_settings.postgres())
-    # Flower's page of the broker counts the keys that these options name.
-    current_app.conf.broker_transport_options["global_keyprefix"] = _prefix
+        if _settings.redis_url:
+            require_broker(_settings)
+        # Flower's page of the broker counts the keys that these options name.
+        current_app.conf.broker_transport_options["global_keyprefix"] = _prefix
 
 purge_offline_workers = 3600
 tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
