@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from billiard import active_children
+from celery.concurrency import get_implementation, prefork, solo
 from celery.signals import beat_init, celeryd_init, worker_process_shutdown, worker_ready
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -21,7 +22,7 @@ from babylon_tasks.logs import configure_logging
 from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.judge.ruler_call import require_installed
 from babylon_tasks.scoring.rubric import load_rubric
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.text import one_line
 from babylon_tasks.training.wandb_jobs import require_usable
@@ -50,10 +51,11 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
         SystemExit: The worker cannot work here; stderr says why.
     """
     options = options or {}
-    queues = _names(options.get("queues")) or [queue.name for queue in conf.task_queues]
     settings = load_settings()
     configure_logging(settings.log_level)  # Celery does so later
     with refusing_in_one_line():
+        check_pool(options.get("pool") or conf.worker_pool)
+        queues = chosen_queues(options)
         require_applied(settings.postgres())
         require_broker(settings)
         if "gpu" in queues:
@@ -163,7 +165,36 @@ def check_judge(settings: Settings) -> None:
         load_rubric(settings.judge_rubric)
 
 
+def check_pool(pool: Any) -> None:
+    """Refuse a pool whose tasks share a process: they would share its transaction, too.
+
+    Raises:
+        UserError: The pool runs tasks in threads or greenlets.
+    """
+    if not issubclass(get_implementation(pool), (prefork.TaskPool, solo.TaskPool)):
+        raise UserError(
+            "this pool (-P) is not supported, because its tasks share a process, and so one "
+            "connection to Postgres: leave -P out, and choose the number of processes with -c"
+        )
+
+
+def chosen_queues(options: dict[str, Any]) -> list[str]:
+    """Return the queues that a worker's command line chooses; all of them without -Q and -X.
+
+    Raises:
+        UserError: There is no such queue.
+    """
+    chosen = _names(options.get("queues")) or list(QUEUES)
+    excluded = _names(options.get("exclude_queues"))
+    for name in (*chosen, *excluded):
+        if name not in QUEUES:
+            raise UserError(
+                f"there is no queue {one_line(name, 40)}: -Q takes {' and '.join(QUEUES)}"
+            )
+    return [name for name in chosen if name not in excluded]
+
+
 def _names(queues: Any) -> list[str]:
     if isinstance(queues, str):
         queues = queues.split(",")
-    return [str(name) for name in queues or ()]
+    return [str(name).strip() for name in queues or ()]

@@ -111,9 +111,12 @@ ENQUEUE = [
 
 
 def test_any_scheduler_can_enqueue(deployment: Deployment) -> None:
-    """Without beat: one call from outside sets the whole chain off, each time for a new window."""
-    deployment.start(*CPU)
-    deployment.start(*GPU)
+    """Without beat: one call from outside sets the whole chain off, each time for a new window.
+
+    The workers have the other pools that are supported.
+    """
+    deployment.start(*CPU, "-P", "solo")
+    deployment.start(*GPU, "--autoscale", "2,1")
     root = str(Path(__file__).parents[2])
     windows: list[str] = []
     for hours, enqueue in enumerate(ENQUEUE, start=2):
@@ -156,6 +159,8 @@ def test_a_machine_that_cannot_train_leaves_the_messages_to_others(deployment: D
         (FLOWER, {"DATABASE_URL": ""}, 2, "DATABASE_URL is not set"),
         (FLOWER, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
         (FLOWER, {"FLOWER_ADDRESS": "0.0.0.0"}, 2, "FLOWER_BASIC_AUTH"),
+        ((*CPU, "-P", "threads"), {}, 2, "this pool (-P) is not supported"),
+        ((*CPU, "-Q", "cpu,urgent"), {}, 2, "there is no queue urgent: -Q takes cpu and gpu"),
     ],
 )
 def test_roles_that_cannot_work_say_why_in_one_line(
