@@ -14,6 +14,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.cli import run
 from babylon_tasks.cli.common import ready_context, ready_fleet
 from babylon_tasks.cockpit.story import no_windows
+from babylon_tasks.edge import require_our_workers
 from babylon_tasks.errors import NotRecorded, Retryable, UserError
 from babylon_tasks.intake import stage as intake
 from babylon_tasks.intake.refusals import given_up
@@ -27,11 +28,17 @@ from babylon_tasks.store import steps, training_batches
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.signals import interrupt, stop
-from workers.gpu import slots
-from workers.gpu.client import TrainerProcess
-from workers.lifecycle import check_trainer
-from workers.unable import Unable
-from workers.watch.step_log import StepLogger, log_steps
+
+try:
+    from workers.gpu import slots
+    from workers.gpu.client import TrainerProcess
+    from workers.lifecycle import check_trainer
+    from workers.unable import Unable
+    from workers.watch.step_log import StepLogger, log_steps
+except ModuleNotFoundError:
+    if code := run(require_our_workers):
+        sys.exit(code)
+    raise
 
 _HELD_ELSEWHERE_SECONDS = 1.0
 

@@ -10,7 +10,7 @@ same process: a scheduler may import it.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import logging
 import os
 import sys
@@ -25,6 +25,7 @@ from celery.signals import setup_logging
 from kombu import Exchange, Queue
 from kombu.connection import resolve_aliases
 
+from babylon_tasks.edge import require_our_workers
 from babylon_tasks.errors import UserError
 from babylon_tasks.logs import configure_logging
 from babylon_tasks.settings import QUEUES, Settings, load_settings
@@ -56,9 +57,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """Return Celery's configuration for these settings; no server is asked.
 
     Raises:
-        UserError: REDIS_URL or DATABASE_URL is missing or wrong, or a variable of Celery's own
-            names another broker.
+        UserError: REDIS_URL or DATABASE_URL is missing or wrong, a variable of Celery's own names
+            another broker, or this folder hides our workers.
     """
+    require_our_workers()
+    importlib.import_module("workers")  # before Celery looks into the working folder
     settings.postgres()  # its id begins all keys in Redis: `workers/broker.py`
     server = settings.redis()
     for name in _CELERYS_OWN:
@@ -184,9 +187,8 @@ def _configure_flower() -> None:
 
     Flower has no hook in the app; it reads FLOWER_CONF, or ./flowerconfig.py.
     """
-    workers = importlib.util.find_spec("workers")
-    if workers and workers.origin and not Path("flowerconfig.py").exists():
-        config = Path(workers.origin).parent / "watch" / "flowerconfig.py"
+    if not Path("flowerconfig.py").exists():
+        config = Path(__file__).parents[1] / "workers" / "watch" / "flowerconfig.py"
         os.environ.setdefault("FLOWER_CONF", str(config))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import click
 
 from babylon_tasks.cli.lazy import LazyGroup
+from babylon_tasks.edge import require_our_workers
 from babylon_tasks.errors import BabylonError
 
 # The first line of each command's own help; a test compares them.
@@ -55,6 +56,7 @@ def main() -> None:
 def run(command: Callable[[], object]) -> int:
     """Run a command and turn what it raises into an exit code; other errors pass through."""
     try:
+        require_our_workers()
         code = command()
     except BabylonError as error:
         sys.stderr.write(f"{error}\n")

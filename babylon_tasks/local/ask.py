@@ -29,7 +29,7 @@ def serving(env: Mapping[str, str]) -> Iterator[str]:
         ServerUnavailable: It did not start; its own message is on standard error.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "workers.serve", "--host", "127.0.0.1", "--port", "0"],
+        [sys.executable, "-P", "-m", "workers.serve", "--host", "127.0.0.1", "--port", "0"],
         env={**os.environ, "TQDM_DISABLE": "1", **env},
         stdout=subprocess.PIPE,
         text=True,

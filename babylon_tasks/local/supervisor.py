@@ -19,6 +19,8 @@ from babylon_tasks.local.processes import Check, end_with_parent
 
 log = logging.getLogger(__name__)
 
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 60.0  # also how long a role must have run to count as well again
 _GRACE_SECONDS = 30.0  # a worker takes 20 s to give back what it cannot finish
 _USER_ERROR = 2
 
@@ -33,7 +35,7 @@ class Role:
 
 def roles(flower_port: int) -> list[Role]:
     """Return beat, a CPU worker, a GPU worker and Flower, with the commands that the docs give."""
-    celery = ("-m", "celery", "-A", "babylon_tasks")
+    celery = ("-P", "-m", "celery", "-A", "babylon_tasks")
     return [
         Role("beat", (*celery, "beat")),
         Role("cpu", (*celery, "worker", "-Q", "cpu", "-n", "cpu@%h")),
@@ -42,10 +44,21 @@ def roles(flower_port: int) -> list[Role]:
     ]
 
 
+@dataclass(slots=True)
+class _Child:
+    """A role's process, and how long the next start waits if this one ends soon."""
+
+    process: subprocess.Popen[bytes]
+    started_at: float
+    pause_seconds: float = _FIRST_PAUSE_SECONDS
+    start_again_at: float | None = None  # once it has ended
+
+
 class Stack(AbstractContextManager["Stack"]):
     """The running roles: starts them, restarts those that end, and stops all of them on exit.
 
-    Each role logs to `{folder}/{name}.log`. `checks` are those of the servers that the roles need.
+    What ends again and again at once is started after longer and longer pauses. Each role logs to
+    `{folder}/{name}.log`. `checks` are those of the servers that the roles need.
     """
 
     def __init__(
@@ -59,12 +72,12 @@ class Stack(AbstractContextManager["Stack"]):
         self._folder = folder
         self._env = {**os.environ, **env}
         self._checks = checks
-        self._running: dict[Role, subprocess.Popen[bytes]] = {}
+        self._running: dict[Role, _Child] = {}
 
     def __enter__(self) -> Stack:
         self._folder.mkdir(parents=True, exist_ok=True)
         for role in self._roles:
-            self._start(role, mode="wb")
+            self._running[role] = _Child(self._spawn(role, mode="wb"), time.monotonic())
         return self
 
     def __exit__(
@@ -73,10 +86,10 @@ class Stack(AbstractContextManager["Stack"]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for process in self._running.values():
-            process.terminate()
+        for child in self._running.values():
+            child.process.terminate()
         deadline = time.monotonic() + _GRACE_SECONDS
-        for role, process in self._running.items():
+        for role, process in [(role, child.process) for role, child in self._running.items()]:
             try:
                 process.wait(timeout=max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -94,18 +107,35 @@ class Stack(AbstractContextManager["Stack"]):
         """
         for check in self._checks:
             check()
-        for role, process in list(self._running.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            if code == _USER_ERROR:
-                raise UserError(f"{role.name}: {self._last_line(role)}")
-            log.warning("%s ended with code %d, starting it again", role.name, code)
-            self._start(role, mode="ab")
+        for role, child in self._running.items():
+            if child.start_again_at is None:
+                self._note_end(role, child)
+            elif time.monotonic() >= child.start_again_at:
+                process = self._spawn(role, mode="ab")
+                self._running[role] = _Child(process, time.monotonic(), child.pause_seconds)
 
-    def _start(self, role: Role, mode: str) -> None:
+    def _note_end(self, role: Role, child: _Child) -> None:
+        """If the role's process has ended, say when the next one starts."""
+        code, now = child.process.poll(), time.monotonic()
+        if code is None:
+            return
+        if code == _USER_ERROR:
+            raise UserError(f"{role.name}: {self._last_line(role)}")
+        if now - child.started_at >= _LONGEST_PAUSE_SECONDS:
+            child.pause_seconds = _FIRST_PAUSE_SECONDS
+        child.start_again_at = now + child.pause_seconds
+        log.warning(
+            "%s ended with code %d, starting it again in %.0f s: see %s",
+            role.name,
+            code,
+            child.pause_seconds,
+            self._folder / f"{role.name}.log",
+        )
+        child.pause_seconds = min(2 * child.pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+    def _spawn(self, role: Role, mode: str) -> subprocess.Popen[bytes]:
         with (self._folder / f"{role.name}.log").open(mode) as file:
-            self._running[role] = subprocess.Popen(  # noqa: S603
+            return subprocess.Popen(  # noqa: S603
                 [sys.executable, *role.arguments],
                 env=self._env,
                 stdout=file,

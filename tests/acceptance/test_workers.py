@@ -31,6 +31,9 @@ def published(deployment: Deployment) -> bool:
 
 
 def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) -> None:
+    """In a folder that has a package `workers` of its own."""
+    (deployment.folder / "workers").mkdir()
+    (deployment.folder / "workers" / "__init__.py").write_text("raise ImportError('not ours')")
     windows = [hours_ago(h) for h in range(2, 12)]
     for window in windows:
         add_window(deployment.context, window)
@@ -154,6 +157,15 @@ def test_a_machine_that_cannot_train_leaves_the_messages_to_others(deployment: D
     [
         (CPU, {"REDIS_URL": ""}, 2, "REDIS_URL is not set"),
         (CPU, {"DATABASE_URL": ""}, 2, "DATABASE_URL is not set"),
+        (BEAT, {"REDIS_URL": "sentinel://u:s3cret@h"}, 2, "REDIS_URL names Sentinels"),
+        (FLOWER, {"MAX_ATTEMPTS": "s3cret"}, 2, "MAX_ATTEMPTS: "),
+        ((*CPU[:3], "inspect", "ping"), {"REDIS_URL": ""}, 2, "REDIS_URL is not set"),
+        (
+            (*CPU[:3], "call", "babylon.produce"),
+            {"CELERY_BROKER_URL": "redis://:s3cret@h/0"},
+            2,
+            "CELERY_BROKER_URL is set, and the broker is that of REDIS_URL: unset it",
+        ),
         (GPU, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
         (BEAT, {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/x"}, 75, "Postgres"),
         (FLOWER, {"DATABASE_URL": ""}, 2, "DATABASE_URL is not set"),

@@ -69,7 +69,7 @@ class TrainerProcess:
 
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
-        self._command = [sys.executable, "-m", "workers.trainer"]
+        self._command = [sys.executable, "-P", "-m", "workers.trainer"]
         self._command += ["--kind", options.kind, "--log-level", options.log_level]
         self._lock = threading.RLock()  # a request, and what ends the process, exclude each other
         self._process: ChildProcess | None = None

@@ -58,7 +58,7 @@ def installed_gpus() -> list[Gpu] | None:
     """
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.gpu.nvml"],
+            [sys.executable, "-P", "-m", "workers.gpu.nvml"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

@@ -17,8 +17,13 @@ from tornado.options import options
 
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.identity import key_prefix
-from workers.refusal import refusing_in_one_line, require_broker
-from workers.watch.metrics import PipelineCollector
+
+try:
+    from workers.refusal import refusing_in_one_line, require_broker
+    from workers.watch.metrics import PipelineCollector
+except ModuleNotFoundError:
+    _ = current_app.conf.broker_url  # another package hides ours: one line says so
+    raise
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

@@ -83,7 +83,7 @@ def log_steps(settings: Settings) -> None:
     """Log the steps that W&B does not have yet, in a process of its own; it logs its errors."""
     if settings.wandb_mode == "disabled" or settings.trainer == "noop":
         return
-    command = [sys.executable, "-m", "workers.watch.step_log"]
+    command = [sys.executable, "-P", "-m", "workers.watch.step_log"]
     try:
         subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - our own module
     except OSError as error:  # no memory or process for it now
