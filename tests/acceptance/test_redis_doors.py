@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,7 @@ def test_all_roles_work_over_tls_as_a_user_of_few_rights(
     add_window(deployment.context, window)
     port = free_port()
     deployment.start(*FLOWER, f"--port={port}", env={"FLOWER_UNAUTHENTICATED_API": "true"})
-    for role in (CPU, GPU, BEAT):
-        deployment.start(*role)
+    roles = [deployment.start(*role) for role in (CPU, GPU, BEAT)]
     published = "SELECT FROM rl.heads WHERE step > 0 AND step = published_step"
     deployment.wait(lambda: bool(query(deployment.context, published)))
     assert states(deployment.context) == {window: "trained"}
@@ -98,7 +98,18 @@ def test_all_roles_work_over_tls_as_a_user_of_few_rights(
     log = secured.server.admin.execute_command("ACL", "LOG")
     assert {entry[b"object"] for entry in log} <= {b"info"}  # doctor's, which can do without
     assert f"transport:   rediss://app:**@localhost:{secured.server.port}/3" in deployment.logs()
+    _demote_for_a_while(secured.server)
+    add_window(deployment.context, hours_ago(3))
+    deployment.wait(lambda: states(deployment.context).get(hours_ago(3)) == "trained")
+    assert [role.poll() for role in roles] == [None, None, None]
     assert "s3cret" not in "".join([*pages, deployment.logs(), pong.stdout, doctor.stdout])
+
+
+def _demote_for_a_while(server: RedisServer) -> None:
+    """Idle workers wait for messages; a replica answers READONLY. tests/chaos has more of it."""
+    server.admin.replicaof("127.0.0.1", 1)
+    time.sleep(3)
+    server.admin.replicaof("NO", "ONE")
 
 
 def _finding(text: str, check: str) -> dict[str, Any]:
