@@ -40,6 +40,41 @@ _CELERYS_OWN = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WR
                 "CELERY_RESULT_BACKEND")  # fmt: skip
 
 
+_ALWAYS: dict[str, Any] = dict(
+    include=["workers.tasks", "workers.lifecycle"],
+    # Pickle and an open Redis would be remote code execution.
+    accept_content=["json"],
+    task_serializer="json",
+    result_serializer="json",
+    # Postgres is the truth. Only a step keeps a result: its progress, then how it ended. Flower
+    # hears of every failure by an event.
+    task_ignore_result=True,
+    result_expires=3600,
+    # Recovery is by lease: late acknowledgement and the visibility timeout would only start
+    # second copies of long steps.
+    task_acks_late=False,
+    task_reject_on_worker_lost=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    # A Redis that refuses writes for a while (a failover, a full memory) does not end a worker.
+    broker_channel_error_retry=True,
+    redis_socket_timeout=30,
+    # An exchange of its own for each queue; without it they share one name in every listing.
+    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
+    task_default_queue="cpu",
+    task_create_missing_queues=False,
+    task_routes={"babylon.train": {"queue": "gpu"}},
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    worker_max_tasks_per_child=None,
+    worker_soft_shutdown_timeout=20.0,
+    timezone="UTC",
+    beat_scheduler="workers.beat:DoorbellScheduler",
+)
+
+
 class NotConfigured(UserError, click.ClickException):
     """A setting is missing or wrong. Every `celery` command ends with this line and exit code 2."""
 
@@ -69,50 +104,20 @@ def configuration(settings: Settings) -> dict[str, Any]:
             raise UserError(f"{name} is set, and the broker is that of REDIS_URL: unset it")
     tls = server.tls.options() if server.tls else None
     return dict(
+        _ALWAYS,
         broker_url=server.plain,
         broker_transport=_TRANSPORTS["rediss" if tls else "redis"],
         broker_use_ssl=tls,
         result_backend=server.plain,
         redis_backend_use_ssl=tls,
         result_backend_transport_options={"global_keyprefix": KEYS},
-        include=["workers.tasks", "workers.lifecycle"],
-        # Pickle and an open Redis would be remote code execution.
-        accept_content=["json"],
-        task_serializer="json",
-        result_serializer="json",
-        # Postgres is the truth. Only a step keeps a result: its progress, then how it ended. Flower
-        # hears of every failure by an event.
-        task_ignore_result=True,
-        result_expires=3600,
-        # Recovery is by lease: late acknowledgement and the visibility timeout would only start
-        # second copies of long steps.
-        task_acks_late=False,
-        task_reject_on_worker_lost=False,
-        worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        # A Redis that refuses writes for a while (a failover, a full memory) does not end a worker.
-        broker_channel_error_retry=True,
         broker_transport_options={
             "visibility_timeout": 900,
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
         },
-        redis_socket_timeout=30,
-        # An exchange of its own for each queue; without it they share one name in every listing.
-        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
-        task_default_queue="cpu",
-        task_create_missing_queues=False,
-        task_routes={"babylon.train": {"queue": "gpu"}},
-        worker_send_task_events=True,
-        task_send_sent_event=True,
-        worker_max_tasks_per_child=None,
-        worker_soft_shutdown_timeout=20.0,
-        timezone="UTC",
         beat_schedule=_beat_schedule(settings),
-        beat_scheduler="workers.beat:DoorbellScheduler",
     )
 
 

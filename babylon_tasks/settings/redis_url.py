@@ -162,6 +162,8 @@ def _refuse_other_forms(text: str) -> None:
             "REDIS_URL is a connection string of StackExchange.Redis, as Azure gives it: write "
             "rediss://:password@host:6380/0, and the password percent-encoded (`=` is %3D)"
         )
+    if "${" in text or "$(" in text:
+        _refuse("REDIS_URL holds a variable that nobody has replaced: write its value")
     if not text.isprintable() or not text.isascii() or re.search(r"\s", text):
         _refuse(
             "REDIS_URL holds a space, a line break or a character that no URL may hold: write it "

@@ -147,6 +147,7 @@ def test_tls_verifies_unless_it_is_told_otherwise(
         ("redis://:s3cret@[::1%25eth0]", "no readable host"),
         ("redis://:s3cret@a..b", "no readable host"),
         ("redis://:s3cret@h h/0", "holds a space"),
+        ("redis://:${REDIS_PASSWORD}@h/0", "a variable that nobody has replaced"),
         ("redis://:s3 s3cret@h/0", "holds a space"),
         ("redis://:s3cret\n@h/0", "line break"),
         ("redis://:s3crät s3cret@h/0", "percent-encoded"),
