@@ -15,6 +15,7 @@ from babylon_tasks.errors import (
     LeaseLost,
     ServerUnavailable,
     StaleClaim,
+    UserError,
 )
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.scoring.logprobs.attach import Attacher, attaching
@@ -115,6 +116,9 @@ class ScoringRun:
         except JudgeUnavailable as error:
             log.error("%s: window %s waits: %s", name, window.window_id, error)  # noqa: TRY400 - the message is enough
             failures.wait(context, window, lease, error, error.wait_seconds)
+        except (UserError, OSError) as error:  # of the deployment or of this machine
+            log.error("%s: window %s waits: %s", name, window.window_id, error)  # noqa: TRY400
+            failures.wait(context, window, lease, error, 0.0)
         except Exception as error:
             if not isinstance(error, JudgeFault):
                 log.exception("%s: scoring %s failed", name, window.window_id)

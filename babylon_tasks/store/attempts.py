@@ -98,6 +98,24 @@ def reap_steps(connection: Connection, model_name: str, max_attempts: int) -> li
     return _reap(connection, "reap_steps", model_name, max_attempts)
 
 
+def take_back(
+    connection: Connection,
+    model_name: str,
+    tokens: Sequence[int],
+    outcome: Ending,
+    why: str | None,
+) -> list[str]:
+    """Turn the attempts under these tokens that ended so into ones that count for nothing.
+
+    A window that failed by them is as it was before. Returns the batch ids of their requests.
+    """
+    rows = connection.execute(
+        _SQL["take_back_attempts"],
+        {"model_name": model_name, "tokens": list(tokens), "outcome": outcome, "error": why},
+    ).fetchall()
+    return [row["batch_id"] for row in rows if row["batch_id"]]
+
+
 def read(connection: Connection, model_name: str, window_id: str) -> list[Attempt]:
     """Return all attempts at one window, oldest first."""
     with connection.cursor(row_factory=class_row(Attempt)) as cursor:

@@ -72,14 +72,21 @@ def next_token(connection: Connection, lease: Lease, lease_seconds: float) -> Le
     return Lease(lease.resource, row["token"])
 
 
-def renew(connection: Connection, leases: Sequence[Lease], lease_seconds: float) -> None:
-    """Extend the leases.
+def renew(
+    connection: Connection,
+    leases: Sequence[Lease],
+    lease_seconds: float,
+    *,
+    ran_out_too: bool = False,
+) -> None:
+    """Extend the leases; with `ran_out_too` also those that ran out and that nobody took.
 
     Raises:
-        LeaseLost: One of them ran out or has another holder.
+        LeaseLost: One of them has another holder, or ran out.
     """
     renewed = connection.execute(
-        _SQL["renew_leases"], {**_columns(leases), "lease_seconds": lease_seconds}
+        _SQL["renew_leases"],
+        {**_columns(leases), "lease_seconds": lease_seconds, "ran_out_too": ran_out_too},
     ).rowcount
     if renewed != len(leases):
         names = ", ".join(lease.resource for lease in leases)

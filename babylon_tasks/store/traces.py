@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 
-from babylon_tasks.errors import Final, Retryable
+from babylon_tasks.errors import Final, Retryable, ServerUnavailable
 from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import unreachable
@@ -17,6 +18,7 @@ from babylon_tasks.store.queries import load
 _SQL = load("traces")
 _PREFETCH_ROWS = 4  # each may have MAX_TRACE_BYTES
 _ANSWER_SECONDS = 30.0  # for the next rows; a cut network never answers
+_AT_ONCE_SECONDS = 2.0  # for a new connection, from a server that is well
 _SERVER_GONE = (
     OSError,
     TimeoutError,
@@ -85,13 +87,22 @@ class TraceReader:
                     slow = True
                     raise
         except _SERVER_GONE as error:
-            if slow:
+            if slow and await self._server_answers():
                 raise Retryable(
                     f"reading window {window_id}: no answer in {_ANSWER_SECONDS:.0f} s"
                 ) from error
             raise unreachable(self._settings.postgres(), error) from None
         except _ROW_FAULTS as error:
             raise Final(f"a trace of window {window_id} cannot be read: {error}") from error
+
+    async def _server_answers(self) -> bool:
+        """Tell whether the rows are slow, not the server: it answers others at once."""
+        try:
+            async with asyncio.timeout(_AT_ONCE_SECONDS), open_reader(self._settings) as other:
+                await other._connection.execute("SELECT 1")  # a pooler alone does not do
+                return True
+        except (ServerUnavailable, TimeoutError):
+            return False
 
 
 @asynccontextmanager

@@ -90,7 +90,7 @@ def count_failure(
 def wait(
     context: Context, window: Window, lease: Lease, error: Exception, wait_seconds: float
 ) -> None:
-    """Let a window wait for a judge that cannot be asked; no attempt counts.
+    """Let a window wait for a judge that cannot be asked, or a mend by hand; no attempt counts.
 
     Raises:
         LeaseLost: Another worker has taken over; nothing was written.

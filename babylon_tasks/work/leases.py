@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable
-from babylon_tasks.store import attempts, leases
+from babylon_tasks.store import attempts, leases, training_batches
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim, Lease
@@ -20,7 +20,8 @@ from babylon_tasks.work.context import Context
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_AGAIN_SECONDS = 1.0
+_AGAIN_SECONDS = 0.25  # between tries to reach Postgres: who was away should come before others
+_GIVE_BACK_SECONDS = 600.0  # then the leases are left to run out
 
 
 class LeaseKeeper:
@@ -29,13 +30,19 @@ class LeaseKeeper:
     It has no thread: a worker that hangs no longer calls `beat`, so it loses the leases as a dead
     process does. The end of its `with` block gives back the leases that are still held, and ends
     their attempts. After a lost lease it does nothing: the next holder counts the attempt.
+
+    An outage of Postgres is nobody's death. While it lasts nobody can take the leases, so the work
+    goes on; when it is over they are renewed even if they ran out, unless others were faster. Then
+    the attempts are taken back, and count against no window.
     """
 
     def __init__(self, context: Context, held: list[Lease]) -> None:
         self._context = context
         self._settings = context.settings
         self.held = held
-        self._renewed_at = time.monotonic()
+        self._tried_at = time.monotonic()
+        self._away = False  # Postgres did not answer since the leases were renewed
+        self._was_away = False  # or at any time before
 
     @property
     def claim(self) -> Claim:
@@ -44,22 +51,24 @@ class LeaseKeeper:
         return self._context.claim(lease)
 
     def beat(self) -> None:
-        """Renew if a heartbeat has passed since the last time.
+        """Renew if a heartbeat has passed since the last time; do without if Postgres is away.
 
         Raises:
-            LeaseLost: A lease was lost, or Postgres has been away longer than LEASE_SECONDS.
+            LeaseLost: A lease was lost.
         """
-        age = time.monotonic() - self._renewed_at
-        if age < self._settings.heartbeat_seconds or not self.held:
+        now = time.monotonic()
+        if now - self._tried_at < self._settings.heartbeat_seconds or not self.held:
             return
         try:
             with self._context.database.transaction() as tx:
-                leases.renew(tx, self.held, self._settings.lease_seconds)
+                self._renew(tx)
         except ServerUnavailable as error:
-            if age > self._settings.lease_seconds:
-                raise LeaseLost(f"could not renew the lease: {error}") from error
-            return
-        self._renewed_at = time.monotonic()
+            if not self._away:
+                log.warning("cannot renew the lease yet: %s", error)
+            self._away = self._was_away = True
+        else:
+            self._away = False
+        self._tried_at = time.monotonic()
 
     async def beating(self, work: Coroutine[Any, Any, T]) -> T:
         """Await the work while the leases are renewed; cancel it if one is lost.
@@ -72,23 +81,33 @@ class LeaseKeeper:
         return await aio.with_ticks(work, self._settings.heartbeat_seconds / 2, self.beat)
 
     def until_written(self, what: str, write: Callable[[Connection], T]) -> T:
-        """Run a transaction; repeat it while Postgres is away and the lease is alive.
+        """Run a transaction; repeat it while Postgres is away.
 
         If the connection is lost in COMMIT, nobody knows whether it was written, so `write` must be
         safe to run twice. `what` completes the sentence "cannot … yet" in the log. Errors of
         `write` other than ServerUnavailable are passed on.
 
         Raises:
-            LeaseLost: Postgres has been away longer than LEASE_SECONDS.
+            LeaseLost: The lease was lost meanwhile.
         """
+        tried = False
         while True:
             try:
                 with self._context.database.transaction() as tx:
-                    return write(tx)
+                    if self._away:
+                        self._renew(tx)
+                    done = write(tx)
             except ServerUnavailable as error:
-                log.warning("cannot %s yet: %s", what, error)
+                if not tried:
+                    log.warning("cannot %s yet: %s", what, error)
+                self._away = self._was_away = tried = True
                 time.sleep(_AGAIN_SECONDS)
-                self.beat()
+            else:
+                self._away = False
+                return done
+
+    def _renew(self, tx: Connection) -> None:
+        leases.renew(tx, self.held, self._settings.lease_seconds, ran_out_too=self._away)
 
     def renew_token(self, begin: Callable[[Connection, int], None]) -> Lease:
         """Take a new token for the one lease held; `begin` writes in the same transaction.
@@ -102,7 +121,8 @@ class LeaseKeeper:
             lease = leases.next_token(tx, lease, self._settings.lease_seconds)
             begin(tx, lease.token)
         self.held = [lease]
-        self._renewed_at = time.monotonic()
+        self._tried_at = time.monotonic()
+        self._away = False
         return lease
 
     def finished(self, lease: Lease) -> None:
@@ -118,25 +138,38 @@ class LeaseKeeper:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if isinstance(exc, LeaseLost):
+        self._was_away = self._was_away or isinstance(exc, ServerUnavailable)
+        if isinstance(exc, LeaseLost) and not self._was_away:
             return
+        stopped = exc is not None and not isinstance(exc, Exception)
         try:
-            self._give_back(_why(exc))
+            self._give_back(_why(exc), 0.0 if stopped else _GIVE_BACK_SECONDS)
         except BaseException:
             # A signal to stop may interrupt this, but only once.
-            self._give_back(_why(exc))
+            self._give_back(_why(exc), 0.0)
             raise
 
-    def _give_back(self, why: str | None) -> None:
+    def _give_back(self, why: str | None, most_seconds: float) -> None:
+        """End the open attempts and release the leases, as soon as Postgres is there."""
         if not self.held:
             return
-        tokens = [lease.token for lease in self.held]
-        try:
-            with self._context.database.transaction() as tx:
-                attempts.end(tx, self._context.lineage.name, tokens, Ending.GIVEN_BACK, why)
-                leases.release(tx, self.held)
-        except ServerUnavailable as error:
-            log.warning("the leases run out by themselves: %s", error)
+        name, tokens = self._context.lineage.name, [lease.token for lease in self.held]
+        ends_at = time.monotonic() + most_seconds
+        while True:
+            try:
+                with self._context.database.transaction() as tx:
+                    attempts.end(tx, name, tokens, Ending.GIVEN_BACK, why)
+                    if self._was_away:
+                        for batch_id in attempts.take_back(tx, name, tokens, Ending.LOST, why):
+                            training_batches.reopen(tx, batch_id)
+                    leases.release(tx, self.held)
+                break
+            except ServerUnavailable as error:
+                self._was_away = True
+                if time.monotonic() >= ends_at:
+                    log.warning("the leases run out by themselves: %s", error)
+                    break
+                time.sleep(_AGAIN_SECONDS)
         self.held = []
 
 

@@ -195,6 +195,13 @@ def run(tx: Connection, edge: Edge, window: str, revision: int = REVISION) -> No
                VALUES (%s, %s, %s, %s, 'dead')""",
             [MODEL, window, TOKEN, "score" if edge.statement == "reap_scores" else "train"],
         )
+    if edge.statement == "take_back_attempts":
+        tx.execute(
+            """INSERT INTO rl.attempts (model_name, window_id, token, stage, holder, ended_at,
+                                        outcome)
+               VALUES (%s, %s, %s, %s, 'cut off', rl.now(), 'lost')""",
+            [MODEL, window, TOKEN, "score" if edge.after == "due" else "train"],
+        )
     parameters = {
         "model_name": MODEL,
         "window_id": window,
@@ -223,6 +230,9 @@ def run(tx: Connection, edge: Edge, window: str, revision: int = REVISION) -> No
         "holder": "new",
         "resource": RESOURCE + window,
         "token": TOKEN,
+        "tokens": [TOKEN],
+        "outcome": "lost",
+        "error": "new",
         "step": step,
         "attempts": 1 if edge.after == "skipped" else 2,
         "wait_seconds": 60,

@@ -117,7 +117,8 @@ SELECT from_step, to_step, why, holder, at FROM rl.resets
 SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
 
 -- publish --
--- The step that trains next serves. Returns the versions that became ready; so do the app's own rows.
+-- The step that trains next serves. Returns the versions that became ready; so do the app's rows of
+-- all steps up to it: a worker of release 0.1.0 that published beside a commit may have left one.
 WITH moved AS (
     UPDATE rl.heads h SET published_step = h.step
       FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s) old
@@ -131,8 +132,10 @@ WITH moved AS (
 ), ready AS (
     UPDATE public.trained_models m
        SET status = 'ready', "updatedAt" = rl.now() AT TIME ZONE 'utc'
-      FROM published p
-     WHERE m."modelId" = %(model_name)s || '-' || p.version AND m.status = 'training'
+      FROM rl.steps s, moved
+     WHERE s.model_name = %(model_name)s AND s.given_up_at IS NULL
+       AND s.step <= moved.up_to_step
+       AND m."modelId" = %(model_name)s || '-' || s.version AND m.status = 'training'
 )
 SELECT version FROM published ORDER BY step
 

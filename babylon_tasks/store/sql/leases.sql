@@ -20,11 +20,13 @@ UPDATE rl.leases
 RETURNING token
 
 -- renew_leases --
--- One row for each lease that is still ours.
+-- One row for each lease that is still ours. One that ran out while Postgres was away from its holder
+-- is still ours as long as the row has our token: nobody took it.
 UPDATE rl.leases l
    SET expires_at = rl.clock_timestamp() + make_interval(secs => %(lease_seconds)s)
   FROM unnest(%(resources)s::text[], %(tokens)s::bigint[]) AS ours (resource, token)
- WHERE l.resource = ours.resource AND l.token = ours.token AND l.expires_at > rl.clock_timestamp()
+ WHERE l.resource = ours.resource AND l.token = ours.token
+   AND (l.expires_at > rl.clock_timestamp() OR %(ran_out_too)s)
 
 -- release_leases --
 DELETE FROM rl.leases l

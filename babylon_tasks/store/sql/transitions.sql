@@ -57,6 +57,16 @@
 --     sets    may_share, attempts, last_error
 -- scored → failed                     reap_steps        trainer
 --     sets    may_share, attempts, last_error, failed_at
+-- due → same                          take_back_attempts  scorer
+--     sets    attempts, last_error
+-- failed → due                        take_back_attempts  scorer
+--     sets    attempts, last_error
+-- scored → same                       take_back_attempts  trainer
+--     resets  may_share
+--     sets    attempts, last_error
+-- failed → scored                     take_back_attempts  trainer
+--     resets  may_share
+--     sets    attempts, last_error
 -- failed, skipped → due               retry_windows     by hand
 --     resets  attempts, may_share, reason, last_error, not_before, due_at
 -- trained → due                       retry_step        by hand    given_up
@@ -363,6 +373,31 @@ UPDATE rl.windows w
  WHERE w.model_name = %(model_name)s AND w.window_id = c.window_id AND w.state = 'scored'
    AND w.window_id = ANY (ARRAY(SELECT window_id FROM counted))  -- as above
 RETURNING w.window_id, w.state, w.batch_id, w.last_error
+
+-- take_back_attempts --
+-- Attempts that count no more: their worker lives, and Postgres was away from it (`lost`); or the
+-- machine is at fault, not the windows (`error`). A window that failed by them goes back to its state
+-- before. What a window was tried with counts as in reap_steps.
+WITH taken AS (
+    UPDATE rl.attempts
+       SET outcome = 'given_back', error = %(error)s
+     WHERE model_name = %(model_name)s AND token = ANY (%(tokens)s) AND outcome = %(outcome)s
+    RETURNING window_id, stage, token
+), alone AS (
+    SELECT window_id, stage, count(*) OVER (PARTITION BY token) = 1 AS counted FROM taken
+), windows AS (
+    SELECT window_id, stage, (count(*) FILTER (WHERE counted))::int AS attempts
+      FROM alone GROUP BY window_id, stage
+)
+UPDATE rl.windows w
+   SET attempts = greatest(w.attempts - t.attempts, 0), last_error = %(error)s,
+       may_share = CASE WHEN t.stage = 'score' THEN w.may_share END,
+       state = CASE t.stage WHEN 'score' THEN 'due' ELSE 'scored' END
+  FROM windows t
+ WHERE w.model_name = %(model_name)s AND w.window_id = t.window_id
+   AND w.state IN ('failed', CASE t.stage WHEN 'score' THEN 'due' ELSE 'scored' END)
+   AND w.window_id = ANY (ARRAY(SELECT window_id FROM windows))  -- as above
+RETURNING w.batch_id
 
 -- retry_windows --
 -- By hand: the windows become due as if they were new.
