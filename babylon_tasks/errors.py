@@ -40,6 +40,10 @@ class StaleClaim(Retryable):
     """The rows a commit relied on have changed since they were read; claim again."""
 
 
+class StoreUnavailable(UserError):
+    """A remote CHECKPOINT_STORE does not take a checkpoint now."""
+
+
 class CheckpointUnreadable(UserError):
     """This node cannot read the checkpoint that the database names."""
 

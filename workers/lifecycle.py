@@ -22,6 +22,7 @@ from babylon_tasks.logs import configure_logging
 from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.judge.ruler_call import require_installed
 from babylon_tasks.scoring.rubric import load_rubric
+from babylon_tasks.scratch import own_folder, remove_left_behind
 from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.text import one_line
@@ -60,6 +61,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
         require_broker(settings)
         if "gpu" in queues:
             check_trainer(settings)
+            remove_left_behind()
         if "cpu" in queues:
             check_judge(settings)
     if queues == ["gpu"]:
@@ -144,8 +146,13 @@ def check_trainer(settings: Settings) -> None:
     """Refuse a machine on which TRAINER cannot train.
 
     Raises:
-        UserError: A package is missing, and the message names the extra; or W&B would refuse.
+        UserError: A package is missing, and the message names the extra; or W&B would refuse; or
+            there is no private folder for temporary files.
     """
+    try:
+        own_folder()
+    except OSError as error:
+        raise UserError(f"TMPDIR cannot be used: {error.strerror or error}") from error
     if settings.trainer == "serverless":
         require_usable(settings)
     for module, name in _NEEDED.get(settings.trainer, ()):

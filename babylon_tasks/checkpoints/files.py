@@ -8,26 +8,31 @@ database made the folder, since several may use one store, and each removes only
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import msgspec
 
-from babylon_tasks.errors import CheckpointUnreadable, UserError
+from babylon_tasks.checkpoints.copies import local_copy
+from babylon_tasks.checkpoints.manifest import (
+    CHUNK_BYTES,
+    MANIFEST,
+    Manifest,
+    require_content,
+    require_sizes,
+    sha256_of,
+)
+from babylon_tasks.checkpoints.manifest import copy as _copy
+from babylon_tasks.errors import CheckpointUnreadable, StoreUnavailable, UserError
 
 log = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
 _NONCE = "nonce.txt"
-_COPIES_KEPT = 4  # of a remote model's steps, on this machine
-_CHUNK_BYTES = 8 << 20  # also the size of an S3 part, so at least 5 MiB
 
 # For s3fs: a server that refuses is noticed within seconds, one that hangs within about a minute.
 _S3_OPTIONS: dict[str, Any] = {
@@ -39,12 +44,6 @@ _S3_OPTIONS: dict[str, Any] = {
     },
 }
 _S3_ADVICE = "are CHECKPOINT_STORE, AWS_ENDPOINT_URL and the AWS credentials right?"
-
-
-class _Manifest(msgspec.Struct):
-    """File name → size in bytes."""
-
-    files: dict[str, int]
 
 
 def folder_of(store: str, model_name: str, step: int, token: int) -> str:
@@ -83,11 +82,12 @@ def save(
     behind.
 
     Raises:
+        StoreUnavailable: A remote store does not answer; it may later.
         UserError: The target already exists, or cannot be written (disk full, no permission), or
             the extra `s3` is missing.
     """
     files = {p.name: p.stat().st_size for p in sorted(source.iterdir()) if p.is_file()}
-    manifest = msgspec.json.encode(_Manifest(files))
+    manifest = Manifest(files)
     filesystem, path = _filesystem(target)
     try:
         if filesystem.exists(path):
@@ -99,13 +99,13 @@ def save(
             for name in files:
                 with (
                     (source / name).open("rb") as read,
-                    filesystem.open(f"{path}/{name}", "wb", block_size=_CHUNK_BYTES) as to,
+                    filesystem.open(f"{path}/{name}", "wb", block_size=CHUNK_BYTES) as to,
                 ):
-                    _copy(read, to, on_chunk)
-            filesystem.pipe_file(f"{path}/{_MANIFEST}", manifest)
+                    manifest.sha256[name] = _copy(read, to, on_chunk)
+            filesystem.pipe_file(f"{path}/{MANIFEST}", msgspec.json.encode(manifest))
             if "://" not in target:
                 folder = Path(path)
-                written = (folder / name for name in (_NONCE, *files, _MANIFEST))
+                written = (folder / name for name in (_NONCE, *files, MANIFEST))
                 for each in (*written, folder, folder.parent, folder.parent.parent):
                     _sync(each)
                     on_chunk()
@@ -127,13 +127,13 @@ def open_local(url: str, on_chunk: Callable[[], None] = lambda: None) -> Path:
     """
     filesystem, path = _filesystem(url)
     try:
-        manifest = msgspec.json.decode(filesystem.cat_file(f"{path}/{_MANIFEST}"), type=_Manifest)
-        folder = (
-            Path(path) if "://" not in url else _fetch(filesystem, path, url, manifest, on_chunk)
-        )
-        for name, size in manifest.files.items():
-            if (folder / name).stat().st_size != size:
-                raise CheckpointUnreadable(f"checkpoint {url} is incomplete: {name} was cut short")
+        manifest = msgspec.json.decode(filesystem.cat_file(f"{path}/{MANIFEST}"), type=Manifest)
+        if "://" in url:
+            return local_copy(filesystem, path, url, manifest, on_chunk)
+        folder = Path(path)
+        require_sizes(folder, manifest, url)
+        for name in manifest.sha256:
+            require_content(name, sha256_of(folder / name, on_chunk), manifest, url)
     except _store_errors(url) as error:
         advice = "CHECKPOINT_STORE must be a folder that all GPU nodes share, or an S3 URL"
         raise CheckpointUnreadable(
@@ -225,9 +225,10 @@ def _taken(target: str) -> UserError:
 
 def _unwritable(target: str, error: Exception) -> UserError:
     advice = "free space below CHECKPOINT_STORE or point it elsewhere"
-    return UserError(
-        f"cannot write the checkpoint {target}: {_why(error)}; "
-        f"{_S3_ADVICE if '://' in target else advice}"
+    remote = "://" in target
+    away = remote and not isinstance(error, FileNotFoundError | PermissionError | ValueError)
+    return (StoreUnavailable if away else UserError)(
+        f"cannot write the checkpoint {target}: {_why(error)}; {_S3_ADVICE if remote else advice}"
     )
 
 
@@ -235,46 +236,6 @@ def _why(error: Exception) -> str:
     """Return the reason in one line."""
     reason = error.strerror if isinstance(error, OSError) else None
     return " ".join(str(reason or error).split())
-
-
-def _fetch(
-    filesystem: fsspec.AbstractFileSystem,
-    path: str,
-    url: str,
-    manifest: _Manifest,
-    on_chunk: Callable[[], None],
-) -> Path:
-    ours = Path(tempfile.gettempdir()) / f"babylon-tasks-{os.getuid()}"
-    ours.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if ours.stat().st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, f"{ours} belongs to another user")
-    folder = ours / "checkpoints" / url.replace("://", "/").strip("/")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, size in manifest.files.items():
-        local = folder / name
-        if not local.exists() or local.stat().st_size != size:
-            partial = local.with_suffix(f"{local.suffix}.{os.getpid()}")
-            with (
-                filesystem.open(f"{path}/{name}", "rb", block_size=_CHUNK_BYTES) as read,
-                partial.open("wb") as to,
-            ):
-                _copy(read, to, on_chunk)
-            partial.replace(local)
-    _forget_old_copies(folder.parent)
-    return folder
-
-
-def _forget_old_copies(model: Path) -> None:
-    """Delete all but the newest copies, which a trainer and a server may be reading."""
-    copies = sorted(model.iterdir(), key=lambda copy: copy.stat().st_mtime)
-    for copy in copies[:-_COPIES_KEPT]:
-        shutil.rmtree(copy, ignore_errors=True)
-
-
-def _copy(read: IO[bytes], to: IO[bytes], on_chunk: Callable[[], None]) -> None:
-    while chunk := read.read(_CHUNK_BYTES):
-        to.write(chunk)
-        on_chunk()
 
 
 def _sync(path: Path) -> None:

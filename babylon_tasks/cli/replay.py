@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_fleet
 from babylon_tasks.records.recipes import Value
+from babylon_tasks.scratch import scratch as scratch_folder
 from babylon_tasks.settings import load_settings
 from babylon_tasks.training.replay import Replayed, ReplayOrder, order_replay
 from babylon_tasks.training.replay import replay as make_again
@@ -48,10 +47,10 @@ def replay(version_or_step: str, lineage: str | None, as_json: bool) -> None:
     from workers.trainer.torch.difference import compare_adapters
 
     with (
-        tempfile.TemporaryDirectory(prefix="babylon-replay-") as scratch,
+        scratch_folder("replays") as scratch,
         contextlib.closing(slots.make_trainer(0, order.context.settings)) as trainer,
     ):
-        done = make_again(order, trainer, Path(scratch))
+        done = make_again(order, trainer, scratch)
         difference = compare_adapters(done.files_then, done.files_now)
     if as_json:
         print_json(_as_json(order, done, difference))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from babylon_tasks.checkpoints import files as checkpoint_files
-from babylon_tasks.errors import LeaseLost
+from babylon_tasks.errors import LeaseLost, StoreUnavailable
 from babylon_tasks.records.recipes import Recipe
 from babylon_tasks.records.steps import (
     Progress,
@@ -24,6 +24,7 @@ from babylon_tasks.records.steps import (
 )
 from babylon_tasks.records.versions import Distances, Head, Versions
 from babylon_tasks.records.windows import Window
+from babylon_tasks.scratch import scratch as scratch_folder
 from babylon_tasks.store import attempts, heads, steps, training_batches
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Commit, Step
@@ -97,13 +98,13 @@ class StepAttempt:
         """
         self._backend.require_usable()
         self._keeper.renew_token(self._open)
-        with tempfile.TemporaryDirectory(prefix="babylon-step-") as scratch:
+        with scratch_folder("steps") as scratch:
             head, parent, staleness = self._read_head()
-            samples = self._read(Path(scratch), staleness)
+            samples = self._read(scratch, staleness)
             if not samples.windows:
                 return None
             checkpoint = self._reserve(head, samples)
-            request = self._load(Path(scratch), head, parent, checkpoint)
+            request = self._load(scratch, head, parent, checkpoint)
             # Before the gradient: what fails here costs little.
             recipe = recipe_of_request(self._context, request, parent, samples)
             result = self._train(request, samples)
@@ -193,8 +194,28 @@ class StepAttempt:
             f"announce the checkpoint of step {request.seed}",
             lambda tx: steps.begin_checkpoint(tx, claim, checkpoint, nonce),
         )
-        checkpoint_files.save(Path(request.output_dir), checkpoint, nonce, self._keeper.beat)
+        ends_at = time.monotonic() + _STORE_SECONDS
+        while True:
+            try:
+                checkpoint_files.save(
+                    Path(request.output_dir), checkpoint, nonce, self._keeper.beat
+                )
+                break
+            except StoreUnavailable as error:
+                if time.monotonic() > ends_at:
+                    raise
+                log.warning("trying again: %s", error)
+            self._clear(checkpoint, nonce)
         self._stopwatch.end("checkpoint")
+
+    def _clear(self, checkpoint: str, nonce: str) -> None:
+        """Wait a little, and remove what a store that went away has of this checkpoint."""
+        time.sleep(_STORE_AGAIN_SECONDS)
+        self._keeper.beat()
+        try:
+            checkpoint_files.remove_unfinished(checkpoint, nonce)
+        except Exception as error:  # noqa: BLE001 - each store has its own; the next try says it
+            log.debug("cannot remove the rest of %s: %s", checkpoint, error)
 
     def _commit_of(
         self,
@@ -276,6 +297,8 @@ class StepAttempt:
 
 
 _SAMPLES = "samples.jsonl"
+_STORE_SECONDS = 600.0  # for a remote store to come back: hours of work may wait for it
+_STORE_AGAIN_SECONDS = 1.0
 
 
 def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[str, dict[str, int]]:

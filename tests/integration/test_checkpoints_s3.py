@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
 from babylon_tasks.work.context import Context
+from tests.chaos.proxy import Proxy
 from tests.rows import add_window, commit_steps, hours_ago, query, states
 from workers.gpu.client import TrainerOptions, TrainerProcess
 
@@ -128,6 +133,100 @@ def test_what_was_fetched_is_not_fetched_again(bucket: Bucket, source: Path) -> 
     (folder / "adapter_model.safetensors").write_bytes(WEIGHTS[:100])
     with pytest.raises(CheckpointUnreadable):
         checkpoint_files.open_local(url)
+
+
+def test_two_threads_that_open_it_at_once_get_what_was_saved(
+    bucket: Bucket, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins to write while the first has half of it, and the first ends before it."""
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
+    first_has_ended, read = threading.Event(), s3fs.core.S3File.read
+
+    def slow_to_begin(file: Any, length: int = -1) -> bytes:
+        if threading.current_thread().name == "second":
+            first_has_ended.wait(5)
+        content: bytes = read(file, length)
+        return content
+
+    monkeypatch.setattr(s3fs.core.S3File, "read", slow_to_begin)
+    opened: list[bytes] = []
+
+    def open_second() -> None:
+        folder = checkpoint_files.open_local(url)
+        opened.append((folder / "adapter_model.safetensors").read_bytes())
+
+    second = threading.Thread(target=open_second, name="second")
+
+    def on_chunk() -> None:
+        if second.ident is None:
+            second.start()
+            second.join(0.5)
+
+    folder = checkpoint_files.open_local(url, on_chunk)
+    opened.append((folder / "adapter_model.safetensors").read_bytes())
+    first_has_ended.set()
+    second.join()
+    assert opened == [WEIGHTS, WEIGHTS]
+
+
+@pytest.mark.parametrize("at", ["in a file", "before it is renamed"])
+def test_a_fetch_that_is_killed_leaves_nothing_that_is_opened(
+    bucket: Bucket, source: Path, tmp_path: Path, at: str
+) -> None:
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
+    kill = "lambda *_: os.kill(os.getpid(), 9)"
+    harm = {"in a file": "", "before it is renamed": f"pathlib.Path.rename = {kill}; "}[at]
+    beat = kill if at == "in a file" else "lambda: None"
+    machine = tmp_path / "machine-0"
+    killed = subprocess.run(
+        [sys.executable, "-c", "import os, pathlib, sys; "
+         f"from babylon_tasks.checkpoints import files; {harm}"
+         f"files.open_local(sys.argv[1], {beat})", url],
+        env={**os.environ, "TMPDIR": str(machine)}, timeout=60, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -9
+    assert len(list(machine.glob("*/fetching/*/copy/adapter_*"))) >= 1
+    folder = checkpoint_files.open_local(url)
+    assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
+    assert list(machine.glob("*/fetching/*/*")) == []
+
+
+def test_another_content_of_the_same_size_is_refused(bucket: Bucket, source: Path) -> None:
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
+    bucket.client.pipe_file(f"{url}/adapter_model.safetensors", WEIGHTS[::-1])
+    with pytest.raises(CheckpointUnreadable, match=r"adapter_model\.safetensors is not what was"):
+        checkpoint_files.open_local(url)
+
+
+def test_a_copy_of_release_0_1_0_is_not_trusted(bucket: Bucket, source: Path) -> None:
+    """Two of its threads may have written it at once: the right size, another content."""
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
+    folder = checkpoint_files.open_local(url)
+    (folder / "manifest.json").unlink()
+    (folder / "adapter_model.safetensors").write_bytes(bytes(len(WEIGHTS)))
+    assert checkpoint_files.open_local(url) == folder
+    assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_manifest_without_checksums_is_read_and_one_with_them_by_release_0_1_0(
+    bucket: Bucket, source: Path
+) -> None:
+    class OldManifest(msgspec.Struct):
+        files: dict[str, int]
+
+    url = checkpoint_files.folder_of(bucket.store, "m", 1, 1)
+    checkpoint_files.save(source, url, NONCE)
+    manifest = bucket.client.cat_file(f"{url}/manifest.json")
+    sizes = {"adapter_config.json": 2, "adapter_model.safetensors": len(WEIGHTS)}
+    assert msgspec.json.decode(manifest, type=OldManifest).files == sizes
+    old = msgspec.json.encode(OldManifest(sizes))
+    bucket.client.pipe_file(f"{url}/manifest.json", old)
+    folder = checkpoint_files.open_local(url)
+    assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_no_manifest_is_unreadable(bucket: Bucket, source: Path) -> None:
@@ -352,3 +451,38 @@ def test_a_bucket_that_is_away_leaves_the_window_to_others(
     with pytest.raises(UserError, match="cannot write the checkpoint s3://"):
         pipeline.train(context, make_trainer("cpu-0"))
     assert states(context) == {hours_ago(2): "scored"}
+
+
+@pytest.mark.parametrize("begins", ["before it saves", "while it saves"])
+def test_a_bucket_that_is_away_as_a_step_ends_costs_no_step(
+    bucket: Bucket,
+    new_process: None,
+    make_context: Callable[..., Context],
+    make_trainer: Callable[[str], TrainerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    begins: str,
+) -> None:
+    """The gradient may have taken hours; the next step would find the store well again."""
+    port = int(bucket.endpoint.rpartition(":")[2])
+    with closing(Proxy("127.0.0.1", port)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        context = make_context(checkpoint_store=bucket.store, max_attempts=1)
+        add_window(context, hours_ago(2))
+        pipeline.produce(context)
+        pipeline.score(context)
+        name = {"before it saves": "save", "while it saves": "_copy"}[begins]
+        real, once = getattr(checkpoint_files, name), iter([True])
+
+        def away(*arguments: Any) -> Any:
+            if next(once, False):
+                proxy.drop()
+                threading.Timer(1.5, proxy.restore).start()
+            return real(*arguments)
+
+        monkeypatch.setattr(checkpoint_files, name, away)
+        report = pipeline.train(context, make_trainer("cpu-0"))
+        assert report
+        assert checkpoint_files.open_local(report.checkpoint).is_dir()
+    assert states(context) == {hours_ago(2): "trained"}
+    (attempt,) = query(context, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
+    assert attempt["outcome"] == "done"

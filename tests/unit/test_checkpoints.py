@@ -67,6 +67,14 @@ def test_half_written_is_unreadable(source: Path, tmp_path: Path) -> None:
         checkpoint_files.open_local(url)
 
 
+def test_another_content_of_the_same_size_is_unreadable(source: Path, tmp_path: Path) -> None:
+    url = checkpoint_files.folder_of(str(tmp_path), "m", 1, 1)
+    checkpoint_files.save(source, url, "nonce")
+    (Path(url) / "adapter_model.safetensors").write_bytes(b"weightz")
+    with pytest.raises(CheckpointUnreadable, match="is damaged: adapter_model"):
+        checkpoint_files.open_local(url)
+
+
 def test_a_store_that_cannot_be_written_names_the_setting(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="CHECKPOINT_STORE"):

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from babylon_tasks.scratch import own_folder
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,14 @@ REMOVE_SECONDS = 60.0
 
 
 def lock_path(gpu: str) -> Path:
-    """Return the path of a GPU's lock file, from its UUID, MIG id or number."""
+    """Return the path of a GPU's lock file, from its UUID, MIG id or number.
+
+    Raises:
+        OSError: The folder for temporary files cannot be written, or is another user's.
+    """
     name = re.sub(r"[^A-Za-z0-9.-]", "_", gpu)
     name = name if name.startswith(("GPU-", "MIG-")) else f"gpu-{name}"
-    return Path(tempfile.gettempdir()) / f"babylon-tasks-{os.getuid()}" / f"{name}.lock"
+    return own_folder() / f"{name}.lock"
 
 
 def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, FileLock]:
@@ -42,7 +46,7 @@ def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, Fil
     every two seconds while others hold all of them. Returns the GPU and its lock.
 
     Raises:
-        OSError: The folder for temporary files cannot be written.
+        OSError: The folder for temporary files cannot be written, or is another user's.
     """
     name = f"{time.monotonic_ns():020d}-{secrets.token_hex(4)}"  # one clock for all processes
     tickets = {gpu: _queue(gpu) / name for gpu in gpus}
@@ -50,7 +54,7 @@ def hold_gpu(gpus: Sequence[str], on_wait: Callable[[], None]) -> tuple[str, Fil
     try:
         while True:
             for ticket in tickets.values():
-                ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                ticket.parent.mkdir(mode=0o700, exist_ok=True)
                 ticket.touch()
             for gpu in gpus:
                 if name <= min(waiting(gpu), default=name) and (lock := _take(gpu)):

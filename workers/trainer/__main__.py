@@ -103,13 +103,20 @@ def _prepare_environment() -> None:
 
 
 def _hold_gpu(answers: _Answers) -> tuple[str, object]:
-    """Return the GPU that this process may use from now on, and its lock; no GPU, no lock."""
+    """Return the GPU that this process may use from now on, and its lock; no GPU, no lock.
+
+    Raises:
+        UserError: The folder for locks cannot be written, or is another user's.
+    """
     gpus = [gpu for gpu in os.environ.get("BABYLON_GPUS", "").split(",") if gpu]
     if not gpus:
         return "cpu", None  # processes share a CPU well enough
     from workers.gpu.lock import hold_gpu
 
-    gpu, lock = hold_gpu(gpus, lambda: answers.progress(Progress(phase="load")))
+    try:
+        gpu, lock = hold_gpu(gpus, lambda: answers.progress(Progress(phase="load")))
+    except OSError as error:
+        raise UserError(f"no GPU can be locked: {error.strerror or error}") from error
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it starts
     answers.send(wire.Holding(gpu))
     return gpu, lock
