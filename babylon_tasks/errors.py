@@ -32,8 +32,24 @@ class NotRecorded(UserError):
     """No trace of these windows has the log-probabilities that W&B needs; they wait."""
 
 
+class MachineAtFault(UserError):
+    """Different windows failed here with the same error: nothing more is tried on this machine."""
+
+
+class LineageAtFault(MachineAtFault):
+    """The same for one lineage; others may go on."""
+
+
 class LeaseLost(Retryable):
     """The lease ran out or went to another holder: the work done since then must be discarded."""
+
+
+class DamagedRow(Final):
+    """Postgres cannot read a row of the window."""
+
+
+class SlowRead(Retryable):
+    """The window's rows come too slowly, from a server that answers others."""
 
 
 class StaleClaim(Retryable):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+_OURS = ("babylon_tasks", "workers")
+
 
 def one_line(text: str, limit: int = 500) -> str:
     """Return at most `limit` characters on one line, each of them printable.
@@ -21,3 +27,16 @@ def one_line(text: str, limit: int = 500) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text, or its type's name if the text is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def place_of(error: BaseException) -> str:
+    """Return "TYPE at FILE:LINE": where in our code an error came up, or where else."""
+    places = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        ours = file.is_relative_to(_ROOT) and file.relative_to(_ROOT).parts[0] in _OURS
+        places.append((ours, file.relative_to(_ROOT) if ours else file.name, frame.lineno))
+    _, file_name, line = next(
+        (place for place in reversed(places) if place[0]), places[-1] if places else (False, "?", 0)
+    )
+    return f"{type(error).__name__} at {file_name}:{line}"

@@ -18,7 +18,13 @@ from typing import Any
 from celery import Task, shared_task
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import BabylonError, NotRecorded, Retryable, ServerUnavailable
+from babylon_tasks.errors import (
+    BabylonError,
+    MachineAtFault,
+    NotRecorded,
+    Retryable,
+    ServerUnavailable,
+)
 from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.store import canaries
 from babylon_tasks.text import one_line
@@ -65,16 +71,28 @@ def enqueue(window_ids: Sequence[str], lineage: str | None = None) -> None:
 
 
 @shared_task(name="babylon.score", **_ON_CPU)
-@_errors_in_one_line("score")
 def score() -> None:
     """Score due windows, of the lineage that has waited longest first."""
-    fleet = this_process().fleet
-    moved, failed = 0, []
-    for context in fleet.in_turn("score"):
+    if at_fault := this_process().unable.stopped("score"):
+        time.sleep(LEAST_REST_SECONDS)  # the next message is for others
+        raise MachineAtFault(at_fault)  # it was said when it came up
+    _score()
+
+
+@_errors_in_one_line("score")
+def _score() -> None:
+    fleet, unable = this_process().fleet, this_process().unable
+    moved, failed = 0, list[Exception]()
+    for context in fleet.in_turn("score", unable.lineages("score")):
         try:
             moved += len(pipeline.score(context, limit=SCORE_BATCH - moved))
         except ServerUnavailable:
             raise
+        except MachineAtFault as error:
+            unable.stop("score", context.lineage.name, error)
+            failed.insert(0, error)
+            if unable.stopped("score"):
+                break
         except Exception as error:  # noqa: BLE001 - raised below; other lineages go on
             failed.append(error)
         if moved >= SCORE_BATCH:
@@ -90,6 +108,9 @@ def score() -> None:
 @shared_task(name="babylon.train", bind=True, ignore_result=False, **_EXPECTED)
 def train(self: Task[Any, Any]) -> None:
     """Train one step over the scored windows that are due, of the lineage that waited longest."""
+    if at_fault := this_process().unable.stopped("train"):
+        _rest()
+        raise MachineAtFault(at_fault)  # it was said when it came up
     try:
         with _errors_in_one_line("train"):
             trained = _train_step(self)
@@ -115,6 +136,9 @@ def _train_step(task: Task[Any, Any]) -> bool:
             try:
                 report = pipeline.train(context, process.trainer, on_progress=progress.report)
             except (Retryable, NotRecorded):
+                raise
+            except MachineAtFault as error:
+                unable.stop("train", context.lineage.name, error)
                 raise
             except Exception:
                 unable.failed(context.lineage.name, context.settings.retry_seconds)

@@ -44,6 +44,7 @@ def _checks() -> dict[str, Check]:
         "migrations": checks.migrations,
         "Redis": checks.redis,
         "queues": checks.queues,
+        "machines": checks.machines,
         "permission to train": machine.permission,
         "scoring": lambda settings: machine.scoring(settings, check_judge),
         "trainer": lambda settings: machine.trainer(settings, check_trainer),

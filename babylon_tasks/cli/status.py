@@ -19,7 +19,8 @@ def status(lineage: str | None, as_json: bool) -> None:
     """Show the windows by state, the version that serves, and what waits in Redis.
 
     A canary's age is the time since a message last went through Redis, a queue and a worker to
-    Postgres. `babylon doctor` says where messages get stuck.
+    Postgres. `babylon doctor` says where messages get stuck. `at_fault` are machines on which every
+    window failed, so that they stopped.
 
     Example: babylon status --json
     """
@@ -34,7 +35,10 @@ def status(lineage: str | None, as_json: bool) -> None:
     for key, value in figures.items():
         if isinstance(value, dict):
             nothing = _NOTHING.get(key, "none")
-            value = ", ".join(
-                f"{name} {nothing if each is None else each}" for name, each in value.items()
+            value = (
+                ", ".join(
+                    f"{name} {nothing if each is None else each}" for name, each in value.items()
+                )
+                or "none"
             )
         click.echo(f"{key:18} {value}")

@@ -16,7 +16,7 @@ from babylon_tasks.cockpit.status import queue_lengths
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import broker, canaries, leases
+from babylon_tasks.store import attempts, broker, canaries, leases
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.identity import key_prefix
@@ -131,6 +131,25 @@ def queues(settings: Settings) -> str:
                 "is `celery -A babylon_tasks beat` running?"
             )
     return "; ".join(details)
+
+
+def machines(settings: Settings) -> str:
+    """Look for machines on which every window failed, so that they stopped.
+
+    Raises:
+        UserError: There is one; the error says which, and why.
+    """
+    with Database(settings.postgres()).transaction() as tx:
+        at_fault = attempts.machines_at_fault(tx)
+    if at_fault:
+        raise UserError(
+            "; ".join(
+                f"{each.machine} stopped to {each.stage} at {each.ended_at:%Y-%m-%d %H:%M}, "
+                f"{each.error}: mend it, and start its worker again"
+                for each in at_fault
+            )
+        )
+    return "none stopped because every window failed there"
 
 
 def windows(settings: Settings) -> str:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import broker, canaries, heads, judgments, steps
+from babylon_tasks.store import attempts, broker, canaries, heads, judgments, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.steps import Step
@@ -22,6 +22,7 @@ def database_status(context: Context) -> dict[str, Any]:
         served = steps.read(tx, name, head.published_step) if head else None
         newest = steps.read(tx, name, head.step) if head else None
         answered = canaries.read(tx)
+        at_fault = attempts.machines_at_fault(tx)
         spent = judgments.spent_today(tx)
     return {
         "model": name,
@@ -37,6 +38,7 @@ def database_status(context: Context) -> dict[str, Any]:
             "usd": round(spent.usd, 6),
             "daily_limit_usd": context.settings.judge_daily_usd,
         },
+        "at_fault": {f"{each.machine} ({each.stage})": each.error for each in at_fault},
         "canary_age_seconds": {
             queue: round(answered[queue].age_seconds, 1) if queue in answered else None
             for queue in QUEUES

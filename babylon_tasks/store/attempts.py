@@ -52,6 +52,32 @@ class LostAttempt:
     last_error: str
 
 
+@dataclass(frozen=True, slots=True)
+class RecentAttempt:
+    """An attempt that has ended, of one window alone."""
+
+    model_name: str
+    window_id: str
+    token: int
+    holder: str
+    outcome: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineAtFault:
+    """A machine that stopped working at a stage, and why."""
+
+    machine: str
+    stage: str
+    ended_at: datetime
+    error: str
+
+
+# What attempts and windows say that a machine has given back because it is at fault itself.
+AT_FAULT = "this machine is at fault, not the window: "
+
+
 def open_step(
     connection: Connection, model_name: str, holder: str, token: int, window_ids: Sequence[str]
 ) -> None:
@@ -104,16 +130,42 @@ def take_back(
     tokens: Sequence[int],
     outcome: Ending,
     why: str | None,
+    wait_seconds: float = 0.0,
 ) -> list[str]:
     """Turn the attempts under these tokens that ended so into ones that count for nothing.
 
-    A window that failed by them is as it was before. Returns the batch ids of their requests.
+    A window that failed by them is as it was before, and waits so long. Returns the batch ids of
+    their requests.
     """
     rows = connection.execute(
         _SQL["take_back_attempts"],
-        {"model_name": model_name, "tokens": list(tokens), "outcome": outcome, "error": why},
+        {
+            "model_name": model_name,
+            "tokens": list(tokens),
+            "outcome": outcome,
+            "error": why,
+            "wait_seconds": wait_seconds,
+        },
     ).fetchall()
     return [row["batch_id"] for row in rows if row["batch_id"]]
+
+
+def recent(connection: Connection, stage: str, machine: str) -> list[RecentAttempt]:
+    """Return the newest attempts at a stage of the holders whose names begin so, newest first.
+
+    Those that failed together with others are left out, and so are those that say nothing about the
+    machine.
+    """
+    with connection.cursor(row_factory=class_row(RecentAttempt)) as cursor:
+        return cursor.execute(
+            _SQL["recent_attempts"], {"stage": stage, "machine": machine, "at_fault": AT_FAULT}
+        ).fetchall()
+
+
+def machines_at_fault(connection: Connection) -> list[MachineAtFault]:
+    """Return the machines that stopped, and have not succeeded since."""
+    with connection.cursor(row_factory=class_row(MachineAtFault)) as cursor:
+        return cursor.execute(_SQL["machines_at_fault"], {"at_fault": AT_FAULT}).fetchall()
 
 
 def read(connection: Connection, model_name: str, window_id: str) -> list[Attempt]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from babylon_tasks.errors import Final, Retryable, ServerUnavailable
+from babylon_tasks.errors import DamagedRow, ServerUnavailable, SlowRead
 from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import unreachable
@@ -64,8 +64,8 @@ class TraceReader:
 
         Raises:
             ServerUnavailable: Postgres went away.
-            Retryable: An answer took too long; other windows may still be readable.
-            Final: A row is damaged: Postgres itself cannot read it.
+            SlowRead: An answer took too long; other windows may still be readable.
+            DamagedRow: Postgres itself cannot read a row.
         """
         slow = False
         try:
@@ -88,12 +88,12 @@ class TraceReader:
                     raise
         except _SERVER_GONE as error:
             if slow and await self._server_answers():
-                raise Retryable(
+                raise SlowRead(
                     f"reading window {window_id}: no answer in {_ANSWER_SECONDS:.0f} s"
                 ) from error
             raise unreachable(self._settings.postgres(), error) from None
         except _ROW_FAULTS as error:
-            raise Final(f"a trace of window {window_id} cannot be read: {error}") from error
+            raise DamagedRow(f"a trace of window {window_id} cannot be read: {error}") from error
 
     async def _server_answers(self) -> bool:
         """Tell whether the rows are slow, not the server: it answers others at once."""

@@ -15,8 +15,12 @@ from babylon_tasks.store.attempts import Ending, LostAttempt
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim, Lease
 from babylon_tasks.store.transitions import WindowEnd
-from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.machine_faults import (
+    message_of,
+    message_with_place,
+    take_back_if_at_fault,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +47,10 @@ def step_failed(
     claim = context.claim(lease)
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], context.settings.lease_seconds)
-        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, _message(error))
+        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, message_of(error))
         if not again:
             half = (len(windows) + 1) // 2
-            transitions.split(tx, claim, windows, may_share=half, last_error=_message(error))
+            transitions.split(tx, claim, windows, may_share=half, last_error=message_of(error))
 
 
 def count_failure(
@@ -55,36 +59,47 @@ def count_failure(
     """Count an attempt against a window: it is tried again, at once or later, or ends as failed.
 
     Raises:
+        MachineAtFault: Other windows failed here in the same way; nothing counts.
         LeaseLost: Another worker has taken over; nothing was written.
         ServerUnavailable: Postgres does not answer.
     """
-    settings, claim = context.settings, context.claim(lease)
-    tried, message = window.attempts + 1, _message(error)
+    settings, claim, message = context.settings, context.claim(lease), message_of(error)
+    tried = window.attempts + 1
+    fails = tried >= settings.max_attempts or isinstance(error, Final)
+    wait_seconds = 0.0 if at_once else settings.retry_seconds * 2 ** (tried - 1)
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], settings.lease_seconds)
         ids = [window.window_id]
-        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, message, ids)
-        if tried < settings.max_attempts and not isinstance(error, Final):
-            log.warning(
-                "%s: window %s failed, attempt %d: %s",
-                claim.model_name,
-                window.window_id,
-                tried,
-                message,
-            )
+        in_full = message_with_place(error)
+        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, in_full, ids)
+        if fails:
+            failed = WindowEnd(State.FAILED, last_error=message, attempts=tried)
+            if transitions.end(tx, claim, window, failed) and window.batch_id:
+                training_batches.fail(tx, window.batch_id, message)
+        else:
             transitions.postpone(
                 tx,
                 claim,
                 window,
                 attempts=tried,
                 last_error=message,
-                wait_seconds=0.0 if at_once else settings.retry_seconds * 2 ** (tried - 1),
+                wait_seconds=wait_seconds,
             )
-            return
-        failed = WindowEnd(State.FAILED, last_error=message, attempts=tried)
-        if transitions.end(tx, claim, window, failed) and window.batch_id:
-            training_batches.fail(tx, window.batch_id, message)
-    log.error("%s: window %s failed: %s", claim.model_name, window.window_id, message)
+        at_fault = take_back_if_at_fault(
+            tx, claim, window.state, in_full, 2 * settings.retry_seconds
+        )
+    if at_fault:
+        raise at_fault from error
+    if fails:
+        log.error("%s: window %s failed: %s", claim.model_name, window.window_id, message)
+    else:
+        log.warning(
+            "%s: window %s failed, attempt %d: %s",
+            claim.model_name,
+            window.window_id,
+            tried,
+            message,
+        )
 
 
 def wait(
@@ -99,7 +114,7 @@ def wait(
     settings, claim = context.settings, context.claim(lease)
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], settings.lease_seconds)
-        attempts.end(tx, claim.model_name, [lease.token], Ending.GIVEN_BACK, _message(error))
+        attempts.end(tx, claim.model_name, [lease.token], Ending.GIVEN_BACK, message_of(error))
         _postpone(tx, claim, window, error, max(settings.retry_seconds, wait_seconds))
 
 
@@ -132,7 +147,7 @@ def job_goes_on(
     claim = context.claim(lease)
     with context.database.transaction() as tx:
         leases.renew(tx, [lease], context.settings.lease_seconds)
-        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, _message(error))
+        attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, message_of(error))
         for window in windows:
             _postpone(tx, claim, window, error, 0.0)
     log.warning("%s: a step failed, its job at W&B goes on: %s", claim.model_name, error)
@@ -155,11 +170,6 @@ def _postpone(
         claim,
         window,
         attempts=window.attempts,
-        last_error=_message(error),
+        last_error=message_of(error),
         wait_seconds=wait_seconds,
     )
-
-
-def _message(error: Exception) -> str:
-    """Return the error's type and text in one line that a column can hold."""
-    return one_line(f"{type(error).__name__}: {error}", 2000)

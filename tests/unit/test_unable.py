@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from babylon_tasks.errors import LineageAtFault, MachineAtFault
 from workers import unable
 from workers.unable import LEAST_REST_SECONDS, Unable
 
@@ -73,3 +74,23 @@ def test_two_lineages_that_fail_and_none_between_are_the_machines_fault(clock: C
     failing.trained("c")
     assert not failing.machine()
     assert failing.lineages() == {"a", "b"}  # what the others need is still missing here
+
+
+def test_a_machine_at_fault_does_nothing_more_at_that_stage(clock: Clock) -> None:
+    failing = Unable()
+    failing.stop("train", "a", MachineAtFault("every window failed"))
+    clock.now += 1_000_000
+    failing.trained("b")
+    assert failing.stopped("train") == "every window failed"
+    assert failing.machine()
+    assert failing.stopped("score") is None
+
+
+def test_a_lineage_at_fault_stops_alone(clock: Clock) -> None:
+    failing = Unable()
+    failing.stop("score", "a", LineageAtFault("every window of a failed"))
+    clock.now += 1_000_000
+    assert failing.stopped("score") is None
+    assert failing.lineages("score") == {"a"}
+    assert failing.lineages() == set()
+    assert not failing.machine()

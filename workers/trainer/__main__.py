@@ -30,6 +30,7 @@ from babylon_tasks.records.trainer_requests import (
     GenerateRequest,
     GenerateResult,
 )
+from babylon_tasks.text import one_line, place_of
 from workers.gpu import wire
 from workers.trainer.bare_art import use_bare_art
 
@@ -186,7 +187,8 @@ def _fault(error: Exception, request: wire.Request) -> BabylonError:
     if os.strerror(errno.ENOSPC) in first_line:
         folder = request.scratch_dir if isinstance(request, StepRequest) else tempfile.gettempdir()
         return UserError(f"no space left for {folder}: free some, or set TMPDIR")
-    return Retryable(f"the trainer failed: {type(error).__name__}: {first_line}")
+    what = f"{type(error).__name__}: {one_line(first_line, 1500)}"
+    return Retryable(f"the trainer failed: {what} ({place_of(error)})")
 
 
 def _make_trainer(kind: str, slot: str, answers: _Answers) -> _Trainer:

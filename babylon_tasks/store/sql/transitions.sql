@@ -58,15 +58,15 @@
 -- scored → failed                     reap_steps        trainer
 --     sets    may_share, attempts, last_error, failed_at
 -- due → same                          take_back_attempts  scorer
---     sets    attempts, last_error
+--     sets    attempts, last_error, not_before
 -- failed → due                        take_back_attempts  scorer
---     sets    attempts, last_error
+--     sets    attempts, last_error, not_before
 -- scored → same                       take_back_attempts  trainer
 --     resets  may_share
---     sets    attempts, last_error
+--     sets    attempts, last_error, not_before
 -- failed → scored                     take_back_attempts  trainer
 --     resets  may_share
---     sets    attempts, last_error
+--     sets    attempts, last_error, not_before
 -- failed, skipped → due               retry_windows     by hand
 --     resets  attempts, may_share, reason, last_error, not_before, due_at
 -- trained → due                       retry_step        by hand    given_up
@@ -391,6 +391,7 @@ WITH taken AS (
 )
 UPDATE rl.windows w
    SET attempts = greatest(w.attempts - t.attempts, 0), last_error = %(error)s,
+       not_before = greatest(w.not_before, rl.now() + make_interval(secs => %(wait_seconds)s)),
        may_share = CASE WHEN t.stage = 'score' THEN w.may_share END,
        state = CASE t.stage WHEN 'score' THEN 'due' ELSE 'scored' END
   FROM windows t
