@@ -106,7 +106,7 @@ def export_model(version_or_step: str, folder: Path, merged: bool, lineage: str 
         checkpoint = checkpoint_files.open_local(step.files())
         export.require_adapter(checkpoint, name)
         if merged:
-            _merge(head.base_model, checkpoint, draft)
+            _merge(head.base_model, head.base_revision, checkpoint, draft)
         else:
             export.copy_adapter(checkpoint, draft)
     click.echo(f"{name} is in {folder}")
@@ -132,11 +132,11 @@ def _state(step: StepListing) -> str:
     return "given up" if step.given_up_at else "kept"
 
 
-def _merge(base_model: str, checkpoint: Path, folder: Path) -> None:
+def _merge(base_model: str, revision: str | None, checkpoint: Path, folder: Path) -> None:
     try:
         from workers.trainer.torch.merge import merge_adapter
     except ImportError as error:
         raise UserError(
             f"--merged needs the package {error.name}: pip install 'babylon-tasks[train]'"
         ) from error
-    merge_adapter(base_model, checkpoint, folder)
+    merge_adapter(base_model, checkpoint, folder, revision)

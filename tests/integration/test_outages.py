@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import asyncpg
-import psycopg
 import pytest
 from psycopg import sql
 
@@ -19,64 +18,9 @@ from babylon_tasks.scoring.run import ScoringRun
 from babylon_tasks.store import attempts
 from babylon_tasks.work.context import Context
 from tests.clock import let_leases_run_out
-from tests.conftest import with_database
+from tests.outage import Outage
 from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
 from workers.gpu.client import OnBeat
-
-
-class Outage:
-    """The server takes no connection to this database; its end comes after the leases ran out."""
-
-    def __init__(self, context: Context, seconds: float = 0.3) -> None:
-        self._context, self._seconds = context, seconds
-        self._url = with_database(context.settings.postgres(), "postgres")
-        self._end: threading.Thread | None = None
-
-    def begin(self) -> None:
-        """End all connections; a thread opens the database again."""
-        self._allow(False)
-        self._end = threading.Thread(target=self._end_later)
-        self._end.start()
-
-    def wait(self) -> None:
-        """Wait until it is over."""
-        assert self._end is not None
-        self._end.join()
-
-    def _end_later(self) -> None:
-        threading.Event().wait(self._seconds)
-        self._allow(True)
-
-    def _allow(self, allowed: bool) -> None:
-        with psycopg.connect(self._url, autocommit=True) as connection:
-            name = psycopg.conninfo.conninfo_to_dict(self._context.settings.postgres())["dbname"]
-            if allowed:
-                connection.execute(
-                    sql.SQL("ALTER DATABASE {} SET rl.clock_offset = {}").format(
-                        sql.Identifier(str(name)), sql.Literal(f"{self._later()} seconds")
-                    )
-                )
-            connection.execute(
-                sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format(
-                    sql.Identifier(str(name)), sql.SQL("true" if allowed else "false")
-                )
-            )
-            if not allowed:
-                connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
-                    [name],
-                )
-
-    def _later(self) -> float:
-        Outage.moved += self._context.settings.lease_seconds + 1
-        return Outage.moved
-
-    moved = 0.0
-
-
-@pytest.fixture(autouse=True)
-def clock_starts_anew() -> None:
-    Outage.moved = 0.0
 
 
 def outcomes(context: Context, stage: str) -> list[str | None]:

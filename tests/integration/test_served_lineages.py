@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
+
 from babylon_tasks import pipeline
+from babylon_tasks.errors import CheckpointUnreadable, ServerUnavailable
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.store import lineages
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import Fleet
+from tests.outage import Outage
 from tests.rows import commit_steps
+from workers.serve import versions
 from workers.serve.versions import ServedModels
 from workers.watch.metrics import PipelineCollector
 
@@ -85,3 +91,58 @@ def test_metrics_name_the_lineage(context: Context, trainer: Trainer) -> None:
     assert values["babylon_step", "fork", "published"] == 1
     assert values["babylon_windows", "babylon-agent", "trained"] == 2
     assert values["babylon_windows", "fork", "trained"] == 1
+
+
+def test_what_was_served_is_served_while_postgres_is_away(
+    context: Context,
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Every name that was asked for before; the log says how old the answer is."""
+    commit_steps(context, trainer, 2)
+    models = ServedModels(context.settings)
+    names = ("babylon-agent", "babylon-agent@1")
+    before = [models.resolve(name) for name in names]
+    listed = models.names()
+    outage = Outage(context, 1)
+    outage.begin()
+    assert [models.resolve(name) for name in names] == before
+    assert models.names() == listed
+    with pytest.raises(ServerUnavailable):
+        models.resolve("babylon-agent@2")
+    assert "babylon-agent is answered as it was 0 s ago: cannot reach Postgres" in caplog.text
+    assert caplog.text.count("is answered as it was") == 1
+    outage.wait()
+    commit_steps(context, trainer, 1)
+    monkeypatch.setattr(models._memory, "_ask_at", 0.0)  # ten seconds later
+    served = models.resolve("babylon-agent")
+    assert served
+    assert served.step == 3
+
+
+def test_postgres_is_not_asked_at_each_request_while_it_is_away(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a network that was cut each question costs seconds."""
+    models = ServedModels(context.settings)
+    models.resolve("babylon-agent")
+    outage = Outage(context, 0.5)
+    outage.begin()
+    models.resolve("babylon-agent")
+    monkeypatch.setattr(models._memory, "_database", None)
+    assert models.resolve("babylon-agent")
+    outage.wait()
+    assert versions._AWAY_SECONDS >= 5
+
+
+def test_a_model_in_memory_needs_no_store(context: Context, trainer: Trainer) -> None:
+    """The folder that is given is the engine's name for what it holds."""
+    commit_steps(context, trainer, 2)
+    models = ServedModels(context.settings)
+    served = models.resolve("babylon-agent@1")
+    assert served
+    shutil.rmtree(context.settings.checkpoint_store)
+    assert models.resolve("babylon-agent@1") == served
+    with pytest.raises(CheckpointUnreadable):
+        models.resolve("babylon-agent@2")

@@ -118,6 +118,13 @@ def test_a_base_model_that_is_not_there(trained: tuple[Path, torch.Tensor], tmp_
     assert "\n" not in str(caught.value)
 
 
+def test_another_base_model_than_the_pinned_one_is_not_merged(
+    base_model: str, trained: tuple[Path, torch.Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is pinned to files:0123"):
+        merge_adapter(base_model, trained[0], tmp_path, "files:0123")
+
+
 def test_a_base_model_that_transformers_refuses_to_save(
     base_model: str, trained: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from workers.serve.api_key import require_key
 from workers.serve.app import main, make_app
 from workers.serve.engine import ADAPTERS_KEPT, Engine, ServedModel
 from workers.serve.versions import parse_name
+from workers.trainer.torch.fingerprint import fingerprint
 
 KEY = "a-key-of-24-letters-ü-ok"
 
@@ -229,3 +230,17 @@ def test_our_own_question_carries_the_key(
 )
 def test_a_name_that_no_step_can_have_is_unknown(name: str) -> None:
     assert parse_name(name) == (name, None)
+
+
+def test_another_base_model_than_the_pinned_one_is_refused(base_model: str) -> None:
+    """A folder of which the files were changed since the lineage's first step."""
+    pinned = fingerprint(Path(base_model))
+
+    def resolve(name: str) -> ServedModel:
+        return ServedModel(base_model, 0, None, pinned if name == "pinned" else "files:0123")
+
+    client = TestClient(make_app(resolve, list), raise_server_exceptions=False)
+    assert ask(client, "pinned").status_code == 200
+    answer = ask(client, "other")
+    assert answer.status_code == 503
+    assert "is pinned to files:0123" in answer.json()["error"]["message"]

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.text import first_line
-from workers.trainer.torch.base_model import load_base
+from workers.trainer.torch.base_model import base_revision, load_base
 from workers.trainer.torch.generator import Generator
 
 ADAPTERS_KEPT = 4
@@ -22,11 +22,15 @@ MAX_NEW_TOKENS = 256
 
 
 class ServedModel(NamedTuple):
-    """The model of a name; `adapter` is a local folder, or None for the bare base model."""
+    """The model of a name; `adapter` is a local folder, or None for the bare base model.
+
+    With `base_revision` only that revision of the base model will do.
+    """
 
     base_model: str
     step: int
     adapter: Path | None
+    base_revision: str | None = None
 
 
 class Message(msgspec.Struct):
@@ -67,7 +71,7 @@ class Engine:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._base_model = ""
+        self._base: tuple[str, str | None] | None = None  # the base model in memory, its revision
         self._network: Any = None
         self._adapters: OrderedDict[Path, str] = OrderedDict()  # folder: peft's name, oldest first
         self._loads = 0
@@ -80,7 +84,7 @@ class Engine:
             UserError: The model's files cannot be read.
         """
         with self._lock, torch.inference_mode():
-            self._load_base(served.base_model)
+            self._load_base(served.base_model, served.base_revision)
             self._activate(served.adapter)
             prompt = self._prompt(request)
             limit = self._generator.context_tokens
@@ -108,16 +112,17 @@ class Engine:
         )
         return Completion(one.text, len(prompt), len(one.token_ids), one.finish_reason)
 
-    def _load_base(self, base_model: str) -> None:
-        if self._base_model == base_model:
+    def _load_base(self, base_model: str, wanted: str | None) -> None:
+        if self._base == (base_model, wanted):
             return
-        self._network, self._base_model = None, ""
+        self._network, self._base = None, None
         self._adapters.clear()
+        revision = base_revision(base_model, wanted)
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        self._chat, network = load_base(base_model, None, self._device, dtype)
+        self._chat, network = load_base(base_model, revision, self._device, dtype)
         self._generator = Generator(network, self._chat)
         self._network = network.eval()
-        self._base_model = base_model
+        self._base = base_model, wanted
 
     def _activate(self, adapter: Path | None) -> None:
         """Make the adapter, or none, the active one."""

@@ -16,11 +16,14 @@ from transformers.utils import logging as transformers_logging
 from babylon_tasks.checkpoints.export import ADAPTER_FILES
 from babylon_tasks.errors import UserError
 from babylon_tasks.text import first_line, one_line
-from workers.trainer.torch.model_files import NO_CODE
+from workers.trainer.torch.base_model import base_revision
+from workers.trainer.torch.model_files import NO_CODE, where
 
 
-def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
+def merge_adapter(base_model: str, adapter: Path, folder: Path, wanted: str | None = None) -> None:
     """Write base model plus adapter, and the tokenizer, into an existing folder.
+
+    With `wanted`, only that revision of the base model will do.
 
     On the CPU and in the base model's own type, so a GPU that trains is left alone; the sum is
     rounded to that type. The whole base model must fit into memory.
@@ -32,11 +35,11 @@ def merge_adapter(base_model: str, adapter: Path, folder: Path) -> None:
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    local = Path(base_model).is_dir()
+    options = where(base_model, base_revision(base_model, wanted))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=local, **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(base_model, **options, **NO_CODE)
         network = AutoModelForCausalLM.from_pretrained(
-            base_model, dtype="auto", local_files_only=local, **NO_CODE
+            base_model, dtype="auto", adapter_kwargs=options, **options, **NO_CODE
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
