@@ -33,6 +33,7 @@ from babylon_tasks.store import (
 )
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
+from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.traces import TraceReader, open_reader
 from babylon_tasks.store.transitions import Scored
@@ -160,33 +161,14 @@ class ScoringRun:
             )
 
     def _commit(self, window: Window, lease: Lease, read: ReadWindow, verdict: Verdict) -> None:
-        context, reason = self._context, verdict.why_skip
-        name, primary = context.lineage.name, context.lineage.primary
-        judged = any(score.judge_model for score in verdict.scores)
-        paid = judged or verdict.fell_back
-        source = scores.Source(name, verdict.scorer, window.window_id)
-        with context.database.transaction() as tx:
-            scores.quarantine(tx, name, window.window_id, read.unusable)
-            cost = judgments.cost(tx, name, window.window_id) if paid else None
-            scores.write(tx, source, verdict.scores, cost)
-            if not transitions.mark_scored(
-                tx, context.claim(lease), window, _scored(read, verdict)
-            ):
-                raise StaleClaim(f"window {window.window_id} was scored by somebody else")
-            if primary and (judged or window.score_rev):
-                scores.forget_judgments(tx, window.window_id)  # of an earlier round
-            if judged and primary and verdict.rubric:
-                scores.tell_app(tx, source, verdict.rubric.hash, verdict.rubric.as_json())
-            if reason and window.batch_id:
-                training_batches.fail(
-                    tx, window.batch_id, f"window {window.window_id} is skipped: {reason}"
-                )
-            ending = Ending.SKIPPED if reason else Ending.DONE
-            attempts.end(tx, name, [lease.token], ending, reason)
-            leases.release(tx, [lease])
+        self._keeper.until_written(
+            f"store the scores of window {window.window_id}",
+            lambda tx: self._write(tx, window, lease, read, verdict),
+        )
+        reason = verdict.why_skip
         log.info(
             "%s: scored %s by %s: %d agents, %d of %d trajectories, %d set aside%s",
-            context.lineage.name,
+            self._context.lineage.name,
             window.window_id,
             verdict.scorer,
             read.counts.agents,
@@ -195,6 +177,31 @@ class ScoringRun:
             len(read.unusable),
             f", skipped ({reason})" if reason else "",
         )
+
+    def _write(
+        self, tx: Connection, window: Window, lease: Lease, read: ReadWindow, verdict: Verdict
+    ) -> None:
+        context, reason = self._context, verdict.why_skip
+        name, primary = context.lineage.name, context.lineage.primary
+        judged = any(score.judge_model for score in verdict.scores)
+        paid = judged or verdict.fell_back
+        source = scores.Source(name, verdict.scorer, window.window_id)
+        scores.quarantine(tx, name, window.window_id, read.unusable)
+        cost = judgments.cost(tx, name, window.window_id) if paid else None
+        scores.write(tx, source, verdict.scores, cost)
+        if not transitions.mark_scored(tx, context.claim(lease), window, _scored(read, verdict)):
+            raise StaleClaim(f"window {window.window_id} was scored by somebody else")
+        if primary and (judged or window.score_rev):
+            scores.forget_judgments(tx, window.window_id)  # of an earlier round
+        if judged and primary and verdict.rubric:
+            scores.tell_app(tx, source, verdict.rubric.hash, verdict.rubric.as_json())
+        if reason and window.batch_id:
+            training_batches.fail(
+                tx, window.batch_id, f"window {window.window_id} is skipped: {reason}"
+            )
+        ending = Ending.SKIPPED if reason else Ending.DONE
+        attempts.end(tx, name, [lease.token], ending, reason)
+        leases.release(tx, [lease])
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -48,6 +49,14 @@ class Database:
         self.url = url
         self.timeout_seconds = timeout_seconds
         self._connection: Connection | None = None
+        self._in_transactions = 0.0  # seconds, of those that have ended
+        self._began_at: float | None = None
+
+    @property
+    def seconds_in_transactions(self) -> float:
+        """How long this process has been in transactions, so waited for the server, until now."""
+        under_way = 0.0 if self._began_at is None else time.monotonic() - self._began_at
+        return self._in_transactions + under_way
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -87,6 +96,7 @@ class Database:
 
     @contextmanager
     def _hang_up_later(self) -> Iterator[None]:
+        self._began_at = time.monotonic()
         timer = threading.Timer(self.timeout_seconds + _SERVER_COMES_FIRST, self._hang_up)
         timer.daemon = True
         timer.start()
@@ -94,6 +104,7 @@ class Database:
             yield
         finally:
             timer.cancel()
+            self._in_transactions, self._began_at = self.seconds_in_transactions, None
 
     def _hang_up(self) -> None:
         """End the wait for the server's answer; the timer's thread calls this."""

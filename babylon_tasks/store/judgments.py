@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Literal
 
@@ -49,6 +50,7 @@ class Judgment:
     completion_tokens: int
     usd: float | None
     purpose: Purpose
+    id: uuid.UUID = field(default_factory=uuid.uuid4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def find(connection: Connection, question: str) -> Verdict | None:
 
 
 def add(connection: Connection, judgment: Judgment) -> None:
-    """Store an answer."""
+    """Store an answer; a second time it changes nothing."""
     connection.execute(_SQL["add_judgment"], asdict(judgment))
 
 

@@ -37,7 +37,7 @@ def reset(context: Context, version_or_step: str, why: str) -> ResetReport:
     Raises:
         UserError: A step of the lineage trains now, it has no such step, the step cannot be trained
             on, or no reason is given.
-        LeaseLost: Postgres was away for longer than the lease; nothing was written.
+        LeaseLost: Another one took the lineage over in an outage; nothing was written.
         ServerUnavailable: Postgres does not answer.
     """
     name, why = context.lineage.name, one_line(why)

@@ -70,7 +70,7 @@ class StepAttempt:
     """One attempt, under a fencing token of its own; `stopwatch` has run since the claim began.
 
     Before the gradient any error may end the attempt, since little is lost. After it, hours of work
-    may be at stake, so each write is repeated while the lease is alive
+    may be at stake, so each write is repeated while Postgres is away
     (`LeaseKeeper.until_written`).
     """
 
@@ -131,9 +131,8 @@ class StepAttempt:
     def _read(self, scratch: Path, staleness: Staleness) -> StepSamples:
         """Write the samples that can be trained into the scratch folder."""
         path = scratch / _SAMPLES
-        samples = aio.run(
-            collect(self._context, self._order.windows, staleness, path, self._keeper.beat)
-        )
+        reading = collect(self._context, self._order.windows, staleness, path, self._keeper.beat)
+        samples = aio.run(self._keeper.beating(reading))
         left_out.settle(self._context, self._keeper, samples.left_out)
         if samples.windows:
             samples = self._backend.prepare(self._keeper, samples, path)

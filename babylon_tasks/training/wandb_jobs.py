@@ -126,7 +126,7 @@ class WandbBackend:
         )
 
     def note_job(self, keeper: LeaseKeeper, step: int, note: JobNote) -> None:
-        """Store the trainer's note about its job; repeat this while the lease is alive.
+        """Store the trainer's note about its job; repeat this while Postgres is away.
 
         Raises:
             LeaseLost: Another worker has taken over; nothing was written.

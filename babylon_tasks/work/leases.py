@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable
+from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable, StaleClaim
 from babylon_tasks.store import attempts, leases, training_batches
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _AGAIN_SECONDS = 0.25  # between tries to reach Postgres: who was away should come before others
+_SAY_SECONDS = 60.0  # between two lines about the same outage
 _GIVE_BACK_SECONDS = 600.0  # then the leases are left to run out
 
 
@@ -43,6 +44,7 @@ class LeaseKeeper:
         self._tried_at = time.monotonic()
         self._away = False  # Postgres did not answer since the leases were renewed
         self._was_away = False  # or at any time before
+        self._waited_before = context.database.seconds_in_transactions
 
     @property
     def claim(self) -> Claim:
@@ -67,7 +69,7 @@ class LeaseKeeper:
                 log.warning("cannot renew the lease yet: %s", error)
             self._away = self._was_away = True
         else:
-            self._away = False
+            self._renewed()
         self._tried_at = time.monotonic()
 
     async def beating(self, work: Coroutine[Any, Any, T]) -> T:
@@ -90,24 +92,45 @@ class LeaseKeeper:
         Raises:
             LeaseLost: The lease was lost meanwhile.
         """
-        tried = False
+        say_at, renews = 0.0, False
         while True:
             try:
                 with self._context.database.transaction() as tx:
-                    if self._away:
+                    renews = self._met_outage()  # with the wait for this connection
+                    if renews:
                         self._renew(tx)
                     done = write(tx)
             except ServerUnavailable as error:
-                if not tried:
+                if time.monotonic() >= say_at:
                     log.warning("cannot %s yet: %s", what, error)
-                self._away = self._was_away = tried = True
+                    say_at = time.monotonic() + _SAY_SECONDS
+                self._away = self._was_away = True
                 time.sleep(_AGAIN_SECONDS)
+            except (LeaseLost, StaleClaim):
+                # The lease may have run out while the answer was on its way: renewed, it holds.
+                if renews or not self._met_outage():
+                    raise
             else:
-                self._away = False
+                if renews:
+                    self._renewed()
                 return done
 
     def _renew(self, tx: Connection) -> None:
-        leases.renew(tx, self.held, self._settings.lease_seconds, ran_out_too=self._away)
+        leases.renew(tx, self.held, self._settings.lease_seconds, ran_out_too=self._met_outage())
+
+    def _renewed(self) -> None:
+        self._away = False
+        self._waited_before = self._context.database.seconds_in_transactions
+
+    def _met_outage(self) -> bool:
+        """Tell whether Postgres was away since the leases were renewed.
+
+        Over a network that was cut for a while nothing fails: an answer comes late.
+        """
+        waited = self._context.database.seconds_in_transactions - self._waited_before
+        if waited >= self._settings.lease_seconds / 2:
+            self._away = self._was_away = True
+        return self._away
 
     def renew_token(self, begin: Callable[[Connection, int], None]) -> Lease:
         """Take a new token for the one lease held; `begin` writes in the same transaction.
@@ -122,7 +145,7 @@ class LeaseKeeper:
             begin(tx, lease.token)
         self.held = [lease]
         self._tried_at = time.monotonic()
-        self._away = False
+        self._renewed()
         return lease
 
     def finished(self, lease: Lease) -> None:
@@ -138,7 +161,7 @@ class LeaseKeeper:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._was_away = self._was_away or isinstance(exc, ServerUnavailable)
+        self._was_away = self._met_outage() or self._was_away or isinstance(exc, ServerUnavailable)
         if isinstance(exc, LeaseLost) and not self._was_away:
             return
         stopped = exc is not None and not isinstance(exc, Exception)
@@ -165,6 +188,8 @@ class LeaseKeeper:
                     leases.release(tx, self.held)
                 break
             except ServerUnavailable as error:
+                if not self._was_away:
+                    log.warning("cannot give the leases back yet: %s", error)
                 self._was_away = True
                 if time.monotonic() >= ends_at:
                     log.warning("the leases run out by themselves: %s", error)

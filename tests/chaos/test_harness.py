@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import signal
@@ -282,6 +283,22 @@ def test_a_verdict_sees_what_is_wrong(world: World) -> None:
         "babylon-agent: step 3 is not on the way to the head, step 1, and not given up",
         f"babylon-agent: step 1 trained {window}, whose row does not say so",
         "babylon-agent-v1 is still `training` in trained_models",
+    ]
+
+
+def test_a_verdict_sees_what_the_dead_left(world: World) -> None:
+    """In the folder for temporary files; what a living process uses there is not left."""
+    left = world.tmp / "babylon-tasks-0" / "steps" / "left"
+    used = left.with_name("used")
+    for folder in (left, used, world.tmp / "babylon-step-x"):
+        folder.mkdir(parents=True)
+    held = os.open(used, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    broken = world.verdict().broken
+    os.close(held)
+    assert broken == [
+        f"{folder} was left by a process that is dead"
+        for folder in (left, world.tmp / "babylon-step-x")
     ]
 
 

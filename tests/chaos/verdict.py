@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable
 from babylon_tasks.work.context import Context
 from tests.paths import Row, lineage_rows, path_to_head
 from tests.rows import query
+
+_SCRATCH = ("steps", "replays", "fetching")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,27 @@ def _still_training(context: Context) -> list[str]:
     """List versions whose step serves, or was given up, and that the app does not know of."""
     rows = query(context, """SELECT "modelId" FROM trained_models WHERE status = 'training'""")
     return [f"{row['modelId']} is still `training` in trained_models" for row in rows]
+
+
+def left_in(tmp: Path) -> list[str]:
+    """List what dead processes left in the folder for temporary files: it holds prompts."""
+    kinds = [kind for kind in tmp.glob("babylon-tasks-*/*") if kind.name in _SCRATCH]
+    folders = [folder for kind in kinds for folder in kind.iterdir() if folder.is_dir()]
+    return [
+        f"{folder} was left by a process that is dead"
+        for folder in [*filter(_is_unlocked, folders), *tmp.glob("babylon-step-*")]
+    ]
+
+
+def _is_unlocked(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _left_open(context: Context) -> list[str]:

@@ -21,7 +21,7 @@ from tests.chaos.injection import Injection, injecting
 from tests.chaos.links import Links
 from tests.chaos.recovery import recoveries
 from tests.chaos.servers import Servers
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.verdict import Verdict, judge, left_in
 from tests.paths import lineage_rows
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,8 @@ class World(AbstractContextManager["World"]):
             **{**ours, "database_url": self._database_url, "redis_url": servers.redis.url}  # type: ignore[arg-type]
         )
         self.context = Context.of_deployment(self.settings, "chaos:0")
+        self.tmp = folder / "tmp"  # of all roles
+        self.tmp.mkdir(exist_ok=True)
         self._all_links: list[Links] = []
         self.links = self.own_links()
         self.fleet = Fleet(folder, self._environment(settings))
@@ -197,7 +199,9 @@ class World(AbstractContextManager["World"]):
 
     def verdict(self) -> Verdict:
         """Report what was lost, what was done twice, and every other broken invariant."""
-        return judge(self.context, self.expected)
+        found = judge(self.context, self.expected)
+        found.broken.extend(left_in(self.tmp))
+        return found
 
     def invariants(self) -> Verdict:
         """Require that no invariant is broken, and return the verdict."""
@@ -233,4 +237,5 @@ class World(AbstractContextManager["World"]):
         }
         offline = {"HF_HUB_OFFLINE": "1"}  # what is not on this machine is missed at once
         urls = self.links.env(self._database_url, self.servers.redis.url)
-        return {**inherited, **settings, **offline, **urls, "PYTHONPATH": str(ROOT)}
+        ours = {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.tmp)}
+        return {**inherited, **settings, **offline, **urls, **ours}

@@ -12,12 +12,13 @@ import pytest
 from psycopg import sql
 
 from babylon_tasks import pipeline
-from babylon_tasks.errors import LeaseLost, ServerUnavailable
+from babylon_tasks.errors import LeaseLost, ServerUnavailable, StaleClaim
 from babylon_tasks.records.steps import StepRequest, StepResult, Trainer
 from babylon_tasks.scoring.run import ScoringRun
-from babylon_tasks.store import attempts
+from babylon_tasks.store import attempts, scores
 from babylon_tasks.work.context import Context
 from tests.clock import let_leases_run_out
+from tests.judge_server import JudgeServer
 from tests.outage import Outage
 from tests.rows import add_request, add_window, hours_ago, one, query, scored_windows, states
 from workers.gpu.client import OnBeat
@@ -85,6 +86,55 @@ def test_a_step_is_committed_when_postgres_is_back(
     assert outcomes(context, "train") == ["done"]
     assert query(context, "SELECT * FROM rl.leases") == []
     assert query(context, "SELECT * FROM rl.unfinished_checkpoints") == []
+
+
+@pytest.mark.parametrize(
+    "moment", ["steps.begin_checkpoint", "steps.commit", "heads.advance", "attempts.end"]
+)
+def test_an_answer_that_comes_after_the_lease_ran_out_costs_no_step(
+    make_context: Callable[..., Context],
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """A network that was cut for a while: no connection breaks, the server's answer is late."""
+    context = make_context(max_attempts=1, lease_seconds=1.0, heartbeat_seconds=0.3)
+    (window,) = scored_windows(context, 2)
+    module, name = moment.split(".")
+    real = getattr(importlib.import_module(f"babylon_tasks.store.{module}"), name)
+    late = iter([True])
+
+    def wrapped(tx: Any, *arguments: Any) -> Any:
+        if next(late, False):
+            tx.execute("SELECT pg_sleep(1.5)")
+        return real(tx, *arguments)
+
+    monkeypatch.setattr(f"babylon_tasks.store.{moment}", wrapped)
+    assert pipeline.train(context, trainer)
+    assert states(context) == {window: "trained"}
+    assert outcomes(context, "train") == ["done"]
+
+
+def test_a_scorer_that_waits_for_an_answer_past_its_lease_is_not_blamed(
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(max_attempts=1, lease_seconds=1.0, heartbeat_seconds=0.3)
+    window = hours_ago(2)
+    add_window(context, window)
+    pipeline.produce(context)
+    real = scores.write
+
+    def late(tx: Any, *arguments: Any) -> Any:
+        tx.execute("SELECT pg_sleep(1.5)")
+        return real(tx, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("babylon_tasks.store.scores.write", late)
+        with pytest.raises((LeaseLost, StaleClaim)):
+            pipeline.score(context)
+    assert outcomes(context, "score") == ["given_back"]
+    assert one(context, "SELECT attempts FROM rl.windows")["attempts"] == 0
+    assert pipeline.score(context) == [window]
 
 
 class Interrupted:
@@ -215,6 +265,20 @@ def test_a_scorer_taken_for_dead_in_an_outage_gives_its_attempts_back(
     assert (row["state"], row["attempts"]) == ("due", 0)
     assert outcomes(context, "score") == ["given_back"]
     assert pipeline.score(context) == [window]
+
+
+def test_a_judges_answer_is_stored_when_postgres_is_back(
+    make_judged: Callable[..., Context], server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is paid for: the same question is not asked again."""
+    context = make_judged(max_attempts=1, heartbeat_seconds=0.1)
+    window = hours_ago(2)
+    add_window(context, window)
+    pipeline.produce(context)
+    at_call(monkeypatch, "babylon_tasks.store.judgments.add", once(Outage(context, 1).begin))
+    assert pipeline.score(context) == [window]
+    assert len(server.requests) == 1
+    assert outcomes(context, "score") == ["done"]
 
 
 def test_a_mistake_of_the_deployment_counts_against_no_window(context: Context) -> None:

@@ -15,7 +15,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from babylon_tasks.errors import JudgeFault, JudgePaused, JudgeUnavailable, UserError
+from babylon_tasks.errors import (
+    JudgeFault,
+    JudgePaused,
+    JudgeUnavailable,
+    ServerUnavailable,
+    UserError,
+)
 from babylon_tasks.scoring.judge import ruler_call
 from babylon_tasks.scoring.judge.answer import Answer, fault_of
 from babylon_tasks.scoring.judge.bill import Bill
@@ -38,6 +44,8 @@ _FIRST_WAIT_SECONDS = 1.0  # between tries, doubled with each
 _LONGEST_WAIT_SECONDS = 60.0  # if the judge demands more, another task asks again
 _LIMIT_WAIT_SECONDS = 600.0  # JUDGE_DAILY_USD may have been raised by then
 _FOR_OTHERS_SECONDS = 1.0  # between looks at the cost of the questions in flight
+_STORE_SECONDS = 120.0  # for Postgres to come back and take an answer
+_STORE_AGAIN_SECONDS = 0.5
 _TASK_SECONDS = 1200.0  # then the rest is left to another task; workers end theirs after 1800
 
 _FORM = """
@@ -136,7 +144,7 @@ class Judge:
             by_id = {entry.id: entry for entry in answer.entries or ()}
             entries = [] if fault else [by_id[str(n + 1)] for n in range(len(shown))]
             judged = [Judged(e.score, one_line(e.explanation, 2000)) for e in entries]
-            self._store(
+            await self._store(
                 Judgment(
                     model_name=self._settings.model_name,
                     window_id=window_id,
@@ -178,11 +186,19 @@ class Judge:
         ]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
-    def _store(self, judgment: Judgment) -> None:
+    async def _store(self, judgment: Judgment) -> None:
+        """Store an answer, since it is paid for; also when Postgres is away for a while."""
         tokens = judgment.prompt_tokens + judgment.completion_tokens
         self.bought[judgment.window_id].add(tokens, judgment.usd)
-        with self._context.database.transaction() as tx:
-            judgments.add(tx, judgment)
+        ends_at = time.monotonic() + _STORE_SECONDS
+        while True:
+            try:
+                with self._context.database.transaction() as tx:
+                    return judgments.add(tx, judgment)
+            except ServerUnavailable:
+                if time.monotonic() > ends_at:
+                    raise
+            await asyncio.sleep(_STORE_AGAIN_SECONDS)
 
     async def _answer(self, texts: Sequence[str], context: str, rubric: str) -> Answer:
         """Return an answer, usable or not; try several times."""

@@ -10,12 +10,14 @@ SELECT trajectory_ids, scores, explanations, prompt_tokens + completion_tokens A
  LIMIT 1
 
 -- add_judgment --
-INSERT INTO rl.judgments (model_name, window_id, question, judge_model, rubric_hash, trajectory_ids,
+-- A conflict: the same answer is written again, since the answer to COMMIT was lost.
+INSERT INTO rl.judgments (id, model_name, window_id, question, judge_model, rubric_hash, trajectory_ids,
                           scores, explanations, fault, prompt_tokens, completion_tokens, usd,
                           purpose, asked_at)
-VALUES (%(model_name)s, %(window_id)s, %(question)s, %(judge_model)s, %(rubric_hash)s,
+VALUES (%(id)s, %(model_name)s, %(window_id)s, %(question)s, %(judge_model)s, %(rubric_hash)s,
         %(trajectory_ids)s, %(scores)s, %(explanations)s, %(fault)s, %(prompt_tokens)s,
         %(completion_tokens)s, %(usd)s, %(purpose)s, rl.clock_timestamp())
+ON CONFLICT (id) DO NOTHING
 
 -- spent_today --
 -- Of all models of this database, since midnight UTC.
