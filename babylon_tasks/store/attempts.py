@@ -74,6 +74,8 @@ class MachineAtFault:
     error: str
 
 
+# What an attempt says that was taken for lost.
+LIVES = "lost while Postgres was away from its worker, which lives: it does not count"
 # What attempts and windows say that a machine has given back because it is at fault itself.
 AT_FAULT = "this machine is at fault, not the window: "
 
@@ -129,10 +131,10 @@ def take_back(
     model_name: str,
     tokens: Sequence[int],
     outcome: Ending,
-    why: str | None,
+    why: str,
     wait_seconds: float = 0.0,
 ) -> list[str]:
-    """Turn the attempts under these tokens that ended so into ones that count for nothing.
+    """Uncount the attempts under these tokens that ended so, as `lost` or `error`.
 
     A window that failed by them is as it was before, and waits so long. Returns the batch ids of
     their requests.

@@ -183,7 +183,9 @@ class LeaseKeeper:
                 with self._context.database.transaction() as tx:
                     attempts.end(tx, name, tokens, Ending.GIVEN_BACK, why)
                     if self._was_away:
-                        for batch_id in attempts.take_back(tx, name, tokens, Ending.LOST, why):
+                        for batch_id in attempts.take_back(
+                            tx, name, tokens, Ending.LOST, attempts.LIVES
+                        ):
                             training_batches.reopen(tx, batch_id)
                     leases.release(tx, self.held)
                 break

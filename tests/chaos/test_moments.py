@@ -56,10 +56,10 @@ def test_postgres_away_as_a_step_ends(trial: Trial, world: World, how: str, twin
         world.wait(world.settled)
         waited.append(time.monotonic() - since)
     assert query(world.context, "SELECT * FROM rl.windows WHERE attempts > 0") == []
-    assert attempts(world, "train", "lost") == attempts(world, "train", "error") == 0
+    assert attempts(world, "train", "error") == 0
     assert attempts(world, "train", "done") == len(OUTAGES)
-    if twins == 1:
-        assert attempts(world, "train", "given_back") == 0
+    if twins == 1:  # else the other one may be faster
+        assert attempts(world, "train", "lost") == attempts(world, "train", "given_back") == 0
     trial(24, "Postgres away 4 to 20 s as a step ends", waited)
 
 

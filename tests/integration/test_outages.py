@@ -185,7 +185,7 @@ def test_a_step_that_another_takes_for_dead_after_an_outage_counts_for_nothing(
         pipeline.train(context, Interrupted(trainer, Outage(context), take_over))
     row = one(context, "SELECT state, attempts FROM rl.windows")
     assert (row["state"], row["attempts"]) == ("scored", 0)
-    assert outcomes(context, "train") == ["given_back"]
+    assert outcomes(context, "train") == ["lost"]
     assert one(context, "SELECT status FROM training_batches")["status"] == "training"
     report = pipeline.train(other, trainer)
     assert report
@@ -263,7 +263,7 @@ def test_a_scorer_taken_for_dead_in_an_outage_gives_its_attempts_back(
             pipeline.score(context)
     row = one(context, "SELECT state, attempts FROM rl.windows")
     assert (row["state"], row["attempts"]) == ("due", 0)
-    assert outcomes(context, "score") == ["given_back"]
+    assert outcomes(context, "score") == ["lost"]
     assert pipeline.score(context) == [window]
 
 

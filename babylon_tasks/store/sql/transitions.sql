@@ -375,13 +375,15 @@ UPDATE rl.windows w
 RETURNING w.window_id, w.state, w.batch_id, w.last_error
 
 -- take_back_attempts --
--- Attempts that count no more: their worker lives, and Postgres was away from it (`lost`); or the
--- machine is at fault, not the windows (`error`). A window that failed by them goes back to its state
+-- Attempts that count no more: their worker lives, and Postgres was away from it (they stay `lost`); or
+-- the machine is at fault, not the windows (`error`, which is `given_back` then). A window that failed by them goes back to its state
 -- before. What a window was tried with counts as in reap_steps.
 WITH taken AS (
     UPDATE rl.attempts
-       SET outcome = 'given_back', error = %(error)s
+       SET outcome = CASE outcome WHEN 'error' THEN 'given_back' ELSE outcome END,
+           error = %(error)s
      WHERE model_name = %(model_name)s AND token = ANY (%(tokens)s) AND outcome = %(outcome)s
+       AND error IS DISTINCT FROM %(error)s  -- once
     RETURNING window_id, stage, token
 ), alone AS (
     SELECT window_id, stage, count(*) OVER (PARTITION BY token) = 1 AS counted FROM taken
