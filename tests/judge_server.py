@@ -15,6 +15,7 @@ import os
 import re
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -72,6 +73,8 @@ class Behaviour:
     headers: tuple[tuple[str, str], ...] = ()
     fault: str = ""  # hang, drip, cut_short, not_json or reset
     seconds: float = math.inf  # how long `hang` or `drip` lasts
+    document: Callable[[dict[str, Any]], Any] | None = None  # the body, from OpenAI's
+    content_type: str = "application/json"
 
     def __add__(self, other: Behaviour) -> Behaviour:
         """Both; where only one can be (a status, a fault), the later one that has it."""
@@ -88,6 +91,10 @@ class Behaviour:
             headers=self.headers + other.headers,
             fault=other.fault or self.fault,
             seconds=min(self.seconds, other.seconds),
+            document=other.document or self.document,
+            content_type=other.content_type
+            if other.content_type != "application/json"
+            else self.content_type,
         )
 
 
@@ -238,6 +245,8 @@ class JudgeServer:
     api_key: str | None = None
     noise: float = 0.0  # at most so much is added or taken, by text and position
     position_bias: float = 0.0  # added to the first trajectory, taken from the last
+    refuses: Callable[[dict[str, Any]], Behaviour | None] | None = None  # by a request's body
+    path: str = "/v1/chat/completions"
     requests: list[Received] = field(default_factory=list)
     most_at_once: int = 0
 
@@ -273,6 +282,14 @@ class JudgeServer:
         """What clients call `api_base`."""
         return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
 
+    def encrypt(self, certificate: Path) -> None:
+        """Speak TLS from now on, with a certificate and its key in one file."""
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        self._http.socket = tls.wrap_socket(
+            self._http.socket, server_side=True, do_handshake_on_connect=False
+        )
+
     def then(self, *behaviours: Behaviour) -> None:
         """Add to the script."""
         with self._lock:
@@ -288,6 +305,8 @@ class JudgeServer:
             asked = self.prompt_tokens(request) + max_tokens(request)
             if asked > self.max_context_tokens:
                 return _too_long(self.max_context_tokens, asked)
+        if self.refuses and (refused := self.refuses(request.body)):
+            return refused
         with self._lock:
             return self.script.pop(0) if self.script else self.default
 
@@ -413,7 +432,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.path != "/v1/chat/completions":
+        if self.path != self.server.judge.path:
             return self._send_json(404, {"error": {"message": f"no {self.path}"}})
         body = json.loads(raw)
         request = Received(
@@ -439,10 +458,14 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour.fault == "not_json":
             page = b"<!doctype html><html><body><h1>Sign in</h1></body></html>"
             return self._send(200, "text/html; charset=utf-8", page)
-        if behaviour.status != 200:
-            return self._send_json(behaviour.status, {"error": behaviour.error}, behaviour.headers)
-        completion = self.server.judge.completion(request, behaviour)
-        raw = json.dumps(completion).encode()
+        document: Any = {"error": behaviour.error}
+        if behaviour.status == 200:
+            document = self.server.judge.completion(request, behaviour)
+        if behaviour.document:
+            document = behaviour.document(document)
+        raw = document if isinstance(document, bytes) else json.dumps(document).encode()
+        if behaviour.status != 200 or behaviour.document:
+            return self._send(behaviour.status, behaviour.content_type, raw, behaviour.headers)
         if behaviour.fault == "cut_short":
             self.close_connection = True
             return self._send(200, "application/json", raw, sent=raw[: len(raw) // 2])

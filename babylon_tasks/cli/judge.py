@@ -13,6 +13,8 @@ from babylon_tasks.records.windows import parse_window_id
 from babylon_tasks.scoring.judge.check import Check
 from babylon_tasks.scoring.judge.check import check as check_judge
 from babylon_tasks.scoring.judge.client import Judge
+from babylon_tasks.scoring.judge.dialect import dialect_of
+from babylon_tasks.scoring.judge.ruler_call import require_simple_key
 from babylon_tasks.scoring.reading import read_window
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import windows as window_rows
@@ -36,16 +38,22 @@ def check(window_id: str | None, lineage: str | None, as_json: bool) -> None:
     """Ask the judge about a window twice, in two orders, and compare the answers.
 
     Without WINDOW_ID, it takes the newest window that has ended. It costs two questions, and
-    changes no window and no score.
+    changes no window and no score. `left_out` names the parameters that this judge does not take,
+    so that no question has them.
 
     Example: babylon judge check 2025-01-15T10:00
     """
     context = ready_context(load_settings(), lineage)
+    require_simple_key(context.settings)
     if window_id is None:
         window_id = _newest(context)
     parse_window_id(window_id)
     checked = aio.run(_check(context, window_id))
-    figures = {"judge": context.settings.judge_model, **asdict(checked)}
+    figures = {
+        "judge": context.settings.judge_model,
+        **asdict(checked),
+        "left_out": sorted(dialect_of(context.settings).left_out),
+    }
     if as_json:
         print_json(figures)
         return
@@ -55,6 +63,8 @@ def check(window_id: str | None, lineage: str | None, as_json: bool) -> None:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, list):
+        return ", ".join(value) or "nothing"
     return f"{value:.4g}" if isinstance(value, float) else value
 
 

@@ -43,6 +43,13 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def unquoted(text: str) -> str:
+    """Return the text without blanks around it, and without the quotes of a shell or a file."""
+    text = text.strip()
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1].strip() if quoted else text
+
+
 def load(kind: type[_Group]) -> _Group:
     """Read one group from the environment.
 
@@ -61,4 +68,4 @@ def one_line(error: ValidationError) -> UserError:
     """Return the first of the errors as one line, which does not show the wrong value."""
     first = error.errors()[0]
     name = str(first["loc"][0]).upper() if first["loc"] else "settings"
-    return UserError(f"{name}: {first['msg']}")
+    return UserError(f"{name}: {first['msg'].removeprefix('Value error, ')}")

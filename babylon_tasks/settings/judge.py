@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from typing import Literal, Self
+from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from babylon_tasks.settings.group import INT32, PER_LINEAGE, Group
+from babylon_tasks.settings.group import INT32, PER_LINEAGE, Group, unquoted
+
+
+def _base_url(url: str) -> str:
+    """Return the address below which `/chat/completions` is.
+
+    Raises:
+        ValueError: It is none, or holds what cannot be sent; the message does not show it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
+        raise ValueError("write an address such as https://host/v1, or http://host:8000/v1")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 class Judge(Group):
@@ -23,9 +41,10 @@ class Judge(Group):
     )
     judge_base_url: str | None = Field(
         None,
-        pattern=r"^https?://\S+$",
-        description="Address of an OpenAI-compatible judge: `https://host/v1`. Without it the "
-        "provider's own is used.",
+        repr=False,
+        description="Address of an OpenAI-compatible judge: `https://host/v1`, with "
+        "`user:password@` before the host or `?api-version=...` at its end where a proxy or Azure "
+        "wants that. Without it the provider's own is used.",
         json_schema_extra=PER_LINEAGE,
     )
     judge_api_key: SecretStr | None = Field(
@@ -100,6 +119,22 @@ class Judge(Group):
         "`JUDGE_INPUT_USD_PER_MILLION`.",
         json_schema_extra=PER_LINEAGE,
     )
+
+    @field_validator("judge_base_url")
+    @classmethod
+    def _plain_address(cls, given: str | None) -> str | None:
+        return None if given is None else _base_url(unquoted(given))
+
+    @field_validator("judge_api_key", mode="before")
+    @classmethod
+    def _key_that_a_header_can_carry(cls, given: object) -> object:
+        key = given.get_secret_value() if isinstance(given, SecretStr) else given
+        if not isinstance(key, str):
+            return key
+        key = unquoted(key)
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ValueError("it has characters that no key has, such as a space or a line break")
+        return SecretStr(key) if key else None
 
     @model_validator(mode="after")
     def _both_prices_or_neither(self) -> Self:

@@ -14,6 +14,10 @@ from tests.acceptance.conftest import Deployment
 from tests.judge_server import JudgeServer, content_filter
 from tests.rows import add_trajectory, add_window, hours_ago, one, query, states, steps
 
+NO_FORMAT = replace(
+    content_filter, error={"message": "This response_format type is unavailable now"}
+)
+
 
 @pytest.fixture
 def judge() -> Iterator[JudgeServer]:
@@ -121,6 +125,7 @@ def test_a_judge_is_checked(deployment: Deployment, judge: JudgeServer) -> None:
     window = hours_ago(2)
     add_window(deployment.context, window, agents=6)
     judge.position_bias = 0.1
+    judge.refuses = lambda body: NO_FORMAT if "response_format" in body else None
     judge.score_of = lambda text: 0.5 if "$0" not in text else 0.4
     done = deployment.call("babylon", "judge", "check", "--json", env=judged(judge))
     assert done.returncode == 0, done.stderr
@@ -130,10 +135,20 @@ def test_a_judge_is_checked(deployment: Deployment, judge: JudgeServer) -> None:
     assert told["position_bias"] == pytest.approx(0.12, abs=0.01)
     assert told["tokens"] > 0
     assert told["usd"] > 0
-    assert len(judge.requests) == 2
+    assert told["left_out"] == ["response_format"]
+    assert len([each for each in judge.requests if each.behaviour == "good"]) == 2
     # Nothing else was written than what it cost.
     assert states(deployment.context) == {}
     assert len(query(deployment.context, "SELECT * FROM rl.judgments")) == 2
+
+
+def test_a_missing_key_is_seen_before_seconds_of_imports(deployment: Deployment) -> None:
+    env = {"SCORING": "ruler", "OPENAI_API_KEY": ""}
+    command = ("babylon", "judge", "check")
+    done = deployment.run(*command, env={**env, "PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 2
+    assert "set JUDGE_API_KEY or OPENAI_API_KEY, or JUDGE_BASE_URL" in done.stderr
+    assert "litellm" not in done.stderr
 
 
 def test_past_windows_by_other_recipes(
@@ -222,7 +237,7 @@ def test_brackets_in_what_others_wrote_break_no_table(
     env = {**judged(judge), "SCORING": "ruler", "RETRY_SECONDS": "60"}
     done = deployment.call("babylon", "train", env=env)
     assert done.returncode == 2
-    assert "nothing was trained, windows wait: JudgeFault" in done.stderr
+    assert "nothing was trained, windows wait: JudgeUnavailable" in done.stderr
     shown = deployment.call("babylon", "windows", "show", window, "--scores")
     assert shown.returncode == 0, shown.stderr
     assert "[/INST] [bold] thing" in shown.stdout

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from babylon_tasks.scoring.judge import client as asking
-from babylon_tasks.scoring.judge import ruler_call
+from babylon_tasks.scoring.judge import dialect, ruler_call
 from babylon_tasks.settings import Settings
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
@@ -19,7 +19,8 @@ from tests.judge_server import JudgeServer
 
 @pytest.fixture
 def server() -> Iterator[JudgeServer]:
-    """The judge."""
+    """The judge, of which this process knows nothing yet, although its port may be a known one."""
+    dialect._dialect.cache_clear()
     with JudgeServer() as running:
         yield running
 

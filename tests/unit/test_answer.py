@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.scoring.judge.answer import Answer, Entry, fault_of, find_entries
+from babylon_tasks.scoring.judge.answer import (
+    Answer,
+    Entry,
+    fault_of,
+    find_entries,
+    only_thought,
+    to_share,
+)
 from tests.odd import ODD_TOKENS, json_values
 
 
@@ -57,6 +64,18 @@ def fault(content: str, count: int = 2, cut_off: bool = False) -> str | None:
         f"{scores(0, 0)}{RIGHT}",  # a draft, then the answer
         RIGHT[:-1] + ', "note": {"scores": []}}',
         f"\ufeff{RIGHT}",
+        f"<think>{scores(0, 0)}</think>{RIGHT}",
+        f"<thinking>\nhm {scores(0, 0)}\n</thinking>\n\n```json\n{RIGHT}\n```",
+        f"{scores(0, 0)} or so</think>\n{RIGHT}",  # the template opened the thought
+        f"<think>a</think><think>{scores(0, 0)}</think>{RIGHT}",
+        f"[THINK]{scores(0, 0)}[/THINK]{RIGHT}",
+        f"<|channel|>analysis<|message|>{scores(0, 0)}<|end|><|channel|>final<|message|>{RIGHT}",
+        RIGHT.replace("}]", "},]").replace("]}", "],}"),
+        RIGHT.replace("0.25", '"0.25"'),
+        RIGHT.replace("0.25", '" 25% "'),
+        RIGHT.replace("0.25", '"25 %"'),
+        RIGHT.replace("0.25", '"+.25/1.0"'),
+        RIGHT.replace('"1"', "1").replace('"2"', "2"),
     ],
 )
 def test_the_scores_are_found_among_other_things(content: str) -> None:
@@ -79,8 +98,15 @@ def test_the_scores_are_found_among_other_things(content: str) -> None:
         '{"scores": [{"score": 0.5}]}',
         '{"scores": [null]}',
         RIGHT[:-2],
-        RIGHT.replace("}]", "},]"),
         RIGHT.replace('"', "'"),
+        f"<think>{RIGHT}",  # a draft
+        f"<think>It is {RIGHT}. But wait, the",
+        f"<thinking>{RIGHT}</thinking> I cannot say.",
+        f"It is {RIGHT}. No.</think>",
+        f"{RIGHT}<think>Or rather",
+        f"<think>a</think>{RIGHT}<think>{RIGHT}",
+        f"[THINK]{RIGHT}[/THINK]",
+        f"<|channel|>analysis<|message|>{RIGHT}<|end|>",
     ],
 )
 def test_what_is_not_of_the_form_is_nothing(content: str) -> None:
@@ -96,6 +122,80 @@ def test_half_an_answer_is_no_answer(position: int) -> None:
 
 def test_an_answer_that_was_cut_off_after_its_end_counts() -> None:
     assert fault(RIGHT + "\nMoreover, the", cut_off=True) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [f"I weigh: {RIGHT} But", f"hm {scores(0, 0)} or {RIGHT}", f"<think>a</think>hm {RIGHT}"],
+)
+def test_what_comes_after_other_words_may_be_a_draft_if_more_was_to_come(content: str) -> None:
+    assert find_entries(content) == ENTRIES
+    assert find_entries(content, cut_off=True) is None
+    assert only_thought(content, "", cut_off=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [RIGHT, f"\ufeff {RIGHT}. More", f"```json\n{RIGHT}\n`", f"<think>a</think>\n{RIGHT}\nSo",
+     f"{scores(0, 0)}</think>{RIGHT}"],
+)  # fmt: skip
+def test_what_comes_first_is_the_verdict_even_if_more_was_to_come(content: str) -> None:
+    assert find_entries(content, cut_off=True) == ENTRIES
+
+
+@pytest.mark.parametrize(
+    ("content", "thoughts", "cut_off"),
+    [
+        ("", "Let me see", True),
+        ("", "", True),  # some count their thoughts, and do not send them
+        ("", "Let me see", False),  # some say `stop` whatever happened
+        ("<think>Let me see", "", False),
+        (f"<think>{RIGHT}", "", True),
+        ("Let me see. The first one", "", True),
+        ("Let me see</think>", "", True),
+    ],
+)
+def test_an_answer_that_ends_in_thoughts_is_known(
+    content: str, thoughts: str, cut_off: bool
+) -> None:
+    assert find_entries(content, cut_off=cut_off) is None
+    assert only_thought(content, thoughts, cut_off=cut_off)
+
+
+@pytest.mark.parametrize(
+    ("content", "cut_off"),
+    [("", False), ("No.", False), (RIGHT[:50], True), (f"My scores:\n{RIGHT[:-9]}", True),
+     (f"<think>a</think>{RIGHT[:50]}", True)],
+)  # fmt: skip
+def test_other_bad_answers_are_no_thoughts(content: str, cut_off: bool) -> None:
+    assert not only_thought(content, "", cut_off=cut_off)
+
+
+def test_a_verdict_may_speak_of_thoughts() -> None:
+    content = RIGHT.replace("why 1", "it wrote <think> and </think>").replace("why 2", "<think>")
+    entries = find_entries(content) or []
+    assert [entry.score for entry in entries] == [0.25, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "shares"),
+    [
+        ([85, 0, 40.5], [0.85, 0, 0.405]),
+        ([100, 50], [1, 0.5]),
+        ([9, 4], [9, 4]),  # of 10, or of 100
+        ([85, 0.5], [85, 0.5]),
+        ([85, 1], [85, 1]),
+        ([85, -1], [85, -1]),
+        ([101, 50], [101, 50]),
+        ([0.5, 1], [0.5, 1]),
+        ([], []),
+    ],
+)
+def test_hundredths_are_made_shares_if_they_can_be_nothing_else(
+    given: list[float], shares: list[float]
+) -> None:
+    entries = to_share([Entry("1", each, "") for each in given]) or []
+    assert [entry.score for entry in entries] == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("each", [1, "1", " 1 ", "1\n"])
@@ -115,8 +215,9 @@ def test_ids_that_only_look_alike_are_others(each: Any) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    ["true", "false", "null", '"0.5"', "[]", "NaN", "Infinity", "-Infinity", "-0.1", "1.01",
-     "1e999", "1" + "0" * 299, "1" + "0" * 400, "1" * 5000, "-1e-9"],
+    ["true", "false", "null", '"high"', '""', '"0,5"', '"1e-1"', '"101%"', '"\\u0663"', "[]",
+     "NaN", "Infinity", "-Infinity", "-0.1", "1.01", "1e999", "1" + "0" * 299, "1" + "0" * 400,
+     "1" * 5000, "-1e-9"],
 )  # fmt: skip
 def test_scores_that_are_no_number_from_0_to_1(number: str) -> None:
     content = RIGHT.replace("0.25", number)
@@ -167,7 +268,8 @@ def test_a_fault_is_one_short_line() -> None:
 @pytest.mark.parametrize(
     "piece",
     ["{", '{"', '{"a":', '{"a":[', '{"a":1,', '{"":1}', "{}", "{ ", '{":', '{"{"', '{"\n', "\\",
-     '"', '{"a":"\\"', "1", "[", '{"scores":[', '{"scores":[],', '{"scores":1}'],
+     '"', '{"a":"\\"', "1", "[", '{"scores":[', '{"scores":[],', '{"scores":1}', "<think>",
+     "</think>", '{"a":"<think>"}', "<", ",", ',"', ",\\", "{,"],
 )  # fmt: skip
 def test_a_megabyte_of_anything_is_read_at_once(piece: str) -> None:
     """It took hours: each brace was another start, and each start was read to its end."""

@@ -168,6 +168,18 @@ def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
         ("AGENTS", "a%,s3cret\\"),
         ("EXCLUDED_SCENARIOS", "s3cret\\,b%"),
         ("BASE_MODEL_REVISION", "main"),
+        ("JUDGE_BASE_URL", "s3cret"),
+        ("JUDGE_BASE_URL", "localhost:8000/s3cret"),
+        ("JUDGE_BASE_URL", "ftp://u:s3cret@h/v1"),
+        ("JUDGE_BASE_URL", "http://u:s3cret@h:x/v1"),
+        ("JUDGE_BASE_URL", "http://u:s3cret@h:99999/v1"),
+        ("JUDGE_BASE_URL", "http://u:s3 cret@h/v1"),
+        ("JUDGE_BASE_URL", "http:///s3cret"),
+        ("JUDGE_BASE_URL", "http://[::1/s3cret"),
+        ("JUDGE_BASE_URL", "http://h/s3cret\x1b"),
+        ("JUDGE_API_KEY", "s3cret s3cret"),
+        ("JUDGE_API_KEY", "s3cret\nx"),
+        ("JUDGE_API_KEY", "s3cret\u00e4"),
     ],
 )
 def test_a_wrong_value_names_the_variable_never_the_value(
@@ -180,6 +192,34 @@ def test_a_wrong_value_names_the_variable_never_the_value(
     assert message.startswith(f"{name}: ")
     assert value.strip("-") not in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("https://h/v1", "https://h/v1"),
+        (" 'https://h:8443/v1/' ", "https://h:8443/v1"),
+        ('"http://h/v1/chat/completions"', "http://h/v1"),
+        ("http://h/openai/d/chat/completions/?api-version=1", "http://h/openai/d?api-version=1"),
+        ("http://u:p%40@[::1]:80/v1", "http://u:p%40@[::1]:80/v1"),
+        ("HTTPS://h", "https://h"),
+    ],
+)
+def test_a_judges_address_is_read_as_people_write_it(
+    monkeypatch: pytest.MonkeyPatch, given: str, read: str
+) -> None:
+    monkeypatch.setenv("JUDGE_BASE_URL", given)
+    settings = load_settings()
+    assert settings.judge_base_url == read
+    assert changed(settings, lease_seconds=31).judge_base_url == read
+    assert "p%40" not in repr(settings)
+
+
+def test_a_key_is_read_without_quotes_and_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", " 's3cret-key'\n")
+    key = load_settings().judge_api_key
+    assert key is not None
+    assert key.get_secret_value() == "s3cret-key"
 
 
 def test_lists_are_read_without_spaces_and_empty_parts(monkeypatch: pytest.MonkeyPatch) -> None:

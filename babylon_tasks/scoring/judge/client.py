@@ -22,9 +22,11 @@ from babylon_tasks.errors import (
     ServerUnavailable,
     UserError,
 )
-from babylon_tasks.scoring.judge import ruler_call
+from babylon_tasks.scoring.judge import probe, ruler_call
 from babylon_tasks.scoring.judge.answer import Answer, fault_of
 from babylon_tasks.scoring.judge.bill import Bill
+from babylon_tasks.scoring.judge.dialect import dialect_of
+from babylon_tasks.scoring.judge.refusal import Busy, Refused
 from babylon_tasks.scoring.judge.tokens import estimate_tokens
 from babylon_tasks.scoring.rubric import load_rubric
 from babylon_tasks.store import judgments
@@ -42,7 +44,7 @@ _TRIES = 4  # until any answer comes
 _ANSWERS = 3  # until a usable answer comes
 _FIRST_WAIT_SECONDS = 1.0  # between tries, doubled with each
 _LONGEST_WAIT_SECONDS = 60.0  # if the judge demands more, another task asks again
-_LIMIT_WAIT_SECONDS = 600.0  # JUDGE_DAILY_USD may have been raised by then
+_LIMIT_WAIT_SECONDS = 600.0  # JUDGE_DAILY_USD or JUDGE_THINKING_TOKENS may have been raised by then
 _FOR_OTHERS_SECONDS = 1.0  # between looks at the cost of the questions in flight
 _STORE_SECONDS = 120.0  # for Postgres to come back and take an answer
 _STORE_AGAIN_SECONDS = 0.5
@@ -101,7 +103,8 @@ class Judge:
         self._wait_until = 0.0  # monotonic; the judge demanded that all questions wait
         self._unavailable: JudgeUnavailable | None = None
         self._asking_usd = 0.0  # what the questions in flight may cost
-        self._answered = 0
+        self._answered = self._verdicts = 0
+        self._probing = asyncio.Lock()
         self._ends_at = time.monotonic() + _TASK_SECONDS
         self.bought: defaultdict[str, Bill] = defaultdict(Bill)  # by window id, refused ones too
         self.found: defaultdict[str, Bill] = defaultdict(Bill)  # bought before, by anybody
@@ -139,34 +142,22 @@ class Judge:
         fault: str | None = None
         for _ in range(_ANSWERS):
             correction = f"\n\nYour last answer was refused: {fault}." if fault else ""
-            answer = await self._answer([each.text for each in shown], context, rubric + correction)
+            texts = [each.text for each in shown]
+            answer = await self._answer(window_id, texts, context, rubric + correction)
             fault = fault_of(answer, len(shown))
             by_id = {entry.id: entry for entry in answer.entries or ()}
-            entries = [] if fault else [by_id[str(n + 1)] for n in range(len(shown))]
-            judged = [Judged(e.score, one_line(e.explanation, 2000)) for e in entries]
-            await self._store(
-                Judgment(
-                    model_name=self._settings.model_name,
-                    window_id=window_id,
-                    question=question,
-                    judge_model=self._settings.judge_model,
-                    rubric_hash=self.rubric.hash,
-                    trajectory_ids=[each.trajectory_id for each in shown],
-                    scores=None if fault else [each.score for each in judged],
-                    explanations=None if fault else [each.explanation for each in judged],
-                    fault=fault,
-                    prompt_tokens=answer.prompt_tokens,
-                    completion_tokens=answer.completion_tokens,
-                    usd=answer.usd,
-                    purpose=self._purpose,
-                )
-            )
             if fault is None:
-                ids = [each.trajectory_id for each in shown]
-                return dict(zip(ids, judged, strict=True))
+                entries = [by_id[str(n + 1)] for n in range(len(shown))]
+                judged = [Judged(e.score, one_line(e.explanation, 2000)) for e in entries]
+                await self._keep(window_id, question, shown, answer, judged)
+                self._verdicts += 1
+                return {each.trajectory_id: one for each, one in zip(shown, judged, strict=True)}
+            await self._keep(window_id, question, shown, answer, fault)
             log.warning("window %s: %s's answer is refused: %s", window_id, self._name, fault)
-            if answer.cut_off:
-                break  # the next answer would be cut off too
+            if answer.cut_off or answer.filtered:
+                break  # so would be the next answer
+        if answer.only_thought:
+            raise self._thinks_too_long()
         raise JudgeFault(f"no usable answer from {self._name}: {fault}")
 
     @property
@@ -186,10 +177,35 @@ class Judge:
         ]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
-    async def _store(self, judgment: Judgment) -> None:
-        """Store an answer, since it is paid for; also when Postgres is away for a while."""
-        tokens = judgment.prompt_tokens + judgment.completion_tokens
-        self.bought[judgment.window_id].add(tokens, judgment.usd)
+    async def _keep(
+        self,
+        window_id: str,
+        question: str,
+        shown: Sequence[Shown],
+        answer: Answer,
+        verdict: list[Judged] | str,
+    ) -> None:
+        """Store an answer with its verdict, or with the fault for which it is refused.
+
+        It is paid for, so it waits for a Postgres that is away for a while.
+        """
+        judged = None if isinstance(verdict, str) else verdict
+        judgment = Judgment(
+            model_name=self._settings.model_name,
+            window_id=window_id,
+            question=question,
+            judge_model=self._name,
+            rubric_hash=self.rubric.hash,
+            trajectory_ids=[each.trajectory_id for each in shown],
+            scores=None if judged is None else [each.score for each in judged],
+            explanations=None if judged is None else [each.explanation for each in judged],
+            fault=verdict if isinstance(verdict, str) else None,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            usd=answer.usd,
+            purpose=self._purpose,
+        )
+        self.bought[window_id].add(answer.prompt_tokens + answer.completion_tokens, answer.usd)
         ends_at = time.monotonic() + _STORE_SECONDS
         while True:
             try:
@@ -200,25 +216,29 @@ class Judge:
                     raise
             await asyncio.sleep(_STORE_AGAIN_SECONDS)
 
-    async def _answer(self, texts: Sequence[str], context: str, rubric: str) -> Answer:
+    def _thinks_too_long(self) -> JudgeUnavailable:
+        """Return the error that no window is to blame for; it stops a judge that never answered."""
+        error = JudgeUnavailable(
+            f"{self._name} used all its tokens to think, and gave no verdict: raise "
+            f"JUDGE_THINKING_TOKENS (now {self._settings.judge_thinking_tokens}), or take a judge "
+            "that thinks less",
+            _LIMIT_WAIT_SECONDS,
+        )
+        if not self._verdicts:
+            self._unavailable = error
+        return error
+
+    async def _answer(
+        self, window_id: str, texts: Sequence[str], context: str, rubric: str
+    ) -> Answer:
         """Return an answer, usable or not; try several times."""
         answered_before = self._answered
         for tried in range(1, _TRIES + 1):
             async with self._slots:
                 await self._my_turn()
                 try:
-                    async with self._reserved(self._most_usd(texts, context, rubric)):
-                        answer = await ruler_call.ask_ruler(
-                            texts,
-                            context,
-                            rubric,
-                            self._settings,
-                            self._price,
-                            self._longest_answer(len(texts)),
-                        )
-                    self._answered += 1
-                    return answer
-                except ruler_call.Busy as error:
+                    return await self._ask_in_dialect(window_id, texts, context, rubric)
+                except Busy as error:
                     wait = error.wait_seconds
                     if wait is None:
                         wait = _FIRST_WAIT_SECONDS * 2 ** (tried - 1)
@@ -240,6 +260,63 @@ class Judge:
                     raise
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
+
+    async def _ask_in_dialect(
+        self, window_id: str, texts: Sequence[str], context: str, rubric: str
+    ) -> Answer:
+        """Ask once; after a refusal, find out whom it is about, and ask again if it can be.
+
+        Raises:
+            Busy: It did not answer this time.
+            JudgeFault: It refuses this question, and answers others.
+            JudgeUnavailable: It refuses every question.
+        """
+        dialect = dialect_of(self._settings)
+        while True:
+            left_out = dialect.left_out
+            try:
+                return await self._ask(texts, context, rubric)
+            except Refused as refused:
+                async with self._probing:
+                    if self._unavailable is not None:
+                        raise self._unavailable from None
+                    if not self._answered and dialect.left_out == left_out:
+                        await self._probe(window_id, refused)
+                if dialect.left_out == left_out:
+                    raise JudgeFault(str(refused)) from None
+
+    async def _ask(self, texts: Sequence[str], context: str, rubric: str) -> Answer:
+        async with self._reserved(self._most_usd(texts, context, rubric)):
+            answer = await ruler_call.ask_ruler(
+                texts,
+                context,
+                rubric,
+                self._settings,
+                self._price,
+                self._longest_answer(len(texts)),
+            )
+        self._answered += 1
+        return answer
+
+    async def _probe(self, window_id: str, refused: Refused) -> None:
+        """Learn what the judge does not take, by a small question that has an answer.
+
+        Raises:
+            Busy: It did not answer this time.
+            JudgeUnavailable: It refuses this one as well.
+        """
+        shown = [Shown(f"probe {n}", text) for n, text in enumerate(probe.TEXTS, start=1)]
+
+        async def ask() -> None:
+            answer = await self._ask(probe.TEXTS, "", self._rubric_for(len(shown)))
+            await self._keep(window_id, self._question(shown, ""), shown, answer, probe.FAULT)
+
+        if not await probe.learn(dialect_of(self._settings), ask, str(refused)):
+            self._unavailable = JudgeUnavailable(
+                f"{refused}: it refuses every question; check JUDGE_MODEL, JUDGE_BASE_URL, the "
+                "judge's key and its account"
+            )
+            raise self._unavailable
 
     async def _my_turn(self) -> None:
         """Wait as long as the judge demanded; stop if it became unavailable to another question."""

@@ -9,31 +9,20 @@ import asyncio
 import functools
 import importlib.util
 import logging
-import math
 import os
 import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-from babylon_tasks.errors import JudgeFault, JudgeUnavailable, UserError
-from babylon_tasks.scoring.judge.answer import Answer, Entry, find_entries
+from babylon_tasks.errors import UserError
+from babylon_tasks.scoring.judge.answer import Answer, Entry, find_entries, only_thought, to_share
+from babylon_tasks.scoring.judge.dialect import dialect_of
+from babylon_tasks.scoring.judge.refusal import Busy, ParameterRefused, refusal_of
+from babylon_tasks.scoring.judge.tokens import estimate_tokens
+from babylon_tasks.scoring.judge.transport import asking, bare, translate
 from babylon_tasks.settings import Settings
-from babylon_tasks.text import one_line
-
-_TOO_LONG = ("context", "too long", "too large", "maximum model length", "maximum length")
-_MISNAMED = (
-    "insufficient_quota",
-    "provider not provided",
-    "model_not_found",
-    "model not found",
-    "unknown model",
-    "invalid model",
-)
 
 # At DEBUG they log prompts and keys, at INFO a line for every call.
 _VERBOSE_LOGGERS = (
@@ -46,22 +35,16 @@ _VERBOSE_LOGGERS = (
     "aiohttp",
 )
 
+# Providers of whom litellm wants this variable and no other.
+_SIMPLE_KEYS = {
+    "openai": "OPENAI_API_KEY",
+    "groq": "GROQ_API_KEY",
+    "mistral": "MISTRAL_API_KEY",
+    "deepseek": "DEEPSEEK_API_KEY",
+}
+
 # The raw response to this task's call; ruler() returns only parsed scores, or raises.
 _received: ContextVar[list[Any]] = ContextVar("received")
-
-
-class Busy(Exception):
-    """The judge did not answer this time; `wait_seconds` is the wait that it demands, or None.
-
-    `limited`: it is overloaded, whatever the question.
-    """
-
-    def __init__(
-        self, message: str, wait_seconds: float | None = None, *, limited: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.wait_seconds = wait_seconds
-        self.limited = limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +71,7 @@ def require_key(settings: Settings) -> None:
     Raises:
         UserError: One is missing (the message names the variables), or ART is.
     """
+    require_simple_key(settings)  # before an import of seconds
     litellm, _ = load()
     if not settings.judge_base_url:
         try:
@@ -104,10 +88,27 @@ def require_key(settings: Settings) -> None:
             del os.environ[name]  # litellm would use the empty value as a key
     missing = litellm.validate_environment(_model(settings))["missing_keys"]
     if missing:
-        raise UserError(
-            f"no key for the judge {settings.judge_model}: set JUDGE_API_KEY or "
-            f"{' and '.join(missing)}, or JUDGE_BASE_URL for a judge without one"
-        )
+        raise _no_key(settings, " and ".join(missing))
+
+
+def require_simple_key(settings: Settings) -> None:
+    """Refuse to judge without a key where one variable has it; imports nothing.
+
+    Raises:
+        UserError: It is missing; the message names the variable.
+    """
+    variable = _SIMPLE_KEYS.get(settings.judge_model.partition("/")[0])
+    if variable is None or settings.judge_base_url or settings.judge_api_key:
+        return
+    if not os.environ.get(variable, "").strip():
+        raise _no_key(settings, variable)
+
+
+def _no_key(settings: Settings, variables: str) -> UserError:
+    return UserError(
+        f"no key for the judge {settings.judge_model}: set JUDGE_API_KEY or {variables}, or "
+        "JUDGE_BASE_URL for a judge without one"
+    )
 
 
 def no_price(settings: Settings) -> str:
@@ -153,12 +154,32 @@ async def ask_ruler(
 
     The answer is cut off after `max_tokens`.
 
+    A parameter that the judge refuses is left out, and it is asked again.
+
     Raises:
         Busy: No answer: a rate limit, a server's fault, a timeout, a connection cut off.
-        JudgeFault: The judge refuses this prompt, for instance because it is too long.
+        Refused: A refusal that is about this question, or about all questions.
+        JudgeFault: The judge refuses this prompt, because it is too long.
         JudgeUnavailable: The judge refuses every question (key, model, address, account).
         UserError: ART is missing.
     """
+    dialect = dialect_of(settings)
+    while True:
+        parameters = dialect.parameters(max_tokens)
+        try:
+            return await _ask(texts, context, rubric, settings, per_token, parameters)
+        except ParameterRefused as error:
+            dialect.leave_out(error.parameter, str(error))
+
+
+async def _ask(
+    texts: Sequence[str],
+    context: str,
+    rubric: str,
+    settings: Settings,
+    per_token: Price | None,
+    parameters: dict[str, object],
+) -> Answer:
     litellm, ruler = load()
     received: list[Any] = []
     _received.set(received)
@@ -167,10 +188,11 @@ async def ask_ruler(
     try:
         # litellm's own timeout starts again with each byte, so a slow answer would never reach it.
         async with asyncio.timeout(settings.judge_timeout_seconds):
+            asking(settings)
             scores = await ruler(
                 [[shared, {"role": "user", "content": text}] for text in texts],
                 judge_model=_model(settings),
-                extra_litellm_params={**_parameters(settings), "max_tokens": max_tokens},
+                extra_litellm_params={**_parameters(settings), **parameters},
                 rubric=rubric,
             )
         entries = [Entry(s.trajectory_id.strip(), s.score, s.explanation) for s in scores]
@@ -181,18 +203,34 @@ async def ask_ruler(
         raise Busy(f"{settings.judge_model} took too long (JUDGE_TIMEOUT_SECONDS)") from None
     except litellm.exceptions.openai.APIError as error:
         # `from None`: the chained errors hold the request, with its key.
-        raise _refusal(error, settings) from None
+        raise refusal_of(error, settings, dialect_of(settings)) from None
     if not received:
         raise Busy(f"{settings.judge_model} sent an answer of no known form")
-    response = received[-1]
+    return _answer(received[-1], entries, per_token, "\n".join([rubric, context, *texts]))
+
+
+def _answer(
+    response: Any, entries: list[Entry] | None, per_token: Price | None, asked: str
+) -> Answer:
+    """Read the raw response to a question; `entries` are those that ruler() read, if it could."""
     choice = response.choices[0] if response.choices else None
     content = (choice.message.content if choice else None) or ""
+    thoughts = (getattr(choice.message, "reasoning_content", None) if choice else None) or ""
+    reason = choice.finish_reason if choice else None
+    cut_off = reason == "length"
+    if entries is None and not content.strip() and not cut_off and thoughts.lstrip()[:1] == "{":
+        content, thoughts = thoughts, ""  # vLLM takes an answer without </think> for a thought
+    if entries is None:
+        entries = find_entries(content, cut_off=cut_off)
     usage = getattr(response, "usage", None)
     prompt_tokens = int(getattr(usage, "prompt_tokens", 0) or 0)
     completion_tokens = int(getattr(usage, "completion_tokens", 0) or 0)
+    if not prompt_tokens and not completion_tokens:  # not told, but paid for all the same
+        prompt_tokens = estimate_tokens(asked)
+        completion_tokens = estimate_tokens(content + thoughts)
     return Answer(
-        entries=find_entries(content) if entries is None else entries,
-        cut_off=choice is not None and choice.finish_reason == "length",
+        entries=to_share(entries),
+        cut_off=cut_off,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         usd=(
@@ -200,36 +238,9 @@ async def ask_ruler(
             if per_token is None
             else prompt_tokens * per_token.input + completion_tokens * per_token.output
         ),
+        only_thought=entries is None and only_thought(content, thoughts, cut_off=cut_off),
+        filtered=reason == "content_filter",
     )
-
-
-def _refusal(error: Any, settings: Settings) -> Exception:
-    """Map litellm's error to one of ours, by its status and by words in its message."""
-    status = getattr(error, "status_code", None)
-    message = f"{type(error).__name__} {error} {_codes(error)}".lower()
-    where = f" at {urlsplit(settings.judge_base_url).netloc}" if settings.judge_base_url else ""
-    why = _redacted(f"{settings.judge_model}{where} ({type(error).__name__}): {error}", settings)
-    if status in (401, 402, 403, 404, 405) or any(words in message for words in _MISNAMED):
-        return JudgeUnavailable(
-            f"{why}: check JUDGE_MODEL, JUDGE_BASE_URL, the judge's key and its account"
-        )
-    if status in (400, 413, 422):
-        # Only this question is refused: the judge may answer others.
-        lower = f": lower JUDGE_CONTEXT_TOKENS (now {settings.judge_context_tokens})"
-        return JudgeFault(why + (lower if any(words in message for words in _TOO_LONG) else ""))
-    return Busy(why, _retry_after(error), limited=status in (429, 503, 529))
-
-
-def _codes(error: BaseException | None) -> str:
-    """Return the provider's own error code and type, which litellm's message lacks."""
-    for _ in range(5):
-        if error is None:
-            break
-        body = getattr(error, "body", None)
-        if isinstance(body, dict):
-            return f"{body.get('code')} {body.get('type')}"
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 @functools.cache
@@ -248,6 +259,7 @@ def load() -> tuple[Any, Any]:
     import litellm
     from art.rewards import ruler
     from litellm.integrations.custom_logger import CustomLogger
+    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
 
     class Receipts(CustomLogger):  # type: ignore[misc, unused-ignore]
         async def async_post_call_success_deployment_hook(
@@ -259,6 +271,7 @@ def load() -> tuple[Any, Any]:
                 responses.append(response)
 
     litellm.callbacks.append(Receipts())
+    translate(LiteLLMAiohttpTransport)
     litellm.suppress_debug_info = True
     # litellm serializes objects of one SDK version with the types of another, which warns.
     warnings.filterwarnings("ignore", message="Pydantic serializer warnings")
@@ -281,38 +294,15 @@ def _has_provider(model: str) -> bool:
 
 def _parameters(settings: Settings) -> dict[str, object]:
     parameters: dict[str, object] = {
-        "temperature": 0,
-        "drop_params": True,  # a reasoning model takes no temperature
+        "drop_params": True,  # what litellm knows that a model does not take
         "timeout": settings.judge_timeout_seconds,
         "max_retries": 0,  # we retry ourselves, and wait as the judge demands
         "num_retries": 0,
     }
     if settings.judge_base_url:
-        parameters["api_base"] = settings.judge_base_url
+        parameters["api_base"] = bare(settings.judge_base_url)
         # Without it litellm would send OPENAI_API_KEY to that address.
         parameters["api_key"] = "none"
     if settings.judge_api_key:
         parameters["api_key"] = settings.judge_api_key.get_secret_value()
     return parameters
-
-
-def _retry_after(error: Any) -> float | None:
-    headers = getattr(error, "litellm_response_headers", None) or {}
-    text = str(headers.get("retry-after", "")).strip()
-    try:
-        wait = float(text)
-    except ValueError:
-        try:
-            wait = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return min(max(wait, 0.0), 86_400.0) if math.isfinite(wait) else None
-
-
-def _redacted(text: str, settings: Settings) -> str:
-    """Return the text as one line, without keys: some servers repeat them."""
-    keys = [settings.judge_api_key.get_secret_value()] if settings.judge_api_key else []
-    keys += [value for name, value in os.environ.items() if name.endswith("_API_KEY") and value]
-    for key in keys:
-        text = text.replace(key, "…")
-    return one_line(text, 300)
