@@ -6,14 +6,20 @@ This module imports only what every command needs. A command's own module is imp
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
 from babylon_tasks.cli.lazy import LazyGroup
 from babylon_tasks.edge import require_our_workers
 from babylon_tasks.errors import BabylonError
+
+_LOST_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 # The first line of each command's own help; a test compares them.
 _SUMMARIES = {
@@ -50,7 +56,16 @@ def babylon() -> None:
 
 def main() -> None:
     """Run the `babylon` program."""
-    sys.exit(run(lambda: babylon(standalone_mode=False)))
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # agents have names that not every locale can write
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code = run(lambda: babylon(standalone_mode=False))
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or _output_lost(error)
+    sys.exit(code)
 
 
 def run(command: Callable[[], object]) -> int:
@@ -66,4 +81,18 @@ def run(command: Callable[[], object]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
+    except OSError as error:
+        if error.filename is not None or error.errno not in _LOST_OUTPUT:
+            raise
+        return _output_lost(error)
     return code if isinstance(code, int) else 0
+
+
+def _output_lost(error: OSError) -> int:
+    """Say that standard output is full; a pipe whose reader has enough, as `head`, is no error."""
+    with Path(os.devnull).open("w") as nothing:  # or Python would try, and complain, once more
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:
+        return 0
+    sys.stderr.write(f"cannot write the output: {error.strerror}\n")
+    return 1

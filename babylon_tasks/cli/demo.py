@@ -37,8 +37,20 @@ HOME = Path(".babylon/demo")
 
 
 @click.command()
-@click.option("--windows", default=8, show_default=True, help="Number of windows with a signal.")
-@click.option("--agents", default=8, show_default=True, help="Number of agents in each window.")
+@click.option(
+    "--windows",
+    type=click.IntRange(1, 1000),
+    default=8,
+    show_default=True,
+    help="Number of windows with a signal.",
+)
+@click.option(
+    "--agents",
+    type=click.IntRange(2, 1000),
+    default=8,
+    show_default=True,
+    help="Number of agents in each window.",
+)
 @click.option("--seed", default=1, show_default=True, help="Seed of the simulated traces.")
 def demo(windows: int, agents: int, seed: int) -> int:
     """Simulate traces, train a tiny model on them with every real role, and ask it a question.
@@ -155,9 +167,12 @@ def _ask_question(env: dict[str, str], model: str) -> str:
 
 
 def _print(reports: list[WindowReport]) -> None:
-    table = Table(
-        "window", "state", "agents", "traj.", "set aside", "score", "spread", "step", "loss", "s"
-    )
+    # Without lines it fits 80 columns.
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("window", "state"):
+        table.add_column(column)
+    for column in ("agents", "runs", "aside", "score", "spread", "step", "loss", "sec"):
+        table.add_column(column, justify="right", no_wrap=True)
     for each in reports:
         table.add_row(
             each.window_id,
@@ -169,7 +184,7 @@ def _print(reports: list[WindowReport]) -> None:
             _number(each.reward_spread),
             "" if each.step is None else str(each.step),
             _number(each.loss),
-            _number(each.seconds),
+            "" if each.seconds is None else f"{each.seconds:.1f}",
         )
     wide_console().print(table)
 

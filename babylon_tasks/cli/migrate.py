@@ -20,7 +20,10 @@ def migrate(as_json: bool) -> None:
     if as_json:
         print_json({"applied": applied})
         return
-    for name in applied:
-        click.echo(f"applied {name}")
-    if not applied:
-        click.echo("nothing to do: all migrations are applied")
+    # The log has named each when it was done, which may take minutes.
+    count = len(applied)
+    click.echo(
+        f"{count} migration{'s' if count > 1 else ''} applied"
+        if applied
+        else "nothing to do: all migrations are applied"
+    )

@@ -22,20 +22,19 @@ def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
         UserError: A role refused to start.
         ServerUnavailable: An embedded server ended.
     """
-    started = time.monotonic()
     shown, shown_at, version = "", 0.0, None
     while True:
         running.keep_running()
         status = database_status(context)
         line = _line(status)
-        seconds = time.monotonic() - started
+        now = time.monotonic()
         if shown and status["version"] != version:
             step = status["published_step"]
-            yield f"{seconds:6.1f} s  step {step} is trained: {status['version']}"
+            yield f"step {step} is trained: {status['version']}"
         version = status["version"]
-        if line != shown or seconds - shown_at >= _SILENCE_SECONDS:
-            shown, shown_at = line, seconds
-            yield f"{seconds:6.1f} s  {line}"
+        if line != shown or now - shown_at >= _SILENCE_SECONDS:
+            shown, shown_at = line, now
+            yield line
         if _is_idle(status):
             return
         time.sleep(_POLL_SECONDS)

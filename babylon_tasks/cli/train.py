@@ -39,7 +39,7 @@ def train(as_json: bool, lineage: str | None, **options: int | float | str | Non
     """Score, train and publish all that is due for a lineage, in this process, then end.
 
     It claims windows as the workers do, so workers may run beside it; they score by their own
-    settings. It needs no Redis.
+    settings. It needs no Redis. Where nothing is due it says why, and ends with 0.
 
     Example: babylon train --min-agents 3 --lookback-hours 48 --max-per-window 8
     """
@@ -54,7 +54,12 @@ def train(as_json: bool, lineage: str | None, **options: int | float | str | Non
     signal.signal(signal.SIGTERM, interrupt)
     context = _context(settings, lineage, given)
     pipeline.produce(context)
-    _require_due(context)
+    if why := _nothing_due(context):
+        if as_json:
+            print_json({"steps": [], "published": [], "left": {}})
+        else:
+            click.echo(why)
+        return
     steps: list[StepReport] = []
     published: list[str] = []
     with contextlib.closing(slots.make_trainer(0)) as trainer:
@@ -94,17 +99,14 @@ def _context(settings: Settings, lineage: str | None, given: Mapping[str, object
     return replace(context, settings=changed(context.settings, **given))
 
 
-def _require_due(context: Context) -> None:
-    """Require that a window is due or scored.
-
-    Raises:
-        UserError: There is none; the message says why.
-    """
+def _nothing_due(context: Context) -> str | None:
+    """Say why no window is due or scored; None if one is."""
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, context.lineage.name)
         listed = window_rows.listing(tx, context.lineage.name, context.settings)
-    if not states[State.DUE] and not states[State.SCORED]:
-        raise no_windows(context, listed)
+    if states[State.DUE] or states[State.SCORED]:
+        return None
+    return str(no_windows(context, listed))
 
 
 def _work_off(context: Context, trainer: Trainer) -> Iterator[tuple[StepReport, list[str]]]:

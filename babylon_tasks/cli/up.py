@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
@@ -20,7 +21,7 @@ from babylon_tasks.local.processes import Check, alone
 from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.records.windows import State
-from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.settings import Settings, load_settings, running
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
@@ -33,6 +34,7 @@ HOME = Path(".babylon")
 @click.option("--until-idle", is_flag=True, help="Score and train what is due, then stop.")
 @click.option(
     "--flower-port",
+    type=click.IntRange(1, 65535),
     default=5555,
     show_default=True,
     help="Flower's port; if it is taken, another one that is free.",
@@ -41,7 +43,8 @@ def up(until_idle: bool, flower_port: int) -> None:
     """Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.
 
     With DATABASE_URL and REDIS_URL set, they use those servers. With neither set, they use embedded
-    servers that keep their data in .babylon/.
+    servers that keep their data in .babylon/, and commands that are run in the same folder use
+    these too.
 
     Example: TRAIN_RL_LOCAL=true babylon up --until-idle
     """
@@ -54,21 +57,22 @@ def up(until_idle: bool, flower_port: int) -> None:
         context = ready_context(settings)
         queue_lengths(settings)
         port = flower_port if is_free(flower_port) else free_port()
-        running = stack.enter_context(Stack(roles(port), HOME / "logs", env, checks))
+        started = stack.enter_context(Stack(roles(port), HOME / "logs", env, checks))
         click.echo(f"running; logs in {HOME / 'logs'}; Flower: http://127.0.0.1:{port}")
         if until_idle:
             from babylon_tasks import pipeline  # late: the roles run the stages
 
             failed_before = _failed(context)
             pipeline.produce(context)
-            for line in progress_until_idle(context, running):
-                click.echo(line)
+            began = time.monotonic()
+            for line in progress_until_idle(context, started):
+                click.echo(f"{time.monotonic() - began:6.1f} s  {line}")
             failed = _failed(context) - failed_before
             if failed:
                 raise UserError(f"{failed} windows failed: `babylon windows list` says why")
         else:
             while True:
-                running.keep_running()
+                started.keep_running()
                 time.sleep(1)
 
 
@@ -96,7 +100,14 @@ def servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, str], list
     ):
         migrate(database_url)
         env = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "TRAIN_RL_LOCAL": "true"}
-        yield with_environment(settings, env), env, checks
+        with running.announced(env):
+            click.echo(f"DATABASE_URL={database_url}")
+            address = urlsplit(redis_url).netloc.rpartition("@")[2]
+            click.echo(f"REDIS_URL=redis://:…@{address}/0")
+            click.echo(
+                f"commands in this folder find both; elsewhere: set -a; . {running.FILE.resolve()}"
+            )
+            yield with_environment(settings, env), env, checks
 
 
 def _failed(context: Context) -> int:

@@ -124,7 +124,10 @@ def queues(settings: Settings) -> str:
                 f"{age}): is `celery -A babylon_tasks worker -Q {queue}` running?"
             )
         elif canary is None:
-            details.append(f"{queue}: no message yet, start beat and a worker")
+            raise UserError(
+                f"no message ever came through {queue}, and nothing waits there: start beat and "
+                "the workers (`babylon up` runs them all)"
+            )
         else:
             raise UserError(
                 f"nothing comes through {queue} (the last message {age}) and nothing waits there: "

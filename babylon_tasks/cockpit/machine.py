@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from babylon_tasks.cockpit.hub import on_the_hub
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.judge import ruler_call
@@ -61,16 +62,16 @@ def scoring(settings: Settings, require_judge: Require) -> str:
 
 
 def base_model(settings: Settings) -> str:
-    """Look for BASE_MODEL's folder.
+    """Look for BASE_MODEL in its folder, in Hugging Face's cache, or on the hub.
 
     Raises:
-        UserError: BASE_MODEL looks like a path, and no model is there.
+        UserError: It looks like a path and no model is there, or the hub cannot be asked for it.
     """
     folder = Path(settings.base_model)
     looks_local = settings.base_model.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
         raise UserError(f"BASE_MODEL={settings.base_model} is no model folder (no config.json)")
-    return settings.base_model if folder.exists() else f"{settings.base_model}, from the hub"
+    return settings.base_model if folder.exists() else on_the_hub(settings)
 
 
 def checkpoint_store(settings: Settings) -> str:

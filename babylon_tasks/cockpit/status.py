@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from babylon_tasks.records.steps import compute_seconds
 from babylon_tasks.settings import QUEUES, Settings
 from babylon_tasks.store import attempts, broker, canaries, heads, judgments, steps
 from babylon_tasks.store import windows as window_rows
@@ -47,9 +48,15 @@ def database_status(context: Context) -> dict[str, Any]:
 
 
 def _economics(step: Step) -> dict[str, float | None]:
-    """Return the time, the tokens and the cost of a step."""
+    """Return the time, the tokens and the cost of a step.
+
+    `tokens` are those of whole calls, prompts included, and `tokens_per_second` is about these and
+    the seconds of computing; most of a small step's `seconds` are loading and saving.
+    """
     return {
         "seconds": round(sum(step.seconds.values()), 1),
+        "compute_seconds": round(compute_seconds(step.seconds), 1),
+        "tokens": step.metrics.get("context_tokens"),
         "trainable_tokens": step.trainable_tokens,
         "tokens_per_second": _rounded(step.tokens_per_second, 0),
         "mfu": _rounded(step.mfu, 3),

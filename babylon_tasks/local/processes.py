@@ -36,15 +36,19 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     Two processes would share the folder's servers, and the first to end would stop them.
 
     Raises:
-        UserError: Another process holds the folder.
+        UserError: Another process holds the folder, or it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-    except Timeout:
+    except Timeout:  # an OSError as well
         raise UserError(
             f"another {what} is running in this folder: wait for it or end it"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder.absolute()} ({error.strerror}): change to a folder of yours"
         ) from None
     try:
         yield

@@ -7,7 +7,7 @@ The records cross process borders as JSON, so they hold plain values only. Every
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -280,3 +280,8 @@ class Trainer(Protocol):
     def close(self) -> None:
         """End the process behind this trainer, if any, and free its GPU."""
         ...
+
+
+def compute_seconds(by_phase: Mapping[str, float]) -> float:
+    """Return the seconds of the passes and the optimizer, without loading, reading and saving."""
+    return sum(by_phase.get(name, 0.0) for name in ("forward_backward", "optimizer"))

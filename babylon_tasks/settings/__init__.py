@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from babylon_tasks.settings import running
 from babylon_tasks.settings.checkpoints import Checkpoints
 from babylon_tasks.settings.filters import Filters
 from babylon_tasks.settings.group import DAY, INT32, load, one_line
@@ -73,10 +74,16 @@ class _Given(Settings):
 def load_settings() -> Settings:
     """Read the process's settings once; later calls return the same object.
 
+    Where neither server is set and `babylon up` runs in this folder, they are its servers.
+
     Raises:
         UserError: A value is out of range; the message names the variable, never its value.
     """
-    return load(Settings)
+    settings = load(Settings)
+    if settings.database_url or settings.redis_url:
+        return settings
+    found = {name.lower(): value for name, value in running.read().items()}
+    return changed(settings, **found) if found else settings
 
 
 def changed(settings: Settings, **changes: object) -> Settings:

@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 from babylon_tasks.errors import CheckpointRemoved, StaleClaim
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.recipes import Recipe
-from babylon_tasks.records.steps import StepResult
+from babylon_tasks.records.steps import StepResult, compute_seconds
 from babylon_tasks.records.versions import choose_version
 from babylon_tasks.records.windows import Window
 from babylon_tasks.store import (
@@ -338,5 +338,5 @@ _STORED_ELSEWHERE = (
 
 
 def _tokens_per_second(new: Commit) -> float | None:
-    seconds = sum(new.seconds.get(name, 0.0) for name in ("forward_backward", "optimizer"))
+    seconds = compute_seconds(new.seconds)
     return new.result.context_tokens / seconds if seconds else None

@@ -16,6 +16,7 @@ import pytest
 
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.local import ask
+from babylon_tasks.store import canaries
 from tests.acceptance.conftest import Deployment, Ended
 from tests.chaos.injection import Injection, injecting
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
@@ -286,6 +287,14 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
 def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_model: Path) -> None:
     add_window(deployment.context, hours_ago(2))
     env = {"BASE_MODEL": str(tiny_model), "TRAINER": "torch"}
+    silent = deployment.call("babylon", "doctor", "--json", env=env)
+    assert silent.returncode == 2
+    wrong = {each["check"]: each["detail"] for each in json.loads(silent.stdout) if not each["ok"]}
+    assert set(wrong) == {"queues"}
+    assert "start beat and the workers (`babylon up` runs them all)" in wrong["queues"]
+    with deployment.context.database.transaction() as tx:
+        for queue in ("cpu", "gpu"):
+            canaries.note(tx, queue, "somebody")
     well = deployment.call("babylon", "doctor", "--json", env=env)
     assert well.returncode == 0, well.stdout
     assert all(finding["ok"] for finding in json.loads(well.stdout))
@@ -303,6 +312,26 @@ def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_mod
         "CUDA_VISIBLE_DEVICES names 0, and `nvidia-smi -L` does not say",
     ):  # fmt: skip
         assert said in ill.stdout
+
+
+def test_nothing_due_is_no_mistake(deployment: Deployment) -> None:
+    """An hourly cron has quiet hours."""
+    done = deployment.call("babylon", "train")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("no windows found: 0 trajectories in the database")
+    done = deployment.call("babylon", "train", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"steps": [], "published": [], "left": {}}
+
+
+def test_a_model_server_without_its_packages_is_one_line(deployment: Deployment) -> None:
+    code = (
+        "import runpy, sys; sys.modules['uvicorn'] = None; sys.argv = ['serve'];"
+        "runpy.run_module('workers.serve', run_name='__main__')"
+    )
+    done = deployment.run("-c", code)
+    assert done.returncode == 2
+    assert done.stderr == "uvicorn is not installed: pip install 'babylon-tasks[train]'\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""What a newcomer sees first: figures that agree, tables that fit, checks that mean something."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from babylon_tasks.cli import demo
+from babylon_tasks.cockpit.machine import base_model
+from babylon_tasks.errors import UserError
+from babylon_tasks.records.windows import WindowReport
+from babylon_tasks.settings import Settings
+from tests.hub_server import HubServer
+
+
+def test_the_demos_table_fits_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = WindowReport(
+        window_id="2026-01-04T19:00", state="trained", agents=100, trajectories=1234,
+        quarantined=1234, mean_score=0.123, reward_spread=0.123, step=1234, loss=-1.234,
+        seconds=1234.5, reason=None,
+    )  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    demo._print([report])
+    told = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert all(len(line) <= 80 for line in told.splitlines())
+    for value in ("2026-01-04T19:00", "trained", "1234", "0.123", "-1.234", "1234.5"):
+        assert value in told
+    assert "…" not in told
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    yield server
+    server.close()
+
+
+def test_a_model_of_the_hub_is_looked_for(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(base_model="us/tiny")
+    with pytest.raises(UserError, match=r"answers 404 for it: check the name, or set HF_TOKEN"):
+        base_model(settings)
+    (tmp_path / "config.json").write_text("{}")
+    hub.push("us/tiny", tmp_path)
+    assert base_model(settings) == f"us/tiny, from {hub.url.removeprefix('http://')}"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="not on this machine, and HF_HUB_OFFLINE is set"):
+        base_model(settings)
+    cached = tmp_path / "cache" / "hub" / "models--us--tiny" / "snapshots" / "1234"
+    cached.mkdir(parents=True)
+    (cached / "config.json").write_text("{}")
+    assert base_model(settings).startswith("us/tiny, in the cache of")
+
+
+@pytest.mark.parametrize("hub_url", ["http://127.0.0.1:9", "no address", "http://[::1"])
+def test_a_hub_that_is_away_is_not_said_to_be_well(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, hub_url: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub_url)
+    with pytest.raises(UserError, match=r"cannot be reached \(\w+\): name a folder"):
+        base_model(Settings(base_model="us/tiny"))
