@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import packages_distributions
@@ -322,6 +323,24 @@ def test_nothing_due_is_no_mistake(deployment: Deployment) -> None:
     done = deployment.call("babylon", "train", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout) == {"steps": [], "published": [], "left": {}}
+
+
+SHELL = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1], shell=True).returncode)"
+
+
+def test_an_output_that_cannot_be_written_is_one_line(deployment: Deployment) -> None:
+    command = f"{Path(sys.executable).with_name('babylon')} lineages list --json"
+    full = deployment.run("-c", SHELL, f"{command} > /dev/full")
+    assert (full.returncode, full.stderr) == (
+        1,
+        "cannot write the output: No space left on device\n",
+    )
+    closed = deployment.run("-c", SHELL, f"{command} | true")
+    assert closed.stderr == ""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    odd = deployment.run("babylon", "windows", "list", "--lineage", "\u4e2d…", env=ascii_only)
+    assert odd.returncode == 2
+    assert "Traceback" not in odd.stderr
 
 
 def test_a_model_server_without_its_packages_is_one_line(deployment: Deployment) -> None:

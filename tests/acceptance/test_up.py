@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import stat
 import subprocess
 from pathlib import Path
 
@@ -42,6 +44,9 @@ def test_a_first_start_interrupted_is_begun_anew_and_a_killed_one_stops_its_post
     second.kill()
     second.wait()
     embedded.wait(lambda: not _postgres_in(home / "postgres"), seconds=15)
+    assert (home / "servers.env").exists()
+    lost = embedded.call("babylon", "status")  # of nobody
+    assert (lost.returncode, lost.stderr[:23]) == (2, "DATABASE_URL is not set")
 
 
 def test_up_goes_on_with_its_data_after_a_server_that_was_killed_with_it(
@@ -76,6 +81,14 @@ def test_up_is_alone_in_its_folder_and_leaves_nothing_as_redis_ends(embedded: De
     (line,) = second.stderr.splitlines()
     assert "another `babylon up` is running in this folder" in line
     assert first.poll() is None
+    found = embedded.call("babylon", "status", "--json")
+    assert found.returncode == 0, found.stderr
+    servers = home / "servers.env"
+    assert stat.S_IMODE(servers.stat().st_mode) == 0o600
+    (password,) = re.findall(r"redis://:(.+)@", servers.read_text())
+    assert "DATABASE_URL=postgresql://" in embedded.logs()
+    assert "REDIS_URL=redis://" in embedded.logs()
+    assert password not in embedded.logs()
     children = [pid for pid in every_pid() if parent(pid) == first.pid]
     (redis,) = [pid for pid in children if "redis-server" in command_line(pid)]
     os.kill(redis, signal.SIGKILL)
@@ -83,6 +96,16 @@ def test_up_is_alone_in_its_folder_and_leaves_nothing_as_redis_ends(embedded: De
     assert "the embedded Redis ended: see" in _last_line(embedded)
     assert [pid for pid in children if pid in every_pid()] == []
     assert _postgres_in(home / "postgres") == []
+    assert not servers.exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(embedded: Deployment) -> None:
+    (embedded.folder / ".babylon").write_text("")
+    for command in ("up", "demo"):
+        done = embedded.call("babylon", command)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"cannot write to {embedded.folder}/.babylon")
 
 
 def test_up_says_that_its_postgres_ended(embedded: Deployment) -> None:

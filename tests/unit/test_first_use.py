@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +72,17 @@ def test_a_hub_that_is_away_is_not_said_to_be_well(
     monkeypatch.setenv("HF_ENDPOINT", hub_url)
     with pytest.raises(UserError, match=r"cannot be reached \(\w+\): name a folder"):
         base_model(Settings(base_model="us/tiny"))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_trainer_that_ends_at_once_leaves_no_semaphore(ours: bool) -> None:
+    code = (
+        "import multiprocessing, os; from tqdm import tqdm\n"
+        "from workers.trainer.bars import need_no_semaphore\n"
+        "multiprocessing.set_start_method('spawn')\n"  # 3.14's default keeps semaphores, too
+        f"if {ours}: need_no_semaphore()\n"
+        "tqdm(disable=True); os._exit(0)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ("leaked semaphore" in done.stderr) != ours

@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.text import first_line
+from workers.trainer.bars import need_no_semaphore
 from workers.trainer.torch.base_model import base_revision, load_base
 from workers.trainer.torch.generator import Generator
 
@@ -69,6 +70,7 @@ class Engine:
     """One base model in memory and the newest few adapters on it; thread-safe."""
 
     def __init__(self) -> None:
+        need_no_semaphore()  # uvicorn ends by the signal that it was sent
         self._lock = threading.Lock()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._base: tuple[str, str | None] | None = None  # the base model in memory, its revision

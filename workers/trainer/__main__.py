@@ -33,6 +33,7 @@ from babylon_tasks.records.trainer_requests import (
 from babylon_tasks.text import one_line, place_of
 from workers.gpu import wire
 from workers.trainer.bare_art import use_bare_art
+from workers.trainer.bars import need_no_semaphore
 
 log = logging.getLogger("workers.trainer")
 
@@ -151,6 +152,7 @@ def _torch_trainer(slot: str, answers: _Answers) -> _Trainer:
     _prepare_environment()
     answers.progress(Progress(phase="load"))
     with _importing():
+        need_no_semaphore()
         use_bare_art()
         from workers.trainer.torch.trainer import TorchTrainer
     return TorchTrainer(slot)
@@ -160,6 +162,7 @@ def _serverless_trainer() -> _Trainer:
     key = os.environ.get("WANDB_API_KEY", "")
     _prepare_environment()  # takes the key away
     with _importing():
+        need_no_semaphore()
         use_bare_art()
         from workers.trainer.wandb.trainer import ServerlessTrainer
 
