@@ -91,6 +91,9 @@ READ = {
         content=[{"type": "reasoning", "text": "Hm."}, {"type": "text", "text": "TEXT"}]
     ),
     "strings": message(content=["TEXT"]),
+    "a value": message(content=[{"type": "text", "text": {"value": "TEXT"}}]),
+    "a part as an object": message(content=[None, {"type": "json", "json": "OBJECT"}]),
+    "two choices": lambda c: {**c, "choices": c["choices"] * 2},
     "an object": message(content="OBJECT"),
     "parsed": message(content=None, parsed="OBJECT"),
     "a tool": message(

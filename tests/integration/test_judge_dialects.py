@@ -163,6 +163,13 @@ REFUSALS = [
     ("plain text", has(FORMAT), refusal(400, b"response_format: unsupported"), FORMAT),
     ("Bedrock", has(FORMAT), openai("output_config.format: extra inputs not permitted"), FORMAT),
     ("no word", has(FORMAT), refusal(400, {"message": "Bad Request"}), FORMAT),
+    ("a page", has(FORMAT), refusal(406, b"<html><body>Not Acceptable</body></html>"), FORMAT),
+    (
+        "SiliconFlow",
+        has(FORMAT),
+        refusal(400, {"code": 20015, "message": "The parameter is invalid.", "data": None}),
+        FORMAT,
+    ),
     ("no body", has(FORMAT), refusal(400, b""), FORMAT),
     ("not implemented", has(FORMAT), openai("structured output is not implemented", 501), FORMAT),
     (
@@ -186,6 +193,15 @@ REFUSALS = [
         "a limit below ours",
         lambda body: body.get("max_tokens", 0) + body.get("max_completion_tokens", 0) > 256,
         openai("max_tokens is too large: 560. This model supports at most 256 completion tokens"),
+        BOTH,
+    ),
+    (
+        "Groq's limit",
+        lambda body: body.get("max_tokens", 0) + body.get("max_completion_tokens", 0) > 256,
+        openai(
+            "`max_tokens` must be less than or equal to `256`, the maximum value for `max_tokens` "
+            "is less than the `context_window` for this model"
+        ),
         BOTH,
     ),
     (
@@ -329,3 +345,18 @@ def test_what_a_probe_costs_is_paid_by_its_window(
     assert probes
     assert all(row["usd"] > 0 and row["scores"] is None for row in probes)
     assert_costs_add_up(context, window)
+
+
+def test_questions_that_are_refused_at_the_same_time_teach_it_once(
+    make_judged: MakeContext, server: JudgeServer
+) -> None:
+    """A refusal is about what its own question had, whatever was left out meanwhile."""
+    context = make_judged()
+    windows = judged_windows(context, 6)
+    server.delay_seconds = 0.3
+    refused = openai("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+    server.refuses = lambda body: refused if "max_tokens" in body else None
+    assert sorted(pipeline.score(context)) == windows
+    assert dialect_of(context.settings).left_out == {"max_tokens"}
+    assert all("max_completion_tokens" in each.body for each in server.requests[-6:])
+    assert server.most_at_once > 1

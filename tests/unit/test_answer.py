@@ -69,6 +69,8 @@ def fault(content: str, count: int = 2, cut_off: bool = False) -> str | None:
         f"{scores(0, 0)} or so</think>\n{RIGHT}",  # the template opened the thought
         f"<think>a</think><think>{scores(0, 0)}</think>{RIGHT}",
         f"[THINK]{scores(0, 0)}[/THINK]{RIGHT}",
+        f"<details type='reasoning'>{scores(0, 0)}</details>{RIGHT}",
+        json.dumps(RIGHT),
         f"<|channel|>analysis<|message|>{scores(0, 0)}<|end|><|channel|>final<|message|>{RIGHT}",
         RIGHT.replace("}]", "},]").replace("]}", "],}"),
         RIGHT.replace("0.25", '"0.25"'),
@@ -104,6 +106,9 @@ def test_the_scores_are_found_among_other_things(content: str) -> None:
         f"<thinking>{RIGHT}</thinking> I cannot say.",
         f"It is {RIGHT}. No.</think>",
         f"{RIGHT}<think>Or rather",
+        f"<think duration='3'>{RIGHT}",
+        f"<details type='reasoning'>{RIGHT}",
+        f"<scratchpad>{RIGHT}</scratchpad>",
         f"<think>a</think>{RIGHT}<think>{RIGHT}",
         f"[THINK]{RIGHT}[/THINK]",
         f"<|channel|>analysis<|message|>{RIGHT}<|end|>",

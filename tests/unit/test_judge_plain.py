@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.scoring.judge.dialect import Dialect
+from babylon_tasks.scoring.judge.dialect import Dialect, named_in
 from babylon_tasks.scoring.judge.plain import as_openai, moved
 from tests.odd import json_values
 
@@ -82,4 +82,4 @@ def test_a_redirection_says_where_to_and_no_secret() -> None:
     ],
 )
 def test_a_refusal_of_something_else_names_no_parameter(message: str) -> None:
-    assert Dialect().named_in(message) is None
+    assert named_in(message, Dialect().sent()) is None

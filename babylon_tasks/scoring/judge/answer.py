@@ -18,7 +18,9 @@ _MAX_DIGITS = 300  # of a whole number; a longer one overflows a float
 
 # Around a judge's thoughts. A template may have swallowed the opening tag.
 _TAG = re.compile(
-    r"<(?P<end>/)?(?:\w{1,20}:)?(?:think|thinking|thought|thoughts|reasoning|analysis)>"
+    r"<(?P<end>/)?(?:\w{1,20}:)?"
+    r"(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad|details)"
+    r"(?:\s[^<>]{0,200})?>"
     r"|\[(?P<end_2>/)?THINK\]|◁(?P<end_3>/)?think▷"
     r"|<\|channel\|>(?:analysis|commentary|(?P<end_4>final))",
     re.IGNORECASE,
@@ -71,6 +73,8 @@ def find_entries(content: str, *, cut_off: bool = False) -> list[Entry] | None:
     a thought. Where the text was cut off, an object after other words may be a draft, so it has to
     come first. Each part of the text is read only once, since this runs in the event loop.
     """
+    if content.lstrip()[:1] == '"':
+        content = _decoded(content)
     found = _verdict(content, cut_off, _decoder)
     if found is None:
         # With commas before brackets and line breaks in strings, as JSON5 has them.
@@ -106,6 +110,15 @@ def to_share(entries: Sequence[Entry] | None) -> Sequence[Entry] | None:
     if entries and percent and max(numbers) > 10:
         return [replace(entry, score=entry.score / _PERCENT) for entry in entries]
     return entries
+
+
+def _decoded(content: str) -> str:
+    """Return the text in a text that was encoded as JSON once too often; else what was given."""
+    try:
+        inner = json.loads(content)
+    except ValueError:
+        return content
+    return inner if isinstance(inner, str) else content
 
 
 def _verdict(content: str, cut_off: bool, decoder: json.JSONDecoder) -> list[Entry] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections.abc import Sequence
 
 from babylon_tasks.settings import Settings
 
@@ -33,15 +34,8 @@ PARAMETERS = {
         r"|should be 'user'|first message must be|role: input should be"
     ),
 }
-_REFUSED = re.compile(
-    r"unsupported|not (be )?(support|permit|allow|accept|available|recogni[sz]ed|enabled|valid)"
-    r"|(does|do|did)( no|n.?)t (support|allow|accept|permit|take|recogni[sz]e|have|enable)"
-    r"|unavailable|un(known|recogni[sz]ed|expected)|invalid|in?compatible|forbidden|extra_forbidden"
-    r"|no (longer|endpoints?)|deprecated|must (be|alternate)|should be|only|cannot|can't|can not"
-    r"|fail(ed|ure)|error|illegal|reject|disabled|not implemented|unable|remove|instead|too large"
-    r"|at most|exceed|less than|positive|greater than|violat|disallow|additional propert"
-)
-_MUST_BE_SMALLER = re.compile(r"context|prompt|input tokens|maximum model length|too long")
+_TOO_LONG = re.compile(r"context|prompt|input tokens|maximum model length|too long")
+_ANSWER_TOO_LONG = re.compile(r"must be (less|at most)|at most \d+ completion|maximum value for")
 
 
 class Dialect:
@@ -57,21 +51,10 @@ class Dialect:
             each for each in sent if each != "max_completion_tokens" or "max_tokens" not in sent
         ]
 
-    def named_in(self, message: str) -> str | None:
-        """Return the parameter of the question that a refusal is about; None if it names none."""
-        message = message.lower()
-        if not _REFUSED.search(message):
-            return None
-        for name in self.sent():
-            if not PARAMETERS[name].search(message):
-                continue
-            if name.startswith("max_") and _MUST_BE_SMALLER.search(message):
-                continue  # the prompt and the answer together are too long
-            return name
-        return None
-
     def leave_out(self, name: str, why: str) -> None:
         """Ask without this parameter from now on."""
+        if name in self.left_out:
+            return  # another question was refused at the same time
         self.left_out |= {name}
         log.warning("asking without %s from now on: %s", name, why)
 
@@ -89,6 +72,19 @@ class Dialect:
         if "system role" not in sent:
             parameters["supports_system_message"] = False  # its text goes to the user's message
         return parameters
+
+
+def named_in(message: str, sent: Sequence[str]) -> str | None:
+    """Return the parameter, of those that were sent, that a refusal is about; None if of none."""
+    message = message.lower()
+    for name in sent:
+        if not PARAMETERS[name].search(message):
+            continue
+        # Too long are the prompt and the answer together: that is not about the parameter.
+        together = _TOO_LONG.search(message) and not _ANSWER_TOO_LONG.search(message)
+        if not (PARAMETERS[name] is _LENGTH and together):
+            return name
+    return None
 
 
 @functools.cache

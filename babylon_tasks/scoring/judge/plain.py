@@ -133,7 +133,8 @@ def _texts(content: Any) -> tuple[str, str]:
     if content is None or isinstance(content, str):
         return content or "", ""
     if not isinstance(content, list):
-        return json.dumps(content), ""
+        value = content.get("value") if isinstance(content, dict) else None
+        return value if isinstance(value, str) else json.dumps(content), ""
     texts: list[str] = []
     thoughts: list[str] = []
     for part in content:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from babylon_tasks.errors import JudgeFault, JudgeUnavailable
-from babylon_tasks.scoring.judge.dialect import Dialect
+from babylon_tasks.scoring.judge.dialect import named_in
 from babylon_tasks.settings import Settings
 from babylon_tasks.text import one_line
 
@@ -58,8 +58,11 @@ class ParameterRefused(Exception):
         self.parameter = parameter
 
 
-def refusal_of(error: Any, settings: Settings, dialect: Dialect) -> Exception:
-    """Map litellm's error to one of ours, by its status and by words in its message."""
+def refusal_of(error: Any, settings: Settings, sent: Sequence[str]) -> Exception:
+    """Map litellm's error to one of ours, by its status and by words in its message.
+
+    `sent` are the parameters of the question that was refused.
+    """
     status = getattr(error, "status_code", None) or 0
     words = f"{error} {_codes(error)}"
     message = f"{type(error).__name__} {words}".lower()
@@ -75,7 +78,7 @@ def refusal_of(error: Any, settings: Settings, dialect: Dialect) -> Exception:
             f"{settings.judge_model}{where}: its TLS certificate is not trusted "
             f"({one_line(untrusted.verify_message)}): {cure}"
         )
-    if status not in (401, 402, 403, *_LATER) and (parameter := dialect.named_in(words)):
+    if status not in (401, 402, 403, *_LATER) and (parameter := named_in(words, sent)):
         return ParameterRefused(why, parameter)
     if status in _AT_FAULT or any(each in message for each in _MISNAMED):
         return JudgeUnavailable(

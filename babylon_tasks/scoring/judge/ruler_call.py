@@ -165,35 +165,39 @@ async def ask_ruler(
     """
     dialect = dialect_of(settings)
     while True:
-        parameters = dialect.parameters(max_tokens)
+        question = _Question(texts, context, rubric, dialect.parameters(max_tokens), dialect.sent())
         try:
-            return await _ask(texts, context, rubric, settings, per_token, parameters)
+            return await _ask(question, settings, per_token)
         except ParameterRefused as error:
             dialect.leave_out(error.parameter, str(error))
 
 
-async def _ask(
-    texts: Sequence[str],
-    context: str,
-    rubric: str,
-    settings: Settings,
-    per_token: Price | None,
-    parameters: dict[str, object],
-) -> Answer:
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What one request asks; `sent` names those of its parameters that a judge may refuse."""
+
+    texts: Sequence[str]
+    context: str
+    rubric: str
+    parameters: dict[str, object]
+    sent: Sequence[str]
+
+
+async def _ask(question: _Question, settings: Settings, per_token: Price | None) -> Answer:
     litellm, ruler = load()
     received: list[Any] = []
     _received.set(received)
-    shared = {"role": "system", "content": context}
+    shared = {"role": "system", "content": question.context}
     entries: list[Entry] | None = None
     try:
         # litellm's own timeout starts again with each byte, so a slow answer would never reach it.
         async with asyncio.timeout(settings.judge_timeout_seconds):
             asking(settings)
             scores = await ruler(
-                [[shared, {"role": "user", "content": text}] for text in texts],
+                [[shared, {"role": "user", "content": text}] for text in question.texts],
                 judge_model=_model(settings),
-                extra_litellm_params={**_parameters(settings), **parameters},
-                rubric=rubric,
+                extra_litellm_params={**_parameters(settings), **question.parameters},
+                rubric=question.rubric,
             )
         entries = [Entry(s.trajectory_id.strip(), s.score, s.explanation) for s in scores]
     except ValueError:
@@ -203,10 +207,11 @@ async def _ask(
         raise Busy(f"{settings.judge_model} took too long (JUDGE_TIMEOUT_SECONDS)") from None
     except litellm.exceptions.openai.APIError as error:
         # `from None`: the chained errors hold the request, with its key.
-        raise refusal_of(error, settings, dialect_of(settings)) from None
+        raise refusal_of(error, settings, question.sent) from None
     if not received:
         raise Busy(f"{settings.judge_model} sent an answer of no known form")
-    return _answer(received[-1], entries, per_token, "\n".join([rubric, context, *texts]))
+    asked = "\n".join([question.rubric, question.context, *question.texts])
+    return _answer(received[-1], entries, per_token, asked)
 
 
 def _answer(
