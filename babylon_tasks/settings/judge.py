@@ -120,6 +120,11 @@ class Judge(Group):
         json_schema_extra=PER_LINEAGE,
     )
 
+    @field_validator("judge_model", mode="before")
+    @classmethod
+    def _plain_name(cls, given: object) -> object:
+        return unquoted(given) if isinstance(given, str) else given
+
     @field_validator("judge_base_url")
     @classmethod
     def _plain_address(cls, given: str | None) -> str | None:

@@ -108,6 +108,19 @@ def test_a_certificate_of_an_own_ca_is_trusted_where_it_is_named(
     assert pipeline.score(context) == [window]
 
 
+def test_a_file_of_no_certificates_is_no_windows_fault(
+    make_judged: MakeContext, server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ca.pem").write_text("nonsense")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = make_judged(judge_base_url="https://127.0.0.1:9/v1")
+    (window,) = judged_windows(context, 1)
+    assert pipeline.score(context) == []
+    row = window_row(context, window)
+    assert (row["state"], row["attempts"]) == ("due", 0)
+    assert "is SSL_CERT_FILE, if it is set, a file of certificates?" in row["last_error"]
+
+
 def test_nobody_at_its_address_is_said_with_the_cause(
     make_judged: MakeContext, server: JudgeServer
 ) -> None:

@@ -217,6 +217,8 @@ def test_a_judges_address_is_read_as_people_write_it(
 
 def test_a_key_is_read_without_quotes_and_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", " 's3cret-key'\n")
+    monkeypatch.setenv("JUDGE_MODEL", '"openai/judge" ')
+    assert load_settings().judge_model == "openai/judge"
     key = load_settings().judge_api_key
     assert key is not None
     assert key.get_secret_value() == "s3cret-key"

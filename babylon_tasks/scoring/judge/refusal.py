@@ -17,6 +17,7 @@ from babylon_tasks.settings import Settings
 from babylon_tasks.text import one_line
 
 _TOO_LONG = ("context", "too long", "too large", "maximum model length", "maximum length")
+CERTIFICATES = "is SSL_CERT_FILE, if it is set, a file of certificates?"
 _FILTERED = ("content_filter", "content_policy", "content management policy", "content policy")
 _MISNAMED = (
     "insufficient_quota",
@@ -78,6 +79,8 @@ def refusal_of(error: Any, settings: Settings, sent: Sequence[str]) -> Exception
             f"{settings.judge_model}{where}: its TLS certificate is not trusted "
             f"({one_line(untrusted.verify_message)}): {cure}"
         )
+    if "[x509" in message or "[ssl: no_cert" in message:
+        return JudgeUnavailable(f"{why}; {CERTIFICATES}")
     if status not in (401, 402, 403, *_LATER) and (parameter := named_in(words, sent)):
         return ParameterRefused(why, parameter)
     if status in _AT_FAULT or any(each in message for each in _MISNAMED):

@@ -16,13 +16,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import JudgeUnavailable, UserError
 from babylon_tasks.scoring.judge.answer import Answer, Entry, find_entries, only_thought, to_share
 from babylon_tasks.scoring.judge.dialect import dialect_of
-from babylon_tasks.scoring.judge.refusal import Busy, ParameterRefused, refusal_of
+from babylon_tasks.scoring.judge.refusal import CERTIFICATES, Busy, ParameterRefused, refusal_of
 from babylon_tasks.scoring.judge.tokens import estimate_tokens
 from babylon_tasks.scoring.judge.transport import asking, bare, translate
 from babylon_tasks.settings import Settings
+from babylon_tasks.text import one_line
 
 # At DEBUG they log prompts and keys, at INFO a line for every call.
 _VERBOSE_LOGGERS = (
@@ -208,6 +209,10 @@ async def _ask(question: _Question, settings: Settings, per_token: Price | None)
     except litellm.exceptions.openai.APIError as error:
         # `from None`: the chained errors hold the request, with its key.
         raise refusal_of(error, settings, question.sent) from None
+    except OSError as error:  # before anything was sent
+        raise JudgeUnavailable(
+            f"{settings.judge_model} cannot be asked: {one_line(str(error))}; {CERTIFICATES}"
+        ) from None
     if not received:
         raise Busy(f"{settings.judge_model} sent an answer of no known form")
     asked = "\n".join([question.rubric, question.context, *question.texts])
