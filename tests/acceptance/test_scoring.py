@@ -225,6 +225,11 @@ def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deplo
     found = {each["check"]: each for each in json.loads(done.stdout)}
     assert not found["scoring"]["ok"]
     assert "set JUDGE_API_KEY or OPENAI_API_KEY" in found["scoring"]["detail"]
+    (deployment.folder / "ca.pem").write_text("nonsense")
+    env = {"SCORING": "ruler", "JUDGE_BASE_URL": "https://h/v1", "SSL_CERT_FILE": "ca.pem"}
+    done = deployment.run("babylon", "doctor", "--json", env=env)
+    found = {each["check"]: each for each in json.loads(done.stdout)}
+    assert "is SSL_CERT_FILE, if it is set, a file of certificates?" in found["scoring"]["detail"]
 
 
 def test_brackets_in_what_others_wrote_break_no_table(

@@ -258,7 +258,7 @@ def load() -> tuple[Any, Any]:
     """Import litellm and ART's `ruler`, make them log less, and record each raw response.
 
     Raises:
-        UserError: ART is missing.
+        UserError: ART is missing, or SSL_CERT_FILE is no file of certificates.
     """
     require_installed()
     os.environ.update(
@@ -266,10 +266,15 @@ def load() -> tuple[Any, Any]:
         LITELLM_MODE="PRODUCTION",  # both of them load .env otherwise
         PYTHON_DOTENV_DISABLED="1",
     )
-    import litellm
-    from art.rewards import ruler
-    from litellm.integrations.custom_logger import CustomLogger
-    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+    try:
+        import litellm
+        from art.rewards import ruler
+        from litellm.integrations.custom_logger import CustomLogger
+        from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+    except OSError as error:  # litellm reads SSL_CERT_FILE as it is imported
+        raise UserError(
+            f"litellm cannot be imported ({one_line(str(error))}); {CERTIFICATES}"
+        ) from None
 
     class Receipts(CustomLogger):  # type: ignore[misc, unused-ignore]
         async def async_post_call_success_deployment_hook(
