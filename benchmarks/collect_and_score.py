@@ -49,6 +49,7 @@ from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.simulation import simulate
 from babylon_tasks.store import traces
+from babylon_tasks.store.database import Database
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 
@@ -103,7 +104,7 @@ def upstream_score(runs: list[tuple[float, list[Any]]]) -> float:
 async def fetch_alone(connection: Any, settings: Settings, window_id: str) -> None:
     """Fetch our rows and do nothing with them."""
     await connection.fetch(
-        traces._SQL["select_traces"],
+        traces._SQL["declare_traces"].partition(" FOR\n")[2],
         window_id,
         settings.max_trace_bytes,
         settings.excluded_scenario_patterns(),
@@ -116,7 +117,7 @@ async def take_turns(
 ) -> dict[str, Any]:
     """Time each way over all windows, round after round."""
     connection = await asyncpg.connect(settings.postgres())
-    async with traces.open_reader(settings) as reader:
+    async with traces.open_reader(Database(settings.postgres()), settings) as reader:
         ways: dict[str, Callable[[str], Awaitable[Scores | None]]] = {
             "ours": lambda window: ours(reader, window),
             "upstream": lambda window: upstream(connection, window),

@@ -77,7 +77,7 @@ _SIGNED = (
 
 
 async def _check(context: Context, window_id: str) -> Check:
-    async with open_reader(context.settings) as reader:
+    async with open_reader(context.database, context.settings) as reader:
         read = await read_window(context, reader, window_id, sees_runs=True)
     if len(read.group.outcomes) < 3:
         raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from ssl import CERT_REQUIRED
 
 from redis.exceptions import NoPermissionError
 
@@ -18,9 +19,12 @@ from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.settings import QUEUES, Settings
 from babylon_tasks.store import attempts, broker, canaries, leases
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.asyncpg_arguments import arguments
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.migrate import pending, require_applied
+from babylon_tasks.store.traces import open_reader
+from babylon_tasks.work import aio
 from babylon_tasks.work.fleet import Fleet
 
 Check = Callable[[Settings], str]
@@ -49,17 +53,38 @@ def run(name: str, check: Check, settings: Settings) -> Finding:
 
 
 def postgres(settings: Settings) -> str:
-    """Ask Postgres for its version.
+    """Ask Postgres for its version, and connect with both drivers.
 
     Raises:
-        UserError: DATABASE_URL is missing or wrong.
+        UserError: DATABASE_URL is missing or wrong, or does not fit the server.
         ServerUnavailable: Postgres does not answer.
     """
     database = Database(settings.postgres())
-    with database.transaction() as tx:
-        row = tx.execute("SHOW server_version").fetchone()
-    assert row is not None
-    return f"{database.name}, version {row['server_version']}"
+    try:
+        with database.transaction() as tx:
+            row = tx.execute("SHOW server_version").fetchone()
+        assert row is not None
+        aio.run(_open_and_close(database, settings))
+        return f"{database.name}, version {row['server_version']}{_encryption(database)}"
+    finally:
+        database.close()
+
+
+async def _open_and_close(database: Database, settings: Settings) -> None:
+    async with open_reader(database, settings):
+        pass
+
+
+def _encryption(database: Database) -> str:
+    connection = database.connected()
+    if connection.info.host.startswith("/"):
+        return ""
+    tls = arguments(connection)["ssl"]
+    if not tls:
+        return ", no TLS"
+    if tls.verify_mode == CERT_REQUIRED:
+        return ", TLS, verified"
+    return ", TLS, not verified: sslmode=verify-full&sslrootcert=FILE would"
 
 
 def migrations(settings: Settings) -> str:

@@ -155,7 +155,7 @@ class _Comparing:
             LeaseLost, ServerUnavailable: As `compare` does.
         """
         self._wanted = len(windows)
-        async with open_reader(self._context.settings) as reader:
+        async with open_reader(self._context.database, self._context.settings) as reader:
             for start in range(0, len(windows), _AT_ONCE):
                 some = windows[start : start + _AT_ONCE]
                 await aio.all_done(self._window(window, reader) for window in some)

@@ -13,7 +13,6 @@ from babylon_tasks.errors import (
     JudgePaused,
     JudgeUnavailable,
     LeaseLost,
-    ServerUnavailable,
     StaleClaim,
     UserError,
 )
@@ -112,8 +111,8 @@ class ScoringRun:
             await self._attach(window, read, verdict)
             self._commit(window, lease, read, verdict)
             self._keeper.finished(lease)
-        except (LeaseLost, StaleClaim, ServerUnavailable):
-            raise
+        except (LeaseLost, StaleClaim, UserError):
+            raise  # UserError: what is wrong is wrong for every window
         except JudgeUnavailable as error:
             log.error("%s: window %s waits: %s", name, window.window_id, error)  # noqa: TRY400 - the message is enough
             failures.wait(context, window, lease, error, error.wait_seconds)
@@ -216,7 +215,10 @@ async def scoring_run(
     Raises:
         ServerUnavailable: Postgres does not answer.
     """
-    async with open_reader(context.settings) as reader, attaching(context) as attacher:
+    async with (
+        open_reader(context.database, context.settings) as reader,
+        attaching(context) as attacher,
+    ):
         yield ScoringRun(context, keeper, claimed, scorers, (reader, attacher))
 
 

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
 from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.store import postgres
 
 Connection = psycopg.Connection[DictRow]
 
@@ -84,7 +84,7 @@ class Database:
                 ) from error
             except psycopg.Error as error:
                 if connection.closed or connection.broken:
-                    raise ServerUnavailable(f"lost the connection to {self.name}") from error
+                    raise postgres.lost(self.url, error) from error
                 if isinstance(error, psycopg.OperationalError) and not isinstance(
                     error,
                     psycopg.errors.ProgramLimitExceeded,  # the row's fault
@@ -123,7 +123,17 @@ class Database:
     @property
     def name(self) -> str:
         """Host and database, for messages; without user or password."""
-        return server_name("Postgres", self.url)
+        return postgres.server_name(self.url)
+
+    def connected(self) -> Connection:
+        """Return the connection, opened anew if it was lost.
+
+        Raises:
+            ServerUnavailable: The server does not answer, or refuses us.
+            UserError: DATABASE_URL does not fit the server.
+        """
+        with self._hang_up_later():
+            return self._alive()
 
     def _alive(self) -> Connection:
         if self._connection is not None:
@@ -133,17 +143,7 @@ class Database:
                 self.close()
             else:
                 return self._connection
-        try:
-            self._connection = psycopg.connect(
-                self.url,
-                autocommit=True,
-                row_factory=dict_row,
-                prepare_threshold=None,
-                connect_timeout=5,
-                application_name="babylon-tasks",
-            )
-        except (psycopg.OperationalError, UnicodeError) as error:
-            raise unreachable(self.url, error) from None
+        self._connection = postgres.connect(self.url, row_factory=dict_row)
         return self._connection
 
 
@@ -153,28 +153,6 @@ def now(connection: Connection) -> datetime:
     assert row is not None
     moment: datetime = row["now"]
     return moment
-
-
-def server_name(kind: str, url: str) -> str:
-    """Return "`kind` at host:port/database", without user or password."""
-    try:
-        parts = urlsplit(url)
-        host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or "a socket"
-        return f"{kind} at {host}{parts.path}"
-    except ValueError:
-        return kind
-
-
-def unreachable(url: str, error: Exception) -> ServerUnavailable:
-    """Return the error for a server that does not answer; its message has no password."""
-    why = " ".join(str(error).split()) or type(error).__name__
-    password = urlsplit(url).password
-    if password:
-        why = why.replace(password, "***")
-    return ServerUnavailable(
-        f"cannot reach {server_name('Postgres', url)} ({why}): is it running, and "
-        "is DATABASE_URL right?"
-    )
 
 
 def jsonb(value: Any) -> Jsonb:

@@ -21,9 +21,9 @@ from typing import Any
 
 import psycopg
 from psycopg import errors, sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from babylon_tasks.errors import BabylonError, Retryable, ServerUnavailable, UserError
+from babylon_tasks.store import app_tables, postgres
 
 log = logging.getLogger(__name__)
 
@@ -119,21 +119,24 @@ def pending(database_url: str) -> list[str]:
     """Return the names of the migrations that this database lacks; change nothing.
 
     Raises:
-        UserError: The URL is malformed, or the role may not read.
+        UserError: DATABASE_URL does not fit the server, or the role may not read.
         ServerUnavailable: The server does not answer, refuses us, or went away.
     """
-    with _connect(_conninfo(database_url)) as connection, _explained(_READING):
+    with _connect(database_url) as connection, _explained(_READING):
         return [migration.name for migration in _unapplied(connection)]
 
 
 def require_applied(database_url: str) -> None:
-    """Refuse a database that lacks migrations.
+    """Refuse a database that lacks migrations, or whose tables are another app's.
 
     Raises:
-        UserError: A migration is missing, the URL is malformed, or the role may not read.
+        UserError: A migration is missing, a table is not Babylon's, or the role may not read.
         ServerUnavailable: The server does not answer, refuses us, or went away.
     """
-    if pending(database_url):
+    with _connect(database_url) as connection, _explained(_READING):
+        missing = _unapplied(connection)
+        app_tables.require_babylons(connection)
+    if missing:
         raise UserError("migrations are not applied: run `babylon migrate`")
 
 
@@ -144,20 +147,21 @@ def migrate(database_url: str) -> list[str]:
     migration leaves no lock behind, and can be run again.
 
     Raises:
-        UserError: The URL is malformed, or the database refuses a statement.
+        UserError: DATABASE_URL does not fit the server, a table is not Babylon's and nothing was
+            written, or the database refuses a statement.
         ServerUnavailable: The server does not answer, refuses us, or went away.
         Retryable: The app's tables were busy; run it again.
     """
-    conninfo = _conninfo(database_url)
     applied = []
     with (
-        _connect(conninfo) as guard,
-        _connect(conninfo) as connection,
+        _connect(database_url) as guard,
+        _connect(database_url) as connection,
         _explained("babylon migrate"),
         _alone(guard),
-        _blockers_reported(conninfo),
+        _blockers_reported(database_url),
     ):
         connection.add_notice_handler(_relay_warning)
+        app_tables.require_babylons(connection)
         connection.execute(_BOOKKEEPING)
         for migration in _unapplied(connection):
             with _explained(f"migration {migration.name}"):
@@ -234,10 +238,10 @@ def _alone(guard: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _blockers_reported(conninfo: str) -> Iterator[None]:
+def _blockers_reported(url: str) -> Iterator[None]:
     """Log, inside the block, each process whose lock we wait for; each once."""
     done = threading.Event()
-    thread = threading.Thread(target=_report_blockers, args=(conninfo, done), daemon=True)
+    thread = threading.Thread(target=_report_blockers, args=(url, done), daemon=True)
     thread.start()
     try:
         yield
@@ -246,13 +250,13 @@ def _blockers_reported(conninfo: str) -> Iterator[None]:
         thread.join()
 
 
-def _report_blockers(conninfo: str, done: threading.Event) -> None:
+def _report_blockers(url: str, done: threading.Event) -> None:
     reported: set[int] = set()
     while not done.wait(_BLOCKED_HINT_SECONDS):
         try:
-            with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+            with _connect(url) as connection:
                 rows = connection.execute(_BLOCKERS, (_APPLICATION_NAME,)).fetchall()
-        except psycopg.Error as error:
+        except (psycopg.Error, BabylonError) as error:
             log.debug("cannot ask who blocks: %s", error)
             continue
         for pid, user, application, state, age in rows:
@@ -270,43 +274,8 @@ def _relay_warning(diagnostic: errors.Diagnostic) -> None:
         log.warning("%s", diagnostic.message_primary)
 
 
-def _conninfo(database_url: str) -> str:
-    """Return the URL as a conninfo string; refuse malformed ones.
-
-    libpq's own message about a malformed URL may quote a piece of the password.
-
-    Raises:
-        UserError: It is no Postgres URL, or its password is not percent-encoded.
-    """
-    malformed = UserError(
-        "DATABASE_URL is not a Postgres URL; it must look like "
-        "postgresql://user:password@host:5432/database, with special characters of the password "
-        "percent-encoded (@ as %40, / as %2F, % as %25)"
-    )
-    try:
-        parameters = conninfo_to_dict(database_url)
-    except psycopg.Error:
-        raise malformed from None
-    host, port, name = (str(parameters.get(key, "")) for key in ("host", "port", "dbname"))
-    if "@" in host.lstrip("@") or "@" in name or not re.fullmatch(r"[0-9,]*", port):
-        raise malformed
-    parameters.setdefault("connect_timeout", 10)
-    parameters["application_name"] = _APPLICATION_NAME
-    return make_conninfo("", **parameters)
-
-
-def _connect(conninfo: str) -> Connection:
-    """Connect in autocommit, without prepared statements (a pooler may not keep them).
-
-    Raises:
-        ServerUnavailable: The server does not answer, or refuses us.
-    """
-    try:
-        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
-    except psycopg.Error as error:
-        raise ServerUnavailable(
-            f"cannot reach Postgres ({_one_line(error)}): is it running, and is DATABASE_URL right?"
-        ) from None
+def _connect(url: str) -> Connection:
+    return postgres.connect(url, application_name=_APPLICATION_NAME)
 
 
 @contextmanager
@@ -334,6 +303,8 @@ def _explain(doing: str, error: psycopg.Error) -> BabylonError:
         return UserError(f"{doing}: {message}; is DATABASE_URL that of the primary?")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         return ServerUnavailable(f"{doing}: the connection was lost ({message}); run it again")
+    if isinstance(error, errors.ProtocolViolation):
+        return UserError(f"{doing}: {message}; a PgBouncer in between: set pool_mode=transaction")
     return UserError(f"{doing}: {message}")
 
 

@@ -1,22 +1,27 @@
-"""Reads traces with asyncpg, a few at a time, so that memory stays bounded."""
+"""Reads traces with asyncpg, a few at a time, so that memory stays bounded.
+
+asyncpg's own cursors prepare a statement under a name, which a pooler in transaction mode gives to
+other clients. So the cursor is one of SQL, declared and read by statements without a name.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import asyncpg
 
-from babylon_tasks.errors import DamagedRow, ServerUnavailable, SlowRead
+from babylon_tasks.errors import DamagedRow, ServerUnavailable, SlowRead, UserError
 from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.settings import Settings
-from babylon_tasks.store.database import unreachable
+from babylon_tasks.store.asyncpg_arguments import arguments
+from babylon_tasks.store.database import Database
+from babylon_tasks.store.postgres import unreachable
 from babylon_tasks.store.queries import load
 
 _SQL = load("traces")
-_PREFETCH_ROWS = 4  # each may have MAX_TRACE_BYTES
+_CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0  # for the next rows; a cut network never answers
 _AT_ONCE_SECONDS = 2.0  # for a new connection, from a server that is well
 _SERVER_GONE = (
@@ -28,32 +33,24 @@ _SERVER_GONE = (
     asyncpg.InsufficientResourcesError,
 )
 _ROW_FAULTS = (asyncpg.InternalServerError, asyncpg.PostgresIOError)  # a damaged page or TOAST
-_LIBPQ_ONLY = frozenset(
-    (
-        "channel_binding",
-        "connect_timeout",
-        "fallback_application_name",
-        "gssencmode",
-        "hostaddr",
-        "keepalives",
-        "keepalives_count",
-        "keepalives_idle",
-        "keepalives_interval",
-        "load_balance_hosts",
-        "require_auth",
-        "requirepeer",
-        "sslcompression",
-        "sslsni",
-        "tcp_user_timeout",
-    )
+# What a pooler does that gives a session away within a transaction; no window is to blame.
+_OTHERS_SESSION = (
+    asyncpg.DuplicatePreparedStatementError,
+    asyncpg.DuplicateCursorError,
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.InvalidCursorNameError,
+    asyncpg.NoActiveSQLTransactionError,
 )
 
 
 class TraceReader:
     """A connection for reading traces; for one event loop, and one task at a time."""
 
-    def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection, database: Database, settings: Settings
+    ) -> None:
         self._connection = connection
+        self._database = database
         self._settings = settings
 
     async def read(self, window_id: str) -> AsyncGenerator[RawTrace, None]:
@@ -64,25 +61,26 @@ class TraceReader:
 
         Raises:
             ServerUnavailable: Postgres went away.
+            UserError: The table, or a right to read it, is missing.
             SlowRead: An answer took too long; other windows may still be readable.
             DamagedRow: Postgres itself cannot read a row.
         """
         slow = False
         try:
             async with self._connection.transaction(readonly=True):
-                cursor: Any = self._connection.cursor(
-                    _SQL["select_traces"],
-                    window_id,
-                    self._settings.max_trace_bytes,
-                    self._settings.excluded_scenario_patterns(),
-                    self._settings.agent_patterns() or None,
-                    prefetch=_PREFETCH_ROWS,
-                )
                 try:
-                    async for row in cursor:
-                        yield RawTrace(
-                            row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"]
-                        )
+                    await self._connection.execute(
+                        _SQL["declare_traces"],
+                        window_id,
+                        self._settings.max_trace_bytes,
+                        self._settings.excluded_scenario_patterns(),
+                        self._settings.agent_patterns() or None,
+                    )
+                    while rows := await self._connection.fetch(_SQL["fetch_traces"]):
+                        for row in rows:
+                            yield RawTrace(
+                                row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"]
+                            )
                 except (TimeoutError, asyncpg.QueryCanceledError):
                     slow = True
                     raise
@@ -91,14 +89,26 @@ class TraceReader:
                 raise SlowRead(
                     f"reading window {window_id}: no answer in {_ANSWER_SECONDS:.0f} s"
                 ) from error
-            raise unreachable(self._settings.postgres(), error) from None
+            raise unreachable(self._database.url, error) from None
+        except _OTHERS_SESSION as error:
+            raise ServerUnavailable(
+                f"{self._database.name}: a pooler in between mixes up sessions ({error.args[0]})"
+            ) from error
+        except asyncpg.SyntaxOrAccessError as error:
+            raise UserError(
+                f"traces cannot be read from {self._database.name}: {error.args[0]} (`babylon "
+                "doctor` says what is missing)"
+            ) from error
         except _ROW_FAULTS as error:
             raise DamagedRow(f"a trace of window {window_id} cannot be read: {error}") from error
 
     async def _server_answers(self) -> bool:
         """Tell whether the rows are slow, not the server: it answers others at once."""
         try:
-            async with asyncio.timeout(_AT_ONCE_SECONDS), open_reader(self._settings) as other:
+            async with (
+                asyncio.timeout(_AT_ONCE_SECONDS),
+                open_reader(self._database, self._settings) as other,
+            ):
                 await other._connection.execute("SELECT 1")  # a pooler alone does not do
                 return True
         except (ServerUnavailable, TimeoutError):
@@ -106,35 +116,27 @@ class TraceReader:
 
 
 @asynccontextmanager
-async def open_reader(settings: Settings) -> AsyncIterator[TraceReader]:
-    """Open a connection for one task's reading.
+async def open_reader(database: Database, settings: Settings) -> AsyncIterator[TraceReader]:
+    """Open a connection for one task's reading, to the server on which `database` is.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
-        UserError: DATABASE_URL is missing or no URL.
+        UserError: DATABASE_URL does not fit the server.
     """
-    url = settings.postgres()
     try:
-        # No statement cache: a pooler in transaction mode forgets prepared statements.
         connection = await asyncpg.connect(
-            _without_libpq_only(url),
+            **arguments(database.connected()),
+            # No statement cache: a pooler in transaction mode forgets prepared statements.
             statement_cache_size=0,
-            timeout=5,
+            timeout=_CONNECT_SECONDS,
             command_timeout=_ANSWER_SECONDS,
         )
-    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
-        raise unreachable(url, error) from None
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise unreachable(database.url, error) from None
     try:
-        yield TraceReader(connection, settings)
+        yield TraceReader(connection, database, settings)
     finally:
         try:
             await connection.close(timeout=5)
         except _SERVER_GONE:
             connection.terminate()
-
-
-def _without_libpq_only(url: str) -> str:
-    """Drop parameters that only libpq knows: asyncpg would send them, and the server refuse."""
-    base, _, query = url.partition("?")
-    kept = [p for p in query.split("&") if p and p.partition("=")[0] not in _LIBPQ_ONLY]
-    return f"{base}?{'&'.join(kept)}" if kept else base

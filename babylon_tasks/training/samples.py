@@ -128,7 +128,7 @@ async def collect(
     """
     samples = StepSamples()
     with path.open("wb") as file:
-        async with open_reader(context.settings) as reader:
+        async with open_reader(context.database, context.settings) as reader:
             collector = _Collector(context, staleness, reader, file)
             for window in windows:
                 start = file.tell()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -338,19 +338,15 @@ def test_scoring_goes_on_past_a_window_that_is_slow_to_read(
 
 def fail_reading(monkeypatch: pytest.MonkeyPatch, window_id: str, error: Exception) -> None:
     """Postgres' answer to this window's rows; the rest is real."""
-    real = asyncpg.Connection.cursor
+    real = asyncpg.Connection.execute
 
-    def cursor(connection: Any, sql: str, window: str, *arguments: Any, **options: Any) -> Any:
-        if window != window_id:
-            return real(connection, sql, window, *arguments, **options)
-
-        async def rows() -> AsyncIterator[Any]:
+    async def execute(connection: Any, sql: str, *arguments: Any, **options: Any) -> str:
+        if arguments[:1] == (window_id,):
             raise error
-            yield
+        done: str = await real(connection, sql, *arguments, **options)
+        return done
 
-        return rows()
-
-    monkeypatch.setattr(asyncpg.Connection, "cursor", cursor)
+    monkeypatch.setattr(asyncpg.Connection, "execute", execute)
 
 
 def test_a_commit_is_tried_again_while_the_lease_lives(

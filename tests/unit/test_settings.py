@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import TypeAdapter
 
 from babylon_tasks.errors import UserError
@@ -271,30 +270,6 @@ def test_what_w_and_b_would_not_train_is_refused(changes: dict[str, str], says: 
     assert "s3cret" not in str(caught.value)
 
 
-def test_what_only_prisma_knows_is_dropped_from_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    url = "postgresql://u:p@h:5432/db"
-    query = "?schema=public&pgbouncer=true&connection_limit=1&sslmode=require"
-    monkeypatch.setenv("DATABASE_URL", url + query)
-    assert load_settings().postgres() == url + "?sslmode=require"
-
-
-@pytest.mark.parametrize("query", ["", "?schema=public", "?sslmode=require"])
-def test_a_password_with_percent_escapes_survives(
-    monkeypatch: pytest.MonkeyPatch, query: str
-) -> None:
-    url = "postgresql://u%40x:p%40%2F%25%3A%3F%23%24s@h:5432/db"
-    monkeypatch.setenv("DATABASE_URL", url + query)
-    parameters = conninfo_to_dict(load_settings().postgres())
-    assert (parameters["user"], parameters["password"]) == ("u@x", "p@/%:?#$s")
-    assert (parameters["host"], parameters["dbname"]) == ("h", "db")
-
-
-def test_a_url_without_a_host_keeps_its_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", "postgresql:///db?host=/var/run/postgresql&schema=public")
-    parameters = conninfo_to_dict(load_settings().postgres())
-    assert parameters == {"dbname": "db", "host": "/var/run/postgresql"}
-
-
 @pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL"])
 def test_a_missing_server_is_said_in_one_line(name: str) -> None:
     settings = load_settings()
@@ -308,12 +283,6 @@ def test_nothing_trains_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     load_settings.cache_clear()
     monkeypatch.setenv("TRAIN_RL_LOCAL", "true")
     load_settings().require_training_allowed()
-
-
-def test_a_broken_database_url_is_said_without_its_password() -> None:
-    with pytest.raises(UserError, match="DATABASE_URL is not a Postgres URL") as caught:
-        Settings(database_url="postgresql://u:s3cret@[::1/x").postgres()
-    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,20 @@
 -- Traces (asyncpg: positional parameters).
 
--- select_traces --
--- The rows of one window that count; a text above the limit is not sent.
-SELECT "trajectoryId" AS trajectory_id,
-       "agentId" AS agent_id,
-       octet_length("stepsJson") AS bytes,
-       CASE WHEN octet_length("stepsJson") <= $2 THEN "stepsJson" END AS steps
-  FROM public.trajectories
+-- declare_traces --
+-- The rows of one window that count; a text above the limit is not sent. "stepsJson" may be text, json
+-- or jsonb, and an id of any type: each is read as text.
+DECLARE traces NO SCROLL CURSOR FOR
+SELECT t."trajectoryId"::text AS trajectory_id,
+       t."agentId"::text AS agent_id,
+       octet_length(t."stepsJson"::text) AS bytes,
+       CASE WHEN octet_length(t."stepsJson"::text) <= $2 THEN t."stepsJson"::text END AS steps
+  FROM public.trajectories t
  WHERE "isTrainingData" AND NOT "isEvaluation"
    AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = $1
    AND NOT COALESCE("scenarioId" LIKE ANY ($3::text[]), false)
    AND ($4::text[] IS NULL OR "agentId" LIKE ANY ($4::text[]))
  ORDER BY "createdAt", "trajectoryId"
+
+-- fetch_traces --
+-- Few at a time: each may have MAX_TRACE_BYTES.
+FETCH FORWARD 4 FROM traces

@@ -1,0 +1,130 @@
+"""How this project connects to Postgres, and how it says that it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from babylon_tasks.errors import BabylonError, ServerUnavailable, UserError
+from babylon_tasks.settings import postgres_url
+from babylon_tasks.text import one_line
+
+# If DATABASE_URL says nothing else; the timeout is one for each host, in seconds.
+_DEFAULTS = {"connect_timeout": "5", "application_name": "babylon-tasks"}
+
+# What libpq, asyncpg, OpenSSL or a pooler says of a mistake in DATABASE_URL, and what to do.
+_HINTS = (
+    (r"certificate has expired", "the server's certificate has expired: renew it there"),
+    (
+        r"does not match host name|Hostname mismatch|IP address mismatch",
+        "the server's certificate is for another host: use the host name in it",
+    ),
+    (
+        r"certificate verify failed",
+        "the server's certificate cannot be verified: name the file of the authority that signed "
+        "it with sslrootcert=FILE (sslrootcert=system for the authorities of this machine)",
+    ),
+    (
+        r"root certificate file|could not read root certificate|could not load .*certificate",
+        "sslrootcert, sslcert and sslkey must name files that this user can read",
+    ),
+    (
+        r"does not support SSL|rejected SSL upgrade",
+        "the server has no TLS, and sslmode asks for it: turn it on there, or write sslmode=prefer",
+    ),
+    (
+        r"unsupported startup parameter.*: options",
+        "PgBouncer takes no options=…: leave it out, or add it to its ignore_startup_parameters",
+    ),
+    (
+        r"statement pooling mode",
+        "PgBouncer's pool_mode=statement knows no transactions: set pool_mode=transaction",
+    ),
+    (
+        r"channel binding (is )?required|channel_binding=require",
+        "the server offers no channel binding: leave channel_binding out",
+    ),
+    (r"gssencmode value", "leave gssencmode out"),
+    (r"invalid \w+ value", "is a variable of libpq (PGSSLMODE …) set to something else?"),
+)
+
+
+def connect(url: str, **options: Any) -> psycopg.Connection[Any]:
+    """Connect with psycopg in autocommit, without prepared statements: a pooler may keep none.
+
+    `options` win over `url`, which wins over our own values.
+
+    Raises:
+        ServerUnavailable: The server does not answer, or refuses us.
+        UserError: `url` is no URL of Postgres, or does not fit the server; the message says what to
+            change.
+    """
+    url = postgres_url.read(url)  # there is no other way in than the one check
+    try:
+        conninfo = make_conninfo("", **(_DEFAULTS | conninfo_to_dict(url)))
+        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, **options)
+    except (psycopg.Error, ValueError, OSError) as error:  # ValueError: a host that is no name
+        raise unreachable(url, error) from None
+
+
+def unreachable(url: str, error: Exception) -> BabylonError:
+    """Return the error for a server that does not answer; its message has no password."""
+    name, why = server_name(url), _said(url, error)
+    return _mistake(url, error) or ServerUnavailable(
+        f"cannot reach {name} ({why}): is it running, and is DATABASE_URL right?"
+    )
+
+
+def lost(url: str, error: Exception) -> BabylonError:
+    """Return the error for a connection that was lost while it was used."""
+    return _mistake(url, error) or ServerUnavailable(f"lost the connection to {server_name(url)}")
+
+
+def _mistake(url: str, error: Exception) -> UserError | None:
+    """Return what must change in DATABASE_URL or on the server, if the error is known to say so."""
+    why = _said(url, error)
+    for pattern, hint in _HINTS:
+        if re.search(pattern, why):
+            return UserError(f"cannot use {server_name(url)}: {hint} ({why})")
+    return None
+
+
+def _said(url: str, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    parameters = _parameters(url)
+    for name in ("password", "sslpassword"):
+        if secret := parameters.get(name):
+            text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
+    return one_line(text)
+
+
+def server_name(url: str) -> str:
+    """Return "Postgres at host:port/database", without user or password."""
+    return _name(_parameters(url))
+
+
+def _parameters(url: str) -> dict[str, str]:
+    try:
+        return {key: str(value) for key, value in conninfo_to_dict(url).items()}
+    except (psycopg.Error, ValueError):
+        return {}
+
+
+def _name(parameters: Mapping[str, str]) -> str:
+    if not parameters:
+        return "Postgres"
+    hosts = (parameters.get("host") or parameters.get("hostaddr") or "").split(",")
+    ports = parameters.get("port", "").split(",")
+    if len(ports) != len(hosts):
+        ports = ports[:1] * len(hosts)
+    places = [
+        "a socket" if not host or host.startswith("/") else f"{host}:{port}" if port else host
+        for host, port in zip(hosts, ports, strict=True)
+    ]
+    database = parameters.get("dbname")
+    return one_line(f"Postgres at {', '.join(places)}" + (f"/{database}" if database else ""))
