@@ -41,6 +41,7 @@ def _checks() -> dict[str, Check]:
 
     return {
         "Postgres": checks.postgres,
+        "tables": checks.tables,
         "migrations": checks.migrations,
         "Redis": checks.redis,
         "queues": checks.queues,

@@ -22,7 +22,7 @@ from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.asyncpg_arguments import arguments
 from babylon_tasks.store.database import Database
 from babylon_tasks.store.identity import key_prefix
-from babylon_tasks.store.migrate import pending, require_applied
+from babylon_tasks.store.migrate import pending, require_applied, require_usable
 from babylon_tasks.store.traces import open_reader
 from babylon_tasks.work import aio
 from babylon_tasks.work.fleet import Fleet
@@ -85,6 +85,16 @@ def _encryption(database: Database) -> str:
     if tls.verify_mode == CERT_REQUIRED:
         return ", TLS, verified"
     return ", TLS, not verified: sslmode=verify-full&sslrootcert=FILE would"
+
+
+def tables(settings: Settings) -> str:
+    """Check that the app's tables are Babylon's, and what this role may do with them.
+
+    Raises:
+        UserError: A table is not, or a right is missing.
+    """
+    require_usable(settings.postgres())
+    return "Babylon's, and this role may use them"
 
 
 def migrations(settings: Settings) -> str:

@@ -8,7 +8,7 @@ from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE, judged_scorers
 from babylon_tasks.scoring.run import scoring_run
 from babylon_tasks.scoring.scorer import Scorer
-from babylon_tasks.store import attempts, leases, transitions
+from babylon_tasks.store import attempts, clock, leases, transitions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.windows import DueQuery
@@ -27,13 +27,15 @@ def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]
         ServerUnavailable: Postgres does not answer.
     """
     settings, name = context.settings, context.lineage.name
-    judged = _due(context, JUDGED, only)
+    judged, without_judge = _due(context, JUDGED, only), _due(context, WITHOUT_JUDGE, only)
+    claimant = context.holder, limit, settings.lease_seconds
     with context.database.transaction() as tx:
         failures.answer_for(tx, attempts.reap_scores(tx, name, settings.max_attempts))
-        claimed = transitions.claim_due(
-            tx, _due(context, WITHOUT_JUDGE, only), context.holder, limit, settings.lease_seconds
-        )
+        claimed = transitions.claim_due(tx, without_judge, *claimant)
         judge_is_due = not claimed and window_rows.wait_for_judge(tx, judged)
+        if not claimed and not judge_is_due and clock.obey(tx, settings.lease_seconds):
+            claimed = transitions.claim_due(tx, without_judge, *claimant)
+            judge_is_due = not claimed and window_rows.wait_for_judge(tx, judged)
     if claimed:
         with LeaseKeeper(context, list(claimed.values())) as keeper:
             moved = aio.run(score_claimed(context, keeper, claimed))

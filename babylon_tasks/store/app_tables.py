@@ -35,7 +35,7 @@ def _columns(**columns: frozenset[str]) -> dict[str, frozenset[str]]:
     return columns
 
 
-_TABLES = {
+TABLES = {
     # Only a table of traces that we make refers to it.
     "User": _columns(id=_TEXT, username=_TEXT, isAgent=_FLAG),
     "trajectories": _columns(
@@ -97,10 +97,10 @@ def require_babylons(connection: psycopg.Connection[Any]) -> None:
 
 
 def _describe(connection: psycopg.Connection[Any]) -> dict[str, list[dict[str, Any]]]:
-    found = _rows(connection, "describe", {"tables": list(_TABLES)})
+    found = _rows(connection, "describe", {"tables": list(TABLES)})
     names = {row["table"] for row in found}
     return {
-        name: [row for row in found if row["table"] == name] for name in _TABLES if name in names
+        name: [row for row in found if row["table"] == name] for name in TABLES if name in names
     }
 
 
@@ -121,7 +121,7 @@ def _wrong(
     columns = {row["column"]: row for row in rows}
     if table == "market_outcomes" and "windowId" not in columns:
         return  # of upstream's Python scripts: a migration warns that no outcomes are read
-    for name, types in _TABLES[table].items():
+    for name, types in TABLES[table].items():
         if name not in columns:
             yield f'it has no column "{name}"'
         elif columns[name]["type"] not in types:
@@ -129,7 +129,7 @@ def _wrong(
             yield f'"{name}" is {columns[name]["type"]}, not {wanted}'
     if table in _WRITTEN:
         for name, column in columns.items():
-            if column["must_be_given"] and name not in _TABLES[table]:
+            if column["must_be_given"] and name not in TABLES[table]:
                 yield f'"{name}" must be given, and our rows do not give it'
     unique = {"User": "id", "trajectories": "trajectoryId", "reward_judgments": "trajectoryId"}
     name = unique.get(table, "")

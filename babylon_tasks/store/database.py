@@ -26,8 +26,10 @@ from babylon_tasks.store import postgres
 Connection = psycopg.Connection[DictRow]
 
 _SERVER_COMES_FIRST = 2.0  # seconds: the server's own timeout is to end a transaction first
+# With UTC, a column of the app may be a timestamp with or without time zone.
 _LIMITS = """SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true),
-                    set_config('idle_in_transaction_session_timeout', %s, true)"""
+                    set_config('idle_in_transaction_session_timeout', %s, true),
+                    set_config('TimeZone', 'UTC', true)"""
 
 _NOT_OURS = (
     psycopg.errors.InsufficientPrivilege,

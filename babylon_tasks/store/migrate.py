@@ -23,7 +23,7 @@ import psycopg
 from psycopg import errors, sql
 
 from babylon_tasks.errors import BabylonError, Retryable, ServerUnavailable, UserError
-from babylon_tasks.store import app_tables, postgres
+from babylon_tasks.store import app_tables, postgres, rights
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,23 @@ def require_applied(database_url: str) -> None:
         app_tables.require_babylons(connection)
     if missing:
         raise UserError("migrations are not applied: run `babylon migrate`")
+
+
+def require_usable(database_url: str) -> None:
+    """Refuse a database whose tables are another app's, or whose role lacks a right.
+
+    Where migrations are missing, these are the rights that `migrate` needs, otherwise those of the
+    roles.
+
+    Raises:
+        UserError: The message names the table or the rights.
+        ServerUnavailable: The server does not answer, refuses us, or went away.
+    """
+    with _connect(database_url) as connection, _explained(_READING):
+        rights.require_schemas(connection)
+        app_tables.require_babylons(connection)
+        missing = _unapplied(connection)
+        (rights.require_to_migrate if missing else rights.require_to_work)(connection)
 
 
 def migrate(database_url: str) -> list[str]:

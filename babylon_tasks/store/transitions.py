@@ -228,6 +228,11 @@ def put_back(
     )
 
 
+def end_waits(connection: Connection) -> int:
+    """End the waits that began in the future, since Postgres' clock went back; return how many."""
+    return connection.execute(_SQL["end_waits"]).rowcount
+
+
 def split(
     connection: Connection,
     claim: Claim,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Progress, Trainer
 from babylon_tasks.records.windows import Window
-from babylon_tasks.store import attempts, heads, leases, lineages
+from babylon_tasks.store import attempts, clock, heads, leases, lineages
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.training.backend import TrainingBackend
 from babylon_tasks.training.choice import WindowChoice
@@ -82,6 +82,8 @@ def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]]
         lost = attempts.reap_steps(tx, lineage.name, settings.max_attempts)
         failures.answer_for(tx, lost)
         windows = choice.next(tx)
+        if not windows and clock.obey(tx, settings.lease_seconds):
+            windows = choice.next(tx)
         if not windows:
             leases.release(tx, [lease])
             return None

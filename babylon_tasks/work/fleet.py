@@ -13,7 +13,7 @@ from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.settings import Settings
 from babylon_tasks.settings.lineage import LINEAGE_NAME
 from babylon_tasks.settings.overrides import with_overrides
-from babylon_tasks.store import lineages
+from babylon_tasks.store import clock, lineages
 from babylon_tasks.store.database import Connection, Database
 from babylon_tasks.store.lineages import DueWork, Stage
 from babylon_tasks.text import one_line
@@ -118,9 +118,13 @@ class Fleet:
     def sweep(self, limit: int) -> DueWork:
         """Return the due work of all lineages that nobody does, at most `limit` windows.
 
+        It also sees to what Postgres' clock has left in the future.
+
         Raises:
             ServerUnavailable: Postgres does not answer.
         """
+        with self.database.transaction() as tx:
+            clock.obey(tx, self.settings.lease_seconds)
         return self._sweep(self.active(), limit)
 
     def to_publish(self) -> list[Context]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import pytest
 import babylon_tasks.store
 from babylon_tasks import pipeline
 from babylon_tasks.errors import UserError
-from babylon_tasks.store import leases
+from babylon_tasks.records.steps import Trainer
+from babylon_tasks.store import canaries, leases, transitions
 from babylon_tasks.store.database import now
 from babylon_tasks.store.queries import load
+from babylon_tasks.store.windows import DueQuery
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.fleet import Fleet
 from tests.clock import let_leases_run_out, move_clock
-from tests.rows import one, query
+from tests.rows import add_window, hours_ago, one, query, scored_windows
 
 SQL_FILES = sorted((Path(babylon_tasks.store.__file__).parent / "sql").glob("*.sql"))
 BOTH = "SELECT rl.now() - now() AS now, rl.clock_timestamp() - clock_timestamp() AS clock"
@@ -150,3 +154,89 @@ def test_a_database_without_it_is_to_be_migrated(context: Context) -> None:
     ):
         now(tx)
     assert one(context, "SELECT 1 AS n") == {"n": 1}
+
+
+HOUR = 3600.0
+
+
+def test_nothing_waits_for_an_hour_that_the_clock_went_back(
+    context: Context, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window that waits for another try, one that a dead worker holds, and one just made due."""
+    failed, dead, new = hours_ago(4), hours_ago(3), hours_ago(2)
+    add_window(context, failed)
+    pipeline.produce(context)
+    monkeypatch.setattr("babylon_tasks.scoring.run.read_window", None)
+    patient = replace(context, settings=context.settings.model_copy(update={"retry_seconds": 30}))
+    assert pipeline.score(patient) == []
+    monkeypatch.undo()
+    add_window(context, dead)
+    pipeline.produce(context)
+    claim_and_die(context)
+    add_window(context, new)
+    pipeline.produce(context)
+    move_clock(context, -HOUR)
+    assert pipeline.score(context) == [new]  # its wait began in the future
+    assert pipeline.score(context) == [failed]
+    let_leases_run_out(context)
+    assert pipeline.score(context) == [dead]
+    report = pipeline.train(context, trainer)
+    assert report
+    assert sorted(report.window_ids) == [failed, dead, new]
+
+
+def claim_and_die(context: Context) -> None:
+    with context.database.transaction() as tx:
+        due = DueQuery(context.lineage.name, "heuristic", ["heuristic"], None)
+        assert transitions.claim_due(tx, due, "dead", 9, context.settings.lease_seconds)
+
+
+def test_a_sweep_finds_them_and_a_dead_trainers_lease_ends(
+    context: Context, trainer: Trainer
+) -> None:
+    fleet = Fleet(context.database, context.settings, context.holder)
+    (window,) = scored_windows(context, 2)
+    with context.database.transaction() as tx:
+        leases.acquire(tx, "model/babylon-agent", "dead", context.settings.lease_seconds)
+        tx.execute("UPDATE rl.windows SET not_before = rl.now() + interval '30 s'")
+    assert list(fleet.in_turn("train")) == []
+    move_clock(context, -HOUR)
+    assert not fleet.sweep(9).train  # the lease has LEASE_SECONDS more
+    let_leases_run_out(context)
+    assert fleet.sweep(9).train
+    assert [each.lineage.name for each in fleet.in_turn("train")] == ["babylon-agent"]
+    report = pipeline.train(context, trainer)
+    assert report
+    assert report.window_ids == [window]
+
+
+def test_a_living_holder_and_an_ordinary_wait_are_left_alone(context: Context) -> None:
+    fleet = Fleet(context.database, context.settings, context.holder)
+    scored_windows(context, 2)
+    with context.database.transaction() as tx:
+        lease = leases.acquire(tx, "model/m", "alive", context.settings.lease_seconds)
+        assert lease
+        tx.execute("UPDATE rl.windows SET not_before = rl.now() + interval '1 day'")
+    before = query(context, "SELECT * FROM rl.leases")
+    fleet.sweep(9)
+    assert query(context, "SELECT * FROM rl.leases") == before
+    waits = "SELECT not_before > rl.now() + interval '23 hours' AS waits FROM rl.windows"
+    assert one(context, waits) == {"waits": True}
+    move_clock(context, -HOUR)
+    fleet.sweep(9)
+    with context.database.transaction() as tx:
+        leases.renew(tx, [lease], context.settings.lease_seconds)
+        assert leases.holder(tx, "model/m") == "alive"
+
+
+def test_turns_that_were_taken_in_the_future_are_no_turns(context: Context) -> None:
+    fleet = Fleet(context.database, context.settings, context.holder)
+    list(fleet.in_turn("train"))
+    with context.database.transaction() as tx:
+        tx.execute("UPDATE rl.turns SET taken_at = rl.clock_timestamp() + interval '1 hour'")
+        canaries.note(tx, "cpu", "h")
+    move_clock(context, -HOUR)
+    fleet.sweep(9)
+    assert query(context, "SELECT 1 FROM rl.turns WHERE taken_at > rl.clock_timestamp()") == []
+    with context.database.transaction() as tx:
+        assert canaries.read(tx)["cpu"].age_seconds > HOUR - 60

@@ -202,6 +202,17 @@ def run(tx: Connection, edge: Edge, window: str, revision: int = REVISION) -> No
                VALUES (%s, %s, %s, %s, 'cut off', rl.now(), 'lost')""",
             [MODEL, window, TOKEN, "score" if edge.after == "due" else "train"],
         )
+    if edge.statement == "end_waits":
+        tx.execute(
+            """INSERT INTO rl.attempts (model_name, window_id, token, stage, holder, started_at)
+               VALUES (%s, %s, %s, 'score', 'then', rl.now() + interval '1 hour')""",
+            [MODEL, window, TOKEN],
+        )
+        tx.execute(
+            """UPDATE rl.windows SET not_before = rl.now() + interval '1 hour'
+                WHERE window_id = %s AND state IN ('due', 'scored')""",
+            [window],
+        )
     parameters = {
         "model_name": MODEL,
         "window_id": window,

@@ -353,7 +353,10 @@ def test_any_text_is_read_alike_or_refused_in_one_line(text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@settings(no_limit, max_examples=100_000)
-@given(texts)
-def test_a_hundred_thousand_texts_are_read_alike_or_refused_in_one_line(text: str) -> None:
+@pytest.mark.parametrize("part", range(4))
+@settings(no_limit, max_examples=25_000)
+@given(text=texts)
+def test_a_hundred_thousand_texts_are_read_alike_or_refused_in_one_line(
+    part: int, text: str
+) -> None:
     check_text(text)

@@ -47,6 +47,8 @@
 --     sets    attempts, last_error, not_before, claimed_by
 -- scored → same                       postpone_window   trainer    score_rev
 --     sets    attempts, last_error, not_before, claimed_by
+-- due, scored → same                  end_waits         sweep
+--     resets  not_before
 -- scored → same                       split_windows     trainer
 --     sets    may_share, last_error, claimed_by
 -- due → same                          reap_scores       scorer
@@ -312,6 +314,17 @@ UPDATE rl.windows
        not_before = greatest(not_before, rl.now() + make_interval(secs => %(wait_seconds)s))
  WHERE model_name = %(model_name)s AND window_id = %(window_id)s
    AND state = %(from_state)s AND score_rev = %(score_rev)s
+
+-- end_waits --
+-- A wait that began in the future ends: Postgres' clock went back. The attempt before it, or the row's
+-- own time, says when it began.
+UPDATE rl.windows w
+   SET not_before = rl.now()
+ WHERE w.state IN ('due', 'scored') AND w.not_before > rl.now() + interval '1 minute'
+   AND (w.due_at > rl.now() + interval '1 minute' OR w.scored_at > rl.now() + interval '1 minute'
+        OR EXISTS (SELECT FROM rl.attempts a
+                    WHERE a.model_name = w.model_name AND a.window_id = w.window_id
+                      AND a.started_at > rl.now() + interval '1 minute'))
 
 -- split_windows --
 -- These windows failed together: fewer of them may share the next step.
