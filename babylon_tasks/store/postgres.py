@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +18,12 @@ from babylon_tasks.text import one_line
 
 # If DATABASE_URL says nothing else; the timeout is one for each host, in seconds.
 _DEFAULTS = {"connect_timeout": "5", "application_name": "babylon-tasks"}
+
+_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, Amazon Linux
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+)
 
 # What libpq, asyncpg, OpenSSL or a pooler says of a mistake in DATABASE_URL, and what to do.
 _HINTS = (
@@ -65,11 +73,23 @@ def connect(url: str, **options: Any) -> psycopg.Connection[Any]:
             change.
     """
     url = postgres_url.read(url)  # there is no other way in than the one check
+    parameters = _DEFAULTS | conninfo_to_dict(url)
+    if parameters.get("sslrootcert") == "system":
+        parameters["sslrootcert"] = _authorities()
     try:
-        conninfo = make_conninfo("", **(_DEFAULTS | conninfo_to_dict(url)))
+        conninfo = make_conninfo("", **parameters)
         return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, **options)
     except (psycopg.Error, ValueError, OSError) as error:  # ValueError: a host that is no name
         raise unreachable(url, error) from None
+
+
+def _authorities() -> str:
+    """Return the file of the authorities that this machine trusts, or what libpq calls them.
+
+    psycopg's wheel has an OpenSSL of its own, which looks for them where nobody keeps them.
+    """
+    found = ssl.get_default_verify_paths().cafile  # also SSL_CERT_FILE
+    return next((file for file in (found, *_BUNDLES) if file and Path(file).is_file()), "system")
 
 
 def unreachable(url: str, error: Exception) -> BabylonError:

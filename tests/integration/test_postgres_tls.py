@@ -211,6 +211,15 @@ def test_asyncpg_by_itself_verifies_as_much(
     assert not isinstance(caught.value, ServerUnavailable)
 
 
+def test_the_authorities_of_this_machine_count(
+    encrypted: Encrypted, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psycopg's wheel looks for them in a folder that no machine has."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(encrypted.authority))
+    url = encrypted.url("localhost", "sslmode=verify-full&sslrootcert=system")
+    assert "TLS, verified" in checks.postgres(make_context(database_url=url).settings)
+
+
 def test_a_server_without_tls_is_named(
     postgres_url: str, tmp_path: Path, make_context: Callable[..., Context]
 ) -> None:
