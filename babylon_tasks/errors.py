@@ -24,6 +24,14 @@ class ServerUnavailable(UserError, Retryable):
     """Postgres or Redis does not answer. A command says so; a worker waits for the next sweep."""
 
 
+class ServerRefused(ServerUnavailable):
+    """Postgres is there, but DATABASE_URL does not fit it: a person must change one of them.
+
+    A role does not start (exit code 2). One that runs waits as in an outage, since a failover may
+    refuse it for a moment.
+    """
+
+
 class RemoteUnavailable(UserError, Retryable):
     """W&B does not answer or is overloaded; no window is to blame."""
 

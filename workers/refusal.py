@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from babylon_tasks.errors import Retryable, ServerUnavailable, UserError
+from babylon_tasks.errors import Retryable, ServerRefused, ServerUnavailable, UserError
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.broker import require_usable
 from babylon_tasks.store.identity import key_prefix
@@ -26,7 +26,8 @@ def refusing_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         sys.stderr.write(f"{error}\n")
-        raise SystemExit(75 if isinstance(error, Retryable) else 2) from None
+        comes_back = isinstance(error, Retryable) and not isinstance(error, ServerRefused)
+        raise SystemExit(75 if comes_back else 2) from None
 
 
 def require_broker(settings: Settings) -> None:

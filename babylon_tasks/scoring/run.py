@@ -111,8 +111,8 @@ class ScoringRun:
             await self._attach(window, read, verdict)
             self._commit(window, lease, read, verdict)
             self._keeper.finished(lease)
-        except (LeaseLost, StaleClaim, UserError):
-            raise  # UserError: what is wrong is wrong for every window
+        except (LeaseLost, ServerUnavailable, StaleClaim):
+            raise
         except JudgeUnavailable as error:
             log.error("%s: window %s waits: %s", name, window.window_id, error)  # noqa: TRY400 - the message is enough
             failures.wait(context, window, lease, error, error.wait_seconds)

@@ -146,7 +146,8 @@ def _is_port(text: str) -> bool:
 
 def _check_options(options: str) -> None:
     """Refuse another search_path: what it names would be passed over, and public be used."""
-    for match in re.finditer(r"search_path\s*=\s*((?:\\.|[^\s\\])*)", options):
+    pattern = r"search[_-]path\s*=\s*((?:\\.|[^\s\\])*)"
+    for match in re.finditer(pattern, options, re.IGNORECASE):
         path = match[1].replace("\\", "").replace('"', "").replace(" ", "").split(",")
         if [name for name in path if name != "$user"] != ["public"]:
             raise UserError(

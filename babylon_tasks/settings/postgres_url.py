@@ -144,6 +144,13 @@ def _of_url(url: str) -> dict[str, str]:
     if "\0" in rest or rest.count("@") > 1 or (path and path.start() < at and "/" in rest[:at]):
         raise _malformed()
     before, question, query = rest[at + 1 :].partition("?")
+    if re.search(r"[;#&\\]", before) or before.count("/") > 1:
+        raise UserError(
+            "DATABASE_URL has one of ; # & / \\ in the host or in the database's name: parameters "
+            "begin with ? and are separated by &; a character of the name is percent-encoded"
+        )
+    if "${" in rest[: at + 1].partition(":")[0] + before:
+        raise UserError("DATABASE_URL holds ${…}, a variable that nobody has filled in")
     base = f"postgresql://{rest[: at + 1]}{before}"
     kept = list(_kept(query.split("&") if question else []))
     return _parsed(f"{base}?{'&'.join(kept)}" if kept else base)

@@ -132,7 +132,6 @@ class Database:
 
         Raises:
             ServerUnavailable: The server does not answer, or refuses us.
-            UserError: DATABASE_URL does not fit the server.
         """
         with self._hang_up_later():
             return self._alive()

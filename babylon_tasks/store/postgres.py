@@ -12,7 +12,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from babylon_tasks.errors import BabylonError, ServerUnavailable, UserError
+from babylon_tasks.errors import ServerRefused, ServerUnavailable
 from babylon_tasks.settings import postgres_url
 from babylon_tasks.text import one_line
 
@@ -57,6 +57,16 @@ _HINTS = (
         r"channel binding (is )?required|channel_binding=require",
         "the server offers no channel binding: leave channel_binding out",
     ),
+    (
+        r"password authentication failed|no password supplied|SASL authentication failed",
+        "the password in DATABASE_URL is wrong, missing or not percent-encoded",
+    ),
+    (
+        r"(database|role) \S+ does not exist|no such (user|database)",
+        "name a user and a database that exist",
+    ),
+    (r"no encryption|SSL required|TLS required", "the server wants TLS: write sslmode=require"),
+    (r"no pg_hba.conf entry", "the server's pg_hba.conf does not let us in from here"),
     (r"gssencmode value", "leave gssencmode out"),
     (r"invalid \w+ value", "is a variable of libpq (PGSSLMODE …) set to something else?"),
 )
@@ -69,8 +79,8 @@ def connect(url: str, **options: Any) -> psycopg.Connection[Any]:
 
     Raises:
         ServerUnavailable: The server does not answer, or refuses us.
-        UserError: `url` is no URL of Postgres, or does not fit the server; the message says what to
-            change.
+        ServerRefused: `url` does not fit the server; the message says what to change.
+        UserError: `url` is no URL of Postgres.
     """
     url = postgres_url.read(url)  # there is no other way in than the one check
     parameters = _DEFAULTS | conninfo_to_dict(url)
@@ -92,7 +102,7 @@ def _authorities() -> str:
     return next((file for file in (found, *_BUNDLES) if file and Path(file).is_file()), "system")
 
 
-def unreachable(url: str, error: Exception) -> BabylonError:
+def unreachable(url: str, error: Exception) -> ServerUnavailable:
     """Return the error for a server that does not answer; its message has no password."""
     name, why = server_name(url), _said(url, error)
     return _mistake(url, error) or ServerUnavailable(
@@ -100,17 +110,17 @@ def unreachable(url: str, error: Exception) -> BabylonError:
     )
 
 
-def lost(url: str, error: Exception) -> BabylonError:
+def lost(url: str, error: Exception) -> ServerUnavailable:
     """Return the error for a connection that was lost while it was used."""
     return _mistake(url, error) or ServerUnavailable(f"lost the connection to {server_name(url)}")
 
 
-def _mistake(url: str, error: Exception) -> UserError | None:
+def _mistake(url: str, error: Exception) -> ServerRefused | None:
     """Return what must change in DATABASE_URL or on the server, if the error is known to say so."""
     why = _said(url, error)
     for pattern, hint in _HINTS:
         if re.search(pattern, why):
-            return UserError(f"cannot use {server_name(url)}: {hint} ({why})")
+            return ServerRefused(f"cannot use {server_name(url)}: {hint} ({why})")
     return None
 
 

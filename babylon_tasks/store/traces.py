@@ -121,7 +121,7 @@ async def open_reader(database: Database, settings: Settings) -> AsyncIterator[T
 
     Raises:
         ServerUnavailable: Postgres does not answer.
-        UserError: DATABASE_URL does not fit the server.
+        ServerRefused: DATABASE_URL does not fit the server.
     """
     try:
         connection = await asyncpg.connect(

@@ -29,3 +29,11 @@ def test_every_role_refuses_it_in_one_line(deployment: Deployment) -> None:
         assert "Traceback" not in said, role
         if "--json" not in role:
             assert said.count("\n") == 1, (role, said)
+
+
+def test_a_server_that_refuses_us_is_a_mistake_and_no_outage(deployment: Deployment) -> None:
+    url = deployment.env["DATABASE_URL"].replace("/test_", "/nobodys_")
+    done = deployment.run(*CELERY, "worker", "-Q", "cpu", env={"DATABASE_URL": url})
+    assert done.returncode == 2
+    assert "name a user and a database that exist" in done.stderr
+    assert done.stderr.count("\n") == 1
