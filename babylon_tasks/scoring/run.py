@@ -13,6 +13,7 @@ from babylon_tasks.errors import (
     JudgePaused,
     JudgeUnavailable,
     LeaseLost,
+    ServerUnavailable,
     StaleClaim,
     UserError,
 )
