@@ -11,8 +11,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babylon_tasks.errors import (
@@ -25,6 +24,7 @@ from babylon_tasks.errors import (
 from babylon_tasks.scoring.judge import probe, ruler_call
 from babylon_tasks.scoring.judge.answer import Answer, fault_of
 from babylon_tasks.scoring.judge.bill import Bill
+from babylon_tasks.scoring.judge.budget import LIMIT_WAIT_SECONDS, Budget
 from babylon_tasks.scoring.judge.dialect import dialect_of
 from babylon_tasks.scoring.judge.refusal import Busy, Refused
 from babylon_tasks.scoring.judge.tokens import estimate_tokens
@@ -44,8 +44,6 @@ _TRIES = 4  # until any answer comes
 _ANSWERS = 3  # until a usable answer comes
 _FIRST_WAIT_SECONDS = 1.0  # between tries, doubled with each
 _LONGEST_WAIT_SECONDS = 60.0  # if the judge demands more, another task asks again
-_LIMIT_WAIT_SECONDS = 600.0  # JUDGE_DAILY_USD or JUDGE_THINKING_TOKENS may have been raised by then
-_FOR_OTHERS_SECONDS = 1.0  # between looks at the cost of the questions in flight
 _STORE_SECONDS = 120.0  # for Postgres to come back and take an answer
 _STORE_AGAIN_SECONDS = 0.5
 _TASK_SECONDS = 1200.0  # then the rest is left to another task; workers end theirs after 1800
@@ -102,7 +100,7 @@ class Judge:
         self._slots = asyncio.Semaphore(self._settings.judge_concurrency)
         self._wait_until = 0.0  # monotonic; the judge demanded that all questions wait
         self._unavailable: JudgeUnavailable | None = None
-        self._asking_usd = 0.0  # what the questions in flight may cost
+        self._budget = Budget(context.database, self._settings.judge_daily_usd)
         self._answered = self._verdicts = 0
         self._probing = asyncio.Lock()
         self._ends_at = time.monotonic() + _TASK_SECONDS
@@ -222,7 +220,7 @@ class Judge:
             f"{self._name} used all its tokens to think, and gave no verdict: raise "
             f"JUDGE_THINKING_TOKENS (now {self._settings.judge_thinking_tokens}), or take a judge "
             "that thinks less",
-            _LIMIT_WAIT_SECONDS,
+            LIMIT_WAIT_SECONDS,
         )
         if not self._verdicts:
             self._unavailable = error
@@ -286,7 +284,7 @@ class Judge:
                     raise JudgeFault(str(refused)) from None
 
     async def _ask(self, texts: Sequence[str], context: str, rubric: str) -> Answer:
-        async with self._reserved(self._most_usd(texts, context, rubric)):
+        async with self._budget.reserved(self._most_usd(texts, context, rubric)):
             answer = await ruler_call.ask_ruler(
                 texts,
                 context,
@@ -338,30 +336,3 @@ class Judge:
         prompt_tokens = estimate_tokens("\n".join([rubric, context, *texts])) + _QUESTION_TOKENS
         answer_tokens = self._longest_answer(len(texts))
         return prompt_tokens * self._price.input + answer_tokens * self._price.output
-
-    @asynccontextmanager
-    async def _reserved(self, usd: float) -> AsyncIterator[None]:
-        """Reserve the largest cost that a question may have, until its real cost is stored.
-
-        Raises:
-            JudgeUnavailable: The daily limit does not allow it.
-        """
-        limit = self._settings.judge_daily_usd
-        while limit is not None:
-            with self._context.database.transaction() as tx:
-                spent = judgments.spent_today(tx).usd
-            if spent + self._asking_usd + usd <= limit:
-                break
-            if self._asking_usd <= 0 or spent + usd > limit:
-                raise JudgeUnavailable(
-                    f"the judge's daily limit is reached: ${spent:.4f} of JUDGE_DAILY_USD="
-                    f"{limit:g} are spent since 00:00 UTC, and the next question may cost "
-                    f"${usd:.4f}; judging goes on tomorrow, or when the limit is raised",
-                    _LIMIT_WAIT_SECONDS,
-                )
-            await asyncio.sleep(_FOR_OTHERS_SECONDS)  # those in flight may cost less than reserved
-        self._asking_usd += usd
-        try:
-            yield
-        finally:
-            self._asking_usd -= usd
