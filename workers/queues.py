@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.broker import explained
 from babylon_tasks.store.identity import key_prefix
@@ -40,9 +41,9 @@ def redis_client() -> Iterator[Redis]:
     `GlobalKeyPrefixMixin`.
 
     Raises:
-        UserError: Redis refuses us, or REDIS_URL is wrong.
-        ServerUnavailable: Redis does not answer, now or while the client is used; or Postgres does
-            not, and this process does not know its id yet.
+        ServerUnavailable: Redis does not answer, now or while the client is used, or refuses: what
+            worked at the role's start may do so again. Or Postgres does not answer, and this
+            process does not know its id yet.
     """
     settings = load_settings()
     key_prefix(settings.postgres())
@@ -51,7 +52,7 @@ def redis_client() -> Iterator[Redis]:
             connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
             yield connection.default_channel.client
     except (OperationalError, RedisError, OSError) as error:
-        raise explained(settings.redis(), error) from error
+        raise ServerUnavailable(str(explained(settings.redis(), error))) from error
 
 
 def count(client: Redis, queue: str) -> int:

@@ -8,6 +8,7 @@ import pytest
 import redis
 from celery import current_app
 
+from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.context import Context
@@ -70,3 +71,20 @@ def test_who_sends_drops_the_newest_beyond_the_bound(client: redis.Redis, cpu: s
         assert queues.count(broker, "cpu") == queues.MOST
     assert (client.lindex(cpu, -1), client.lindex(cpu, 0)) == (b"0", b"9999")
     assert client.llen("cpu") == queues.MOST + 2000
+
+
+def test_a_redis_that_refuses_a_running_role_is_one_that_is_away(
+    context: Context, client: redis.Redis
+) -> None:
+    """A password that is changed meanwhile must not make a machine unable to train."""
+    old = str(client.connection_pool.connection_kwargs["password"])
+    client.config_set("requirepass", "another")
+    try:
+        with (
+            pytest.raises(ServerUnavailable, match="refuses the user or the password"),
+            queues.redis_client() as broker,
+        ):
+            queues.count(broker, "cpu")
+        assert scraped(context)["babylon_up redis"] == 0
+    finally:
+        client.config_set("requirepass", old)
