@@ -39,7 +39,8 @@ def test_they_are_found_while_their_process_lives() -> None:
         settings = load_settings()
         assert settings.database_url is not None
         assert settings.database_url.get_secret_value() == ENV["DATABASE_URL"]
-        assert settings.redis() == ENV["REDIS_URL"]
+        assert settings.redis_url is not None
+        assert settings.redis_url.get_secret_value() == ENV["REDIS_URL"]
         settings.require_training_allowed()
     assert not running.FILE.exists()
     assert running.read() == {}
