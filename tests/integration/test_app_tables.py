@@ -141,9 +141,10 @@ def test_a_column_that_goes_later_costs_no_attempt(context: Context) -> None:
     add_window(context, hours_ago(2))
     pipeline.produce(context)
     run(context.settings.postgres(), 'ALTER TABLE trajectories RENAME "stepsJson" TO "steps"')
-    with pytest.raises(UserError, match=r"traces cannot be read .*stepsJson does not exist"):
-        pipeline.score(context)
-    assert one(context, "SELECT state, attempts FROM rl.windows") == {"state": "due", "attempts": 0}
+    assert pipeline.score(context) == []
+    row = one(context, "SELECT state, attempts, last_error FROM rl.windows")
+    assert (row["state"], row["attempts"]) == ("due", 0)
+    assert "column t.stepsJson does not exist (`babylon doctor` says" in row["last_error"]
     with pytest.raises(UserError, match='it has no column "stepsJson"'):
         checks.tables(context.settings)
 
