@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -316,13 +316,12 @@ def test_rows_that_do_not_come_since_postgres_is_away_count_for_nothing(
     pipeline.produce(context)
     outage = Outage(context)
 
-    async def rows() -> AsyncIterator[Any]:
+    async def fetch(*_: Any, **__: Any) -> Any:
         outage.begin()
         raise TimeoutError
-        yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(asyncpg.Connection, "cursor", lambda *_, **__: rows())
+        patch.setattr(asyncpg.Connection, "fetch", fetch)
         with pytest.raises(ServerUnavailable):
             pipeline.score(context)
     outage.wait()
