@@ -350,7 +350,7 @@ def noop_that_evaluates(trainer: TrainerProcess, by: str) -> None:
     program = "import time, workers.trainer.noop as noop\n"
     program += f"noop.NoopTrainer.evaluate = lambda self, request, tell: {by}\n"
     program += "from workers.trainer.__main__ import main; main()"
-    trainer._command[1:3] = ["-c", program]
+    trainer._command[1:4] = ["-c", program]
 
 
 def test_a_trainer_that_answers_something_else_is_ended(start: Start, tmp_path: Path) -> None:
