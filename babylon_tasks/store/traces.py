@@ -76,7 +76,9 @@ class TraceReader:
                         self._settings.excluded_scenario_patterns(),
                         self._settings.agent_patterns() or None,
                     )
-                    while rows := await self._connection.fetch(_SQL["fetch_traces"]):
+                    # Without a name; nothing else is prepared until the transaction ends.
+                    more = await self._connection.prepare(_SQL["fetch_traces"], name="")
+                    while rows := await more.fetch():
                         for row in rows:
                             yield RawTrace(
                                 row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"]

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import asyncpg
 import pytest
+from asyncpg.prepared_stmt import PreparedStatement
 from psycopg import sql
 
 from babylon_tasks import pipeline
@@ -321,7 +321,7 @@ def test_rows_that_do_not_come_since_postgres_is_away_count_for_nothing(
         raise TimeoutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(asyncpg.Connection, "fetch", fetch)
+        patch.setattr(PreparedStatement, "fetch", fetch)
         with pytest.raises(ServerUnavailable):
             pipeline.score(context)
     outage.wait()
