@@ -20,10 +20,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal $(if $(CI),--duration
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint check test slow chaos format clean
+.PHONY: help venv demo lint check test deployments slow chaos format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make .venv with everything but vLLM, as constraints.txt says
 
@@ -50,8 +50,11 @@ check: lint ## lint and the unit tests: no server, under a minute; for every cha
 test: lint ## lint, and all tests but the slow ones
 	$(PYTEST) -n 3  # on two cores: these tests wait for processes
 
-slow: venv ## The slow tests beside the faults: 100,000 examples for each door
-	$(PYTEST) -n 2 -m slow tests/unit tests/integration
+deployments: venv ## Slow tests of whole deployments, which CI runs after `test`
+	$(PYTEST) -n 3 -m slow tests/acceptance tests/integration
+
+slow: deployments ## Those, then 100,000 examples for each door
+	$(PYTEST) -n 2 -m slow tests/unit
 
 chaos: venv ## Every fault ROUNDS times, a soak of SECONDS with kills drawn from SEED, and a table
 	$(BIN)/pytest tests/chaos -m '' --rounds $(ROUNDS) --seconds $(SECONDS) --seed $(SEED)

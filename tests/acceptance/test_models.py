@@ -59,6 +59,7 @@ def test_list(deployment: Deployment, trainer: TrainerProcess) -> None:
     assert found[4]["checkpoint"] not in shown
 
 
+@pytest.mark.slow
 def test_export_of_a_trained_model(deployment: Deployment, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")

@@ -69,6 +69,7 @@ def deployment(context: Context, secured: Secured, tmp_path: Path) -> Iterator[D
     made.stop()
 
 
+@pytest.mark.slow
 def test_all_roles_work_over_tls_as_a_user_of_few_rights(
     deployment: Deployment, secured: Secured
 ) -> None:

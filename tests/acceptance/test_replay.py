@@ -12,6 +12,7 @@ from tests.rows import add_window, commit_steps, hours_ago, one, query
 from tests.unit.tiny import make_tiny_model
 
 
+@pytest.mark.slow
 def test_replay_in_a_process_of_its_own(deployment: Deployment) -> None:
     """A step by `babylon train` is made again, bit for bit; then with what has changed since."""
     pytest.importorskip("art")

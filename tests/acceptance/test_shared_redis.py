@@ -80,6 +80,7 @@ def test_each_worker_takes_its_own_messages(
         each.wait(lambda gpu=gpu: client.llen(gpu) == 1)
 
 
+@pytest.mark.slow
 def test_broadcasts_reach_ones_own_workers_alone(deployment: Deployment, other: Deployment) -> None:
     ours = deployment.start(*CPU, "-n", "ours@%h")
     theirs = other.start(*CPU, "-n", "theirs@%h")

@@ -102,6 +102,7 @@ def deployment(
     made.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)  # six roles start
 def test_old_and_new_workers_side_by_side(deployment: Deployment, old_release: Path) -> None:
     """Roles of 0.1.0 train, and go on while the database is migrated and ours start beside it."""

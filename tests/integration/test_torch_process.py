@@ -25,6 +25,7 @@ from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.trainer.torch.trainer import TorchTrainer
 
 
+@pytest.mark.slow
 def test_a_step_killed_in_the_middle_and_repeated_gives_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def files(folder: str) -> list[bytes]:
     return [(Path(folder) / name).read_bytes() for name in FILES]
 
 
+@pytest.mark.slow
 def test_lineages_in_turn_get_the_bytes_that_each_gets_alone(
     start: Start, base_model: str, tmp_path: Path
 ) -> None:
@@ -232,6 +233,7 @@ def step_on(
     return trainer.step(msgspec.structs.replace(request, base_revision=revision), ignore)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder_first", [True, False])
 def test_a_folder_and_a_hub_id_take_turns_in_one_process(
     start: Start, hub: HubServer, tmp_path: Path, folder_first: bool
@@ -257,6 +259,7 @@ def test_a_folder_and_a_hub_id_take_turns_in_one_process(
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_a_pinned_commit_is_loaded_whatever_the_branch_has_become(
     start: Start, hub: HubServer, tmp_path: Path
 ) -> None:
