@@ -69,13 +69,16 @@ _WRITTEN = ("training_batches", "trained_models", "reward_judgments")
 
 
 def require_babylons(connection: psycopg.Connection[Any]) -> None:
-    """Refuse a database whose tables of these names are another app's; read only the catalog.
+    """Refuse a database whose tables of these names are another app's, or that is not in UTF-8.
+
+    Only the catalog is read.
 
     Tables that do not exist are left out: `babylon migrate` makes them.
 
     Raises:
         UserError: A table cannot be used; the message says what it lacks, and what to do.
     """
+    _require_utf8(connection)
     tables = _describe(connection)
     if "trajectories" not in tables:
         elsewhere = [row["schema"] for row in _rows(connection, "find_elsewhere")]
@@ -94,6 +97,16 @@ def require_babylons(connection: psycopg.Connection[Any]) -> None:
                 "name Babylon's own database in DATABASE_URL, or one without such a table "
                 "(migrations/001_add_babylon_tables.sql shows what it must be)"
             )
+
+
+def _require_utf8(connection: psycopg.Connection[Any]) -> None:
+    """In SQL_ASCII, psycopg reads bytes; in another encoding, not every text can be written."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in (None, "UTF8"):
+        raise UserError(
+            f"the database's encoding is {encoding}, not UTF8: restore a dump of it into one made "
+            "with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 def _describe(connection: psycopg.Connection[Any]) -> dict[str, list[dict[str, Any]]]:

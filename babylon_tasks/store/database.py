@@ -26,10 +26,13 @@ from babylon_tasks.store import postgres
 Connection = psycopg.Connection[DictRow]
 
 _SERVER_COMES_FIRST = 2.0  # seconds: the server's own timeout is to end a transaction first
-# With UTC, a column of the app may be a timestamp with or without time zone.
+# With UTC, a column of the app may be a timestamp with or without time zone. The rest is what
+# psycopg can read, whatever the role or the database has as its own.
 _LIMITS = """SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true),
                     set_config('idle_in_transaction_session_timeout', %s, true),
-                    set_config('TimeZone', 'UTC', true)"""
+                    set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true),
+                    set_config('IntervalStyle', 'postgres', true),
+                    set_config('extra_float_digits', '1', true)"""
 
 _NOT_OURS = (
     psycopg.errors.InsufficientPrivilege,

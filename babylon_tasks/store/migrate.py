@@ -154,6 +154,7 @@ def require_usable(database_url: str) -> None:
         rights.require_schemas(connection)
         app_tables.require_babylons(connection)
         missing = _unapplied(connection)
+        rights.require_writable(connection)
         (rights.require_to_migrate if missing else rights.require_to_work)(connection)
 
 

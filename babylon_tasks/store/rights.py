@@ -42,6 +42,20 @@ def require_to_migrate(connection: psycopg.Connection[Any]) -> None:
     _refuse(connection, _texts(connection, "missing_to_migrate", {"tables": tables}))
 
 
+def require_writable(connection: psycopg.Connection[Any]) -> None:
+    """Check that transactions here may write.
+
+    Raises:
+        UserError: They may not.
+    """
+    row = connection.execute("SHOW transaction_read_only").fetchone()
+    if row == ("on",):
+        raise UserError(
+            "the server is read-only (a standby, or default_transaction_read_only): is "
+            "DATABASE_URL that of the primary?"
+        )
+
+
 def require_to_work(connection: psycopg.Connection[Any]) -> None:
     """Check the rights that the roles need together, on a migrated database.
 
@@ -53,12 +67,16 @@ def require_to_work(connection: psycopg.Connection[Any]) -> None:
         rights = ("USAGE",) if is_sequence else ("SELECT",) if name == "rl.migrations" else _ALL
         wanted += [(name, right) for right in rights]
     tables, names = [table for table, _ in wanted], [right for _, right in wanted]
-    _refuse(connection, _texts(connection, "missing_rights", {"tables": tables, "rights": names}))
-    row = connection.execute(_SQL["hides_rows"]).fetchone()
-    if row and row[1]:
+    _refuse(
+        connection,
+        _texts(connection, "missing_rights", {"tables": tables, "rights": names})
+        + _texts(connection, "functions_of_rl"),
+    )
+    hidden = _texts(connection, "hides_rows", {"tables": [*_ON_APP]})
+    if hidden:
         raise UserError(
-            f"row-level security hides rows of public.trajectories from the role {row[0]}: use "
-            "their owner's role, or one with BYPASSRLS"
+            f"row-level security hides rows of {_listed(hidden)} from the role "
+            f"{connection.info.user}: use their owner's role, or one with BYPASSRLS"
         )
 
 
@@ -70,8 +88,12 @@ def _texts(
 
 def _refuse(connection: psycopg.Connection[Any], missing: list[str]) -> None:
     if missing:
-        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise UserError(
-            f"the role {connection.info.user} lacks {', '.join(missing[:_MOST_NAMED])}{more}: "
-            "GRANT it as the owner of the tables, or use the owner's role"
+            f"the role {connection.info.user} lacks {_listed(missing)}: GRANT it as the owner of "
+            "the tables, or use the owner's role"
         )
+
+
+def _listed(texts: list[str]) -> str:
+    more = f" and {len(texts) - _MOST_NAMED} more" if len(texts) > _MOST_NAMED else ""
+    return ", ".join(texts[:_MOST_NAMED]) + more

@@ -17,6 +17,7 @@ from babylon_tasks.records.steps import Trainer
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.migrate import migrate, require_applied
 from babylon_tasks.work.context import Context
+from tests.conftest import with_database
 from tests.integration.test_migrations import PRISMA, rows, run, shape_of_public
 from tests.rows import add_request, add_window, hours_ago, one, query, states
 
@@ -71,6 +72,17 @@ def test_columns_of_babylons_tables_that_differ_are_named(fresh_database: str) -
         refused_everywhere(fresh_database, says)
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_is_not_in_utf8_is_named(encoding: str, postgres_url: str) -> None:
+    """In SQL_ASCII all was migrated, and every role said that nothing was."""
+    name = f"other_{uuid.uuid4().hex[:8]}"
+    run(postgres_url, f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    try:
+        refused_everywhere(with_database(postgres_url, name), f"encoding is {encoding}, not UTF8")
+    finally:
+        run(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 def refused_everywhere(url: str, says: str) -> None:
     """By migrate, by doctor, and by what every role does at its start; nothing is written."""
     before = shape_of_public(url)
@@ -120,6 +132,31 @@ def test_timestamps_with_a_time_zone_work(
     works_whole(context, trainer)
     row = one(context, """SELECT "updatedAt" - now() AS off FROM trained_models""")
     assert abs(row["off"].total_seconds()) < 60
+
+
+def test_forms_of_the_databases_own_work(context: Context, trainer: Trainer) -> None:
+    """psycopg reads no time in German: steps ended with NotImplementedError, again and again."""
+    with psycopg.connect(context.settings.postgres(), autocommit=True) as connection:
+        name = connection.info.dbname
+        for form in (
+            "DateStyle = 'German'",
+            "IntervalStyle = 'iso_8601'",
+            "extra_float_digits = -5",
+        ):
+            connection.execute(f'ALTER DATABASE "{name}" SET {form}'.encode())
+    context.database.close()
+    works_whole(context, trainer)
+
+
+def test_a_server_that_takes_no_writes_is_named(context: Context) -> None:
+    url = context.settings.postgres()
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(
+            f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode()
+        )
+    with pytest.raises(UserError, match=r"is read-only .*: is DATABASE_URL that of the primary"):
+        checks.tables(context.settings)
 
 
 def works_whole(context: Context, trainer: Trainer) -> None:
@@ -196,6 +233,16 @@ def test_missing_rights_are_named(ordinary: tuple[str, str], database_url: str) 
     run(database_url, "ALTER TABLE trajectories DISABLE ROW LEVEL SECURITY")
     run(database_url, f"REVOKE USAGE ON SEQUENCE rl.lease_tokens FROM {role}")
     says("lacks USAGE on rl.lease_tokens")
+    run(database_url, f"GRANT USAGE ON SEQUENCE rl.lease_tokens TO {role}")
+    run(database_url, "REVOKE EXECUTE ON FUNCTION rl.now() FROM PUBLIC")
+    says(r"lacks EXECUTE on rl\.now\(\): GRANT it")
+    run(database_url, f"GRANT EXECUTE ON FUNCTION rl.now() TO {role}")
+    for table in ("market_outcomes", "trained_models", "rl.windows"):
+        run(database_url, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    says("hides rows of public.market_outcomes, public.trained_models, rl.windows from the role")
+    for table in ("market_outcomes", "trained_models", "rl.windows"):
+        run(database_url, f"CREATE POLICY ours ON {table} TO {role} USING (true)")
+    assert "may use them" in checks.tables(settings)
     run(database_url, "DELETE FROM rl.migrations WHERE name LIKE '014%'")
     says("lacks ownership of public.trajectories, ownership of rl.attempts")
 

@@ -40,6 +40,21 @@ SELECT missing FROM (
 ) AS each
  GROUP BY missing
 
+-- functions_of_rl --
+-- Our functions that the role may not call.
+SELECT format('EXECUTE on rl.%I()', p.proname) AS missing
+  FROM pg_catalog.pg_proc p
+ WHERE p.pronamespace = to_regnamespace('rl') AND NOT has_function_privilege(p.oid, 'EXECUTE')
+ ORDER BY p.proname
+
 -- hides_rows --
-SELECT current_user AS role,
-       COALESCE(row_security_active(to_regclass('public.trajectories')), false) AS hides
+-- Tables of which row-level security shows this role nothing, since no policy lets anybody in. What a
+-- policy lets through we cannot know; of the traces, all must come through.
+SELECT c.relnamespace::regnamespace || '.' || c.relname AS "table"
+  FROM pg_catalog.pg_class c
+ WHERE (c.oid IN (SELECT to_regclass(t) FROM unnest(%(tables)s::text[]) AS t)
+        OR c.relnamespace = to_regnamespace('rl'))
+   AND c.relkind IN ('r', 'p') AND row_security_active(c.oid)
+   AND (c.oid = to_regclass('public.trajectories')
+        OR NOT EXISTS (SELECT FROM pg_catalog.pg_policy p WHERE p.polrelid = c.oid))
+ ORDER BY c.relname <> 'trajectories', "table"
