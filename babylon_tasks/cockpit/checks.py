@@ -30,6 +30,7 @@ from babylon_tasks.work.fleet import Fleet
 Check = Callable[[Settings], str]
 
 _HOLDER = "babylon doctor"
+_SECOND_SECONDS = 3.0  # for an answer beside a connection that has one
 _PATIENCE_SECONDS = 20.0  # a queue that is silent this long after three intervals is stuck
 
 
@@ -64,15 +65,23 @@ def postgres(settings: Settings) -> str:
         with database.transaction() as tx:
             row = tx.execute("SHOW server_version").fetchone()
         assert row is not None
-        aio.run(_open_and_close(database, settings))
+        aio.run(_ask_beside(database, settings))
         return f"{database.name}, version {row['server_version']}{_encryption(database)}"
     finally:
         database.close()
 
 
-async def _open_and_close(database: Database, settings: Settings) -> None:
-    async with open_reader(database, settings):
-        pass
+async def _ask_beside(database: Database, settings: Settings) -> None:
+    """Ask by a second connection, as each process does for traces."""
+    async with open_reader(database, settings) as reader:
+        try:
+            await reader.ask(_SECOND_SECONDS)
+        except TimeoutError:
+            raise UserError(
+                f"{database.name} gives no second connection within {_SECOND_SECONDS:.0f} s, and "
+                "each process needs two: raise PgBouncer's default_pool_size, or set "
+                "pool_mode=transaction"
+            ) from None
 
 
 def _encryption(database: Database) -> str:

@@ -24,6 +24,7 @@ from psycopg import errors, sql
 
 from babylon_tasks.errors import BabylonError, Retryable, ServerUnavailable, UserError
 from babylon_tasks.store import app_tables, postgres, rights
+from babylon_tasks.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -305,7 +306,7 @@ def _explained(doing: str) -> Iterator[None]:
 
 
 def _explain(doing: str, error: psycopg.Error) -> BabylonError:
-    message = error.diag.message_primary or _one_line(error)
+    message = one_line(error.diag.message_primary or str(error))
     if isinstance(error, errors.LockNotAvailable):
         return Retryable(f"{doing}: the app's tables were busy, nothing changed; run it again")
     if isinstance(error, errors.QueryCanceled):
@@ -321,10 +322,6 @@ def _explain(doing: str, error: psycopg.Error) -> BabylonError:
         return UserError(f"{doing}: {message}; is DATABASE_URL that of the primary?")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         return ServerUnavailable(f"{doing}: the connection was lost ({message}); run it again")
-    if isinstance(error, errors.ProtocolViolation):
-        return UserError(f"{doing}: {message}; a PgBouncer in between: set pool_mode=transaction")
+    if isinstance(error, errors.ProtocolViolation):  # of a pooler
+        return UserError(f"{doing}: {postgres.hint(message) or 'is this a pooler?'} ({message})")
     return UserError(f"{doing}: {message}")
-
-
-def _one_line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())

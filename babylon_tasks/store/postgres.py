@@ -54,6 +54,14 @@ _HINTS = (
         "PgBouncer's pool_mode=statement knows no transactions: set pool_mode=transaction",
     ),
     (
+        r"PQexec disallowed",
+        "PgBouncer's disable_pqexec=1 forbids statements that we send: set disable_pqexec=0",
+    ),
+    (
+        r"invalid command '",
+        "this is PgBouncer's console, no database: write the database's name in DATABASE_URL",
+    ),
+    (
         r"channel binding (is )?required|channel_binding=require",
         "the server offers no channel binding: leave channel_binding out",
     ),
@@ -65,9 +73,24 @@ _HINTS = (
         r"(database|role) \S+ does not exist|no such (user|database)",
         "name a user and a database that exist",
     ),
+    (r"is not permitted to log in", "its user is a role without LOGIN: ALTER ROLE … LOGIN"),
+    (r"permission denied for database", "its user may not connect: GRANT CONNECT ON DATABASE …"),
+    (
+        r"is not currently accepting connections",
+        "the database takes no connections: ALTER DATABASE … ALLOW_CONNECTIONS true",
+    ),
     (r"no encryption|SSL required|TLS required", "the server wants TLS: write sslmode=require"),
     (r"no pg_hba.conf entry", "the server's pg_hba.conf does not let us in from here"),
+    (
+        r"received invalid response to \w+ negotiation|expected authentication request from server",
+        "it is no Postgres: something else answers at this address; is the port right?",
+    ),
     (r"gssencmode value", "leave gssencmode out"),
+    (
+        r"definition of service .* not found|service file .* not found|in service file",
+        "name a service that the file of services has (PGSERVICEFILE, ~/.pg_service.conf), or "
+        "leave service and PGSERVICE out",
+    ),
     (r"invalid \w+ value", "is a variable of libpq (PGSSLMODE …) set to something else?"),
 )
 
@@ -117,11 +140,16 @@ def lost(url: str, error: Exception) -> ServerUnavailable:
 
 def _mistake(url: str, error: Exception) -> ServerRefused | None:
     """Return what must change in DATABASE_URL or on the server, if the error is known to say so."""
-    why = _said(url, error)
-    for pattern, hint in _HINTS:
-        if re.search(pattern, why):
-            return ServerRefused(f"cannot use {server_name(url)}: {hint} ({why})")
-    return None
+    found = hint(str(error))  # a password such as `password` is masked in what we say
+    if found is None:
+        return None
+    return ServerRefused(f"cannot use {server_name(url)}: {found} ({_said(url, error)})")
+
+
+def hint(text: str) -> str | None:
+    """Return what to change where an error's text tells of a known mistake."""
+    line = one_line(text)
+    return next((hint for pattern, hint in _HINTS if re.search(pattern, line)), None)
 
 
 def _said(url: str, error: Exception) -> str:

@@ -111,10 +111,26 @@ class TraceReader:
                 asyncio.timeout(_AT_ONCE_SECONDS),
                 open_reader(self._database, self._settings) as other,
             ):
-                await other._connection.execute("SELECT 1")  # a pooler alone does not do
+                await other.ask()
                 return True
         except (ServerUnavailable, TimeoutError):
             return False
+
+    async def ask(self, seconds: float = _ANSWER_SECONDS) -> None:
+        """Ask the server for something: a pooler lets us in before it has a connection for us.
+
+        Raises:
+            TimeoutError: It is silent for so long.
+            ServerUnavailable: It does not answer.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connection.execute("SELECT 1")
+        except TimeoutError:
+            self._connection.terminate()  # to close it, an answer would be waited for
+            raise
+        except _SERVER_GONE as error:
+            raise unreachable(self._database.url, error) from None
 
 
 @asynccontextmanager

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from babylon_tasks.cockpit import checks
-from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.errors import ServerRefused, ServerUnavailable, UserError
+from babylon_tasks.settings.postgres_url import written
+from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.store.traces import open_reader
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
@@ -161,3 +167,46 @@ def test_nobody_there_is_one_line(url: str, make_context: Callable[..., Context]
         checks.postgres(make_context(database_url=url).settings)
     assert "\n" not in str(caught.value)
     assert "s3cret" not in f"{caught.value!r}{caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("ALTER ROLE {role} NOLOGIN", "role without LOGIN"),
+        ('REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC', "GRANT CONNECT ON DATABASE"),
+        ('ALTER DATABASE "{name}" ALLOW_CONNECTIONS false', "ALLOW_CONNECTIONS true"),
+        ("ALTER ROLE {role} PASSWORD 'x'", "the password in DATABASE_URL is wrong"),
+    ],
+)
+def test_a_login_that_a_person_must_mend_is_no_outage(
+    change: str, says: str, database_url: str, postgres_url: str
+) -> None:
+    """Whatever the password is: masked, it must not hide what the server says."""
+    role, parameters = f"with_password_{uuid.uuid4().hex[:8]}", conninfo_to_dict(database_url)
+    secret, name = "authentication", parameters["dbname"]
+    login = {**parameters, "user": role, "password": secret}
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{secret}'".encode())
+        admin.execute(change.format(role=role, name=name).encode())
+        try:
+            with pytest.raises(ServerRefused, match=says) as caught:
+                require_applied(written(login))
+        finally:
+            admin.execute(f"DROP ROLE {role}".encode())
+    assert secret not in str(caught.value)
+
+
+def test_a_service_that_nobody_knows_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSERVICEFILE", "/nowhere")
+    for url in ("service=nobodys", "postgresql://u@127.0.0.1:1/db?service=nobodys"):
+        with pytest.raises(ServerRefused, match="name a service that the file of services has"):
+            require_applied(url)
+
+
+def test_another_service_at_the_port_is_no_outage() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: listener.accept()[0].send(b"-ERR\r\n"))
+        thread.start()
+        with pytest.raises(ServerRefused, match=r"it is no Postgres: .* is the port right"):
+            require_applied(f"postgresql://u:p@127.0.0.1:{listener.getsockname()[1]}/db")
+        thread.join()

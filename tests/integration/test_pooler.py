@@ -145,6 +145,35 @@ def test_other_modes_work_or_are_refused(
     assert one(context, "SELECT attempts FROM rl.windows") == {"attempts": 0}
 
 
+def test_its_console_is_no_database(by_transaction: str) -> None:
+    settings = Settings(database_url=with_database(by_transaction, "pgbouncer"))
+    for refuse in (checks.postgres, checks.tables, lambda _: migrate(settings.postgres())):
+        with pytest.raises(UserError, match="invalid command") as caught:
+            refuse(settings)
+        assert "\n" not in str(caught.value)
+    assert "this is PgBouncer's console" in str(caught.value)
+
+
+def test_one_that_has_a_single_connection_for_a_process_is_named(
+    postgres_url: str, context: Context, tmp_path: Path
+) -> None:
+    """PgBouncer lets the second one in and keeps it waiting, for two minutes by default."""
+    with pgbouncer(postgres_url, tmp_path, "session", default_pool_size="1") as pooler:
+        settings = Settings(database_url=behind(pooler, context.settings))
+        with pytest.raises(UserError, match=r"no second connection .* raise PgBouncer's default_p"):
+            checks.postgres(settings)
+
+
+def test_one_that_forbids_simple_statements_is_named(
+    postgres_url: str, context: Context, tmp_path: Path
+) -> None:
+    with pgbouncer(postgres_url, tmp_path, "transaction", disable_pqexec="1") as pooler:
+        settings = Settings(database_url=behind(pooler, context.settings))
+        for refuse in (checks.postgres, checks.tables, lambda s: migrate(s.postgres())):
+            with pytest.raises(UserError, match="set disable_pqexec=0"):
+                refuse(settings)
+
+
 def test_options_that_it_does_not_pass_on_are_named(
     by_transaction: str, context: Context, make_context: Callable[..., Context]
 ) -> None:
