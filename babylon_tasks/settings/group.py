@@ -54,7 +54,8 @@ def load(kind: type[_Group]) -> _Group:
     """Read one group from the environment.
 
     Raises:
-        UserError: A value is out of range; the message names the variable, never its value.
+        UserError: A value is out of range, and the message names the variable, never its value; or
+            a file cannot be read.
     """
     try:
         return kind()
@@ -62,6 +63,11 @@ def load(kind: type[_Group]) -> _Group:
         raise one_line(error) from None
     except UnicodeDecodeError:
         raise UserError(".env or .env.local is not UTF-8 text: save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f".env and .env.local cannot be read here ({error.strerror}): let this user read them, "
+            "or start in another folder"
+        ) from None
 
 
 def one_line(error: ValidationError) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -126,6 +127,22 @@ def test_the_environment_wins_over_env_local_over_env(
     monkeypatch.setenv("WANDB_PROJECT", "c")
     settings = load_settings()
     assert (settings.model_name, settings.base_model, settings.wandb_project) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("closed", [".env", "."])
+def test_a_file_of_another_user_is_named(empty_folder: Path, closed: str) -> None:
+    """As `sudo -u babylon` in root's folder, or root's .env with mode 600."""
+    (empty_folder / ".env").write_text("MODEL_NAME=a\n")
+    user = os.geteuid()
+    try:
+        (empty_folder / closed).chmod(0)
+        if user == 0:  # who may read all
+            os.seteuid(65534)
+        with pytest.raises(UserError, match=r"^\.env and .* \(Permission denied\): let this user"):
+            load_settings()
+    finally:
+        os.seteuid(user)
+        empty_folder.chmod(0o700)
 
 
 def test_arguments_of_a_run_are_read_as_settings_are_and_are_none(
