@@ -212,6 +212,24 @@ def test_the_command_refuses_in_one_line(
 
 
 @pytest.mark.usefixtures("key_in_the_environment")
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [("127.0.0.1", "99999"), ("127.0.0.1", "-1"), ("203.0.113.1", "0"), (f"{'a' * 70}.x", "0")],
+)
+def test_an_address_that_is_none_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str, port: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@127.0.0.1:1/db")
+    monkeypatch.setattr(sys, "argv", ["serve", "--host", host, "--port", port])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cannot listen on {host}:{port} (")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("key_in_the_environment")
 def test_our_own_question_carries_the_key(
     locked: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,14 +135,14 @@ def listen(app: Starlette, host: str, port: int) -> None:
     """Print the address, then serve until SIGINT or SIGTERM; port 0 takes a free port.
 
     Raises:
-        UserError: The port is taken.
+        UserError: The port is taken, or is none; or this machine has no such address.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(128)
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # taken; no port; no name of a host
         raise UserError(f"cannot listen on {host}:{port} ({error}): choose another port") from error
     print(f"listening on http://{host}:{listener.getsockname()[1]}", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
