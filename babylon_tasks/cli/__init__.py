@@ -56,6 +56,9 @@ def babylon() -> None:
 
 def main() -> None:
     """Run the `babylon` program."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us (`>&-`)
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(
         sys.stdout, io.TextIOWrapper
     ):  # agents have names that not every locale can write
@@ -70,6 +73,7 @@ def main() -> None:
 
 def run(command: Callable[[], object]) -> int:
     """Run a command and turn what it raises into an exit code; other errors pass through."""
+    stdout = sys.stdout
     try:
         require_our_workers()
         code = command()
@@ -81,6 +85,11 @@ def run(command: Callable[[], object]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        # The pipe's reader has gone: click has put another object there, and would end with 1.
+        return _output_lost(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
     except OSError as error:
         if error.filename is not None or error.errno not in _LOST_OUTPUT:
             raise

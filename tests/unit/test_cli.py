@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,3 +100,28 @@ def test_a_command_ends_with_its_own_code_or_with_0() -> None:
 def test_docs_cli_is_made_from_the_commands() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     assert page == reference() + "\n", "python -m babylon_tasks.cli.reference > docs/cli.md"
+
+
+BABYLON = [sys.executable, "-c", "from babylon_tasks.cli import main; main()"]
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As in `babylon windows list | head`: click's own code for it is 1."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*BABYLON, "--help"], stdout=writing, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("argument", ["--help", "nonsense"])
+def test_a_closed_output_is_no_traceback(closed: str, argument: str) -> None:
+    command = f"{shlex.join([*BABYLON, argument])} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if argument == "--help" else 2)
+    assert "Traceback" not in done.stdout + done.stderr
