@@ -185,6 +185,11 @@ def _kept(pairs: list[str]) -> Iterator[str]:
                 f"DATABASE_URL has the parameter {name}, which libpq does not know: "
                 f"{instead or 'leave it out'}"
             )
+        if may_show and re.search(r"[=\s]", pair.partition("=")[2]):
+            raise UserError(
+                f"DATABASE_URL: the value of {name} is not percent-encoded: write = as %3D, and a "
+                "space as %20"
+            )
         yield pair
     for name, times in Counter(names).items():
         if times > 1 and name in known:

@@ -179,6 +179,11 @@ def test_what_the_environment_or_a_file_says_may_be_left_out(text: str) -> None:
         (f"postgres://u:{SECRET}@${{HOST}}/db", "a variable that nobody has filled in"),
         (f"Server=h;Database=db;User Id=u;Password={SECRET}", "is not a Postgres URL"),
         (f"r2dbc:postgresql://u:{SECRET}@h/db", "is not a Postgres URL"),
+        # Values that are not percent-encoded, where the password is
+        ("postgres://u:p@h/db?sslmode=require&options=endpoint=ep-x", "the value of options is not percent"),
+        ("postgres://u:p@h/db?options=-c%20statement_timeout=5s", "write = as %3D"),
+        ("postgres://u:p@h/db?application_name=my app", "application_name is not percent"),
+        (f"postgres://h/db?user=u&password={SECRET}=", "is not a Postgres URL"),
         # Parameters of others, and values that one driver cannot keep
         ("postgres://u:p@h/db?sslaccept=strict", "write sslmode=verify-full with sslrootcert"),
         ("postgres://u:p@h/db?sslidentity=x.p12", "write sslcert=FILE and sslkey=FILE"),
