@@ -237,12 +237,13 @@ MISTRAL1 = _NO_SYSTEM + (
     "{{ bos_token }}" + _EACH + "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ m.content + eos_token}}{% endif %}" + _END
 )  # fmt: skip
+# The system message goes with the user's if that is the last: where an answer follows, it is gone.
 MISTRAL3 = (
     "{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}"
     "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}{{ bos_token }}"
     + _EACH
-    + "{% if m.role == 'user' %}{{ '[INST] ' + (system if loop.last or messages[-1].role == "
-    "'assistant' and loop.revindex == 2 else '') + m.content + '[/INST]' }}"
+    + "{% if m.role == 'user' %}"
+    "{{ '[INST] ' + (system if loop.last else '') + m.content + '[/INST]' }}"
     "{% else %}{{ ' ' + m.content | trim + eos_token}}{% endif %}" + _END
 )  # fmt: skip
 NEMO = MISTRAL3.replace("'[INST] '", "'[INST]'").replace("' ' + m.content | trim", "m.content")

@@ -36,6 +36,7 @@ MORE = [
     {"role": "assistant", "content": "YES"},
     {"role": "user", "content": "And now?"},
 ]
+SYSTEM_LAST = ["mistral-0.3", "mistral-always", "nemo"]  # is written only before an answer
 CONVERSATIONS = {"user": [USER], "system": [SYSTEM, USER], "turns": [SYSTEM, *MORE]}
 
 
@@ -82,8 +83,12 @@ def test_the_answer_goes_on_from_the_prompt_that_a_server_shows(name: str) -> No
             written = text + turn.lead + turn.answer
             whole, _ = served(name, [*messages, {"role": "assistant", "content": answer}], False)
             if "</think>" not in turn.lead:
-                assert whole.startswith(written)
-                after = whole[len(written) :]
+                if name in SYSTEM_LAST and messages[0] == SYSTEM:
+                    assert SYSTEM["content"] in text
+                    assert SYSTEM["content"] not in whole
+                else:
+                    assert whole.startswith(written)
+                after = whole.rpartition(turn.lead + turn.answer)[2]
                 written += after[: after.index(end)] if end in after else after.rstrip()
             ids = tokenizer(written + end, add_special_tokens=False)["input_ids"]
             if ids[: len(prompt)] == prompt:
@@ -139,6 +144,16 @@ def test_what_cannot_be_trained_is_refused_in_one_line(name: str) -> None:
         chat_of(name)
     assert f"BASE_MODEL=org/{name}" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", SYSTEM_LAST)
+def test_a_system_message_that_is_gone_after_an_answer_was_shown_before_it(name: str) -> None:
+    chat, call = chat_of(name), Call("You trade.", "Say it.", "BUY [/INST] it")
+    one = tokenized(chat, call)
+    assert (len(one.calls), one.dropped) == (1, {})
+    shown = tokenizer_of(name).decode(one.calls[0].prompt)
+    assert "You trade." in shown
+    assert tokenizer_of(name).decode(one.calls[0].answer) == "BUY [/INST] it</s>"
 
 
 # --- thoughts ---

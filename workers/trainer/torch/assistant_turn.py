@@ -20,6 +20,7 @@ from workers.trainer.torch.thoughts import Thoughts
 
 SYSTEM, USER, ANSWER = "SYSTEM-GOES-HERE", "USER-GOES-HERE", "RESPONSE-GOES-HERE"
 _NEXT = "NEXT-GOES-HERE"
+_MOST_HEADERS = 100  # that are tried as the one before the answer
 PROBED_AT = datetime(2025, 1, 1, tzinfo=UTC)  # a clock that goes on would seem to be a difference
 
 
@@ -58,7 +59,9 @@ class AssistantTurn:
         stem = prompt if whole.startswith(prompt) else _common(prompt, whole)
         self._opening = prompt[len(stem) :]  # of a thought, which the template leaves out later
         self._before, _, self.after = whole[len(stem) :].rpartition(ANSWER)
-        self._header = stem[len(bare) :] if stem.startswith(bare) else ""
+        header = stem[len(bare) :] if stem.startswith(bare) else ""
+        # Where nothing else begins a turn, what ends the question does: `[/INST]`.
+        self._header = header or stem.rpartition(USER)[2].strip()
         self._check(prompt == bare)
         self._close = self._close_thought(prompt)
         self.prompt = prompt
@@ -106,21 +109,30 @@ class AssistantTurn:
         thought, answer = self._split(response)
         opened = not whole.startswith(prompt)
         stem = prompt.removesuffix(self._opening) if opened else prompt
-        if whole.startswith(stem):
-            rest = whole[len(stem) :]
-        else:  # with the answer, the template writes earlier turns otherwise
-            at = whole.rfind(self._header) if self._header else -1
-            if at < 0:
-                raise NotTheSame("the prompt is no part of the conversation")
-            rest = whole[at + len(self._header) :]
-        written = rest.removeprefix(self._before).removesuffix(self.after)
-        if self._before + written + self.after != rest or written.strip() != answer.strip():
+        goes_on = whole.startswith(stem)
+        for rest in [whole[len(stem) :]] if goes_on else self._after_header(stem, whole):
+            written = rest.removeprefix(self._before).removesuffix(self.after)
+            same = written.strip() == answer.strip()
+            if same and self._before + written + self.after == rest:
+                break
+        else:
             raise NotTheSame("it rewrites the answer")
         close = self._close if opened or not self._opening else ""
         lead = close + self._before
         if self.thoughts is None or not lead.lstrip().startswith(self.thoughts.end):
             thought = ""  # the model is not asked to think
         return Turn(prompt, thought, lead, written)
+
+    def _after_header(self, stem: str, whole: str) -> list[str]:
+        """Return what follows each header in a conversation; the answer may hold one as well.
+
+        With the answer, the template writes earlier turns otherwise than before it.
+        """
+        if not self._header or not stem.rstrip().endswith(self._header.rstrip()):
+            raise NotTheSame("the prompt is no part of the conversation")
+        _, *parts = whole.split(self._header)
+        rests = [self._header.join(parts[n:]) for n in range(len(parts))]
+        return rests[-_MOST_HEADERS:]
 
     def answer_only(self, response: str) -> str:
         """Return a recorded answer without the thought before it."""
