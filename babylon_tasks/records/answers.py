@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from babylon_tasks.records.endings import require_whole
 from babylon_tasks.records.parts import ROLES, NotReadable, Parts, has_media, unwrapped
 
 _ANSWERS = ("assistant", "text", "output_text")
-_CUT_OFF = ("length", "max_tokens", "MAX_TOKENS")
 # What may stand beside the text of an answer. An object with other keys may be an answer in JSON.
 _BESIDE_AN_ANSWER = frozenset({
     "additional_kwargs", "annotations", "audio", "content", "created", "created_at", "createdAt",
@@ -19,7 +19,6 @@ _BESIDE_AN_ANSWER = frozenset({
 })  # fmt: skip
 # Replies of OpenAI's, Gemini's, LangChain's, OpenAI's newer and Bedrock's APIs.
 _ENVELOPES = ("choices", "candidates", "generations", "output")
-_WHY_IT_ENDED = ("finish_reason", "finishReason", "stop_reason", "stopReason")
 
 
 def read_answer(value: object, in_envelope: bool = False) -> str | None:
@@ -36,10 +35,9 @@ def read_answer(value: object, in_envelope: bool = False) -> str | None:
     if not isinstance(value, dict):
         raise NotReadable("odd_shape")
     value = unwrapped(value)
-    if any(value.get(key) in _CUT_OFF for key in _WHY_IT_ENDED):
-        raise NotReadable("truncated")
     if has_tool_calls(value):
         raise NotReadable("tool_call")
+    require_whole(value)
     for key in _ENVELOPES:
         if isinstance(value.get(key), list | dict):
             inner = value[key] if key == "output" else _only(value[key])
@@ -91,6 +89,6 @@ def _only(value: object) -> object:
             raise NotReadable("odd_shape")
         value = value[0]
         if isinstance(value, dict) and isinstance(value.get("message"), dict):
-            reason = value.get("finish_reason")
-            return {**value["message"], **({"finish_reason": reason} if reason else {})}
+            require_whole(value)
+            return value["message"]
     return value

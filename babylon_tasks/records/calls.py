@@ -7,14 +7,20 @@ before that. `prompt` stands for `userPrompt`, or for `messages` if it is a list
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from babylon_tasks.records.answers import has_tool_calls
+from babylon_tasks.records.endings import WHY_IT_ENDED, require_whole
 from babylon_tasks.records.messages import are_messages, read_messages
 from babylon_tasks.records.parts import Message, NotReadable, read_text, to_json
 from babylon_tasks.records.recorded_steps import OddCall, RecordedCall, decode_any
 from babylon_tasks.records.steps import Call
 from babylon_tasks.records.tools import read_tools
+
+# Where other APIs than OpenAI's first one have the system message.
+_INSTRUCTIONS = ("system", "instructions", "systemInstruction", "system_instruction")
 
 
 def read_call(recorded: RecordedCall) -> Call:
@@ -44,11 +50,13 @@ def answer_of(recorded: RecordedCall) -> str:
 def _read_call(recorded: RecordedCall) -> Call:
     if isinstance(recorded, OddCall):
         raise NotReadable(recorded.reason)
-    called = {name: decode_any(getattr(recorded, name)) for name in ("tool_calls", "toolCalls")}
-    if has_tool_calls(called):
+    if has_tool_calls(_read(recorded, ("tool_calls", "toolCalls", "function_call"))):
         raise NotReadable("tool_call")
+    require_whole(_read(recorded, WHY_IT_ENDED))
     tools = read_tools(decode_any(recorded.tools)) or read_tools(decode_any(recorded.functions))
-    system = _first(recorded.systemPrompt, read_text(decode_any(recorded.system)))
+    system = recorded.systemPrompt or ""
+    for instructions in _read(recorded, _INSTRUCTIONS).values():
+        system = _first(system, _instructions(instructions))
     prompt, turns = _prompt(recorded)
     user, answer = _first(recorded.userPrompt, prompt), recorded.response
     if turns:
@@ -66,6 +74,15 @@ def _read_call(recorded: RecordedCall) -> Call:
     )
 
 
+def _read(recorded: RecordedCall, names: Sequence[str]) -> dict[str, object]:
+    return {name: decode_any(getattr(recorded, name)) for name in names}
+
+
+def _instructions(value: object) -> str | None:
+    """Return a system message: text, or Gemini's content with parts."""
+    return read_text(value["parts"] if isinstance(value, dict) and "parts" in value else value)
+
+
 def _prompt(recorded: RecordedCall) -> tuple[str | None, list[Message]]:
     """Return `prompt` if it is text, and the messages that there are."""
     messages, prompt = decode_any(recorded.messages), decode_any(recorded.prompt)
@@ -78,20 +95,21 @@ def _without_answer(turns: list[Message], response: str | None) -> tuple[list[Me
     """Return the turns before the answer, and the answer, which some apps add to the messages.
 
     Raises:
-        NotReadable: The answer is a tool call.
+        NotReadable: The answer is a tool call, or was cut off.
     """
     last = turns[-1]
     if last["role"] != "assistant":
         return turns, response
+    why_not = last.pop("_ended", None)
     if not (response or "").strip() and "tool_calls" in last:
         raise NotReadable("tool_call")
-    if response is None:
-        return turns[:-1], last["content"]
-    if last["content"].strip() == response.strip():
-        if "tool_calls" in last:
-            raise NotReadable("tool_call")
-        return turns[:-1], response
-    return turns, response
+    if response is not None and last["content"].strip() != response.strip():
+        return turns, response
+    if "tool_calls" in last:
+        raise NotReadable("tool_call")
+    if why_not:
+        raise NotReadable(why_not)
+    return turns[:-1], last["content"] if response is None else response
 
 
 def _completed(turns: list[Message], system: str, user: str) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from babylon_tasks.records.endings import why_not_whole
 from babylon_tasks.records.parts import (
     ROLES,
     Message,
@@ -32,6 +33,7 @@ def are_messages(value: object) -> bool:
 def read_messages(value: object) -> list[Message]:
     """Return messages with role, content (text) and, where they have them, OpenAI's other keys.
 
+    The last one, if it is the assistant's, may tell in `_ended` why it is no whole answer.
     Roles are system, user, assistant and tool. `tool_calls` are as OpenAI's API writes them: each
     has a function, whose arguments are JSON text. Texts of one message stand on lines of their own,
     as vLLM puts them.
@@ -52,6 +54,7 @@ def read_messages(value: object) -> list[Message]:
             if message.pop("_joins", False) and "tool_calls" in before:
                 before["tool_calls"] += message["tool_calls"]
             else:
+                before.pop("_ended", None)  # earlier turns are context, whatever their end
                 messages.append(message)
     return messages
 
@@ -98,6 +101,8 @@ def _assistant(value: dict[str, Any], content: object, parts: Parts) -> Message:
     if parts.results or (content is None and not calls):
         raise NotReadable("odd_shape")
     message = {"role": "assistant", "content": parts.text(), **_named(value)}
+    if why := why_not_whole(value):
+        message["_ended"] = why
     return {**message, "tool_calls": calls} if calls else message
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 Message = dict[str, Any]
 # Why a call cannot be read: a part that is no text (an image), an answer that is a tool call, an
-# answer that its token limit cut off, or a shape that is not known.
+# answer that was cut off (by its token limit, or by a filter), or a shape that is not known.
 WhyNot = Literal["no_text", "tool_call", "truncated", "odd_shape"]
 
 ROLES = {

@@ -57,24 +57,37 @@ Odd = msgspec.Raw
 NULL = Odd(b"null")
 
 
-class RecordedCall(msgspec.Struct, gc=False):
-    """One LLM call; the names are the app's, or those that other apps use in their place."""
+class _AnyCall(msgspec.Struct, gc=False):
+    """What a call may have beside its two prompts and its response."""
 
-    systemPrompt: str | None = None  # noqa: N815
-    userPrompt: str | None = None  # noqa: N815
-    response: str | None = None
     messages: Odd = NULL
     prompt: Odd = NULL
     system: Odd = NULL
+    instructions: Odd = NULL
+    systemInstruction: Odd = NULL  # noqa: N815
+    system_instruction: Odd = NULL
     tools: Odd = NULL
     functions: Odd = NULL
     tool_calls: Odd = NULL
     toolCalls: Odd = NULL  # noqa: N815
+    function_call: Odd = NULL
+    finish_reason: Odd = NULL
+    finishReason: Odd = NULL  # noqa: N815
+    stop_reason: Odd = NULL
+    stopReason: Odd = NULL  # noqa: N815
     modelVersion: Odd = NULL  # noqa: N815
     maxTokens: Odd = NULL  # noqa: N815
     logprobs: Odd = NULL
     reasoning: Odd = NULL
     purpose: Odd = NULL
+
+
+class RecordedCall(_AnyCall, gc=False):
+    """One LLM call; the names are the app's, or those that other apps use in their place."""
+
+    systemPrompt: str | None = None  # noqa: N815
+    userPrompt: str | None = None  # noqa: N815
+    response: str | None = None
 
     def is_plain(self) -> bool:
         """Tell whether the two prompts and the response are all that was said."""
@@ -82,10 +95,18 @@ class RecordedCall(msgspec.Struct, gc=False):
             self.messages
             is self.prompt
             is self.system
+            is self.instructions
+            is self.systemInstruction
+            is self.system_instruction
             is self.tools
             is self.functions
             is self.tool_calls
             is self.toolCalls
+            is self.function_call
+            is self.finish_reason
+            is self.finishReason
+            is self.stop_reason
+            is self.stopReason
             is NULL
         )
 
@@ -109,22 +130,10 @@ class RecordedStep(msgspec.Struct, gc=False):
     action: Odd = Odd(b"{}")
 
 
-class _LooseCall(msgspec.Struct, gc=False):
+class _LooseCall(_AnyCall, gc=False):
     systemPrompt: Odd = NULL  # noqa: N815
     userPrompt: Odd = NULL  # noqa: N815
     response: Odd = NULL
-    messages: Odd = NULL
-    prompt: Odd = NULL
-    system: Odd = NULL
-    tools: Odd = NULL
-    functions: Odd = NULL
-    tool_calls: Odd = NULL
-    toolCalls: Odd = NULL  # noqa: N815
-    modelVersion: Odd = NULL  # noqa: N815
-    maxTokens: Odd = NULL  # noqa: N815
-    logprobs: Odd = NULL
-    reasoning: Odd = NULL
-    purpose: Odd = NULL
 
 
 class _LooseStep(msgspec.Struct, gc=False):

@@ -463,6 +463,10 @@ LEFT_OUT: list[tuple[str, dict[str, Any]]] = [
         {"finish_reason": "length", "message": {"role": "assistant", "content": "I wou"}}]}}),
     ("truncated", {"messages": TALK, "response": {
         "role": "assistant", "stop_reason": "max_tokens", "content": "I wou"}}),
+    ("tool_call", {"messages": TALK, "response": "I look.", "function_call": {"name": "price"}}),
+    ("tool_call", {"messages": TALK, "response": {
+        "role": "assistant", "stop_reason": "tool_use", "content": "I look."}}),
+    ("tool_call", {"userPrompt": "Buy?", "response": "I look.", "finishReason": "tool-calls"}),
     ("odd_shape", {"messages": TALK, "response": 42}),
     ("odd_shape", {"messages": TALK, "response": {"action": "BUY", "why": "it rises"}}),
     ("odd_shape", {"messages": TALK, "response": {"content": "A post.", "action": "CREATE_POST"}}),
@@ -471,6 +475,71 @@ LEFT_OUT: list[tuple[str, dict[str, Any]]] = [
     ("odd_shape", {"messages": TALK, "response": {"role": "assistant", "refusal": "I cannot."}}),
     ("no_text", {"messages": TALK, "response": [IMAGE]}),
 ]  # fmt: skip
+
+
+CUT = "I wou"
+CUT_YES = {"role": "assistant", "content": CUT}
+CUT_AI = {"type": "ai", "content": CUT, "response_metadata": {"finish_reason": "length"}}
+CUT_OFF: dict[str, dict[str, Any]] = {
+    "OpenAI's filter": {"choices": [{"finish_reason": "content_filter", "message": CUT_YES}]},
+    "Mistral": {"choices": [{"finish_reason": "model_length", "message": CUT_YES}]},
+    "vLLM": {"choices": [{"finish_reason": "abort", "message": CUT_YES}]},
+    "Anthropic": {**CUT_YES, "stop_reason": "model_context_window_exceeded"},
+    "Anthropic's filter": {**CUT_YES, "stop_reason": "refusal"},
+    "Gemini's filter": {
+        "candidates": [
+            {"content": {"role": "model", "parts": [{"text": CUT}]}, "finishReason": "SAFETY"}
+        ]
+    },
+    "Bedrock's guard": {"output": {"message": CUT_YES}, "stopReason": "guardrail_intervened"},
+    "the Responses API": {"status": "incomplete", "output": [{"type": "message", **CUT_YES}]},
+    "LangChain": CUT_AI,
+    "LangChain's result": {
+        "generations": [[{"text": CUT, "generation_info": {"finish_reason": "length"}}]]
+    },
+    "LangChain's result with a message": {"generations": [[{"text": CUT, "message": CUT_AI}]]},
+    "the AI SDK": {"text": CUT, "finishReason": "content-filter"},
+    "Ollama": {"message": CUT_YES, "done": True, "done_reason": "length"},
+}
+
+
+@pytest.mark.parametrize("who", list(CUT_OFF))
+def test_an_answer_that_was_cut_off_is_not_trained(who: str) -> None:
+    """It would be trained with an end that the model did not write."""
+    trace = decoded({"messages": TALK, "response": CUT_OFF[who]})
+    assert (trace.calls, trace.outcome.left_out) == ([], {"truncated": 1})
+
+
+@pytest.mark.parametrize("key", ["finish_reason", "finishReason", "stop_reason", "stopReason"])
+def test_why_an_answer_ended_may_stand_beside_it(key: str) -> None:
+    cut, whole = {key: "length"}, {key: "stop"}
+    plain = {"systemPrompt": "You trade.", "userPrompt": "Buy?", "response": "WAIT"}
+    for call in (
+        {**plain, **cut},
+        {"messages": TALK, "response": CUT, **cut},
+        {"messages": [*TALK, {**CUT_YES, **cut}]},
+        {"messages": [*TALK, {**CUT_YES, **cut}], "response": CUT},
+    ):
+        trace = decoded(call)
+        assert (trace.calls, trace.outcome.left_out) == ([], {"truncated": 1})
+    assert only({**plain, **whole}) == Call("You trade.", "Buy?", "WAIT")
+    earlier = [SYSTEM, USER, {**YES, **cut}, AGAIN]  # context, as it was sent
+    assert only({"messages": earlier, "response": "WAIT"}).prompt() == TALK
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        {"system": "You trade."},
+        {"instructions": "You trade."},
+        {"system_instruction": "You trade."},
+        {"systemInstruction": {"parts": [{"text": "You trade."}]}},
+    ],
+    ids=lambda system: next(iter(system)),
+)
+def test_a_system_message_may_stand_beside_the_messages(system: dict[str, Any]) -> None:
+    for asked in ({"messages": [USER]}, {"prompt": "Buy?"}, {"userPrompt": "Buy?"}):
+        assert only({**asked, **system, "response": "WAIT"}).prompt() == PLAIN
 
 
 TEXT = {"content": "Buy?", "role": "user"}
