@@ -9,14 +9,18 @@ from babylon_tasks.records.parts import NotReadable, WhyNot
 WHY_IT_ENDED = ("finish_reason", "finishReason", "stop_reason", "stopReason")
 _ALSO = ("done_reason", "status")  # Ollama's, and that of OpenAI's Responses API
 _HOLDERS = ("response_metadata", "generation_info", "generationInfo")  # LangChain's
-# OpenAI, Anthropic, Gemini, Bedrock, Mistral, vLLM, Cohere, AI SDK: by a limit, by a filter, by a
-# fault. In small letters, with _ for -.
-_CUT_OFF = frozenset({
+# In the words of OpenAI, Anthropic, Gemini, Bedrock, Mistral, vLLM, Cohere and the AI SDK, in small
+# letters, with _ for -.
+BY_LIMIT = frozenset({
     "length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded",
-    "error_limit", "incomplete", "content_filter", "content_filtered", "guardrail_intervened",
-    "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "error_toxic",
-    "error", "failed", "abort", "cancelled", "user_cancel",
+    "error_limit", "incomplete",
 })  # fmt: skip
+BY_FILTER = frozenset({
+    "content_filter", "content_filtered", "guardrail_intervened", "refusal", "safety",
+    "recitation", "blocklist", "prohibited_content", "spii", "error_toxic",
+})  # fmt: skip
+BY_FAULT = frozenset({"error", "failed", "abort", "cancelled", "user_cancel"})
+_CUT_OFF = BY_LIMIT | BY_FILTER | BY_FAULT
 _CALLED_A_TOOL = frozenset({"tool_calls", "tool_call", "tool_use", "function_call"})
 
 
@@ -38,9 +42,14 @@ def why_not_whole(answer: Mapping[str, object]) -> WhyNot | None:
             reason = holder.get(key)
             if not isinstance(reason, str):
                 continue
-            reason = reason.lower().replace("-", "_")
+            reason = plain(reason)
             if reason in _CUT_OFF:
                 return "truncated"
             if reason in _CALLED_A_TOOL:
                 return "tool_call"
     return None
+
+
+def plain(reason: str) -> str:
+    """Return a reason as the sets above have it."""
+    return reason.lower().replace("-", "_")

@@ -60,6 +60,12 @@ def without(*path: str) -> Callable[[dict[str, Any]], Any]:
     return change
 
 
+def ended(completion: dict[str, Any], reason: Any) -> dict[str, Any]:
+    """The answer with another reason for its end, as litellm may not know it."""
+    completion["choices"][0]["finish_reason"] = reason
+    return completion
+
+
 def streamed(completion: dict[str, Any]) -> bytes:
     """As chunks, although nobody asked for them."""
     choice = completion.pop("choices")[0]
@@ -112,6 +118,8 @@ READ = {
     "thoughts of a template": message(content="TEXT? No.\n</think>\n\nTEXT"),
     "thinking": message(content="<thinking>TEXT</thinking>```json\nTEXT\n```"),
     "a byte order mark": message(content="\ufeffTEXT"),
+    "a reason of its own": lambda c: ended(c, "eos_reached"),
+    "a number as reason": lambda c: ended(c, 3),
     "no reason": without("choice", "finish_reason"),
     "no usage": without("usage"),
     "usage of another API": lambda c: c | {"usage": {"input_tokens": 5, "output_tokens": 7}},
@@ -160,6 +168,8 @@ THOUGHTS = {
         "length",
         message(content=[{"type": "thinking", "thinking": "First: TEXT"}]),
     ),
+    "Mistral's reason": ("model_length", message(content="First: TEXT. But wait")),
+    "another limit": ("max_output_tokens", message(content="First: TEXT. But wait")),
     "anthropic's reason": ("max_tokens", message(content="", reasoning_content="Let me")),
 }
 
@@ -193,6 +203,8 @@ BROKEN = {
     "a number": (lambda c: 5, "JSON without an answer"),
     "half a stream": (lambda c: streamed(c)[:700], "its stream broke off"),
     "an error in 200": (lambda c: {"error": {"message": "Upstream", "code": 503}}, "Upstream"),
+    "a fault": (lambda c: ended(c, "error"), "its answer broke off"),
+    "an abort": (lambda c: ended(c, "abort"), "its answer broke off"),
     "an error in words": (lambda c: {"error": "out of memory"}, "out of memory"),
 }
 

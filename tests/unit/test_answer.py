@@ -111,6 +111,8 @@ def test_the_scores_are_found_among_other_things(content: str) -> None:
         f"<scratchpad>{RIGHT}</scratchpad>",
         f"<think>a</think>{RIGHT}<think>{RIGHT}",
         f"[THINK]{RIGHT}[/THINK]",
+        f"<|START_THINKING|>{RIGHT}",
+        f"<|begin_of_thought|>{RIGHT}<|end_of_thought|>",
         f"<|channel|>analysis<|message|>{RIGHT}<|end|>",
     ],
 )

@@ -22,6 +22,7 @@ _TAG = re.compile(
     r"(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad|details)"
     r"(?:\s[^<>]{0,200})?>"
     r"|\[(?P<end_2>/)?THINK\]|◁(?P<end_3>/)?think▷"
+    r"|<\|(?:START_THINKING|begin_of_thought|(?P<end_5>END_THINKING|end_of_thought))\|>"
     r"|<\|channel\|>(?:analysis|commentary|(?P<end_4>final))",
     re.IGNORECASE,
 )

@@ -9,6 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from babylon_tasks.records.endings import BY_FAULT, BY_FILTER, BY_LIMIT, plain
+
+_BROKE_OFF = "its answer broke off"
+_TELLING = ("error", "detail", "message", "msg", "error_msg", "errors", "base_resp")  # of an error
 _ERROR_CHARS = 2000  # of a server's own words that are kept
 
 
@@ -32,13 +36,15 @@ def as_openai(status: int, content_type: str, raw: bytes) -> tuple[int, bytes]:
         body = {"message": body} if status >= 300 else {}
     if status >= 300:
         return status, _error(*_told(body))
-    if "choices" not in body and (body.get("error") or body.get("detail")):
-        message, code = _told(body)  # a gateway that answers 200 whatever came from behind it
-        status = code if isinstance(code, int) and 400 <= code <= 599 else 500
-        return status, _error(message, code)
     choices = [_choice(each) for each in _dicts(body.get("choices"))]
-    if not choices:
-        return 500, _error("it sent JSON without an answer: is JUDGE_BASE_URL right?")
+    if choices and choices[0]["finish_reason"] == "error":
+        body, choices = {"error": _dicts(body["choices"])[0].get("error") or _BROKE_OFF}, []
+    if not choices:  # a gateway that answers 200 whatever came from behind it
+        if not _words(body):
+            return 500, _error("it sent JSON without an answer: is JUDGE_BASE_URL right?")
+        message, code = _told(body)
+        known = isinstance(code, int | str) and str(code).isdigit() and 400 <= int(code) <= 599
+        return int(code) if known else 500, _error(message, code)
     body.update(choices=choices, usage=_usage(body.get("usage")))
     return status, json.dumps(body).encode()
 
@@ -62,16 +68,23 @@ def _no_json(content_type: str, text: str) -> str:
 
 def _told(body: dict[str, Any]) -> tuple[str, Any]:
     """Return the message and the code of an error, in whichever form they came."""
-    error = body.get("error") or body.get("detail") or body.get("message") or body
+    error = _words(body) or body
     if isinstance(error, dict):
         code = error.get("code") or error.get("type") or body.get("code")
-        message = error.get("message") or error.get("detail") or error
+        message = error.get("message") or error.get("detail") or error.get("status_msg") or error
         metadata = error.get("metadata")  # where OpenRouter repeats the provider's own words
         if isinstance(metadata, dict) and metadata.get("raw"):
             message = f"{message}: {metadata['raw']}"
     else:
         code, message = body.get("code"), error
     return message if isinstance(message, str) else json.dumps(message), code
+
+
+def _words(body: dict[str, Any]) -> Any:
+    """Return what an error says, or None; an object as `message` is an answer of another API."""
+    told = (body.get(name) for name in _TELLING if name != "message")
+    message = body.get("message")
+    return next(filter(None, told), None) or (message if isinstance(message, str) else None)
 
 
 def _error(message: str, code: Any = None) -> bytes:
@@ -119,13 +132,21 @@ def _choice(choice: dict[str, Any]) -> dict[str, Any]:
     if not content:
         content = _as_tool(message)
     reasoning = message.get("reasoning_content") or message.get("reasoning") or thoughts
-    plain = {"role": "assistant", "content": content}
+    answer = {"role": "assistant", "content": content}
     if reasoning:
-        plain["reasoning_content"] = "".join(_texts(reasoning))
-    reason = choice.get("finish_reason") or choice.get("stop_reason")
+        answer["reasoning_content"] = "".join(_texts(reasoning))
+    reason = _reason(choice)
     if message.get("refusal"):
         reason = "content_filter"
-    return {"index": 0, "message": plain, "finish_reason": str(reason or "stop")}
+    return {"index": 0, "message": answer, "finish_reason": reason}
+
+
+def _reason(choice: dict[str, Any]) -> str:
+    """Return why an answer ended in OpenAI's words; litellm refuses an answer with others."""
+    reason = plain(str(choice.get("finish_reason") or choice.get("stop_reason")))
+    if reason in BY_FAULT:
+        return "error"
+    return "length" if reason in BY_LIMIT else "content_filter" if reason in BY_FILTER else "stop"
 
 
 def _texts(content: Any) -> tuple[str, str]:
