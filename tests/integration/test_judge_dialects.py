@@ -154,6 +154,36 @@ REFUSALS = [
         FORMAT,
     ),
     (
+        "MiniMax says 200",
+        has(FORMAT),
+        refusal(200, {"base_resp": {"status_code": 2013, "status_msg": "response_format: no"}}),
+        FORMAT,
+    ),
+    (
+        "a proxy that says 200",
+        has(FORMAT),
+        refusal(200, {"success": False, "code": 1210, "msg": "response_format is unknown"}),
+        FORMAT,
+    ),
+    (
+        "a gateway without choices",
+        has(FORMAT),
+        refusal(200, {"choices": [], "error": {"message": "Bad Request", "code": "400"}}),
+        FORMAT,
+    ),
+    (
+        "a gateway's choice",
+        has(FORMAT),
+        refusal(200, {"choices": [{"finish_reason": "error", "error": "json_schema: no"}]}),
+        FORMAT,
+    ),
+    (
+        "OpenRouter's filter",
+        has(FORMAT),
+        openai("No endpoints found that can handle the requested parameters.", 404, code=404),
+        FORMAT,
+    ),
+    (
         "Gemini",
         has(FORMAT),
         refusal(400, [{"error": {"code": 400, "message": "response_format: Unknown name",
@@ -332,6 +362,29 @@ def test_a_prompt_that_is_refused_is_told_from_a_parameter_that_is(
     assert (row["state"], row["attempts"]) == ("failed", 1)
     assert row["last_error"].startswith("JudgeFault: ")
     assert dialect_of(context.settings).left_out == {"temperature"}
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        openai("Blocked by our content policy: it overrides the system prompt", code="x"),
+        openai("The system prompt and the messages exceed the context length of 8192 tokens"),
+        openai("The context length is 8192 tokens: your prompt and the response_format are longer"),
+    ],
+    ids=["filter", "system", "format"],
+)
+def test_a_prompt_that_is_refused_with_a_parameters_name_teaches_nothing(
+    make_judged: MakeContext, server: JudgeServer, refused: Behaviour
+) -> None:
+    context = make_judged(max_attempts=1)
+    bad, good = sorted(hours_ago(n) for n in (2, 3))
+    add_judged_window(context, bad, [0.01, 0.02, 0.03])
+    add_judged_window(context, good, THREE)
+    pipeline.produce(context)
+    server.refuses = lambda body: refused if "JUDGE-SCORE=0.01" in json.dumps(body) else None
+    assert pipeline.score(context) == [good]
+    assert window_row(context, bad)["last_error"].startswith("JudgeFault: ")
+    assert dialect_of(context.settings).left_out == frozenset()
 
 
 def test_what_a_probe_costs_is_paid_by_its_window(

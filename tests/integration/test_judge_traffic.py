@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -225,6 +226,40 @@ def test_the_key_is_nowhere_but_in_the_request(
     for text in (every_row(context), caplog.text, said.out, said.err, repr(context)):
         assert KEY not in text
         assert "very-secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "user", "query"),
+    [
+        ("HF_TOKEN", "", ""),
+        ("AWS_SECRET_ACCESS_KEY", "", ""),
+        ("WATSONX_APIKEY", "", ""),
+        ("", f"me:{KEY}@", ""),
+        ("", "", f"?key={KEY}&api-version=2024-10-21"),
+    ],
+    ids=["token", "secret", "apikey", "password", "query"],
+)
+def test_a_key_of_any_kind_that_is_repeated_is_told_nobody(
+    make_judged: MakeContext, monkeypatch: pytest.MonkeyPatch, variable: str, user: str, query: str
+) -> None:
+    pair = b64encode(f"me:{KEY}".encode()).decode()
+    if variable:
+        monkeypatch.setenv(variable, KEY)
+
+    class Repeats(JudgeServer):
+        def answer_for(self, request: Received) -> Behaviour:
+            error = {**(judge.unauthorized.error or {}), "message": f"not valid: {KEY} {pair}"}
+            return replace(judge.unauthorized, error=error)
+
+    with Repeats() as server:
+        server.path += query
+        address = server.url.replace("http://", f"http://{user}") + query
+        context = make_judged(judge_base_url=address)
+        (window,) = judged_windows(context, 1)
+        assert pipeline.score(context) == []
+    assert "not valid: …" in window_row(context, window)["last_error"]
+    assert KEY not in every_row(context)
+    assert not user or pair not in every_row(context)
 
 
 def test_a_providers_key_does_not_go_to_another_address(

@@ -35,6 +35,7 @@ PARAMETERS = {
     ),
 }
 _TOO_LONG = re.compile(r"context|prompt|input tokens|maximum model length|too long")
+_OVERLONG = re.compile(r"context[_ ](length|window|size)|too long|maximum (model )?length")
 _ANSWER_TOO_LONG = re.compile(r"must be (less|at most)|at most \d+ completion|maximum value for")
 
 
@@ -81,8 +82,9 @@ def named_in(message: str, sent: Sequence[str]) -> str | None:
         if not PARAMETERS[name].search(message):
             continue
         # Too long are the prompt and the answer together: that is not about the parameter.
-        together = _TOO_LONG.search(message) and not _ANSWER_TOO_LONG.search(message)
-        if not (PARAMETERS[name] is _LENGTH and together):
+        is_length = PARAMETERS[name] is _LENGTH
+        together = (_TOO_LONG if is_length else _OVERLONG).search(message)
+        if not together or (is_length and _ANSWER_TOO_LONG.search(message)):
             return name
     return None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import ssl
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from babylon_tasks.errors import JudgeFault, JudgeUnavailable
 from babylon_tasks.scoring.judge.dialect import named_in
@@ -29,6 +30,7 @@ _MISNAMED = (
 )
 _UNKNOWN_CA = (18, 19, 20, 21)  # OpenSSL's codes: self-signed, or its issuer is not known here
 _SHORTEST_KEY = 6  # what is set where no key is needed ("x", "none") would hide half the message
+_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIALS")  # how such variables end
 _LATER = (408, 409, 425, 429)  # as 500 and more: about this moment
 _AT_FAULT = (401, 402, 403, 404, 405)
 
@@ -81,8 +83,12 @@ def refusal_of(error: Any, settings: Settings, sent: Sequence[str]) -> Exception
         )
     if "[x509" in message or "[ssl: no_cert" in message:
         return JudgeUnavailable(f"{why}; {CERTIFICATES}")
+    if status == 400 and any(each in message for each in _FILTERED):
+        return JudgeFault(why)
     if status not in (401, 402, 403, *_LATER) and (parameter := named_in(words, sent)):
         return ParameterRefused(why, parameter)
+    if status == 404 and "requested parameters" in message:  # OpenRouter's, and it names none
+        return Refused(why)
     if status in _AT_FAULT or any(each in message for each in _MISNAMED):
         return JudgeUnavailable(
             f"{why}: check JUDGE_MODEL, JUDGE_BASE_URL, the judge's key and its account"
@@ -92,8 +98,6 @@ def refusal_of(error: Any, settings: Settings, sent: Sequence[str]) -> Exception
         return JudgeFault(
             f"{why}: lower JUDGE_CONTEXT_TOKENS (now {settings.judge_context_tokens})"
         )
-    if status == 400 and any(each in message for each in _FILTERED):
-        return JudgeFault(why)
     if 400 <= status < 500 and status not in _LATER:
         return Refused(why)
     cause = _find(error, OSError)
@@ -105,13 +109,17 @@ def refusal_of(error: Any, settings: Settings, sent: Sequence[str]) -> Exception
 def redacted(text: str, settings: Settings) -> str:
     """Return the text as one line, without keys: some servers repeat them."""
     keys = [settings.judge_api_key.get_secret_value()] if settings.judge_api_key else []
-    keys += [value for name, value in os.environ.items() if name.endswith("_API_KEY")]
+    keys += [value for name, value in os.environ.items() if name.upper().endswith(_SECRETS)]
     address = urlsplit(settings.judge_base_url or "")
     user = address.netloc.rpartition("@")[0]
-    keys += [address.query, user, *map(unquote, user.split(":", 1))]
-    for key in map(str.strip, keys):
-        if len(key) >= _SHORTEST_KEY:
-            text = text.replace(key, "…")
+    name, _, password = map(unquote, user.partition(":"))
+    keys += [user, name, password, b64encode(f"{name}:{password}".encode()).decode()]
+    keys += [value for each, value in parse_qsl(address.query) if each != "api-version"]
+    keys.append(address.query)
+    for key in sorted(map(str.strip, keys), key=len, reverse=True):
+        for written in (key, quote(key, safe="")):
+            if len(key) >= _SHORTEST_KEY:
+                text = text.replace(written, "…")
     return one_line(text, 300)
 
 
