@@ -180,7 +180,7 @@ def test_what_the_environment_or_a_file_says_may_be_left_out(text: str) -> None:
         (f"Server=h;Database=db;User Id=u;Password={SECRET}", "is not a Postgres URL"),
         (f"r2dbc:postgresql://u:{SECRET}@h/db", "is not a Postgres URL"),
         # Values that are not percent-encoded, where the password is
-        ("postgres://u:p@h/db?sslmode=require&options=endpoint=ep-x", "the value of options is not percent"),
+        ("postgres://u:p@h/db?sslmode=require&options=endpoint=ep", "the value of options is not"),
         ("postgres://u:p@h/db?options=-c%20statement_timeout=5s", "write = as %3D"),
         ("postgres://u:p@h/db?application_name=my app", "application_name is not percent"),
         (f"postgres://h/db?user=u&password={SECRET}=", "is not a Postgres URL"),
