@@ -14,9 +14,12 @@ _MOVED: dict[str, list[float]] = {}  # seconds that outages have moved each data
 
 
 class Outage:
-    """The server takes no connection to this database; its end comes after the leases ran out."""
+    """The server takes no connection to this database; its end comes after the leases ran out.
 
-    def __init__(self, context: Context, seconds: float = 0.3) -> None:
+    It ends by itself after so many seconds, or with None by `end`.
+    """
+
+    def __init__(self, context: Context, seconds: float | None = 0.3) -> None:
         self._context, self._seconds = context, seconds
         self._url = with_database(context.settings.postgres(), "postgres")
         self._end: threading.Thread | None = None
@@ -28,8 +31,13 @@ class Outage:
     def begin(self) -> None:
         """End all connections; a thread opens the database again."""
         self._allow(False)
-        self._end = threading.Thread(target=self._end_later)
-        self._end.start()
+        if self._seconds is not None:
+            self._end = threading.Thread(target=self._end_later)
+            self._end.start()
+
+    def end(self) -> None:
+        """Open the database again."""
+        self._allow(True)
 
     def wait(self) -> None:
         """Wait until it is over."""

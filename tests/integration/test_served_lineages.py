@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -105,15 +106,15 @@ def test_what_was_served_is_served_while_postgres_is_away(
     names = ("babylon-agent", "babylon-agent@1")
     before = [models.resolve(name) for name in names]
     listed = models.names()
-    outage = Outage(context, 1)
+    outage = Outage(context, None)
     outage.begin()
     assert [models.resolve(name) for name in names] == before
     assert models.names() == listed
     with pytest.raises(ServerUnavailable):
         models.resolve("babylon-agent@2")
-    assert "babylon-agent is answered as it was 0 s ago: cannot reach Postgres" in caplog.text
+    assert re.search(r"babylon-agent is answered as it was \d+ s ago: \w", caplog.text)
     assert caplog.text.count("is answered as it was") == 1
-    outage.wait()
+    outage.end()
     commit_steps(context, trainer, 1)
     monkeypatch.setattr(models._memory, "_ask_at", 0.0)  # ten seconds later
     served = models.resolve("babylon-agent")
@@ -127,12 +128,12 @@ def test_postgres_is_not_asked_at_each_request_while_it_is_away(
     """Over a network that was cut each question costs seconds."""
     models = ServedModels(context.settings)
     models.resolve("babylon-agent")
-    outage = Outage(context, 0.5)
+    outage = Outage(context, None)
     outage.begin()
     models.resolve("babylon-agent")
     monkeypatch.setattr(models._memory, "_database", None)
     assert models.resolve("babylon-agent")
-    outage.wait()
+    outage.end()
     assert versions._AWAY_SECONDS >= 5
 
 
