@@ -10,6 +10,7 @@ from babylon_tasks.scoring.run import scoring_run
 from babylon_tasks.scoring.scorer import Scorer
 from babylon_tasks.store import attempts, clock, leases, transitions
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.store.windows import DueQuery
 from babylon_tasks.work import aio, failures
@@ -28,14 +29,19 @@ def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]
     """
     settings, name = context.settings, context.lineage.name
     judged, without_judge = _due(context, JUDGED, only), _due(context, WITHOUT_JUDGE, only)
-    claimant = context.holder, limit, settings.lease_seconds
+
+    def claim(tx: Connection) -> tuple[dict[str, Lease], bool]:
+        """Claim windows that need no judge; without any, tell whether others wait for one."""
+        leased = transitions.claim_due(
+            tx, without_judge, context.holder, limit, settings.lease_seconds
+        )
+        return leased, not leased and window_rows.wait_for_judge(tx, judged)
+
     with context.database.transaction() as tx:
         failures.answer_for(tx, attempts.reap_scores(tx, name, settings.max_attempts))
-        claimed = transitions.claim_due(tx, without_judge, *claimant)
-        judge_is_due = not claimed and window_rows.wait_for_judge(tx, judged)
+        claimed, judge_is_due = claim(tx)
         if not claimed and not judge_is_due and clock.obey(tx, settings.lease_seconds):
-            claimed = transitions.claim_due(tx, without_judge, *claimant)
-            judge_is_due = not claimed and window_rows.wait_for_judge(tx, judged)
+            claimed, judge_is_due = claim(tx)
     if claimed:
         with LeaseKeeper(context, list(claimed.values())) as keeper:
             moved = aio.run(score_claimed(context, keeper, claimed))
