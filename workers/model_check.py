@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from babylon_tasks.errors import UserError
@@ -14,10 +15,10 @@ _LATER = "not checked here: it is when the trainer first loads it"
 _SECONDS = 120.0  # ten are enough where nothing else runs
 
 
-def check_template(settings: Settings) -> str:
+def check_template(settings: Settings, is_cached: Callable[[str], bool]) -> str:
     """Check BASE_MODEL's configuration, tokenizer and chat template, without its weights.
 
-    A hub model that this machine has not downloaded is checked when it is first loaded.
+    A hub model of which `is_cached` is false is checked when it is first loaded.
 
     Raises:
         UserError: It cannot be trained; the message says why.
@@ -25,7 +26,7 @@ def check_template(settings: Settings) -> str:
     if settings.trainer != "torch" or importlib.util.find_spec("transformers") is None:
         return "not checked: this machine does not train by torch"
     local = Path(settings.base_model).is_dir()
-    if not local and not _downloaded(settings.base_model):
+    if not local and not is_cached(settings.base_model):
         return _LATER
     command = [sys.executable, "-m", "workers.trainer.check", settings.base_model]
     if settings.base_model_revision and not local:
@@ -48,9 +49,3 @@ def check_template(settings: Settings) -> str:
     if done.returncode != 2 or (not local and "cannot be loaded" in reason):
         return _LATER
     raise UserError(reason)
-
-
-def _downloaded(hub_id: str) -> bool:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE, "models--" + hub_id.replace("/", "--")).is_dir()

@@ -10,6 +10,7 @@ from rich.table import Table
 from babylon_tasks.cli.common import as_json, print_json, wide_console
 from babylon_tasks.cockpit import checks, machine
 from babylon_tasks.cockpit.checks import Check
+from babylon_tasks.cockpit.hub import is_cached
 from babylon_tasks.settings import load_settings
 
 
@@ -50,7 +51,7 @@ def _checks() -> dict[str, Check]:
         "scoring": lambda settings: machine.scoring(settings, check_judge),
         "trainer": lambda settings: machine.trainer(settings, check_trainer),
         "base model": machine.base_model,
-        "chat template": check_template,
+        "chat template": lambda settings: check_template(settings, is_cached),
         "checkpoint store": machine.checkpoint_store,
         "GPU": lambda _: machine.gpus(visible_gpus(), descriptions()),
         "windows": checks.windows,

@@ -22,7 +22,7 @@ def on_the_hub(settings: Settings) -> str:
         UserError: It is not in the cache, and the hub does not show it or cannot be reached.
     """
     model, revision = settings.base_model, settings.base_model_revision or "main"
-    if _is_cached(model):
+    if is_cached(model):
         return f"{model}, in the cache of {_HUB}"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise UserError(
@@ -49,10 +49,12 @@ def on_the_hub(settings: Settings) -> str:
     return f"{model}, from {_host(hub)}"
 
 
-def _is_cached(model: str) -> bool:
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    folder = cache / f"models--{model.replace('/', '--')}" / "snapshots"
+def is_cached(model: str) -> bool:
+    """Tell whether the hub's cache on this machine has this model, where its own library looks."""
+    variable = os.environ.get
+    home = variable("HF_HOME") or Path(variable("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = variable("HF_HUB_CACHE") or variable("HUGGINGFACE_HUB_CACHE") or Path(home, "hub")
+    folder = Path(cache).expanduser() / f"models--{model.replace('/', '--')}" / "snapshots"
     return any(folder.glob("*/config.json"))
 
 

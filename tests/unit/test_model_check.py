@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
+from babylon_tasks.cockpit.hub import is_cached
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings import Settings
 from tests.unit.tiny import make_tiny_model
@@ -40,13 +41,13 @@ def test_one_that_cannot_is_refused_in_the_trainers_words(folder: Path, tmp_path
     spoiled = shutil.copytree(folder, tmp_path / "spoiled")
     (spoiled / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(UserError, match=r"has no user role \(TemplateSyntaxError") as refused:
-        check_template(settings(spoiled))
+        check_template(settings(spoiled), is_cached)
     assert "\n" not in str(refused.value)
 
 
 def test_a_trainer_without_torch_needs_no_template() -> None:
-    assert check_template(settings("org/x", trainer="noop")).startswith("not checked:")
+    assert check_template(settings("org/x", trainer="noop"), is_cached).startswith("not checked:")
 
 
 def test_what_is_not_downloaded_is_not_blamed() -> None:
-    assert check_template(settings("org/not-downloaded")).startswith("not checked here")
+    assert check_template(settings("org/not-downloaded"), is_cached).startswith("not checked here")
