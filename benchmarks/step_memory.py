@@ -28,7 +28,6 @@ os.environ.update(
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the trainer process has it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from recorded_calls import recorded_calls, write_samples
 
 from babylon_tasks.records.steps import Hyperparameters, StepRequest
@@ -37,6 +36,7 @@ from workers.trainer.torch import trainer as torch_trainer
 from workers.trainer.torch.batches import StepTensors, micro_batches
 from workers.trainer.torch.step import TorchStep
 from workers.trainer.torch.trainer import TorchTrainer
+from workers.trainer.torch.updates import Updates
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 
@@ -47,7 +47,8 @@ TRAINED = 3  # micro-batches
 class ShortStep(TorchStep):
     """A step that puts every micro-batch together and trains the first few."""
 
-    def _optimize(self, optimizer: torch.optim.Optimizer, step: StepTensors) -> None:
+    def _train(self, updates: Updates, mini_batches: list[StepTensors]) -> None:
+        (step,) = mini_batches
         batches = micro_batches(step.lengths, self._model.most_tokens_at_once)
         for rows in batches:
             step.take(rows, self._model.device)
@@ -57,7 +58,7 @@ class ShortStep(TorchStep):
             starts=[step.starts[row] for row in rows],
             lengths=[step.lengths[row] for row in rows],
         )
-        super()._optimize(optimizer, some)
+        super()._train(updates, [some])
 
 
 def peak_bytes() -> int:

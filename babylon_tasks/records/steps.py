@@ -88,9 +88,21 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Hyperparameters(msgspec.Struct, frozen=True):
-    """The settings that a step depends on, under their names in `Settings`."""
+    """The settings that a step depends on, under their names in `Settings`.
 
-    learning_rate: float
+    What has a default here came later: a recipe without it was made as the default says, and is
+    made so again. The defaults of `Settings` are others.
+
+    A training step trains on each sequence in `passes` passes. One update of the optimizer is by
+    `windows_per_update` windows (0: by all of the step). An importance ratio is at most
+    `ratio_cap`. `unrecorded_ratio` says who counts as having answered where nothing was recorded:
+    `one`, the policy as it is (a ratio of 1), the `base` model, or the step's `parent`, which is
+    the policy at its start. `kl_reference` is the one that the KL penalty holds the policy to.
+    Without `group_deviation` an advantage is not divided by its group's deviation. Without
+    `learning_rate` the model's size decides.
+    """
+
+    learning_rate: float | None
     warmup_steps: int
     lora_rank: int
     lora_alpha: int
@@ -98,6 +110,12 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     negative_scale: float
     max_sequence_tokens: int
     micro_batch_tokens: int
+    passes: int = 1
+    windows_per_update: int = 0
+    ratio_cap: float = 5.0
+    unrecorded_ratio: Literal["one", "base", "parent"] = "one"
+    kl_reference: Literal["base", "parent"] = "base"
+    group_deviation: bool = True
 
 
 class OpenJob(msgspec.Struct, frozen=True):
@@ -201,7 +219,8 @@ class WindowShare(msgspec.Struct, frozen=True):
 class StepResult(msgspec.Struct, frozen=True, tag="step_result"):
     """What a step did. `metrics` holds finite numbers only.
 
-    `loss` is the mean over the step's trainable tokens; None if W&B did not report it.
+    `loss` is the mean over the step's trainable tokens (and over its updates); None if W&B did not
+    report it. `optimizer_steps` are the updates done.
     `trainable_tokens` counts the response tokens (with their end token) that took part in the loss;
     `context_tokens` counts all unpadded tokens of the sequences; `dropped_sequences` counts calls
     that are empty or longer than `max_sequence_tokens`. `seconds_by_phase` has load, tokenize,

@@ -145,7 +145,9 @@ def _parent(tx: Connection, recipe: Recipe | None) -> Step | None:
 
 def _hyperparameters(order: ReplayOrder) -> Hyperparameters:
     settings = order.recipe.settings
-    values = {name: settings.get(name.upper()) for name in Hyperparameters.__struct_fields__}
+    # What a recipe of an earlier release lacks is as it was then: the struct's own default.
+    names = [name for name in Hyperparameters.__struct_fields__ if name.upper() in settings]
+    values = {name: settings[name.upper()] for name in names}
     try:
         return msgspec.convert(values, Hyperparameters)
     except msgspec.ValidationError as error:

@@ -22,12 +22,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from babylon_tasks.errors import Final, Retryable
 from babylon_tasks.records.steps import Progress, Sample
 from babylon_tasks.records.trainer_requests import EvaluateRequest, GenerateRequest
+from tests.unit.first_update import first_gradients
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
 from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.gpu.visible import visible_gpus
 from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch.batches import StepTensors
-from workers.trainer.torch.gradients import accumulate_within_memory
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.tokenized import tokenize_groups
 from workers.trainer.torch.trainer import TorchTrainer
@@ -80,9 +80,8 @@ def gradient(model: LanguageModel, samples: list[Sample]) -> tuple[torch.Tensor,
     """One flat vector on the CPU, and how many micro-batches it took."""
     tokenized = tokenize_groups(model.chat, trajectory_groups(samples), 4096)
     step = StepTensors.from_packed(tokenized.sequences.packed(0.7))
-    model.adapted.zero_grad()
-    totals = accumulate_within_memory(model, step, 0.1, 65_536, {}, ignore)
-    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+    found, totals = first_gradients(model, step, micro_batch_tokens=65_536)
+    flat = torch.cat([gradient.flatten() for gradient in found])
     return flat.cpu(), totals.micro_batches
 
 

@@ -28,14 +28,14 @@ from babylon_tasks.records.trainer_requests import (
     GenerateRequest,
     GenerateResult,
 )
-from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
+from tests.unit.tiny import hyperparameters, make_request, make_tiny_model, sample, two_sided
 from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch import memory
 from workers.trainer.torch.batches import StepTensors
 from workers.trainer.torch.checkpoint import policy
-from workers.trainer.torch.gradients import _Attempt
 from workers.trainer.torch.language_model import LanguageModel
-from workers.trainer.torch.memory import Batches
+from workers.trainer.torch.meter import Meter
+from workers.trainer.torch.policies import with_policies
 from workers.trainer.torch.tokenized import tokenize_groups
 from workers.trainer.torch.trainer import TorchTrainer
 
@@ -144,11 +144,10 @@ def test_log_probabilities_are_those_that_a_step_starts_from(
     model = LanguageModel(base_model, torch.device("cpu"))
     tokenized = tokenize_groups(model.chat, trajectory_groups(samples), 1024)
     step = StepTensors.from_packed(tokenized.sequences.packed(0.7))
-    rows = [[row] for row in range(len(step.lengths))]
     with policy(model, checkpoint):
-        attempt = _Attempt(model, step, Batches(rows), ignore)
-        attempt._total = 2 * len(rows)
-        kls = [float(kl_n.double().sum()) for kl_n in attempt._kl_to_base()]
+        step = with_policies(model, step, hyperparameters(), Meter(0, ignore))
+    kl_s = (step.tensors["start"] - step.tensors["reference"]).double()
+    kls = [float(kl_s[step.trained_at([row])].sum()) for row in range(len(step.lengths))]
     ours, theirs = evaluate(trainer, request), evaluate(trainer, base)
     found = [
         one.logprob - other.logprob

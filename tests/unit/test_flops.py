@@ -16,7 +16,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from workers.trainer.torch.flops import Shape, step_flops
+from workers.trainer.torch.flops import Passes, Shape, step_flops
 from workers.trainer.torch.matrix_rate import matrix_rate
 
 TINY = {
@@ -52,15 +52,16 @@ def test_the_flops_of_a_step() -> None:
     # Forward: body 2*4*1152 = 9,216; LoRA 2*4*512 = 4,096; head 2*2*80 = 320;
     # attention 4*7*16 = 448.
     # The step: 2*9,216 + 3*4,096 + 2*320 + 3*448 = 32,704.
-    # The penalty: twice 9,216 + 320 + 448, and 4,096 for the pass with the adapter: 24,064.
+    # A forward pass of the base: 9,216 + 320 + 448 = 9,984; of the policy: 4,096 more, 14,080.
     shape = Shape(1152, 512, 80, 16)
-    assert step_flops(shape, [3, 1], 2, kl=False) == 32_704
-    assert step_flops(shape, [3, 1], 2, kl=True) == 32_704 + 24_064
+    assert step_flops(shape, [3, 1], 2, Passes()) == 32_704
+    several = Passes(training=4, policy=2, base=1)
+    assert step_flops(shape, [3, 1], 2, several) == 4 * 32_704 + 2 * 14_080 + 9_984
 
 
 def test_long_sequences_cost_more_than_their_tokens() -> None:
     shape = Shape(1152, 512, 80, 16)
-    assert step_flops(shape, [1000], 2, kl=False) > step_flops(shape, [500, 500], 2, kl=False)
+    assert step_flops(shape, [1000], 2, Passes()) > step_flops(shape, [500, 500], 2, Passes())
 
 
 def test_the_matrix_rate_is_measured_once() -> None:

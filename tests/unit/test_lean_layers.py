@@ -19,11 +19,11 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from babylon_tasks.errors import UserError
+from tests.unit.first_update import first_gradients
 from tests.unit.tiny import make_tiny_model, two_sided
 from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch import gradients
 from workers.trainer.torch.batches import StepTensors
-from workers.trainer.torch.gradients import accumulate_within_memory
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.lean_layers import use_lean_lora, use_lean_norms
 from workers.trainer.torch.tokenized import tokenize_groups
@@ -56,9 +56,8 @@ def step_of(model: LanguageModel) -> StepTensors:
 
 def gradient(model: LanguageModel, micro_batch_tokens: int = 4096) -> torch.Tensor:
     """One flat vector."""
-    model.adapted.zero_grad()
-    accumulate_within_memory(model, step_of(model), 0.1, micro_batch_tokens, {}, lambda p: None)
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+    found, _ = first_gradients(model, step_of(model), micro_batch_tokens=micro_batch_tokens)
+    return torch.cat([gradient.flatten() for gradient in found])
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -139,12 +138,12 @@ def test_out_of_memory_gives_up_activations_first_and_then_rows(
     tried: list[tuple[bool, int]] = []
     backward = gradients._Attempt._backward
 
-    def limited(self: object, batch: object, config: object) -> object:
+    def limited(self: object, batch: object) -> object:
         rows = batch.predicts.shape[0]
         tried.append((model.network.is_gradient_checkpointing, rows))
         if rows > 4 or not model.network.is_gradient_checkpointing:
             raise error
-        return backward(self, batch, config)
+        return backward(self, batch)
 
     monkeypatch.setattr(gradients._Attempt, "_backward", limited)
     assert apart(gradient(model), whole) < 0.02
@@ -167,7 +166,7 @@ def test_a_gpu_that_others_fill_is_nobodys_fault(
 def test_another_fault_of_cuda_is_not_taken_for_a_lack_of_memory(
     base_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fault(self: object, batch: object, config: object) -> object:
+    def fault(self: object, batch: object) -> object:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(gradients._Attempt, "_backward", fault)

@@ -31,12 +31,12 @@ from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
 
 from babylon_tasks.errors import CheckpointUnreadable, Final, UserError
 from babylon_tasks.records.steps import Call, Logprobs, Progress, Sample, StepRequest, StepResult
+from tests.unit.first_update import first_gradients
 from tests.unit.tiny import make_request, make_tiny_model, sample, two_sided
 from workers.trainer.samples import read_samples, trajectory_groups
-from workers.trainer.torch import gradients
 from workers.trainer.torch.batches import StepTensors, micro_batches
 from workers.trainer.torch.chat_format import ChatFormat
-from workers.trainer.torch.gradients import accumulate_within_memory
+from workers.trainer.torch.gradients import Totals
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.tokenized import tokenize_groups
 from workers.trainer.torch.trainer import TorchTrainer
@@ -340,12 +340,10 @@ def moved_model(base_model: str) -> LanguageModel:
 
 def gradients_of(
     model: LanguageModel, step: StepTensors, kl_penalty: float, micro_batch_tokens: int
-) -> tuple[list[torch.Tensor], gradients.Totals]:
-    model.adapted.zero_grad()
-    totals = accumulate_within_memory(
-        model, step, kl_penalty, micro_batch_tokens, {}, lambda progress: None
+) -> tuple[list[torch.Tensor], Totals]:
+    return first_gradients(
+        model, step, kl_penalty=kl_penalty, micro_batch_tokens=micro_batch_tokens
     )
-    return [p.grad.clone() for p in model.parameters()], totals
 
 
 def assert_same_gradients(
@@ -377,7 +375,7 @@ def test_micro_batches_do_not_change_the_gradients(
     assert many.loss == pytest.approx(one.loss, rel=1e-5)
     assert many.entropy == pytest.approx(one.entropy, rel=1e-5)
     if kl_penalty:
-        assert many.kl == pytest.approx(one.kl, rel=1e-4)
+        assert many.drift == pytest.approx(one.drift, rel=1e-4)
 
 
 def test_a_cpu_takes_no_more_at_once_than_its_cache_holds(
@@ -408,7 +406,8 @@ def test_gradients_are_those_of_arts_loss_one_sequence_at_a_time(
         loss += float(share.detach()) / step.trained_tokens
     assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
     assert totals.loss == pytest.approx(loss, rel=1e-4)
-    assert (totals.ratios["logprobs_share"] > 0) == recorded
+    ratios = totals.ratios.metrics(step.trained_tokens)
+    assert (ratios["logprobs_share"] > 0) == recorded
 
 
 def as_said_by(
@@ -449,14 +448,16 @@ def test_a_token_counts_as_often_as_its_ratio_says(
     plain, _ = gradients_of(model, tensors_of(chat, samples), 0.0, 300)
     log_ratio = min(math.log(times), 9999.0)  # what vLLM has for a token that it could not say
     recorded = as_said_by(model, chat, samples, log_ratio)
-    found, totals = gradients_of(model, tensors_of(chat, recorded), 0.0, 300)
+    step = tensors_of(chat, recorded)
+    found, totals = gradients_of(model, step, 0.0, 300)
+    ratios = totals.ratios.metrics(step.trained_tokens)
     assert_same_gradients(found, [counts * gradient for gradient in plain], 1e-4)
-    assert totals.ratios["logprobs_share"] == 1
-    assert totals.ratios["ratio_mean"] == pytest.approx(counts, rel=1e-4)
-    assert totals.ratios["ratio_clipped"] == float(times > 5)
-    assert totals.ratios["kl_recorded"] == pytest.approx(-log_ratio, abs=1e-3)
+    assert ratios["logprobs_share"] == 1
+    assert ratios["ratio_mean"] == pytest.approx(counts, rel=1e-4)
+    assert ratios["ratio_clipped"] == float(times > 5)
+    assert ratios["kl_recorded"] == pytest.approx(-log_ratio, abs=1e-3)
     if times <= 5:
-        assert totals.ratios["probs_corr"] == pytest.approx(1.0, abs=1e-4)
+        assert ratios["probs_corr"] == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("samples", [random_samples(8), long_samples(8)], ids=["odd", "long"])
@@ -475,7 +476,7 @@ def test_the_kl_penalty_is_arts_over_the_whole_step(
     loss = loss_fn(inputs, logprobs, reference, None, {"kl_penalty_coef": 0.5}, "sum")
     (loss.policy_loss_sum / step.trained_tokens).backward()
     assert_same_gradients(ours, [p.grad for p in model.parameters()], 1e-4)
-    assert totals.kl == pytest.approx(float(loss.kl_policy_ref), rel=1e-4)
+    assert totals.drift == pytest.approx(float(loss.kl_policy_ref), rel=1e-4)
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [16, 4096])

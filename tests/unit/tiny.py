@@ -58,7 +58,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> str:
     return str(folder)
 
 
-def hyperparameters(**changes: float) -> Hyperparameters:
+def hyperparameters(**changes: float | str) -> Hyperparameters:
     values = {
         "learning_rate": 1e-3,
         "warmup_steps": 0,
@@ -79,7 +79,7 @@ def make_request(
     parent: str | None = None,
     name: str = "attempt",
     seed: int = 7,
-    **changes: float,
+    **changes: float | str,
 ) -> StepRequest:
     """Write the samples and ask for a step on them."""
     scratch = folder / name

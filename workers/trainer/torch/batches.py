@@ -22,6 +22,10 @@ _PADDING = {
     "advantages": 0.0,
     "weights": 0.0,
     "group_ids": -1,
+    # Not ART's: log-probabilities by other policies, see `policies`.
+    "recorded": math.nan,
+    "start": 0.0,
+    "reference": 0.0,
 }
 # A row shorter than this share of the longest goes into another batch: attention over padding
 # costs more than one batch more.
@@ -32,7 +36,9 @@ _LIKE_LENGTH = 0.75
 class StepTensors:
     """ART's packed tensors, one row of all tokens, and where each sequence begins.
 
-    An evaluation has only tokens and assistant_mask of them.
+    An evaluation has only tokens and assistant_mask of them. `policies` adds some: `start` and
+    `reference`, the log-probabilities of the trained tokens by the policy at the step's start and
+    by the KL penalty's reference, and `recorded`, where `logprobs` has more than was recorded.
     """
 
     tensors: dict[str, torch.Tensor]  # [S] each
@@ -52,6 +58,12 @@ class StepTensors:
             lengths=(ends - starts).tolist(),
             trained_tokens=int(tensors["assistant_mask"].sum()),
         )
+
+    def trained_at(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return where in `tensors` the trained tokens of these sequences are, in their order."""
+        mask = self.tensors["assistant_mask"]
+        spans = [(self.starts[row] + 1, self.starts[row] + self.lengths[row]) for row in rows]
+        return torch.cat([mask[begin:end].nonzero().squeeze(1) + begin for begin, end in spans])
 
     def take(self, rows: list[int], device: torch.device) -> MicroBatch:
         """Return the sequences of these numbers as a micro-batch, padded on the right."""
@@ -77,8 +89,12 @@ class MicroBatch:
     @property
     def recorded_n(self) -> torch.Tensor:
         """The recorded log-probability of each trained token, NaN where there is none; [N]."""
-        recorded_bt: torch.Tensor = shift_tensor(self.inputs["logprobs"], math.nan)
-        return recorded_bt.flatten().index_select(0, self._positions_n(recorded_bt.device))
+        return self.of_trained("recorded" if "recorded" in self.inputs else "logprobs")
+
+    def of_trained(self, name: str) -> torch.Tensor:
+        """Return the input of this name of each trained token, in row order; [N]."""
+        shifted_bt: torch.Tensor = shift_tensor(self.inputs[name], math.nan)
+        return shifted_bt.flatten().index_select(0, self._positions_n(shifted_bt.device))
 
     def spread(self, values_n: torch.Tensor) -> torch.Tensor:
         """Return a value a trained token, in row order, if `predicts` is true, else 0: [B, T]."""

@@ -4,15 +4,15 @@ After PaLM's appendix B (arXiv 2204.02311) and Kaplan et al. (arXiv 2001.08361):
 weights costs 2N operations a token forward, as much backward for the gradient of its input, and as
 much again for that of the weights. Adapted: the base is frozen, so it has no gradient of weights;
 the head is asked about trained tokens only; attention is causal, so half of its square counts; and
-with a KL penalty the two more forward passes (model and base) are part of the step. Norms,
-activations and the softmax are not counted.
+the forward passes without gradients (of the policy before and after the step, of the base model)
+are part of the step. Norms, activations and the softmax are not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,20 @@ class Shape:
         )
 
 
-def step_flops(shape: Shape, lengths: Sequence[int], trained_tokens: int, kl: bool) -> float:
-    """Operations of one step over sequences of these lengths; `kl`: with a KL penalty."""
+class Passes(NamedTuple):
+    """How often a step's sequences go through the model.
+
+    `training` is forward and backward; the two others are forward alone, with the adapter (the
+    `policy`) and without it (the `base` model).
+    """
+
+    training: int = 1
+    policy: int = 0
+    base: int = 0
+
+
+def step_flops(shape: Shape, lengths: Sequence[int], trained_tokens: int, passes: Passes) -> float:
+    """Operations of one step over sequences of these lengths."""
     tokens = sum(lengths)
     pairs = sum(length * (length + 1) / 2 for length in lengths)  # a token sees itself
     body = 2.0 * tokens * shape.body_weights
@@ -60,7 +72,6 @@ def step_flops(shape: Shape, lengths: Sequence[int], trained_tokens: int, kl: bo
     head = 2.0 * trained_tokens * shape.head_weights
     attention = 4.0 * pairs * shape.attention_width  # scores, and what is made of the values
     # Forward and backward; attention has two products forward and four backward.
-    flops = 2 * body + 3 * lora + 2 * head + 3 * attention
-    if kl:
-        flops += 2 * (body + head + attention) + lora  # the base's pass has no adapter
-    return flops
+    training = 2 * body + 3 * lora + 2 * head + 3 * attention
+    base = body + head + attention  # it has no adapter
+    return passes.training * training + passes.policy * (base + lora) + passes.base * base

@@ -127,6 +127,11 @@ class LanguageModel:
         )
         return True
 
+    @property
+    def hidden_size(self) -> int:
+        """The size of its hidden states, H."""
+        return int(self.network.config.get_text_config().hidden_size)
+
     def parameters(self) -> list[torch.nn.Parameter]:
         """Return the adapter's weights, float32, in a fixed order."""
         return [p for p in self.adapted.parameters() if p.requires_grad]

@@ -9,13 +9,16 @@ import math
 
 import torch
 
-_MOST = 5.0  # ART's CISPO clips ratios to 0 and 5
-
 
 class Ratios:
-    """Collects both sides of a step's tokens, and makes metrics of them."""
+    """Collects both sides of a step's tokens, and makes metrics of them.
 
-    def __init__(self) -> None:
+    Args:
+        cap: The largest ratio that the loss lets through.
+    """
+
+    def __init__(self, cap: float) -> None:
+        self._log_cap = math.log(cap)
         self._old: list[torch.Tensor] = []
         self._new: list[torch.Tensor] = []
 
@@ -23,6 +26,11 @@ class Ratios:
         """Log-probabilities of a micro-batch: recorded ones (NaN: none), and the model's."""
         self._old.append(old_n)  # sorted out at the end: here it would wait for the GPU
         self._new.append(new_n)
+
+    def extend(self, other: Ratios) -> None:
+        """Add what another has collected, and free the GPU of it."""
+        self._old.append(torch.cat(other._old).cpu())
+        self._new.append(torch.cat(other._new).cpu())
 
     def metrics(self, trained_tokens: int) -> dict[str, float]:
         """Of the tokens with recorded logprobs; with none of those only their share, 0.
@@ -44,8 +52,8 @@ class Ratios:
         return {
             **share,
             # By their logarithms: vLLM has -9999 for what it could not say, an infinite ratio.
-            "ratio_mean": float(logs.clamp(max=math.log(_MOST)).exp().mean()),
-            "ratio_clipped": float((logs > math.log(_MOST)).double().mean()),
+            "ratio_mean": float(logs.clamp(max=self._log_cap).exp().mean()),
+            "ratio_clipped": float((logs > self._log_cap).double().mean()),
             "kl_recorded": float(-logs.mean()),
             "probs_corr": corr,
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,19 @@ class Sequences:
         self._trained.append(len(answer))
         self._advantages.append(advantage)
         self._weights.append(weight)
+
+    def part(self, begin: int, end: int) -> Sequences:
+        """Return a copy of the sequences from number `begin` to before `end`."""
+        first = sum(self._lengths[:begin])
+        last = first + sum(self._lengths[begin:end])
+        part = Sequences()
+        part._tokens = self._tokens[first:last]
+        for name in ("_lengths", "_trained", "_advantages", "_weights"):
+            setattr(part, name, getattr(self, name)[begin:end])
+        low, high = bisect_left(self._recorded_at, first), bisect_left(self._recorded_at, last)
+        part._recorded_at = array("q", (at - first for at in self._recorded_at[low:high]))
+        part._recorded = self._recorded[low:high]
+        return part
 
     @property
     def lengths(self) -> Sequence[int]:

@@ -7,6 +7,7 @@ to it otherwise, which a test proves.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,16 @@ class TokenizedGroups:
     misfits: int = 0  # calls whose recorded log-probabilities are of other tokens than ours
     windows: dict[str, WindowShare] = field(default_factory=dict)  # by window id
 
+    def mini_batches(self, windows_each: int) -> list[Sequences]:
+        """Return the sequences in parts of so many whole windows, in order; 0: all in one.
+
+        A window without a sequence does not count.
+        """
+        counts = [share.sequences for share in self.windows.values() if share.sequences]
+        ends = [0, *itertools.accumulate(counts)]
+        bounds = [*ends[: -1 : windows_each or len(ends)], ends[-1]]
+        return [self.sequences.part(*pair) for pair in itertools.pairwise(bounds)]
+
     def add(self, window_id: str, advantage: float, sample: TokenizedSample) -> None:
         """Append the calls of one trajectory, and count them."""
         tokens = sample.answer_tokens
@@ -62,16 +73,18 @@ def tokenize_groups(
     groups: Sequence[Sequence[Sample]],
     max_sequence_tokens: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    by_deviation: bool = True,
 ) -> TokenizedGroups:
     """Tokenize every call of every trajectory that has an advantage.
 
-    `on_progress` gets (trajectories done, trajectories in all). See `tokenize_samples`.
+    `on_progress` gets (trajectories done, trajectories in all). See `tokenize_samples`, and for
+    `by_deviation` see `advantages`.
     """
     tokenized = TokenizedGroups()
     samples: list[Sample] = []
     advantage_of: list[float] = []
     for group in groups:
-        for sample, advantage in zip(group, advantages(group), strict=True):
+        for sample, advantage in zip(group, advantages(group, by_deviation), strict=True):
             if advantage == 0:
                 tokenized.without_advantage += 1
                 continue
@@ -83,10 +96,11 @@ def tokenize_groups(
     return tokenized
 
 
-def advantages(group: Any) -> list[float]:
+def advantages(group: Any, by_deviation: bool = True) -> list[float]:
     """GRPO: each reward less the group's mean, over the group's deviation, as ART has it.
 
-    All are 0 where the rewards cannot be told apart.
+    Without `by_deviation` they are not divided (Dr. GRPO): a group whose rewards hardly differ
+    teaches less than others. All are 0 where the rewards cannot be told apart.
     """
     rewards = [trajectory.reward for trajectory in group]
     if not rewards:
@@ -96,7 +110,8 @@ def advantages(group: Any) -> list[float]:
     deviation = math.hypot(*(reward - mean for reward in rewards)) / math.sqrt(len(rewards))
     if not _EPSILON < deviation < math.inf:
         return [0.0] * len(rewards)
-    return [(reward - mean) / (deviation + _EPSILON) for reward in rewards]
+    scale = deviation + _EPSILON if by_deviation else 1.0
+    return [(reward - mean) / scale for reward in rewards]
 
 
 class TokenizedCall(NamedTuple):

@@ -27,6 +27,7 @@ from workers.trainer.torch.generate import generate
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.matrix_rate import matrix_rate
 from workers.trainer.torch.memory import release_memory
+from workers.trainer.torch.policies import passes_of
 from workers.trainer.torch.sequences import Sequences
 from workers.trainer.torch.step import TorchStep
 
@@ -82,7 +83,7 @@ class TorchTrainer:
             dropped_sequences=tokenized.dropped.total(),
             trainable_tokens=sequences.trainable_tokens,
             context_tokens=sequences.context_tokens,
-            optimizer_steps=1,
+            optimizer_steps=step.optimizer_steps,
             device=self._device_name(),
             gpu_seconds=seconds if self._device.type == "cuda" else 0.0,
             seconds_by_phase=phases,
@@ -166,8 +167,9 @@ class TorchTrainer:
         seconds = phases["forward_backward"] + phases["optimizer"]
         if shape is None or rate is None or seconds <= 0:
             return None
-        kl = request.hyperparameters.kl_penalty > 0
-        return step_flops(shape, sequences.lengths, sequences.trainable_tokens, kl) / seconds / rate
+        passes = passes_of(request.hyperparameters)
+        flops = step_flops(shape, sequences.lengths, sequences.trainable_tokens, passes)
+        return flops / seconds / rate
 
 
 def _reward_metrics(samples: list[Sample]) -> dict[str, float]:

@@ -37,6 +37,8 @@ from workers.trainer.wandb.recorded import Recorded, recorded_groups
 
 log = logging.getLogger(__name__)
 
+DEFAULT_RATE = 1e-5  # where LEARNING_RATE leaves it to the model: W&B does not say its size
+
 
 class RemoteCheckpoint(msgspec.Struct, frozen=True):
     """What stands in `remote.json`: the weights are W&B's, and stay there."""
@@ -198,9 +200,9 @@ class _Step:
             )
         wanted = self._request.hyperparameters
         config = {
-            "learning_rate": wanted.learning_rate,
+            "learning_rate": wanted.learning_rate or DEFAULT_RATE,
             "advantage_balance": 1 - wanted.negative_scale,
-            "scale_rewards": True,
+            "scale_rewards": wanted.group_deviation,
         }
         self._tell(Progress("post"))
         self._note(JobNote("intent", remote_step=before))

@@ -1,0 +1,134 @@
+"""The updates of a training step: its passes over mini-batches of whole windows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import torch
+
+from babylon_tasks.errors import Final
+from babylon_tasks.records.steps import Hyperparameters, Progress
+from workers.trainer.torch import policies
+from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.gradients import Objective, Totals, accumulate_within_memory
+from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.learning_rate import learning_rate
+from workers.trainer.torch.meter import Meter
+from workers.trainer.torch.ratios import Ratios
+
+MAX_GRADIENT_NORM = 1.0
+
+
+class Updates:
+    """Takes a step's updates, one for each mini-batch in each pass.
+
+    `count`, `seconds_by_phase` and `metrics` are complete after `run`.
+
+    Args:
+        model: With the adapter to train.
+        optimizer: Of its parameters.
+        wanted: The recipe.
+        before: Updates of the lineage before this step.
+        on_progress: Gets signs of life.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        wanted: Hyperparameters,
+        before: int,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._model, self._optimizer, self._wanted = model, optimizer, wanted
+        self._before, self._on_progress = before, on_progress
+        self._ratios = Ratios(wanted.ratio_cap)
+        self._trained_tokens = 0
+        self._values: dict[str, list[float]] = {}  # by metric, one of each update
+        self.count = 0
+        self.seconds_by_phase: Counter[str] = Counter()
+        self.metrics: dict[str, float] = {}
+
+    def run(self, mini_batches: Sequence[StepTensors]) -> None:
+        """Train: all mini-batches in their order, then again in the next pass.
+
+        Raises:
+            OneSequenceTooLarge: One sequence alone does not fit.
+            Final: The gradients are not finite.
+        """
+        wanted, started = self._wanted, time.monotonic()
+        rows = sum(len(one.lengths) for one in mini_batches)
+        self._meter = Meter(rows * sum(policies.passes_of(wanted)), self._on_progress)
+        micro = wanted.micro_batch_tokens
+        parts = [
+            policies.with_policies(self._model, one, wanted, self._meter) for one in mini_batches
+        ]
+        drifts = [0.0] * len(parts)
+        if wanted.kl_penalty > 0:
+            drifts = [policies.mean_drift(self._model, part, micro) for part in parts]
+        self._took("forward_backward", started)
+        for _ in range(wanted.passes):
+            for number, part in enumerate(parts):
+                drifts[number] = self._update(part, drifts[number])
+        started = time.monotonic()
+        changes = [
+            policies.changes(part, policies.logprobs_by(self._model, part, micro, self._meter))
+            for part in parts
+        ]
+        self._took("forward_backward", started)
+        self._finish(float(torch.cat(changes).mean()))
+
+    def _update(self, part: StepTensors, mean_drift: float) -> float:
+        """Take one update, and return the mean drift from the KL penalty's reference before it."""
+        wanted, started = self._wanted, time.monotonic()
+        for group in self._optimizer.param_groups:  # the parent's state carries the parent's rate
+            group["lr"] = learning_rate(wanted, self._model.hidden_size, self._before + self.count)
+        objective = Objective(
+            wanted.ratio_cap, wanted.kl_penalty, mean_drift, at_start=self.count == 0
+        )
+        totals = accumulate_within_memory(
+            self._model, part, objective, wanted.micro_batch_tokens, self._meter
+        )
+        computed = self._took("forward_backward", started)
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
+        if not (torch.isfinite(norm) and math.isfinite(totals.loss)):
+            raise Final("the gradients are not finite: lower LEARNING_RATE or change BASE_MODEL")
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._took("optimizer", computed)
+        self._note(totals, mean_drift, float(norm))
+        self._trained_tokens += part.trained_tokens
+        self.count += 1
+        return mean_drift if totals.drift is None else totals.drift
+
+    def _took(self, phase: str, started: float) -> float:
+        now = time.monotonic()
+        self.seconds_by_phase[phase] += now - started  # type: ignore[assignment]
+        return now
+
+    def _note(self, totals: Totals, mean_drift: float, norm: float) -> None:
+        values = {
+            "loss": totals.loss,
+            "entropy": totals.entropy,
+            "grad_norm": norm,
+            "micro_batches": float(totals.micro_batches),
+        }
+        if totals.drift is not None:
+            # Of the first update as the penalty took it: the sum in another order rounds otherwise.
+            values["kl"] = totals.drift if self.count else mean_drift
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value)
+        self._ratios.extend(totals.ratios)
+
+    def _finish(self, policy_change: float) -> None:
+        self.metrics = {
+            **{name: fmean(values) for name, values in self._values.items()},
+            "micro_batches": sum(self._values["micro_batches"]),
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "policy_change": policy_change,
+            **self._ratios.metrics(self._trained_tokens),
+        }
