@@ -45,19 +45,36 @@ class Training(Group):
         "most 4,096 on a CPU.",
         json_schema_extra=PER_LINEAGE,
     )
-    learning_rate: float = Field(
-        1e-5,
+    learning_rate: float | None = Field(
+        None,
         gt=0,
         lt=1,
-        description="Learning rate of AdamW, constant after the warm-up.",
+        description="Learning rate of AdamW, constant after the warm-up. Without it the size of "
+        "`BASE_MODEL` decides: 5e-4 at a hidden size of 2,000, a little more for smaller models "
+        "(with `TRAINER=serverless`: 1e-5).",
         json_schema_extra=PER_LINEAGE,
     )
     warmup_steps: int = Field(
         5,
         ge=0,
         le=INT32,
-        description="Number of a new model's first steps in which the learning rate grows evenly "
+        description="Number of a new model's first updates in which the learning rate grows evenly "
         "to the full one; `0`: no warm-up.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    passes: int = Field(
+        4,
+        ge=1,
+        le=100,
+        description="How often each LLM call is trained on in its step.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    windows_per_update: int = Field(
+        1,
+        ge=0,
+        le=INT32,
+        description="Windows that share an update of the weights; a step takes its windows one "
+        "after the other, in each pass. `0`: all windows of the step share one.",
         json_schema_extra=PER_LINEAGE,
     )
     lora_rank: int = Field(
@@ -78,7 +95,13 @@ class Training(Group):
         0.1,
         ge=0,
         le=100,
-        description="Weight of the KL penalty to the base model; `0` turns it off.",
+        description="Weight of the KL penalty; `0` turns it off.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    kl_reference: Literal["base", "parent"] = Field(
+        "base",
+        description="What the KL penalty holds the model to: the `base` model, or the step's "
+        "`parent`, the version that it starts from.",
         json_schema_extra=PER_LINEAGE,
     )
     negative_scale: float = Field(
@@ -86,6 +109,25 @@ class Training(Group):
         ge=0,
         le=1,
         description="Factor on negative advantages, because recorded traces are off-policy.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    ratio_cap: float = Field(
+        2,
+        ge=1,
+        le=1000,
+        description="Largest importance ratio: how often a token may count at most that the model "
+        "says more often than the policy that answered.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    unrecorded_ratio: Literal["one", "base", "parent"] = Field(
+        "base",
+        description="Who counts as having answered where no log-probabilities were recorded: the "
+        "`base` model, the step's `parent`, or `one`: a ratio of 1.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    group_deviation: bool = Field(
+        True,
+        description="Whether advantages are divided by their window's standard deviation.",
         json_schema_extra=PER_LINEAGE,
     )
     gpu_usd_per_hour: float | None = Field(

@@ -50,11 +50,7 @@ _line_decoder = msgspec.json.Decoder(_Line)
 def hyperparameters_in_force(settings: Settings) -> Hyperparameters:
     """Return what of the settings a trainer is told."""
     return Hyperparameters(
-        **{
-            name: getattr(settings, name)
-            for name in Hyperparameters.__struct_fields__
-            if name in type(settings).model_fields
-        }
+        **{name: getattr(settings, name) for name in Hyperparameters.__struct_fields__}
     )
 
 

@@ -123,7 +123,7 @@ def replay(order: ReplayOrder, trainer: Trainer, scratch: Path) -> Replayed:
         output_dir=str(scratch / "checkpoint"),
         seed=recipe.seed,
         base_revision=recipe.base_revision,
-        hyperparameters=_hyperparameters(order),
+        hyperparameters=recorded_hyperparameters(recipe, order.name),
     )
     result = trainer.step(request, lambda progress: None)
     now = with_result(msgspec.structs.replace(recipe, machine=this_machine()), result)
@@ -143,8 +143,13 @@ def _parent(tx: Connection, recipe: Recipe | None) -> Step | None:
     return parent
 
 
-def _hyperparameters(order: ReplayOrder) -> Hyperparameters:
-    settings = order.recipe.settings
+def recorded_hyperparameters(recipe: Recipe, step: str) -> Hyperparameters:
+    """Return what the trainer was told when the step of this name was made.
+
+    Raises:
+        UserError: This release does not know a value, or lacks one.
+    """
+    settings = recipe.settings
     # What a recipe of an earlier release lacks is as it was then: the struct's own default.
     names = [name for name in Hyperparameters.__struct_fields__ if name.upper() in settings]
     values = {name: settings[name.upper()] for name in names}
@@ -152,7 +157,7 @@ def _hyperparameters(order: ReplayOrder) -> Hyperparameters:
         return msgspec.convert(values, Hyperparameters)
     except msgspec.ValidationError as error:
         raise UserError(
-            f"{order.name} cannot be made again by this release: in its recipe, {error}"
+            f"{step} cannot be made again by this release: in its recipe, {error}"
         ) from None
 
 

@@ -127,5 +127,5 @@ def test_a_branch_that_was_given_up(
     diff = read_diff(Fleet(context.database, context.settings, context.holder), "2", "3")
     assert diff.common is not None
     assert diff.common.step == 1
-    assert diff.recipe == {"LEARNING_RATE": (1e-5, 0.5)}
+    assert diff.recipe == {"LEARNING_RATE": (None, 0.5)}
     assert [each.windows for each in diff.data] == [[hours_ago(3)], [hours_ago(4)]]

@@ -137,9 +137,9 @@ def test_attached_values_are_those_of_the_version_that_answered(
 ) -> None:
     """Step 1 trains on what the base model is said to have answered, step 2 on what step 1 is.
 
-    Each trains what it asks about, so its ratios are 1.
+    Each trains what it asks about, once, so its ratios are 1.
     """
-    context = make_asking(learning_rate=0.01, warmup_steps=0)
+    context = make_asking(learning_rate=0.01, warmup_steps=0, passes=1)
     first, second = hours_ago(5), hours_ago(3)
     add_window(context, first)
     assert pipeline.score(context) == [first]
@@ -190,7 +190,9 @@ def test_the_server_makes_the_trainers_tokens_of_other_kinds(
     Qwen2ForCausalLM(config).save_pretrained(folder)
     with LogprobsServer(folder) as server:
         server.models["base"] = None
-        context = make_context(base_model=folder, logprobs_url=server.url, logprobs_model="base")
+        context = make_context(
+            base_model=folder, logprobs_url=server.url, logprobs_model="base", passes=1
+        )
         add_window(context, hours_ago(2))
         pipeline.score(context)
         report = pipeline.train(context, trainer)

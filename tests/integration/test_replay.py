@@ -212,11 +212,33 @@ def test_a_replay_gives_the_same_weights_and_writes_nothing(
     assert sorted((tmp_path / "checkpoints").rglob("*")) == files
 
 
+def test_a_step_of_an_earlier_release_is_made_again_as_it_was(
+    make_torch: Callable[..., Context], torch_trainer: Trainer, tmp_path: Path
+) -> None:
+    """Its recipe says nothing of passes and ratios; the settings of today do."""
+    later = ["PASSES", "WINDOWS_PER_UPDATE", "RATIO_CAP", "UNRECORDED_RATIO", "KL_REFERENCE",
+             "GROUP_DEVIATION"]  # fmt: skip
+    then = make_torch(
+        passes=1, windows_per_update=0, ratio_cap=5.0, unrecorded_ratio="one", max_staleness=0
+    )
+    make_steps(then, torch_trainer, 1)
+    query(
+        then,
+        """UPDATE rl.steps SET recipe = jsonb_set(recipe, '{settings}',
+               (recipe -> 'settings') - %s::text[]) RETURNING 1""",
+        later,
+    )
+    settings = one(then, "SELECT recipe -> 'settings' AS found FROM rl.steps")["found"]
+    assert not set(later) & settings.keys()
+    _, difference = make_again(make_torch(), torch_trainer, tmp_path, "1")
+    assert (difference.differing, difference.largest) == (0, 0.0)
+
+
 def test_another_step_is_told_from_it(
     make_torch: Callable[..., Context], torch_trainer: Trainer, tmp_path: Path
 ) -> None:
     """The comparison sees what one other number in the recipe does."""
-    context = make_torch()
+    context = make_torch(passes=1)
     make_steps(context, torch_trainer, 1)
     query(
         context,

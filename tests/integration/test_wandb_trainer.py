@@ -95,6 +95,8 @@ class Attempt:
         **changes: Any,
     ) -> StepResult:
         path = self.folder / "samples.jsonl"
+        rate = changes.pop("learning_rate", 1e-5)
+        deviation = changes.pop("group_deviation", True)
         lines = [msgspec.json.encode(s) for s in (SAMPLES if samples is None else samples)]
         path.write_bytes(b"\n".join(lines))
         remote: dict[str, Any] = {"url": self.server.url, "lost_seconds": 20.0, **changes}
@@ -106,7 +108,9 @@ class Attempt:
             scratch_dir=str(self.folder / "scratch"),
             output_dir=str(self.folder / "out"),
             seed=1,
-            hyperparameters=Hyperparameters(1e-5, 5, 8, 16, 0.1, 0.3, 4096, 16384),
+            hyperparameters=Hyperparameters(
+                rate, 5, 8, 16, 0.1, 0.3, 4096, 16384, group_deviation=deviation
+            ),
             remote=Remote(
                 **{"entity": None, "project": "babylon-rl", "usd_per_job": 1.5, "job": job} | remote
             ),
@@ -176,6 +180,14 @@ def test_what_is_sent_is_what_the_agent_saw_one_history_a_call(
     assert (token["token"], token["logprob"]) == ("token_id:3", -0.5)
     config = server.jobs[0].body["experimental_config"]
     assert config == {"learning_rate": 1e-5, "advantage_balance": 0.7, "scale_rewards": True}
+
+
+def test_without_a_rate_it_is_small_and_the_deviation_is_as_set(
+    attempt: Attempt, server: WandbServer
+) -> None:
+    attempt.step(learning_rate=None, group_deviation=False)
+    config = server.jobs[0].body["experimental_config"]
+    assert config == {"learning_rate": 1e-5, "advantage_balance": 0.7, "scale_rewards": False}
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # ART's, of tool calls

@@ -23,7 +23,13 @@ from babylon_tasks.records.recipes import (
 from babylon_tasks.records.steps import Call, Hyperparameters, Sample
 from babylon_tasks.settings import Settings
 from babylon_tasks.settings.overrides import OVERRIDABLE
-from babylon_tasks.training.recipe import digest_of, settings_in_force, this_machine
+from babylon_tasks.training.recipe import (
+    digest_of,
+    hyperparameters_in_force,
+    settings_in_force,
+    this_machine,
+)
+from babylon_tasks.training.replay import recorded_hyperparameters
 
 USUAL_WINDOWS = 40  # a million tokens, at 25,000 each
 LARGEST_USUAL_RECIPE = 10_000  # bytes
@@ -82,13 +88,46 @@ def test_all_settings_of_a_lineage_are_in_it_and_no_secret() -> None:
     )
     values = settings_in_force(settings)
     assert values.keys() == {name.upper() for name in OVERRIDABLE}
-    told = {one.name.upper() for one in msgspec.structs.fields(Hyperparameters) if one.required}
-    assert told < values.keys()
+    assert {name.upper() for name in Hyperparameters.__struct_fields__} < values.keys()
     assert (values["LEARNING_RATE"], values["MAX_STALENESS"]) == (3e-5, None)
     assert values["JUDGE_BASE_URL"] == "https://judge:8443/v1"
     assert values["LOGPROBS_URL"] == "http://host/v1"
     assert values["JUDGE_RUBRIC"] == "/srv/what?.txt"
     assert "hidden" not in json.dumps(values)
+
+
+def test_a_step_is_told_the_settings_in_force() -> None:
+    settings = Settings(
+        base_model="none", passes=2, windows_per_update=3, ratio_cap=4.5, unrecorded_ratio="parent",
+        kl_reference="parent", group_deviation=False,
+    )  # fmt: skip
+    told = hyperparameters_in_force(settings)
+    assert told == Hyperparameters(
+        None, 5, 8, 16, 0.1, 0.3, 4096, 16_384, 2, 3, 4.5, "parent", "parent", False
+    )
+
+
+def test_a_recipe_of_before_is_made_again_as_it_was() -> None:
+    """The step had one update, ratios up to 5, and a ratio of 1 where nothing was recorded."""
+    later = {
+        "PASSES", "WINDOWS_PER_UPDATE", "RATIO_CAP", "UNRECORDED_RATIO", "KL_REFERENCE",
+        "GROUP_DEVIATION",
+    }  # fmt: skip
+    now = settings_in_force(Settings(base_model="none", learning_rate=1e-5))
+    assert later < now.keys()
+    then = {name: value for name, value in now.items() if name not in later}
+    wanted = recorded_hyperparameters(make_recipe(settings=then), "step 1")
+    assert wanted == Hyperparameters(
+        1e-5, 5, 8, 16, 0.1, 0.3, 4096, 16_384, 1, 0, 5.0, "one", "base", True
+    )
+    again = recorded_hyperparameters(make_recipe(settings={**now, "PASSES": 3}), "step 1")
+    assert (again.passes, again.ratio_cap, again.unrecorded_ratio) == (3, 2.0, "base")
+    for wrong in ({**now, "KL_REFERENCE": "someone"}, {**now, "LORA_RANK": None}):
+        with pytest.raises(UserError, match="step 1 cannot be made again by this release"):
+            recorded_hyperparameters(make_recipe(settings=wrong), "step 1")
+    del then["LORA_RANK"]
+    with pytest.raises(UserError, match="missing required field `lora_rank`"):
+        recorded_hyperparameters(make_recipe(settings=then), "step 1")
 
 
 def test_the_digest_of_samples(tmp_path: Path) -> None:
