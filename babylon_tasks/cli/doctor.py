@@ -11,6 +11,7 @@ from babylon_tasks.cli.common import as_json, print_json, wide_console
 from babylon_tasks.cockpit import checks, machine
 from babylon_tasks.cockpit.checks import Check
 from babylon_tasks.cockpit.hub import is_cached
+from babylon_tasks.cockpit.learning import learning
 from babylon_tasks.settings import load_settings
 
 
@@ -55,4 +56,5 @@ def _checks() -> dict[str, Check]:
         "checkpoint store": machine.checkpoint_store,
         "GPU": lambda _: machine.gpus(visible_gpus(), descriptions()),
         "windows": checks.windows,
+        "learning": learning,
     }

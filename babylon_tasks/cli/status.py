@@ -6,6 +6,7 @@ import click
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
 from babylon_tasks.cockpit.status import database_status, queue_lengths
+from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
 from babylon_tasks.settings import load_settings
 
 # The word for a value that is missing.
@@ -20,7 +21,8 @@ def status(lineage: str | None, as_json: bool) -> None:
 
     A canary's age is the time since a message last went through Redis, a queue and a worker to
     Postgres. `babylon doctor` says where messages get stuck. `at_fault` are machines on which every
-    window failed, so that they stopped.
+    window failed, so that they stopped. `policy_change` is how far the last step moved the
+    log-probability of an answer, in nats.
 
     Example: babylon status --json
     """
@@ -42,3 +44,8 @@ def status(lineage: str | None, as_json: bool) -> None:
                 or "none"
             )
         click.echo(f"{key:18} {value}")
+    if figures["last_step"].get("stands_still"):
+        click.echo(
+            "the last step stood still: it moved the log-probability of an answer by less than "
+            f"{LEAST_POLICY_CHANGE:g} nats; `babylon doctor` says which setting to change"
+        )

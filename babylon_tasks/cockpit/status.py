@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from babylon_tasks.records.movement import stands_still
 from babylon_tasks.records.steps import compute_seconds
 from babylon_tasks.settings import QUEUES, Settings
 from babylon_tasks.store import attempts, broker, canaries, heads, judgments, steps
@@ -48,10 +49,11 @@ def database_status(context: Context) -> dict[str, Any]:
 
 
 def _economics(step: Step) -> dict[str, float | None]:
-    """Return the time, the tokens and the cost of a step.
+    """Return the time, the tokens and the cost of a step, and how far it moved the policy.
 
     `tokens` are those of whole calls, prompts included, and `tokens_per_second` is about these and
     the seconds of computing; most of a small step's `seconds` are loading and saving.
+    `policy_change` is in nats an answer, and unknown of older and of serverless steps.
     """
     return {
         "seconds": round(sum(step.seconds.values()), 1),
@@ -62,6 +64,8 @@ def _economics(step: Step) -> dict[str, float | None]:
         "mfu": _rounded(step.mfu, 3),
         "gpu_seconds": round(step.gpu_seconds, 1),
         "usd": _rounded(step.cost_usd, 4),
+        "policy_change": _rounded(step.metrics.get("policy_change"), 6),
+        "stands_still": stands_still(step.metrics.get("policy_change")),
     }
 
 

@@ -19,6 +19,7 @@ pytest.importorskip("art")
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import CheckpointRemoved, UserError
+from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
 from babylon_tasks.records.steps import Call, Logprobs, Trainer
 from babylon_tasks.scoring.rubric import load_rubric
 from babylon_tasks.store import logprobs
@@ -135,7 +136,8 @@ def test_the_recipe_of_a_step(make_torch: Callable[..., Context], torch_trainer:
     windows = scored_windows(context, 2, 3)
     assert pipeline.train(context, torch_trainer)
     query(context, "UPDATE rl.windows SET score_rev = 5 RETURNING 1")
-    row = one(context, "SELECT recipe, length(recipe::text) AS size FROM rl.steps")
+    row = one(context, "SELECT recipe, metrics, length(recipe::text) AS size FROM rl.steps")
+    assert row["metrics"]["policy_change"] > LEAST_POLICY_CHANGE
     recipe = row["recipe"]
     assert row["size"] < LARGEST_RECIPE
     sent = [(w["window_id"], w["score_rev"], w["scorer"], w["calls"]) for w in recipe["windows"]]

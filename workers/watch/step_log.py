@@ -44,6 +44,7 @@ _NAMES = {
     "entropy": "train/entropy",
     "grad_norm": "train/grad_norm",
     "learning_rate": "train/learning_rate",
+    "policy_change": "train/policy_change",
     "reward_mean": "reward/mean",
     "reward_std": "reward/std",
     "sequences": "data/sequences",
