@@ -28,6 +28,7 @@ from tests.unit.tiny import hyperparameters, make_request, make_tiny_model, samp
 from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch import gradients, policies
 from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.flops import Passes
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.learning_rate import default_rate, learning_rate
 from workers.trainer.torch.meter import Meter
@@ -170,6 +171,52 @@ def test_progress_counts_all_passes(trainer: TorchTrainer, base_model: str, tmp_
     assert {one.total for one in seen if one.phase == "train"} == {96}
     assert done == sorted(done)
     assert done[-1] == 96
+
+
+def test_out_of_memory_begins_only_the_update_at_hand_again(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second micro-batch of the second update; without activations from then on."""
+    wanted = {"windows_per_update": 1, "passes": 2, "micro_batch_tokens": 200}
+    whole = make_request(tmp_path, base_model, two_sided(), name="whole", **wanted)
+    micro_batches = run(trainer, whole).metrics["micro_batches"]
+    assert micro_batches >= 8
+    calls: list[int] = []
+    backward = gradients._Attempt._backward
+    fails_at = int(micro_batches) // 4 + 2
+
+    def limited(self: object, batch: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return backward(self, batch)
+
+    monkeypatch.setattr(gradients._Attempt, "_backward", limited)
+    again = make_request(tmp_path, base_model, two_sided(), name="again", **wanted)
+    result = run(TorchTrainer("cpu-0"), again)  # it rounds otherwise from now on
+    assert result.optimizer_steps == 4
+    assert len(calls) == micro_batches + 2
+    torch.testing.assert_close(weights(again), weights(whole), rtol=0, atol=1e-5)
+
+
+def test_the_work_is_that_of_what_is_trained(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three passes, two of the policy and one of the base, over the window that teaches alone."""
+    seen: list[tuple[int, int, Passes]] = []
+
+    def noted(shape: object, lengths: list[int], trained: int, passes: Passes) -> float:
+        seen.append((len(lengths), trained, passes))
+        return 1.0
+
+    monkeypatch.setattr("workers.trainer.torch.trainer.step_flops", noted)
+    bad = [sample("w9", n, n, ("", "rise " * (400 * n + 1), "YES")) for n in range(2)]
+    request = make_request(
+        tmp_path, base_model, [*two_sided(1), *bad], negative_scale=0.0, windows_per_update=1,
+        max_sequence_tokens=200, passes=3,
+    )  # fmt: skip
+    result = run(trainer, request)
+    assert seen == [(8, result.windows["w0"].trainable_tokens, Passes(3, 2, 1))]
 
 
 def test_a_part_has_the_sequences_and_what_was_recorded_of_them() -> None:
@@ -451,3 +498,5 @@ def test_changes_are_of_whole_answers_by_hand() -> None:
     after = torch.tensor([0.0, -4.0, -1.0, 0.0, -1.5])
     step = dataclasses.replace(step, tensors={**step.tensors, "start": start})
     assert policies.changes(step, after).tolist() == [2.0, 0.5]
+    turned = dataclasses.replace(step, starts=step.starts[::-1], lengths=step.lengths[::-1])
+    assert policies.changes(turned, after).tolist() == [0.5, 2.0]

@@ -94,7 +94,7 @@ def mean_drift(model: LanguageModel, step: StepTensors, micro_batch_tokens: int)
 
 def changes(step: StepTensors, after_s: torch.Tensor) -> torch.Tensor:
     """Return how far each answer's log-probability is from the step's start, in nats; [rows]."""
-    moved = (after_s.double() - step.tensors["start"].double()).cumsum(0)
-    ends = torch.tensor(step.starts) + torch.tensor(step.lengths) - 1
-    sums = moved[ends]
-    return sums.diff(prepend=sums.new_zeros(1)).abs()
+    moved_s = (after_s.double() - step.tensors["start"].double()).cumsum(0)
+    starts = torch.tensor(step.starts)  # no first token is trained, so the sum begins after it
+    ends = starts + torch.tensor(step.lengths) - 1
+    return (moved_s[ends] - moved_s[starts]).abs()

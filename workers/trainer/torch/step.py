@@ -21,7 +21,8 @@ from workers.trainer.torch.updates import Updates
 class TorchStep:
     """Trains one request's step with a model that stays in memory between requests.
 
-    `tokenized`, `optimizer_steps`, `seconds_by_phase` and `metrics` are complete after `run`.
+    `tokenized`, `optimizer_steps`, `seconds_by_phase` and `metrics` are complete after `run`, and
+    so are `lengths` and `trained_tokens` of what is trained in each pass.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class TorchStep:
     ) -> None:
         self._model, self._request, self._on_progress = model, request, on_progress
         self.tokenized = TokenizedGroups()
+        self.lengths: list[int] = []
+        self.trained_tokens = 0
         self.optimizer_steps = 0
         self.seconds_by_phase: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
@@ -43,6 +46,8 @@ class TorchStep:
         """
         started = time.monotonic()
         mini_batches = self._tokenize(samples)
+        self.lengths = [length for one in mini_batches for length in one.lengths]
+        self.trained_tokens = sum(one.trained_tokens for one in mini_batches)
         tokenized = time.monotonic()
         self._on_progress(Progress("load"))
         optimizer, steps_before = self._load()

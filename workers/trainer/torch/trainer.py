@@ -28,7 +28,6 @@ from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.matrix_rate import matrix_rate
 from workers.trainer.torch.memory import release_memory
 from workers.trainer.torch.policies import passes_of
-from workers.trainer.torch.sequences import Sequences
 from workers.trainer.torch.step import TorchStep
 
 OnProgress = Callable[[Progress], None]
@@ -90,7 +89,7 @@ class TorchTrainer:
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             windows=tokenized.windows,
             peak_memory_bytes=self._peak_memory_bytes(),
-            mfu=self._mfu(model, request, sequences, phases),
+            mfu=self._mfu(model, request, step, phases),
             base_revision=model.revision,
             packages=package_versions(),
         )
@@ -160,7 +159,7 @@ class TorchTrainer:
         self,
         model: LanguageModel,
         request: StepRequest,
-        sequences: Sequences,
+        step: TorchStep,
         phases: dict[str, float],
     ) -> float | None:
         shape, rate = Shape.of(model.adapted), matrix_rate(self._device.type)
@@ -168,7 +167,7 @@ class TorchTrainer:
         if shape is None or rate is None or seconds <= 0:
             return None
         passes = passes_of(request.hyperparameters)
-        flops = step_flops(shape, sequences.lengths, sequences.trainable_tokens, passes)
+        flops = step_flops(shape, step.lengths, step.trained_tokens, passes)
         return flops / seconds / rate
 
 

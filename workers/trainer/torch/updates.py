@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -50,7 +50,7 @@ class Updates:
         self._trained_tokens = 0
         self._values: dict[str, list[float]] = {}  # by metric, one of each update
         self.count = 0
-        self.seconds_by_phase: Counter[str] = Counter()
+        self.seconds_by_phase: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = {}
 
     def run(self, mini_batches: Sequence[StepTensors]) -> None:
@@ -107,7 +107,7 @@ class Updates:
 
     def _took(self, phase: str, started: float) -> float:
         now = time.monotonic()
-        self.seconds_by_phase[phase] += now - started  # type: ignore[assignment]
+        self.seconds_by_phase[phase] += now - started
         return now
 
     def _note(self, totals: Totals, mean_drift: float, norm: float) -> None:
