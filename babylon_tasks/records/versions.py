@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 _NUMBER = r"(0|[1-9][0-9]{0,5})"
 _VERSION = re.compile(rf"v{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
+_SERVED = re.compile(r"(.+)@(0|[1-9][0-9]{0,8})")  # how the endpoint names a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,25 @@ def choose_version(requested: str | None, taken: Collection[str]) -> str:
 
 
 class Versions:
-    """Finds the step of a version that a trace names: `v1.0.3` or `{model_name}-v1.0.3`.
+    """Finds the step of a version that a trace names.
+
+    A trace names it `v1.0.3`, `{model_name}-v1.0.3`, or as the endpoint does: `{model_name}@3`.
+    Step 0 is the base model, as it answers under the lineage's name.
 
     `steps` has the versions of the lineage, and of its ancestors up to the fork, by the lineage
     that made them. A version without a name is the lineage's own, where it has one.
     """
 
     def __init__(self, model_name: str, steps: Mapping[tuple[str, str], int]) -> None:
+        self._model_name = model_name
+        # The endpoint has an ancestor's steps under the lineage's own name too.
+        self._served = {model_name: {0, *steps.values()}}
+        for (name, _), step in steps.items():
+            self._served.setdefault(name, {0}).add(step)
+        self._names = {
+            step: version if name == model_name else f"{name}-{version}"
+            for (name, version), step in steps.items()
+        }
         self._steps = {version: step for (_, version), step in steps.items()}
         self._steps |= {
             version: step for (name, version), step in steps.items() if name == model_name
@@ -64,7 +77,17 @@ class Versions:
 
     def step_of(self, version: str | None) -> int | None:
         """Return the step of a version, or None if it is not recorded or of another lineage."""
-        return None if version is None else self._steps.get(version)
+        if version is None:
+            return None
+        step = self._steps.get(version)
+        if step is None and (served := _SERVED.fullmatch(version)):
+            number = int(served[2])
+            return number if number in self._served.get(served[1], ()) else None
+        return step
+
+    def name_of(self, step: int) -> str:
+        """Return the one name of a step of these, by whatever name a trace has it."""
+        return self._names.get(step, f"{self._model_name}@{step}")
 
 
 class Distances:
