@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from rich.table import Table
 
-from babylon_tasks.scoring.filters import STAGES
+from babylon_tasks.scoring.filters import FLOORED, STAGES
 from babylon_tasks.store.attempts import Attempt
 from babylon_tasks.store.scores import Comparison
 
@@ -40,7 +40,19 @@ def funnel_table(rows: Mapping[str, int], funnel: Mapping[str, int]) -> Table:
     for stage, reasons in STAGES.items():
         count = funnel.get(stage)
         shown = "not yet" if count is None else f"{count:,}"
+        if floored := funnel.get(FLOORED.get(stage, "")):
+            shown += f" ({floored:,} done badly)"
         table.add_row(stage, shown, _counts({each: funnel.get(each, 0) for each in reasons}))
+    return table
+
+
+def versions_table(by_version: Mapping[str, Mapping[str, int]]) -> Table:
+    """Make a table with one line for each of the lineage's versions that acted in the window."""
+    table = Table("version", "runs", "calls", "done badly", "share")
+    for version, did in by_version.items():
+        calls, badly = did["calls"], did["badly"]
+        share = f"{badly / calls:.0%}"
+        table.add_row(version, str(did["runs"]), f"{calls:,}", f"{badly:,}", share)
     return table
 
 

@@ -15,7 +15,13 @@ from babylon_tasks.cli.common import (
     ready_context,
     wide_console,
 )
-from babylon_tasks.cli.story import attempts_table, cell, funnel_table, scores_table
+from babylon_tasks.cli.story import (
+    attempts_table,
+    cell,
+    funnel_table,
+    scores_table,
+    versions_table,
+)
 from babylon_tasks.cockpit.story import no_windows, read_story
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.records.windows import parse_window_id
@@ -129,10 +135,12 @@ def show(window_id: str, scores: bool, lineage: str | None, as_json: bool) -> No
         print_json(document)
         return
     for key, value in story.row.items():
-        if key != "funnel" and value not in (None, [], {}):
+        if key not in ("funnel", "by_version") and value not in (None, [], {}):
             click.echo(f"{key:16} {cell(value)}")
     wide_console().print(attempts_table(story.attempts))
     wide_console().print(funnel_table(story.rows, story.row["funnel"]))
+    if story.row["by_version"]:
+        wide_console().print(versions_table(story.row["by_version"]))
     if scores:
         wide_console().print(scores_table(story.compared))
 

@@ -8,6 +8,7 @@ from babylon_tasks.records.parts import NotReadable, WhyNot
 
 WHY_IT_ENDED = ("finish_reason", "finishReason", "stop_reason", "stopReason")
 _ALSO = ("done_reason", "status")  # Ollama's, and that of OpenAI's Responses API
+ALL_ENDS = (*WHY_IT_ENDED, *_ALSO)
 _HOLDERS = ("response_metadata", "generation_info", "generationInfo")  # LangChain's
 # In the words of OpenAI, Anthropic, Gemini, Bedrock, Mistral, vLLM, Cohere and the AI SDK, in small
 # letters, with _ for -.
@@ -20,7 +21,7 @@ BY_FILTER = frozenset({
     "recitation", "blocklist", "prohibited_content", "spii", "error_toxic",
 })  # fmt: skip
 BY_FAULT = frozenset({"error", "failed", "abort", "cancelled", "user_cancel"})
-_CUT_OFF = BY_LIMIT | BY_FILTER | BY_FAULT
+CUT_OFF = BY_LIMIT | BY_FILTER | BY_FAULT
 _CALLED_A_TOOL = frozenset({"tool_calls", "tool_call", "tool_use", "function_call"})
 
 
@@ -38,12 +39,12 @@ def why_not_whole(answer: Mapping[str, object]) -> WhyNot | None:
     """Return why an answer is none, as far as it tells; None: it may be whole."""
     holders = [answer, *(each for key in _HOLDERS if isinstance(each := answer.get(key), dict))]
     for holder in holders:
-        for key in (*WHY_IT_ENDED, *_ALSO):
+        for key in ALL_ENDS:
             reason = holder.get(key)
             if not isinstance(reason, str):
                 continue
             reason = plain(reason)
-            if reason in _CUT_OFF:
+            if reason in CUT_OFF:
                 return "truncated"
             if reason in _CALLED_A_TOOL:
                 return "tool_call"

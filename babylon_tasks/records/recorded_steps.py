@@ -311,10 +311,11 @@ def _loose_calls(raw: msgspec.Raw) -> list[RecordedCall]:
         pieces = [raw]  # one call that stands alone, or no call
     except (msgspec.DecodeError, ValueError, RecursionError):
         return [OddCall(recorded=bytes(raw))]
-    return [_loose_call(piece) for piece in pieces]
+    return [loose_call(piece) for piece in pieces]
 
 
-def _loose_call(raw: msgspec.Raw) -> RecordedCall:
+def loose_call(raw: msgspec.Raw) -> RecordedCall:
+    """Return a call, whatever its parts are."""
     try:
         return decode_leniently(_call_decoder, raw)
     except msgspec.ValidationError:

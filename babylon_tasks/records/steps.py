@@ -41,6 +41,9 @@ class Call(msgspec.Struct, frozen=True):
     messages; the two texts are empty then. `tools` is the JSON of a list of definitions. The two
     are unset rather than None, so that other calls are written as they always were: a step's
     recipe has a digest of them.
+
+    `ended` is set for an answer that was done badly, and that the lineage itself gave: whether the
+    model ended it. An empty one is trained as its end alone, one that was cut off without its end.
     """
 
     system: str
@@ -49,6 +52,7 @@ class Call(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None = None
     messages: str | msgspec.UnsetType = msgspec.UNSET
     tools: str | msgspec.UnsetType = msgspec.UNSET
+    ended: bool | msgspec.UnsetType = msgspec.UNSET
 
     def prompt(self) -> list[dict[str, Any]]:
         """Return what the agent saw, as chat messages of OpenAI's API; none has a list of parts."""
@@ -79,7 +83,10 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One trajectory to train on: its calls share the reward's advantage."""
+    """Calls of one trajectory to train on: they share the reward's advantage.
+
+    What a trajectory did badly is a sample of its own, beside that of its other calls.
+    """
 
     window_id: str
     trajectory_id: str

@@ -10,11 +10,13 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
 from babylon_tasks.records.calls import read_call
+from babylon_tasks.records.cut_off import read_cut_off, recorded_version, tells_its_end
 from babylon_tasks.records.parts import NotReadable
 from babylon_tasks.records.recorded_steps import (
     NULL,
@@ -30,6 +32,17 @@ from babylon_tasks.records.steps import LEAST_LOGPROB, Call, Logprobs
 _MAX_DOLLARS = 1e15  # beyond it, sums are no longer numbers
 
 
+class BadCall(NamedTuple):
+    """A call that was done badly: its answer is `empty` or `truncated` (`reason`).
+
+    `version` answered it, `text_bytes` are those of its prompt and its answer.
+    """
+
+    version: str
+    reason: str
+    text_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What scoring needs of a trace, without its texts.
@@ -38,6 +51,11 @@ class Outcome:
     "actions"), `failed` the steps whose action failed. `calls` counts the LLM calls, `left_out` the
     calls that teach nothing, by the reason. `text_bytes` counts the bytes of the other calls'
     prompts and responses. `content_hash` covers every prompt and response.
+
+    `answered` counts the calls by the recorded version of the model, without those that name none.
+    `badly` has those of the calls left out that could train as something done badly: of what
+    version they are is known, and what the model said or that it ended. `floored` says why the run
+    itself counts as done badly; such a run gets the lowest score of its group.
     """
 
     trajectory_id: str
@@ -49,18 +67,33 @@ class Outcome:
     left_out: Mapping[str, int]
     text_bytes: int
     content_hash: str
+    answered: Mapping[str, int] = field(default_factory=dict)
+    badly: Sequence[BadCall] = ()
+    floored: str | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether a call of it can be trained on."""
+        return bool(self.text_bytes or self.badly)
+
+    @property
+    def bytes_to_train(self) -> int:
+        """Bytes of the texts of all calls that can be trained on."""
+        return self.text_bytes + sum(call.text_bytes for call in self.badly)
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """A decoded trace: its outcome, and the calls that can be trained on.
 
-    `versions` has, for each call, the recorded version of the model that answered, or None.
+    `versions` has, for each call, the recorded version of the model that answered, or None. `badly`
+    has the calls that the outcome's `badly` tells of, in the same order.
     """
 
     outcome: Outcome
     calls: list[Call]
     versions: list[str | None]
+    badly: list[Call]
 
 
 class _Action(msgspec.Struct, gc=False):
@@ -116,8 +149,10 @@ def decode(raw: RawTrace, steps: Sequence[RecordedStep] | None = None) -> Trace:
         left_out=calls.left_out,
         text_bytes=calls.text_bytes,
         content_hash=calls.digest.hexdigest(),
+        answered=calls.answered,
+        badly=[bad for bad, _ in calls.badly],
     )
-    return Trace(outcome, calls.kept, calls.versions)
+    return Trace(outcome, calls.kept, calls.versions, [call for _, call in calls.badly])
 
 
 class _Calls:
@@ -128,15 +163,22 @@ class _Calls:
         self.versions: list[str | None] = []
         self.left_out: dict[str, int] = {}
         self.text_bytes = 0
+        self.answered: dict[str, int] = {}
+        self.badly: list[tuple[BadCall, Call]] = []
         self.digest = hashlib.blake2b(digest_size=16)
         self._seen: set[Call] = set()
 
     def add(self, recorded: RecordedCall) -> None:
+        version = _string(recorded_version(recorded))
+        if version is not None:
+            self.answered[version] = self.answered.get(version, 0) + 1
         try:
             call = read_call(recorded)
         except NotReadable as error:
             self._hash(_UNREAD, msgspec.json.encode(recorded))
             self._leave_out(error.reason)
+            if version is not None and error.reason == "truncated":
+                self._add_badly(version, "truncated", recorded, read_cut_off(recorded))
             return
         more = call.messages or call.tools
         # The decoders let no lone surrogate through, so encoding cannot fail.
@@ -159,16 +201,35 @@ class _Calls:
         why_not = _why_not_train(call, recorded, self._seen)
         if why_not:
             self._leave_out(why_not)
+            if version is not None and why_not in ("empty", "truncated"):
+                self._add_badly(version, why_not, recorded, call)
             return
         self._seen.add(call)  # without log-probabilities: they do not make it another call
         logprobs = _logprobs(recorded.logprobs)
         if logprobs is not None:
             call = msgspec.structs.replace(call, logprobs=logprobs)
         self.kept.append(call)
-        self.versions.append(_string(recorded.modelVersion))
+        self.versions.append(version)
         self.text_bytes += len(system) + len(user) + len(response)
         if more:
             self.text_bytes += call.prompt_bytes() - len(system) - len(user)
+
+    def _add_badly(
+        self, version: str, reason: str, recorded: RecordedCall, call: Call | None
+    ) -> None:
+        """Keep a call that was done badly, if there is something of it to train on."""
+        ended = reason == "empty" or tells_its_end(recorded)
+        if call is None or not call.has_prompt() or not (ended or call.response.strip()):
+            return
+        call = msgspec.structs.replace(call, ended=ended)
+        if call in self._seen:
+            return
+        self._seen.add(call)
+        text_bytes = call.prompt_bytes() + len(call.response.encode())
+        logprobs = _logprobs(recorded.logprobs)
+        if logprobs is not None:
+            call = msgspec.structs.replace(call, logprobs=logprobs)
+        self.badly.append((BadCall(version, reason, text_bytes), call))
 
     def _hash(self, mark: bytes, data: bytes) -> None:
         self.digest.update(b"".join((mark, len(data).to_bytes(8, "big"), data)))

@@ -3,13 +3,17 @@
 Other filters are elsewhere: SQL decides on `isTrainingData`, `isEvaluation`, excluded scenarios and
 other agents; `traces.decode` on unreadable traces and on calls that teach nothing. The filters here
 run before any scorer, so that no judge is paid for a trajectory that is left out.
+
+A run that is too short or failed is left out only if other models did it. One of the lineage's own
+is kept and marked: it gets the lowest score.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from babylon_tasks.records.traces import Outcome
 from babylon_tasks.settings import Settings
@@ -28,25 +32,32 @@ STAGES: dict[str, tuple[str, ...]] = {
     "sequences": (),
     "tokens": (),
 }  # fmt: skip
+# What of a stage was done badly by the lineage's own versions, and trains with the lowest score.
+FLOORED = {"scored": "floored_runs", "calls": "floored_calls"}
 
 
 def apply(
-    outcomes: Iterable[Outcome], settings: Settings, window_id: str
+    outcomes: Iterable[Outcome],
+    settings: Settings,
+    window_id: str,
+    is_own: Callable[[Outcome], bool] = lambda outcome: False,
 ) -> tuple[list[Outcome], Counter[str]]:
     """Return the trajectories that deserve a score, and the count of the others by the reason.
 
-    The random choice (DROPOUT, MAX_PER_WINDOW) depends on the ids alone, so that a window that is
-    scored again keeps the same trajectories.
+    Those for which `is_own` is true are not left out as too short or failed, but returned with the
+    reason in `Outcome.floored`. The random choice (DROPOUT, MAX_PER_WINDOW) depends on the ids
+    alone, so that a window that is scored again keeps the same trajectories.
     """
     kept: list[Outcome] = []
     left_out: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
     for outcome in outcomes:
         content = (outcome.agent_id, outcome.content_hash)
-        if outcome.steps < settings.min_actions:
-            left_out["few_actions"] += 1
-        elif outcome.failed / outcome.steps > settings.max_failed_share:
-            left_out["failed_actions"] += 1
+        bad = _done_badly(outcome, settings)
+        if bad and is_own(outcome):
+            outcome, bad = replace(outcome, floored=bad[1]), None
+        if bad:
+            left_out[bad[0]] += 1
         elif outcome.calls and content in seen:
             left_out["duplicate"] += 1  # the same run, recorded twice
         else:
@@ -61,6 +72,15 @@ def apply(
         left_out["over_maximum"] += len(kept) - most
         kept = [o for o in kept if o.trajectory_id in chosen]
     return kept, left_out
+
+
+def _done_badly(outcome: Outcome, settings: Settings) -> tuple[str, str] | None:
+    """Return why a run is to be left out, by its key and in words; None: it is fine."""
+    if outcome.steps < settings.min_actions:
+        return "few_actions", f"{outcome.steps} actions, MIN_ACTIONS is {settings.min_actions}"
+    if outcome.failed / outcome.steps > settings.max_failed_share:
+        return "failed_actions", f"{outcome.failed} of {outcome.steps} actions failed"
+    return None
 
 
 def _choose(outcomes: Sequence[Outcome], most: int, window_id: str) -> set[str]:

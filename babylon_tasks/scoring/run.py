@@ -172,7 +172,7 @@ class ScoringRun:
             window.window_id,
             verdict.scorer,
             read.counts.agents,
-            len(read.group.outcomes),
+            len(read.group.everything()),
             read.counts.trajectories,
             len(read.unusable),
             f", skipped ({reason})" if reason else "",
@@ -229,6 +229,7 @@ def _scored(read: ReadWindow, verdict: Verdict) -> Scored:
         state=State.SKIPPED if verdict.why_skip else State.SCORED,
         reason=verdict.why_skip,
         counts=read.counts,
-        text_bytes=sum(o.text_bytes for o in read.group.outcomes),
+        text_bytes=sum(o.bytes_to_train for o in read.group.everything()),
         funnel=read.funnel,
+        by_version=read.by_version,
     )

@@ -18,13 +18,19 @@ class Group:
     """A window's trajectories, scored against each other.
 
     `runs` (by trajectory id) and `markets` tell the future. They are filled only for scorers that
-    ask for them (`sees_runs`), and only those read them.
+    ask for them (`sees_runs`), and only those read them. `floored` are the runs that versions of
+    the lineage did badly: no scorer sees them, and each gets the lowest score of the others.
     """
 
     window_id: str
     outcomes: Sequence[Outcome]
     runs: Mapping[str, AgentRun]
     markets: Sequence[Market]
+    floored: Sequence[Outcome] = ()
+
+    def everything(self) -> list[Outcome]:
+        """Return all trajectories that get a score."""
+        return [*self.outcomes, *self.floored]
 
 
 class Scorer(Protocol):

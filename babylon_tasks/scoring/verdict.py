@@ -29,22 +29,55 @@ class Verdict:
 async def verdict_on(group: Group, scorer: Scorer, settings: Settings) -> Verdict:
     """Score a group, unless it is too small to train: then no judge is asked.
 
+    The scorer sees the runs that were not done badly by a version of the lineage; those that were
+    get the lowest of its scores.
+
     Raises:
         JudgeUnavailable, JudgeFault, ServerUnavailable: As `Scorer.score` does.
     """
-    why_skip = _too_small(group.outcomes, settings.min_agents_per_window)
+    why_skip = _too_small(group, settings.min_agents_per_window)
     if why_skip:
         return Verdict(scorer.name, [], why_skip)
     scores = await scorer.score(group)
-    trainable = {o.trajectory_id for o in group.outcomes if o.text_bytes}
-    rewards = [s.score for s in scores if s.trajectory_id in trainable]
-    why_skip = no_signal(rewards, settings.min_reward_spread)
+    lowest = min(score.score for score in scores)
+    scores = [*scores, *(_floored(outcome, lowest) for outcome in group.floored)]
+    why_skip = no_signal(_rewards(group, scores, lowest), settings.min_reward_spread)
     return Verdict(scorer.name, scores, why_skip, scorer.rubric)
 
 
-def _too_small(outcomes: Sequence[Outcome], min_agents: int) -> str | None:
+def _too_small(group: Group, min_agents: int) -> str | None:
+    outcomes = group.everything()
     agents = len({o.agent_id for o in outcomes})
     if agents < min_agents:
         return f"{agents} agents with usable traces, needs {min_agents}"
-    trainable = sum(bool(o.text_bytes) for o in outcomes)
-    return None if trainable > 1 else f"{trainable} trainable trajectories, a comparison needs 2"
+    trainable = sum(o.trainable for o in outcomes)
+    if trainable < 2:
+        return f"{trainable} trainable trajectories, a comparison needs 2"
+    if group.floored and len(group.outcomes) < 2:
+        return (
+            f"{len(group.outcomes)} trajectories to score, a comparison needs 2 "
+            f"(of this lineage's own, {len(group.floored)} were done badly)"
+        )
+    return None
+
+
+def _floored(outcome: Outcome, lowest: float) -> Score:
+    """Return the score of a run that a version of the lineage did badly."""
+    return Score(
+        trajectory_id=outcome.trajectory_id,
+        agent_id=outcome.agent_id,
+        score=lowest,
+        raw_score=lowest,
+        components={"floored": 1.0},
+        reasoning=f"{outcome.floored}: a version of this lineage did this, so it gets the "
+        "group's lowest score",
+        content_hash=outcome.content_hash,
+    )
+
+
+def _rewards(group: Group, scores: Sequence[Score], lowest: float) -> list[float]:
+    """Return the rewards of all that can be trained, a run's bad calls apart from the others."""
+    outcomes = {o.trajectory_id: o for o in group.everything()}
+    known = [(outcomes[s.trajectory_id], s.score) for s in scores if s.trajectory_id in outcomes]
+    rewards = [score for outcome, score in known if outcome.text_bytes]
+    return rewards + [lowest for outcome, _ in known if outcome.badly]

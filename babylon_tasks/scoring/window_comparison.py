@@ -84,7 +84,7 @@ def mean(figures: Iterable[float | None]) -> Mean:
 
 def unmatched(stored: Mapping[str, StoredScore], read: ReadWindow) -> set[str]:
     """Return the trajectories with a stored score that were not read, and those without one."""
-    scored_now = {outcome.trajectory_id for outcome in read.group.outcomes}
+    scored_now = {outcome.trajectory_id for outcome in read.group.everything()}
     were_read = scored_now | read.unusable.keys() | read.filtered
     return (stored.keys() - were_read) | (scored_now - stored.keys())
 
@@ -142,7 +142,7 @@ def _before(state: State) -> State | None:
 def _differences(
     stored: Mapping[str, StoredScore], read: ReadWindow, later: Mapping[str, bool]
 ) -> Differences:
-    hashes = {outcome.trajectory_id: outcome.content_hash for outcome in read.group.outcomes}
+    hashes = {outcome.trajectory_id: outcome.content_hash for outcome in read.group.everything()}
     unreadable = stored.keys() & read.unusable.keys()
     left_out = stored.keys() - hashes.keys() - unreadable
     deleted = left_out - read.filtered - later.keys()

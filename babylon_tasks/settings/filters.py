@@ -14,7 +14,9 @@ class Filters(Group):
 
     `babylon windows show` counts what each of these left out. What else is left out needs no
     setting: unreadable traces, a run that was recorded twice, and LLM calls that are empty, cut off
-    by their token limit, or recorded twice in one run.
+    by their token limit, or recorded twice in one run. Of what versions of the lineage itself did,
+    runs with too few or failed actions and calls that are empty or cut off are not left out: they
+    train with the lowest score of their window.
     """
 
     min_agents_per_window: int = Field(

@@ -85,9 +85,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepToLog(Step):
-    """A committed step that is not on W&B yet; `funnel` is the sum of its windows' funnels."""
+    """A committed step that is not on W&B yet; `funnel` is the sum of its windows' funnels.
+
+    `badly_by_version` has the share of done badly calls, by the version that answered them.
+    """
 
     funnel: dict[str, int]
+    badly_by_version: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,10 @@ _SQL = load("transitions")
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The result of scoring a window: `state` is scored or skipped, `reason` says why skipped."""
+    """The result of scoring a window: `state` is scored or skipped, `reason` says why skipped.
+
+    `by_version` counts what each of the lineage's versions did, and how much of it badly.
+    """
 
     scorer: str
     state: State
@@ -31,6 +34,7 @@ class Scored:
     counts: Counts
     text_bytes: int
     funnel: Mapping[str, int]
+    by_version: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,7 @@ def mark_scored(connection: Connection, claim: Claim, window: Window, scored: Sc
             "trajectories": scored.counts.trajectories,
             "text_bytes": scored.text_bytes,
             "funnel": jsonb(dict(scored.funnel)),
+            "by_version": jsonb(dict(scored.by_version)),
             "rewritten": REWRITTEN,
         },
     ).rowcount

@@ -1,4 +1,8 @@
-"""Reads a step's samples: the calls of scored trajectories, unchanged since they were scored."""
+"""Reads a step's samples: the calls of scored trajectories, unchanged since they were scored.
+
+Calls that a version of the lineage did badly are no part of what their trajectory is rewarded for:
+they are a sample of their own, with the lowest score of the window.
+"""
 
 from __future__ import annotations
 
@@ -101,10 +105,16 @@ class Staleness:
 
 @dataclass(slots=True)
 class _WindowSamples:
-    """The samples written for one window; `rewritten`: a trace changed after it was scored."""
+    """The samples written for one window; `rewritten`: a trace changed after it was scored.
+
+    `lowest` is the lowest score of the window. `rewards` is by trajectory id, `of_samples` has the
+    reward of each sample.
+    """
 
     source: RewardSource
+    lowest: float = 0.0
     rewards: dict[str, float] = field(default_factory=dict)
+    of_samples: list[float] = field(default_factory=list)
     funnel: Counter[str] = field(default_factory=Counter)
     ages: Counter[int] = field(default_factory=Counter)
     attached: int = 0
@@ -133,8 +143,7 @@ async def collect(
             for window in windows:
                 start = file.tell()
                 written = await collector.collect(window, on_row)
-                rewards = list(written.rewards.values())
-                reason = no_signal(rewards, context.settings.min_reward_spread)
+                reason = no_signal(written.of_samples, context.settings.min_reward_spread)
                 if not written.rewritten and reason is None:
                     samples.windows.append(window)
                     samples.rewards.update(written.rewards)
@@ -167,7 +176,8 @@ class _Collector:
             scored = scores.read(tx, source)
             asked = logprobs.asked(tx, source.model_name, window.window_id)
         self._attached = {each.trajectory_id for each in asked}
-        written = _WindowSamples(_reward_source(scorer, scored.values()))
+        lowest = min((score.score for score in scored.values()), default=0.0)
+        written = _WindowSamples(_reward_source(scorer, scored.values()), lowest)
         async with aclosing(self._reader.read(window.window_id)) as rows:
             async for raw in rows:
                 on_row()
@@ -183,25 +193,38 @@ class _Collector:
         return written
 
     def _write(self, window: Window, trace: Trace, reward: float, written: _WindowSamples) -> None:
-        ages = map(self._staleness.of, trace.versions)
-        pairs = zip(trace.calls, ages, strict=True)
-        kept = [(call, age) for call, age in pairs if not self._staleness.too_many(age)]
-        calls = [call for call, _ in kept]
-        written.ages.update(age for _, age in kept if age is not None)
-        written.funnel["stale"] += len(trace.calls) - len(calls)
-        written.funnel["sent"] += len(calls)
         trajectory_id = trace.outcome.trajectory_id
-        if not calls:
-            written.funnel["without_calls"] += 1
-            return
-        if trajectory_id in self._attached:
+        calls = self._fresh(zip(trace.calls, trace.versions, strict=True), written)
+        if calls and trajectory_id in self._attached:
             recorded = calls
             calls = self._with_attached(trajectory_id, calls)
             pairs_of_calls = zip(recorded, calls, strict=True)
             written.attached += sum(old.logprobs != new.logprobs for old, new in pairs_of_calls)
-        sample = Sample(window.window_id, trajectory_id, reward, calls)
-        self._file.write(msgspec.json.encode(sample) + b"\n")
-        written.rewards[trajectory_id] = reward
+        versions = [bad.version for bad in trace.outcome.badly]
+        pairs = zip(trace.badly, versions, strict=True)
+        # Of unknown age are the calls of other models: what they did badly is left out.
+        own = [
+            (call, version) for call, version in pairs if self._staleness.of(version) is not None
+        ]
+        badly = self._fresh(own, written)
+        for reward_of, some in ((reward, calls), (written.lowest, badly)):
+            if some:
+                sample = Sample(window.window_id, trajectory_id, reward_of, some)
+                self._file.write(msgspec.json.encode(sample) + b"\n")
+                written.of_samples.append(reward_of)
+                written.rewards.setdefault(trajectory_id, reward_of)
+        written.funnel["without_calls"] += not (calls or badly)
+
+    def _fresh(
+        self, calls: Iterable[tuple[Call, str | None]], written: _WindowSamples
+    ) -> list[Call]:
+        """Return the calls, each with its version, that are not too old, and count them."""
+        ages = [(call, self._staleness.of(version)) for call, version in calls]
+        kept = [(call, age) for call, age in ages if not self._staleness.too_many(age)]
+        written.ages.update(age for _, age in kept if age is not None)
+        written.funnel["stale"] += len(ages) - len(kept)
+        written.funnel["sent"] += len(kept)
+        return [call for call, _ in kept]
 
     def _with_attached(self, trajectory_id: str, calls: list[Call]) -> list[Call]:
         """Return the calls with log-probabilities: the recorded ones, else those of a server."""

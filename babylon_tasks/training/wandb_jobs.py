@@ -186,7 +186,8 @@ class WandbBackend:
                     recorded = everything
                 to.writelines(msgspec.json.encode(sample) + b"\n" for sample in recorded)
                 kept.windows.append(windows[window_id])
-                kept.rewards.update({sample.trajectory_id: sample.reward for sample in recorded})
+                for sample in recorded:  # a trajectory's own score comes before what it did badly
+                    kept.rewards.setdefault(sample.trajectory_id, sample.reward)
                 funnel = kept.funnels[window_id] = samples.funnels[window_id].copy()
                 calls = sum(len(sample.calls) for sample in recorded)
                 funnel["without_logprobs"], funnel["sent"] = funnel["sent"] - calls, calls

@@ -12,7 +12,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.cockpit.story import read_story
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Sample
-from babylon_tasks.scoring.filters import STAGES
+from babylon_tasks.scoring.filters import FLOORED, STAGES
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE
 from babylon_tasks.scoring.stage import score_claimed
 from babylon_tasks.store import transitions
@@ -59,7 +59,7 @@ def funnel_of(context: Context) -> dict[str, int]:
     """The only window's counts, having checked that those of its trajectories add up."""
     row = one(context, "SELECT funnel, trajectories FROM rl.windows")
     funnel: dict[str, int] = row["funnel"]
-    known = {*STAGES, *(reason for reasons in STAGES.values() for reason in reasons)}
+    known = {*STAGES, *FLOORED.values(), *(each for some in STAGES.values() for each in some)}
     assert set(funnel) <= known
     left_out = sum(funnel.get(reason, 0) for reason in STAGES["trajectories"])
     assert funnel["trajectories"] == row["trajectories"]

@@ -48,6 +48,7 @@ NAMES = [
     "012_key_quarantine_by_lineage",
     "013_add_judgment_purpose",
     "014_add_rubric_hash",
+    "015_count_by_version",
 ]
 INDEX = "rl_trajectories_window_idx"
 OURS = {

@@ -234,6 +234,35 @@ def test_calls_and_trajectories_without_logprobs_are_left_out_and_counted(
     assert len(used) == 4
 
 
+def test_what_was_done_badly_is_sent_with_its_tokens_beside_the_rest_of_its_run(
+    on_wandb: Callable[..., Context], server: WandbServer
+) -> None:
+    context = on_wandb()
+    window = hours_ago(2)
+    worst, _, _ = add_window(context, window, recorded=True)
+    own = json.loads(steps(900, recorded=True))
+    for number, told in enumerate(({"response": ""}, {"finish_reason": "length"}, {})):
+        own[number]["llmCalls"][0].update(told, modelVersion="babylon-agent@0")
+    mixed = add_trajectory(context, window, "mixed", stepsJson=json.dumps(own))
+    pipeline.produce(context)
+    pipeline.score(context)
+    assert pipeline.train(context, InProcess())
+    (job,) = server.jobs
+    good, badly = [t for t in job.trajectories if t["metadata"]["trajectory_id"] == mixed]
+    rows = query(context, "SELECT trajectory_id AS id, score FROM rl.scores")
+    scores = {row["id"]: row["score"] for row in rows}
+    assert (good["reward"], badly["reward"]) == (scores[mixed], scores[worst])
+    empty = badly["messages_and_choices"][-1]
+    (cut,) = badly["additional_histories"]
+    cut = cut["messages_and_choices"][-1]
+    assert (empty["message"]["content"], empty["finish_reason"]) == ("", "stop")
+    assert (cut["message"]["content"], cut["finish_reason"]) == ("BUY YES", "length")
+    # The run counts once, by its own score.
+    assert one(context, "SELECT trajectories FROM rl.steps")["trajectories"] == 4
+    reward = one(context, 'SELECT "avgReward" AS mean FROM trained_models')["mean"]
+    assert reward == pytest.approx(sum(scores.values()) / 4)
+
+
 def test_the_model_server_says_who_serves_what_w_and_b_trained(
     on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:

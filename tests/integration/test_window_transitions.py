@@ -129,9 +129,9 @@ def add_window(tx: Connection, state: str) -> str:
         """INSERT INTO rl.windows (window_id, model_name, state, scoring, scorer, score_rev,
                attempts, not_before, last_error, reason, batch_id, trained_step, agents,
                trajectories, late, text_bytes, due_at, scored_at, trained_at, skipped_at, failed_at,
-               claimed_by, may_share, funnel)
+               claimed_by, may_share, funnel, by_version)
            SELECT %s, %s, %s, 'old', 'old', %s, 1, t, 'old', 'old', %s, 9, 2, 2, 8, 9, t, t, t, t,
-                  t, 'old', 8, '{"old": 1}'
+                  t, 'old', 8, '{"old": 1}', '{"old": 1}'
              FROM (SELECT rl.now() - interval '1 hour') AS past (t)""",
         [window, MODEL, state, REVISION, "old" if state == "trained" else None],
     )
@@ -166,9 +166,9 @@ def add_ancestor(tx: Connection, window: str) -> None:
     tx.execute(
         """INSERT INTO rl.windows (window_id, model_name, state, scorer, score_rev, attempts,
                not_before, last_error, reason, batch_id, trained_step, agents, trajectories, late,
-               text_bytes, due_at, scored_at, trained_at, funnel)
+               text_bytes, due_at, scored_at, trained_at, funnel, by_version)
            SELECT %s, %s, 'trained', 'old', 5, 1, t, 'old', 'old', 'old', 7, 2, 2, 8, 9, t, t, t,
-                  '{"old": 1}'
+                  '{"old": 1}', '{"old": 1}'
              FROM (SELECT rl.now() - interval '1 hour') AS past (t)""",
         [window, PARENT],
     )
@@ -238,6 +238,7 @@ def run(tx: Connection, edge: Edge, window: str, revision: int = REVISION) -> No
         "text_bytes": 3,
         "funnel": Jsonb({} if edge.after == "failed" else {"new": 1}),
         "funnels": [Jsonb({"new": 1})],
+        "by_version": Jsonb({"new": 1}),
         "holder": "new",
         "resource": RESOURCE + window,
         "token": TOKEN,

@@ -149,6 +149,30 @@ def test_the_end_token_is_trained_and_the_line_break_after_it_is_not(chat: ChatF
         assert decoded.endswith("<|im_start|>assistant\n" + answer)
 
 
+def test_what_was_done_badly_ends_where_the_model_ended_it(chat: ChatFormat) -> None:
+    def trained(response: str, ended: bool, *ids: int) -> list[int]:
+        logprobs = Logprobs(ids, (-0.5,) * len(ids)) if ids else None
+        bad = Call("", "buy?", response, logprobs, ended=ended)
+        groups = [[sample("w", 0, 1.0, ("", "u", "YES")), Sample("w", "w-1", 0.0, [bad])]]
+        found = tokenize_groups(chat, groups, 1024)
+        assert (found.dropped.total(), found.misfits) == (0, 0)
+        assert found.windows["w"].sequences == 2
+        prompt = chat.encode([chat.prompt(bad.prompt())])[0]
+        row = found.sequences.packed(0.0)["tokens"][0].tolist()[-found.sequences.lengths[1] :]
+        assert row[: len(prompt)] == prompt
+        assert found.sequences.lengths[1] - len(prompt) == len(row[len(prompt) :])
+        return row[len(prompt) :]
+
+    said = chat.encode(["BUY bec"])[0]
+    assert trained("", True) == chat.end_ids
+    assert trained("", True, *chat.end_ids) == chat.end_ids
+    assert trained("BUY bec", True) == [*said, *chat.end_ids]
+    assert trained("BUY bec", False) == said
+    assert trained("BUY bec", False, *said) == said
+    # The recorded tokens say that the model did end it.
+    assert trained("BUY bec", False, *said, *chat.end_ids) == [*said, *chat.end_ids]
+
+
 def test_an_empty_system_message_is_left_out(chat: ChatFormat) -> None:
     groups = trajectory_groups([sample("w", n, n, ("", "u", "r")) for n in range(2)])
     rows = rows_of(tokenize_groups(chat, groups, 1024).sequences.packed(0.0))
@@ -622,6 +646,35 @@ def test_the_better_answer_becomes_likelier(
     assert set(result.seconds_by_phase) == {
         "load", "tokenize", "forward_backward", "optimizer", "checkpoint"
     }  # fmt: skip
+
+
+def test_no_answer_becomes_less_likely_where_it_has_the_lowest_reward(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    silent = Call("", "Say YES or NO.", "", ended=True)
+    samples = [sample("w", n, 1.0, ("", "Say YES or NO.", "YES")) for n in range(2)]
+    samples += [Sample("w", f"w-{n}", 0.0, [silent]) for n in range(2, 4)]
+
+    def margin() -> float:
+        """How much likelier it is to end at once than to say NO, which nobody said."""
+        assert trainer._model is not None
+        chat = trainer._model.chat
+        (prompt,) = chat.encode([chat.prompt(silent.prompt())])
+        first = [chat.end_ids[0], chat.encode(["NO"])[0][0]]
+        ends, says_no = (torch.tensor([[*prompt, token]]) for token in first)
+        with torch.no_grad():
+            scores = [full_logprobs(trainer._model, tokens)[0, -2] for tokens in (ends, says_no)]
+        return float(scores[0] - scores[1])
+
+    parent, margins = None, []
+    for number in range(4):
+        request = make_request(
+            tmp_path, base_model, samples, parent, f"s{number}", learning_rate=3e-3
+        )
+        assert run(trainer, request).sequences == 4
+        parent = request.output_dir
+        margins.append(margin())
+    assert margins[-1] < margins[0] - 0.2
 
 
 def test_a_step_repeated_in_another_process_gives_the_same_weights(

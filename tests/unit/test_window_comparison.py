@@ -57,6 +57,7 @@ def read(names: str, unusable: str = "", filtered: str = "") -> ReadWindow:
         {name: Unusable("broken", "") for name in unusable},
         set(filtered),
         Counter(),
+        {},
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from babylon_tasks.errors import BabylonError, Retryable, UserError
 from babylon_tasks.logs import configure_logging
+from babylon_tasks.records.versions import parse_version
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import leases, steps
 from babylon_tasks.store.database import Database
@@ -108,6 +109,8 @@ def wandb_metrics(step: StepToLog) -> dict[str, float]:
         "cost/gpu_seconds": step.gpu_seconds,
         "cost/usd": step.cost_usd,
     }
+    newest = max(step.badly_by_version, key=lambda each: parse_version(each) or (), default="")
+    figures["data/badly_share"] = step.badly_by_version.get(newest)
     numbers = {name: float(value) for name, value in figures.items() if value is not None}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 

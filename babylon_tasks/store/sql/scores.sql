@@ -53,7 +53,8 @@ SELECT s.agent_id, s.trajectory_id, jsonb_object_agg(s.scorer, s.score) AS score
 DELETE FROM public.reward_judgments WHERE "groupId" = %(window_id)s AND starts_with(id, 'rl-')
 
 -- tell_app_judgments --
--- As the app's own judge writes them. A trajectory that was deleted meanwhile gets no row.
+-- As the app's own judge writes them. A trajectory that was deleted meanwhile gets no row, nor does
+-- one that no judge was asked about.
 INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion",
                                      "overallScore", "componentScoresJson", rank, "normalizedScore",
                                      "groupId", reasoning, "criteriaJson", "judgedAt")
@@ -65,6 +66,7 @@ SELECT 'rl-' || md5(s.trajectory_id), s.trajectory_id, s.judge_model, %(judge_ve
   FROM rl.scores s
   JOIN public.trajectories t ON t."trajectoryId" = s.trajectory_id
  WHERE s.model_name = %(model_name)s AND s.scorer = %(scorer)s AND s.window_id = %(window_id)s
+   AND s.judge_model IS NOT NULL
 ON CONFLICT ("trajectoryId") DO UPDATE
    SET "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion",
        "overallScore" = excluded."overallScore",

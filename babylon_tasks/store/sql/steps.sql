@@ -98,7 +98,14 @@ SELECT s.model_name, s.step, COALESCE(s.parent_step, s.step - 1) AS parent_step,
           FROM (SELECT e.key AS name, sum(e.value::bigint)::bigint AS total
                   FROM rl.windows w, jsonb_each_text(w.funnel) e
                  WHERE w.model_name = s.model_name AND w.window_id = ANY (s.window_ids)
-                 GROUP BY e.key) f) AS funnel
+                 GROUP BY e.key) f) AS funnel,
+       (SELECT COALESCE(jsonb_object_agg(v.version, v.share), '{}')
+          FROM (SELECT e.key AS version,
+                       sum((e.value ->> 'badly')::float8) / sum((e.value ->> 'calls')::float8)
+                           AS share
+                  FROM rl.windows w, jsonb_each(w.by_version) e
+                 WHERE w.model_name = s.model_name AND w.window_id = ANY (s.window_ids)
+                 GROUP BY e.key) v) AS badly_by_version
   FROM rl.steps s
  WHERE s.model_name = %(model_name)s AND s.logged_at IS NULL
  ORDER BY s.step LIMIT %(limit)s

@@ -16,17 +16,18 @@
 --     sets    agents, trajectories
 -- (none) → trained                    inherit_windows   by hand
 --     sets    scorer, score_rev, trained_step, agents, trajectories, late, text_bytes, funnel,
---             not_before, due_at, scored_at, trained_at
+--             by_version, not_before, due_at, scored_at, trained_at
 -- due, scored → same                  attach_request    request
 --     sets    batch_id
 -- due → same                          claim_due         scorer
 -- due → scored                        mark_scored       scorer     score_rev, lease
 --     resets  reason, attempts, may_share, last_error, not_before, skipped_at
---     sets    scorer, score_rev, agents, trajectories, text_bytes, funnel, claimed_by, scored_at
+--     sets    scorer, score_rev, agents, trajectories, text_bytes, funnel, by_version, claimed_by,
+--             scored_at
 -- due → skipped                       mark_scored       scorer     score_rev, lease
 --     resets  attempts, may_share, last_error, not_before
---     sets    scorer, score_rev, reason, agents, trajectories, text_bytes, funnel, claimed_by,
---             scored_at, skipped_at
+--     sets    scorer, score_rev, reason, agents, trajectories, text_bytes, funnel, by_version,
+--             claimed_by, scored_at, skipped_at
 -- scored → trained                    mark_trained      trainer    score_rev
 --     resets  reason, last_error
 --     sets    trained_step, trained_at, funnel, claimed_by
@@ -177,10 +178,10 @@ WITH RECURSIVE path AS (
                      AND s.step = p.parent
 )
 INSERT INTO rl.windows (window_id, model_name, state, scorer, score_rev, trained_step, agents,
-                        trajectories, late, text_bytes, funnel, not_before, due_at, scored_at,
-                        trained_at)
+                        trajectories, late, text_bytes, funnel, by_version, not_before, due_at,
+                        scored_at, trained_at)
 SELECT w.window_id, %(name)s, 'trained', w.scorer, w.score_rev, p.step, w.agents, w.trajectories,
-       w.late, w.text_bytes, w.funnel, w.not_before, w.due_at, w.scored_at,
+       w.late, w.text_bytes, w.funnel, w.by_version, w.not_before, w.due_at, w.scored_at,
        COALESCE(w.trained_at, rl.now())
   FROM path p
  CROSS JOIN LATERAL unnest(p.window_ids) AS trained (window_id)
@@ -251,7 +252,7 @@ RETURNING window_id, token
 UPDATE rl.windows w
    SET state = %(state)s, scorer = %(scorer)s, score_rev = score_rev + 1, reason = %(reason)s,
        agents = %(agents)s, trajectories = %(trajectories)s, text_bytes = %(text_bytes)s,
-       funnel = %(funnel)s, attempts = 0, may_share = NULL, last_error = NULL,
+       funnel = %(funnel)s, by_version = %(by_version)s, attempts = 0, may_share = NULL, last_error = NULL,
        not_before = rl.now() + COALESCE(
            (SELECT CASE WHEN count(*) > 2 THEN least((rl.now() - w.due_at) / 2, interval '1 day') END
               FROM rl.attempts a

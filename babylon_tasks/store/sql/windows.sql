@@ -185,7 +185,7 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
          WHERE j.model_name = w.model_name AND j.window_id = w.window_id
            AND j.purpose = 'scoring'
         HAVING count(*) > 0) AS judge,
-       w.funnel
+       w.funnel, w.by_version
   FROM rl.windows w
   LEFT JOIN rl.steps t ON t.model_name = rl.lineage_of_step(w.model_name, w.trained_step)
                       AND t.step = w.trained_step

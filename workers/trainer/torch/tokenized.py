@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from babylon_tasks.errors import UserError
-from babylon_tasks.records.steps import Logprobs, Sample, WindowShare
+from babylon_tasks.records.steps import Call, Logprobs, Sample, WindowShare
 from babylon_tasks.records.windows import parse_window_id
 from workers.trainer.torch.assistant_turn import NotTheSame, Turn
 from workers.trainer.torch.chat_format import ChatFormat
@@ -115,7 +115,10 @@ def advantages(group: Any, by_deviation: bool = True) -> list[float]:
 
 
 class TokenizedCall(NamedTuple):
-    """Prompt and answer, the answer with its end; `logprobs` is None where they do not fit."""
+    """Prompt and answer, the answer with its end; `logprobs` is None where they do not fit.
+
+    An answer that was cut off is without its end.
+    """
 
     prompt: list[int]
     answer: list[int]
@@ -145,6 +148,9 @@ def tokenize_samples(
     the template refuses or rewrites (`template`), whose text would become control tokens (`markup`)
     or tokens without an embedding (`vocabulary`). Recorded log-probabilities go with a call only
     where they are of exactly its tokens.
+
+    Of calls that were done badly (`Call.ended`) an empty one is its end alone, and one that was cut
+    off has no end, unless the recorded tokens say that the model wrote it.
     """
     waiting: list[_Turns] = []
     for sample in samples:
@@ -160,7 +166,7 @@ class _Turns:
     """The calls of one trajectory as the template writes them, and what was recorded of each."""
 
     turns: list[Turn] = field(default_factory=list)
-    recorded: list[Logprobs | None] = field(default_factory=list)
+    recorded: list[Call] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -173,9 +179,9 @@ class _Turns:
             except (jinja2.TemplateError, NotTheSame):
                 found.dropped["template"] += 1
                 continue
-            if turn.answer:
+            if turn.answer or call.ended is True:
                 found.turns.append(turn)
-                found.recorded.append(call.logprobs)
+                found.recorded.append(call)
             else:
                 found.dropped["empty"] += 1
         return found
@@ -202,14 +208,17 @@ def _tokenize(
                 tokenized.dropped["markup"] += 1
             elif len(call.prompt) + len(call.trained) > limit:
                 tokenized.dropped["too_long"] += 1
-            elif len(call.trained) == len(chat.end_ids):
+            elif len(call.trained) == len(chat.end_ids) and recorded.ended is not True:
                 tokenized.dropped["empty"] += 1
             elif not chat.facts.knows([*call.prompt, *call.trained]):
                 tokenized.dropped["vocabulary"] += 1
             else:
                 answer_tokens = len(call.trained) - len(chat.end_ids)
-                logprobs = _fitting(recorded, answer_tokens, call.trained)
-                tokenized.calls.append(TokenizedCall(call.prompt, call.trained, logprobs))
+                logprobs = _fitting(recorded.logprobs, answer_tokens, call.trained)
+                trained = call.trained
+                if recorded.ended is False and len(logprobs or ()) <= answer_tokens:
+                    trained = trained[:answer_tokens]
+                tokenized.calls.append(TokenizedCall(call.prompt, trained, logprobs))
         yield tokenized
 
 

@@ -80,7 +80,7 @@ def _choice(call: Call) -> Choice:
     tokens = zip(call.logprobs.token_ids, call.logprobs.values, strict=True)
     return Choice(
         index=0,
-        finish_reason="stop",
+        finish_reason="length" if call.ended is False else "stop",
         message=ChatCompletionMessage(role="assistant", content=call.response),
         # Text that the tokenizer does not know would be read as the end of turn, silently.
         logprobs=ChoiceLogprobs(
