@@ -1,22 +1,23 @@
 """A language model of about a million weights, made here, so that nothing is downloaded.
 
 It has the shape of real ones (Qwen2, byte-level BPE, ChatML), so all code that loads a hub model
-loads it too. A few seconds of supervised training on simulated calls teach it what an action looks
-like, and to prefer the side that the momentum in its prompt predicts.
+loads it too. Some seconds of supervised training teach it what `game.lessons` has: to answer in
+form and to do as it is told, and not what pays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from babylon_tasks.simulation.simulate import Call, calls
+from babylon_tasks.simulation.game import lessons
+from babylon_tasks.simulation.game.lessons import Example
+from babylon_tasks.simulation.simulate import calls
 
 if TYPE_CHECKING:
     import torch
@@ -31,20 +32,20 @@ CHAT_TEMPLATE = (
 
 _SEED = 7
 _VOCABULARY = 2000
-_TOKENIZER_CALLS = 1500
-_WARM_SKILL = 0.95  # how often the examples bet with the momentum
-_WARM_STEPS = 76
-_CALLS_PER_STEP = 4
-_LEARNING_RATE = 3e-3
+_TOKENIZER_TEXTS = 700  # of each kind
+_WARM_STEPS = 100
+_FORM, _OBEDIENCE = 8, 24  # examples in a step
+_LEARNING_RATE = 2.5e-3
 # Five times the usual: with 0.02 the few steps end before attention has found the momentum.
 _WEIGHT_DEVIATION = 0.1
 _IGNORE = -100
+_T = TypeVar("_T")
 
 
 def make_tiny_model(
     folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Path:
-    """Make the model and its tokenizer in `folder`; takes less than ten seconds of one core.
+    """Make the model and its tokenizer in `folder`; takes about 15 seconds of one core.
 
     `on_progress` gets (training steps done, steps in all).
 
@@ -102,7 +103,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _tokenizer() -> Any:
-    """Train a byte-level BPE tokenizer of about 2,000 tokens on simulated calls."""
+    """Train a byte-level BPE tokenizer of about 2,000 tokens on what is taught and recorded."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -116,8 +117,10 @@ def _tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = itertools.islice(calls(_SEED, _WARM_SKILL), _TOKENIZER_CALLS)
-    texts = (f"{_ask(c)}{c.response}" for c in sample)
+    taught = (ask(asked) + answer for lesson in _lessons() for asked, answer in _some(lesson))
+    # The prompts of the recorded hours, which tests and benchmarks train on, are known to it too.
+    seen = (f"{c.system_prompt}\n{c.user_prompt}\n{c.response}" for c in _some(calls(_SEED, 0.5)))
+    texts = itertools.chain(taught, seen)
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -189,33 +192,34 @@ def _loss(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return torch.nn.functional.cross_entropy(logits, targets[learned])
 
 
+def _lessons() -> tuple[Iterator[Example], Iterator[Example]]:
+    return lessons.form(_SEED), lessons.obedience(_SEED)
+
+
+def _some(texts: Iterator[_T]) -> Iterator[_T]:
+    return itertools.islice(texts, _TOKENIZER_TEXTS)
+
+
 def _batches(tokenizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches (tokens, labels) of actions of similar length without end, padded right."""
-    rng = random.Random(_SEED)  # noqa: S311 - repeatable, not secret
-    actions = (call for call in calls(_SEED + 1, _WARM_SKILL) if call.purpose == "action")
+    """Yield batches (tokens, labels) of both lessons without end, padded right."""
+    form, obedience = _lessons()
     while True:
-        some = itertools.islice(actions, 32 * _CALLS_PER_STEP)
-        pool = [_encode(tokenizer, call) for call in some]
-        pool.sort(key=lambda pair: len(pair[0]))
-        starts = list(range(0, len(pool), _CALLS_PER_STEP))
-        rng.shuffle(starts)
-        for start in starts:
-            yield _pad(tokenizer, pool[start : start + _CALLS_PER_STEP])
+        some = [*itertools.islice(form, _FORM), *itertools.islice(obedience, _OBEDIENCE)]
+        yield _pad(tokenizer, [_encode(tokenizer, example) for example in some])
 
 
-def _encode(tokenizer: Any, call: Call) -> tuple[list[int], list[int]]:
-    """Return tokens and labels of a call; the answer and its end token are learned."""
-    asked: list[int] = tokenizer.encode(_ask(call), add_special_tokens=False)
-    answer: list[int] = tokenizer.encode(call.response + TURN_END, add_special_tokens=False)
-    return asked + answer, [_IGNORE] * len(asked) + answer
+def _encode(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
+    """Return tokens and labels of an example; the answer and its end token are learned."""
+    asked, text = example
+    prompt: list[int] = tokenizer.encode(ask(asked), add_special_tokens=False)
+    answer: list[int] = tokenizer.encode(text + TURN_END, add_special_tokens=False)
+    return prompt + answer, [_IGNORE] * len(prompt) + answer
 
 
-def _ask(call: Call) -> str:
-    """Write the prompt as the chat template does."""
-    return (
-        f"{TURN_START}system\n{call.system_prompt}{TURN_END}\n"
-        f"{TURN_START}user\n{call.user_prompt}{TURN_END}\n{TURN_START}assistant\n"
-    )
+def ask(messages: Sequence[Mapping[str, str]]) -> str:
+    """Write a prompt as the chat template does."""
+    turns = (f"{TURN_START}{m['role']}\n{m['content']}{TURN_END}\n" for m in messages)
+    return "".join([*turns, f"{TURN_START}assistant\n"])
 
 
 def _pad(

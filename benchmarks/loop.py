@@ -1,0 +1,198 @@
+"""The closed loop in one process: agents play an hour, the trainer learns from it, and so on.
+
+No server takes part; what decides what is learned does: the product's own decoding, filters,
+scoring, tokens and trainer. `recipe.py` and `tests/integration/test_loop.py` use it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+os.environ.update(
+    LITELLM_LOCAL_MODEL_COST_MAP="True", WANDB_MODE="disabled", TQDM_DISABLE="1",
+    TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1",
+)  # fmt: skip
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the trainer process has it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from recorded_calls import write_samples
+
+from babylon_tasks.records.recorded_steps import RawTrace
+from babylon_tasks.records.steps import Call, Hyperparameters, Logprobs, Sample, StepRequest
+from babylon_tasks.records.traces import decode
+from babylon_tasks.records.trainer_requests import EvaluateRequest, GenerateRequest
+from babylon_tasks.scoring.heuristic import heuristic
+from babylon_tasks.simulation.game.hour import Answer, Hour, Player, play_hour
+from babylon_tasks.simulation.game.market import Market, Rules, draw_market
+from babylon_tasks.simulation.game.personas import NOISE, ORACLE, Persona, expected
+from babylon_tasks.simulation.game.prompts import messages, write_answer
+from babylon_tasks.simulation.game.record import record
+from babylon_tasks.simulation.values import seeded
+from workers.trainer.torch.trainer import TorchTrainer
+
+os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
+
+START = datetime(2026, 1, 1)
+MAX_ANSWER_TOKENS = 24
+POPULATION = tuple(
+    Persona(rule, skill)
+    for count, rule, skill in (
+        (4, "noise", 1.0), (3, "momentum", 0.8), (3, "contrarian", 0.8), (4, "careful", 0.5),
+        (3, "reckless", 0.8), (2, "failing", 0.5),
+    )
+    for _ in range(count)
+)  # fmt: skip
+POLICIES = 13
+LOOKED_AT = 64  # markets of a look
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the policy is worth in an hour, on markets that nobody plays: dollars a decision."""
+
+    policy: float
+    noise: float
+    oracle: float
+    well_formed: float
+
+    @property
+    def gap(self) -> float:
+        """How far the policy is from the noise persona (0) to the oracle (1)."""
+        return (self.policy - self.noise) / (self.oracle - self.noise)
+
+
+@dataclass(frozen=True)
+class World:
+    """A game of one seed: its rules and its population, of which `policies` are our model's."""
+
+    seed: int
+    rules: Rules = field(default_factory=Rules)
+    population: Sequence[Persona] = POPULATION
+    policies: int = POLICIES
+    recorded: bool = True  # the model's answers are recorded with their log-probabilities
+
+    @property
+    def players(self) -> list[Player]:
+        """Return the players, ours last."""
+        everyone = [*self.population, *[None] * self.policies]
+        return [Player(n, f"Agent {n}", persona) for n, persona in enumerate(everyone)]
+
+
+class Loop:
+    """A lineage that is trained hour by hour, in `folder`; `model` is its base model."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        world: World,
+        hyperparameters: Callable[[int], Hyperparameters] | Hyperparameters,
+        trainer: TorchTrainer,
+    ) -> None:
+        self._folder, self._model, self._world = folder, model, world
+        self._wanted, self._trainer = hyperparameters, trainer
+        self._parent: str | None = None
+        self._step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def play(self, number: int) -> Hour:
+        """Play an hour with the newest version."""
+        return play_hour(
+            self._world.seed, number, self._world.rules, self._world.players, self._ask
+        )
+
+    def _ask(self, prompts: Sequence[list[dict[str, str]]]) -> list[Answer]:
+        request = GenerateRequest(
+            model_name="loop", base_model=str(self._model), checkpoint=self._parent,
+            prompts=list(prompts), max_tokens=MAX_ANSWER_TOKENS, temperature=1.0,
+            seed=self._world.seed * 10_000 + self._step,
+        )  # fmt: skip
+        version = f"v1.0.{self._step - 1}" if self._step else "v0"
+        answers = []
+        for (one,) in self._trainer.generate(request, lambda progress: None).generations:
+            likely = Logprobs(one.token_ids, one.logprobs) if self._world.recorded else None
+            answers.append(Answer(one.text, version, likely))
+        return answers
+
+    def train(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Train one step, from which the next hour is played; return its metrics."""
+        path, scratch = self._folder / "samples.jsonl", self._folder / f"step-{self._step}"
+        write_samples(path, list(samples))
+        wanted = self._wanted
+        request = StepRequest(
+            model_name="loop", base_model=str(self._model), parent=self._parent,
+            samples_path=str(path), scratch_dir=str(scratch), output_dir=str(scratch / "out"),
+            seed=self._step + 1 + self._world.seed * 1000,
+            hyperparameters=wanted(self._step) if callable(wanted) else wanted,
+        )  # fmt: skip
+        result = self._trainer.step(request, lambda progress: None)
+        if self._parent is not None:
+            shutil.rmtree(Path(self._parent).parent)
+        self._parent, self._step = request.output_dir, self._step + 1
+        return result.metrics
+
+    def look(self, number: int) -> Look:
+        """Return what the policy is worth in that hour, by the probability of each answer."""
+        rules = self._world.rules
+        rng = seeded("look", self._world.seed)
+        markets = [draw_market(rng, str(n), number, rules) for n in range(LOOKED_AT)]
+        pairs = [(m, action) for m in markets for action in range(3)]
+        path = self._folder / "look.jsonl"
+        write_samples(path, [_as_sample(n, *pair) for n, pair in enumerate(pairs)])
+        request = EvaluateRequest("loop", str(self._model), self._parent, str(path), 4096, 16_384)
+        found = self._trainer.evaluate(request, lambda progress: None).trajectories
+        return look_of(markets, [one.logprob for one in found])
+
+
+def look_of(markets: Sequence[Market], logprobs: Sequence[float]) -> Look:
+    """Make a look of the log-probabilities of each market's three answers, in order."""
+    import math
+
+    chances = [math.exp(value) for value in logprobs]
+    of_market = [chances[n : n + 3] for n in range(0, len(chances), 3)]
+    count = len(markets)
+    pairs = list(zip(of_market, markets, strict=True))
+    return Look(
+        policy=sum(expected((c[0], c[1], c[2]), m) for c, m in pairs) / count,
+        noise=sum(NOISE.value(m) for m in markets) / count,
+        oracle=sum(ORACLE.value(m) for m in markets) / count,
+        well_formed=sum(map(sum, of_market)) / count,
+    )
+
+
+def _as_sample(number: int, market: Market, action: int) -> Sample:
+    system, user = (m["content"] for m in messages("Agent 0", market))
+    call = Call(system, user, write_answer(action))
+    return Sample("look", str(number), 0.0, [call])
+
+
+def samples_of(hour: Hour, seed: int) -> list[Sample]:
+    """Return what the product would train of an hour: filtered, and scored by its heuristic."""
+    rows = record(hour, START + timedelta(hours=hour.number), seed)
+    traces = [
+        decode(RawTrace(row.trajectory_id, row.agent_id, len(row.steps_json), row.steps_json))
+        for row in rows.trajectories
+    ]
+    kept = [t for t in traces if t.outcome.failed / t.outcome.steps <= 0.5 and t.calls]
+    scores = {s.trajectory_id: s.score for s in heuristic([t.outcome for t in kept])}
+    return [
+        Sample(rows.window_id, t.outcome.trajectory_id, scores[t.outcome.trajectory_id], t.calls)
+        for t in kept
+    ]
+
+
+def run(
+    loop: Loop, world: World, windows: int, every: int = 1
+) -> Iterator[tuple[int, Look, dict[str, float]]]:
+    """Play and train hour by hour; yield (windows trained, look, metrics), first the base's."""
+    yield 0, loop.look(0), {}
+    for number in range(windows):
+        metrics = loop.train(samples_of(loop.play(number), world.seed))
+        if (number + 1) % every == 0:
+            yield number + 1, loop.look(number + 1), metrics
