@@ -24,16 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recorded_calls import write_samples
 
 from babylon_tasks.records.recorded_steps import RawTrace
-from babylon_tasks.records.steps import Call, Hyperparameters, Logprobs, Sample, StepRequest
+from babylon_tasks.records.steps import Hyperparameters, Logprobs, Sample, StepRequest
 from babylon_tasks.records.traces import decode
 from babylon_tasks.records.trainer_requests import EvaluateRequest, GenerateRequest
 from babylon_tasks.scoring.heuristic import heuristic
 from babylon_tasks.simulation.game.hour import Answer, Hour, Player, play_hour
-from babylon_tasks.simulation.game.market import Market, Rules, draw_market
-from babylon_tasks.simulation.game.personas import NOISE, ORACLE, Persona, expected
-from babylon_tasks.simulation.game.prompts import messages, write_answer
+from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
+from babylon_tasks.simulation.game.market import Rules
+from babylon_tasks.simulation.game.personas import Persona
 from babylon_tasks.simulation.game.record import record
-from babylon_tasks.simulation.values import seeded
 from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
@@ -50,21 +49,6 @@ POPULATION = tuple(
 )  # fmt: skip
 POLICIES = 13
 LOOKED_AT = 64  # markets of a look
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the policy is worth in an hour, on markets that nobody plays: dollars a decision."""
-
-    policy: float
-    noise: float
-    oracle: float
-    well_formed: float
-
-    @property
-    def gap(self) -> float:
-        """How far the policy is from the noise persona (0) to the oracle (1)."""
-        return (self.policy - self.noise) / (self.oracle - self.noise)
 
 
 @dataclass(frozen=True)
@@ -139,37 +123,12 @@ class Loop:
 
     def look(self, number: int) -> Look:
         """Return what the policy is worth in that hour, by the probability of each answer."""
-        rules = self._world.rules
-        rng = seeded("look", self._world.seed)
-        markets = [draw_market(rng, str(n), number, rules) for n in range(LOOKED_AT)]
-        pairs = [(m, action) for m in markets for action in range(3)]
-        path = self._folder / "look.jsonl"
-        write_samples(path, [_as_sample(n, *pair) for n, pair in enumerate(pairs)])
+        world, path = self._world, self._folder / "look.jsonl"
+        markets = fresh_markets(world.seed, number, world.rules, LOOKED_AT)
+        write_samples(path, questions(markets))
         request = EvaluateRequest("loop", str(self._model), self._parent, str(path), 4096, 16_384)
         found = self._trainer.evaluate(request, lambda progress: None).trajectories
-        return look_of(markets, [one.logprob for one in found])
-
-
-def look_of(markets: Sequence[Market], logprobs: Sequence[float]) -> Look:
-    """Make a look of the log-probabilities of each market's three answers, in order."""
-    import math
-
-    chances = [math.exp(value) for value in logprobs]
-    of_market = [chances[n : n + 3] for n in range(0, len(chances), 3)]
-    count = len(markets)
-    pairs = list(zip(of_market, markets, strict=True))
-    return Look(
-        policy=sum(expected((c[0], c[1], c[2]), m) for c, m in pairs) / count,
-        noise=sum(NOISE.value(m) for m in markets) / count,
-        oracle=sum(ORACLE.value(m) for m in markets) / count,
-        well_formed=sum(map(sum, of_market)) / count,
-    )
-
-
-def _as_sample(number: int, market: Market, action: int) -> Sample:
-    system, user = (m["content"] for m in messages("Agent 0", market))
-    call = Call(system, user, write_answer(action))
-    return Sample("look", str(number), 0.0, [call])
+        return look(markets, [one.logprob for one in found])
 
 
 def samples_of(hour: Hour, seed: int) -> list[Sample]:
