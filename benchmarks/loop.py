@@ -6,6 +6,7 @@ scoring, tokens and trainer. `recipe.py` and `tests/integration/test_loop.py` us
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -27,7 +28,13 @@ from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.records.steps import Hyperparameters, Logprobs, Sample, StepRequest
 from babylon_tasks.records.traces import decode
 from babylon_tasks.records.trainer_requests import EvaluateRequest, GenerateRequest
-from babylon_tasks.scoring.heuristic import heuristic
+from babylon_tasks.records.versions import Versions
+from babylon_tasks.scoring import filters
+from babylon_tasks.scoring.heuristic import Heuristic
+from babylon_tasks.scoring.own import OwnVersions
+from babylon_tasks.scoring.scorer import Group
+from babylon_tasks.scoring.verdict import verdict_on
+from babylon_tasks.settings import Settings
 from babylon_tasks.simulation.game.hour import Answer, Hour, Player, play_hour
 from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
 from babylon_tasks.simulation.game.market import Rules
@@ -37,7 +44,9 @@ from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
 
+NAME = "loop"
 START = datetime(2026, 1, 1)
+SETTINGS = Settings()  # as shipped
 MAX_ANSWER_TOKENS = 24
 POPULATION = tuple(
     Persona(rule, skill)
@@ -93,11 +102,11 @@ class Loop:
 
     def _ask(self, prompts: Sequence[list[dict[str, str]]]) -> list[Answer]:
         request = GenerateRequest(
-            model_name="loop", base_model=str(self._model), checkpoint=self._parent,
+            model_name=NAME, base_model=str(self._model), checkpoint=self._parent,
             prompts=list(prompts), max_tokens=MAX_ANSWER_TOKENS, temperature=1.0,
             seed=self._world.seed * 10_000 + self._step,
         )  # fmt: skip
-        version = f"v1.0.{self._step - 1}" if self._step else "v0"
+        version = f"v1.0.{self._step - 1}" if self._step else f"{NAME}@0"
         answers = []
         for (one,) in self._trainer.generate(request, lambda progress: None).generations:
             likely = Logprobs(one.token_ids, one.logprobs) if self._world.recorded else None
@@ -110,7 +119,7 @@ class Loop:
         write_samples(path, list(samples))
         wanted = self._wanted
         request = StepRequest(
-            model_name="loop", base_model=str(self._model), parent=self._parent,
+            model_name=NAME, base_model=str(self._model), parent=self._parent,
             samples_path=str(path), scratch_dir=str(scratch), output_dir=str(scratch / "out"),
             seed=self._step + 1 + self._world.seed * 1000,
             hyperparameters=wanted(self._step) if callable(wanted) else wanted,
@@ -126,24 +135,43 @@ class Loop:
         world, path = self._world, self._folder / "look.jsonl"
         markets = fresh_markets(world.seed, number, world.rules, LOOKED_AT)
         write_samples(path, questions(markets))
-        request = EvaluateRequest("loop", str(self._model), self._parent, str(path), 4096, 16_384)
+        request = EvaluateRequest(NAME, str(self._model), self._parent, str(path), 4096, 16_384)
         found = self._trainer.evaluate(request, lambda progress: None).trajectories
         return look(markets, [one.logprob for one in found])
 
 
 def samples_of(hour: Hour, seed: int) -> list[Sample]:
-    """Return what the product would train of an hour: filtered, and scored by its heuristic."""
+    """Return what the product trains of an hour: filtered, scored, its own bad calls floored.
+
+    Every version of the loop is one of the lineage's own.
+    """
     rows = record(hour, START + timedelta(hours=hour.number), seed)
-    traces = [
-        decode(RawTrace(row.trajectory_id, row.agent_id, len(row.steps_json), row.steps_json))
+    traces = {
+        row.trajectory_id: decode(
+            RawTrace(row.trajectory_id, row.agent_id, len(row.steps_json), row.steps_json)
+        )
         for row in rows.trajectories
-    ]
-    kept = [t for t in traces if t.outcome.failed / t.outcome.steps <= 0.5 and t.calls]
-    scores = {s.trajectory_id: s.score for s in heuristic([t.outcome for t in kept])}
-    return [
-        Sample(rows.window_id, t.outcome.trajectory_id, scores[t.outcome.trajectory_id], t.calls)
-        for t in kept
-    ]
+    }
+    own = OwnVersions(Versions(NAME, {(NAME, f"v1.0.{n}"): n + 1 for n in range(1000)}))
+    outcomes = [own.claim(trace.outcome) for trace in traces.values()]
+    kept, _ = filters.apply(outcomes, SETTINGS, rows.window_id, own.did)
+    scored = [outcome for outcome in kept if outcome.floored is None]
+    floored = [outcome for outcome in kept if outcome.floored is not None]
+    group = Group(rows.window_id, scored, {}, [], floored)
+    scores = asyncio.run(verdict_on(group, Heuristic(), SETTINGS)).scores
+    lowest = min((score.score for score in scores), default=0.0)
+    samples = []
+    badly = {outcome.trajectory_id: outcome.badly for outcome in kept}
+    for score in scores:
+        trace = traces[score.trajectory_id]
+        parts = [(score.score, trace.calls)]
+        parts.append((lowest, trace.badly if badly[score.trajectory_id] else []))
+        samples += [
+            Sample(rows.window_id, score.trajectory_id, reward, calls)
+            for reward, calls in parts
+            if calls
+        ]
+    return samples
 
 
 def run(
