@@ -10,7 +10,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -78,21 +78,29 @@ class World:
 
 
 class Loop:
-    """A lineage that is trained hour by hour, in `folder`; `model` is its base model."""
+    """A lineage that is trained hour by hour, in `folder`; `model` is its base model.
+
+    The version that plays is `lag` steps behind the newest.
+    """
 
     def __init__(
         self,
         folder: Path,
         model: Path,
         world: World,
-        hyperparameters: Callable[[int], Hyperparameters] | Hyperparameters,
+        wanted: Hyperparameters,
         trainer: TorchTrainer,
+        lag: int = 0,
     ) -> None:
         self._folder, self._model, self._world = folder, model, world
-        self._wanted, self._trainer = hyperparameters, trainer
-        self._parent: str | None = None
-        self._step = 0
+        self._wanted, self._trainer, self._lag = wanted, trainer, lag
+        self._checkpoints: list[str | None] = [None]  # of each step; None: the base model
         folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def step(self) -> int:
+        """The steps trained so far."""
+        return len(self._checkpoints) - 1
 
     def play(self, number: int) -> Hour:
         """Play an hour with the newest version."""
@@ -101,33 +109,36 @@ class Loop:
         )
 
     def _ask(self, prompts: Sequence[list[dict[str, str]]]) -> list[Answer]:
+        step = max(0, self.step - self._lag)
         request = GenerateRequest(
-            model_name=NAME, base_model=str(self._model), checkpoint=self._parent,
+            model_name=NAME, base_model=str(self._model), checkpoint=self._checkpoints[step],
             prompts=list(prompts), max_tokens=MAX_ANSWER_TOKENS, temperature=1.0,
-            seed=self._world.seed * 10_000 + self._step,
+            seed=self._world.seed * 10_000 + self.step,
         )  # fmt: skip
-        version = f"v1.0.{self._step - 1}" if self._step else f"{NAME}@0"
         answers = []
         for (one,) in self._trainer.generate(request, lambda progress: None).generations:
             likely = Logprobs(one.token_ids, one.logprobs) if self._world.recorded else None
-            answers.append(Answer(one.text, version, likely))
+            answers.append(Answer(one.text, f"{NAME}@{step}", likely))
         return answers
 
-    def train(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Train one step, from which the next hour is played; return its metrics."""
-        path, scratch = self._folder / "samples.jsonl", self._folder / f"step-{self._step}"
+    def train(self, samples: Sequence[Sample], *, anew: bool = False) -> dict[str, float]:
+        """Train one step, from which the next hour is played; return its metrics.
+
+        `anew`: from the base model, not from the newest step.
+        """
+        path, scratch = self._folder / "samples.jsonl", self._folder / f"step-{self.step}"
         write_samples(path, list(samples))
-        wanted = self._wanted
         request = StepRequest(
-            model_name=NAME, base_model=str(self._model), parent=self._parent,
+            model_name=NAME, base_model=str(self._model),
+            parent=None if anew else self._checkpoints[-1],
             samples_path=str(path), scratch_dir=str(scratch), output_dir=str(scratch / "out"),
-            seed=self._step + 1 + self._world.seed * 1000,
-            hyperparameters=wanted(self._step) if callable(wanted) else wanted,
+            seed=self.step + 1 + self._world.seed * 1000, hyperparameters=self._wanted,
         )  # fmt: skip
         result = self._trainer.step(request, lambda progress: None)
-        if self._parent is not None:
-            shutil.rmtree(Path(self._parent).parent)
-        self._parent, self._step = request.output_dir, self._step + 1
+        self._checkpoints.append(request.output_dir)
+        old = self._checkpoints[max(0, self.step - self._lag - 1)]
+        if old is not None:
+            shutil.rmtree(Path(old).parent, ignore_errors=True)
         return result.metrics
 
     def look(self, number: int) -> Look:
@@ -135,15 +146,17 @@ class Loop:
         world, path = self._world, self._folder / "look.jsonl"
         markets = fresh_markets(world.seed, number, world.rules, LOOKED_AT)
         write_samples(path, questions(markets))
-        request = EvaluateRequest(NAME, str(self._model), self._parent, str(path), 4096, 16_384)
+        request = EvaluateRequest(
+            NAME, str(self._model), self._checkpoints[-1], str(path), 4096, 16_384
+        )
         found = self._trainer.evaluate(request, lambda progress: None).trajectories
         return look(markets, [one.logprob for one in found])
 
 
-def samples_of(hour: Hour, seed: int) -> list[Sample]:
+def samples_of(hour: Hour, seed: int, *, floor: bool = True) -> list[Sample]:
     """Return what the product trains of an hour: filtered, scored, its own bad calls floored.
 
-    Every version of the loop is one of the lineage's own.
+    Without `floor` our versions' bad runs and calls are left out, as those of other models are.
     """
     rows = record(hour, START + timedelta(hours=hour.number), seed)
     traces = {
@@ -152,7 +165,8 @@ def samples_of(hour: Hour, seed: int) -> list[Sample]:
         )
         for row in rows.trajectories
     }
-    own = OwnVersions(Versions(NAME, {(NAME, f"v1.0.{n}"): n + 1 for n in range(1000)}))
+    steps = range(1, hour.number + 1) if floor else ()
+    own = OwnVersions(Versions(NAME if floor else "", {(NAME, f"v1.0.{n - 1}"): n for n in steps}))
     outcomes = [own.claim(trace.outcome) for trace in traces.values()]
     kept, _ = filters.apply(outcomes, SETTINGS, rows.window_id, own.did)
     scored = [outcome for outcome in kept if outcome.floored is None]
@@ -172,14 +186,3 @@ def samples_of(hour: Hour, seed: int) -> list[Sample]:
             if calls
         ]
     return samples
-
-
-def run(
-    loop: Loop, world: World, windows: int, every: int = 1
-) -> Iterator[tuple[int, Look, dict[str, float]]]:
-    """Play and train hour by hour; yield (windows trained, look, metrics), first the base's."""
-    yield 0, loop.look(0), {}
-    for number in range(windows):
-        metrics = loop.train(samples_of(loop.play(number), world.seed))
-        if (number + 1) % every == 0:
-            yield number + 1, loop.look(number + 1), metrics

@@ -106,7 +106,8 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     `one`, the policy as it is (a ratio of 1), the `base` model, or the step's `parent`, which is
     the policy at its start. `kl_reference` is the one that the KL penalty holds the policy to.
     Without `group_deviation` an advantage is not divided by its group's deviation. Without
-    `learning_rate` the model's size decides.
+    `learning_rate` the model's size decides. A step that moves the mean answer's log-probability by
+    more than `max_policy_change` nats a window is shortened to that; None: it is not.
     """
 
     learning_rate: float | None
@@ -123,6 +124,7 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     unrecorded_ratio: Literal["one", "base", "parent"] = "one"
     kl_reference: Literal["base", "parent"] = "base"
     group_deviation: bool = True
+    max_policy_change: float | None = None
 
 
 class OpenJob(msgspec.Struct, frozen=True):

@@ -63,7 +63,7 @@ class Training(Group):
         json_schema_extra=PER_LINEAGE,
     )
     passes: int = Field(
-        4,
+        2,
         ge=1,
         le=100,
         description="How often each LLM call is trained on in its step.",
@@ -92,7 +92,7 @@ class Training(Group):
         json_schema_extra=PER_LINEAGE,
     )
     kl_penalty: float = Field(
-        0.1,
+        0.0,
         ge=0,
         le=100,
         description="Weight of the KL penalty; `0` turns it off.",
@@ -112,7 +112,7 @@ class Training(Group):
         json_schema_extra=PER_LINEAGE,
     )
     ratio_cap: float = Field(
-        2,
+        1,
         ge=1,
         le=1000,
         description="Largest importance ratio: how often a token may count at most that the model "
@@ -128,6 +128,15 @@ class Training(Group):
     group_deviation: bool = Field(
         True,
         description="Whether advantages are divided by their window's standard deviation.",
+        json_schema_extra=PER_LINEAGE,
+    )
+    max_policy_change: float | None = Field(
+        0.15,
+        gt=0,
+        le=1000,
+        description="Nats by which a step may move the log-probability of the mean answer, for "
+        "each of its windows. A step that went further is shortened to that, so that the luck of "
+        "one window does not undo what others taught. Empty: no limit.",
         json_schema_extra=PER_LINEAGE,
     )
     gpu_usd_per_hour: float | None = Field(

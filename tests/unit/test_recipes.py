@@ -99,11 +99,11 @@ def test_all_settings_of_a_lineage_are_in_it_and_no_secret() -> None:
 def test_a_step_is_told_the_settings_in_force() -> None:
     settings = Settings(
         base_model="none", passes=2, windows_per_update=3, ratio_cap=4.5, unrecorded_ratio="parent",
-        kl_reference="parent", group_deviation=False,
+        kl_reference="parent", group_deviation=False, kl_penalty=0.1, max_policy_change=0.5,
     )  # fmt: skip
     told = hyperparameters_in_force(settings)
     assert told == Hyperparameters(
-        None, 5, 8, 16, 0.1, 0.3, 4096, 16_384, 2, 3, 4.5, "parent", "parent", False
+        None, 5, 8, 16, 0.1, 0.3, 4096, 16_384, 2, 3, 4.5, "parent", "parent", False, 0.5
     )
 
 
@@ -111,17 +111,17 @@ def test_a_recipe_of_before_is_made_again_as_it_was() -> None:
     """The step had one update, ratios up to 5, and a ratio of 1 where nothing was recorded."""
     later = {
         "PASSES", "WINDOWS_PER_UPDATE", "RATIO_CAP", "UNRECORDED_RATIO", "KL_REFERENCE",
-        "GROUP_DEVIATION",
+        "GROUP_DEVIATION", "MAX_POLICY_CHANGE",
     }  # fmt: skip
-    now = settings_in_force(Settings(base_model="none", learning_rate=1e-5))
+    now = settings_in_force(Settings(base_model="none", learning_rate=1e-5, kl_penalty=0.1))
     assert later < now.keys()
     then = {name: value for name, value in now.items() if name not in later}
     wanted = recorded_hyperparameters(make_recipe(settings=then), "step 1")
     assert wanted == Hyperparameters(
-        1e-5, 5, 8, 16, 0.1, 0.3, 4096, 16_384, 1, 0, 5.0, "one", "base", True
+        1e-5, 5, 8, 16, 0.1, 0.3, 4096, 16_384, 1, 0, 5.0, "one", "base", True, None
     )
     again = recorded_hyperparameters(make_recipe(settings={**now, "PASSES": 3}), "step 1")
-    assert (again.passes, again.ratio_cap, again.unrecorded_ratio) == (3, 2.0, "base")
+    assert (again.passes, again.ratio_cap, again.unrecorded_ratio) == (3, 1.0, "base")
     for wrong in ({**now, "KL_REFERENCE": "someone"}, {**now, "LORA_RANK": None}):
         with pytest.raises(UserError, match="step 1 cannot be made again by this release"):
             recorded_hyperparameters(make_recipe(settings=wrong), "step 1")
@@ -160,7 +160,7 @@ def test_what_two_recipes_differ_in() -> None:
             "ruler openai/gpt-4o-mini 0123456789abcdef",
             "heuristic, ruler openai/gpt-4o-mini 0123456789abcdef",
         ),
-        "KL_PENALTY": (0.1, 0.5),
+        "KL_PENALTY": (0.0, 0.5),
         "babylon-tasks": ("2.8.0+cu128", None),
         "openpipe-art": ("2.8.0+cu128", None),
         "peft": ("2.8.0+cu128", None),

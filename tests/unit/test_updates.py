@@ -36,6 +36,7 @@ from workers.trainer.torch.policies import with_policies
 from workers.trainer.torch.sequences import Sequences
 from workers.trainer.torch.tokenized import advantages, tokenize_groups
 from workers.trainer.torch.trainer import TorchTrainer
+from workers.trainer.torch.updates import step_share
 
 # ART correlates the recorded logprobs, of which there are none.
 pytestmark = pytest.mark.filterwarnings("ignore:cov")
@@ -427,9 +428,8 @@ def weights_after(
 def test_the_rate_follows_from_the_models_size_where_none_is_set(
     trainer: TorchTrainer, base_model: str, tmp_path: Path
 ) -> None:
-    # tinker-cookbook's: 5e-4 at 2000; (2000 / 128) ** 0.0775 = e^(0.0775 x 2.7489) = 1.23746.
     assert default_rate(2000) == 5e-4
-    assert default_rate(128) == pytest.approx(6.1873e-4, rel=1e-4)
+    assert default_rate(500) == 1e-3  # a quarter of the size, twice the rate
     request = make_request(tmp_path, base_model, two_sided(1), learning_rate=None)
     assert run(trainer, request).metrics["learning_rate"] == default_rate(128)
 
@@ -486,6 +486,35 @@ def test_a_tiny_rate_changes_no_policy(
 ) -> None:
     request = make_request(tmp_path, base_model, two_sided(1), learning_rate=1e-12)
     assert run(trainer, request).metrics["policy_change"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_step_that_goes_too_far_is_shortened_to_the_limit(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    def step(name: str, most: float | None) -> tuple[dict[str, float], torch.Tensor]:
+        request = make_request(
+            tmp_path, base_model, two_sided(2), name=name, windows_per_update=1, passes=2,
+            max_policy_change=most,
+        )  # fmt: skip
+        metrics = run(trainer, request).metrics
+        tensors = load_file(Path(request.output_dir) / "adapter_model.safetensors")
+        # B begins at zero, so where it is shows how far the step went.
+        return metrics, torch.cat([tensors[n].flatten() for n in sorted(tensors) if "lora_B" in n])
+
+    whole, far = step("whole", None)
+    change = whole["policy_change"]
+    assert torch.equal(step("wide", change)[1], far)  # two windows may go twice as far
+    half, near = step("half", change / 4)
+    assert half["step_share"] == pytest.approx(0.5)
+    assert half["policy_change"] == pytest.approx(change / 2)
+    assert torch.allclose(near, far / 2, atol=1e-7)
+
+
+def test_the_share_of_a_step_by_hand() -> None:
+    assert step_share(0.1, None, 1) == 1
+    assert step_share(0.1, 0.1, 1) == 1
+    assert step_share(0.4, 0.1, 1) == 0.25
+    assert step_share(0.4, 0.1, 2) == 0.5  # two windows may go twice as far
 
 
 def test_changes_are_of_whole_answers_by_hand() -> None:

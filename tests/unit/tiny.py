@@ -79,7 +79,7 @@ def make_request(
     parent: str | None = None,
     name: str = "attempt",
     seed: int = 7,
-    **changes: float | str,
+    **changes: float | str | None,
 ) -> StepRequest:
     """Write the samples and ask for a step on them."""
     scratch = folder / name

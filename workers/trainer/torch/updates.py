@@ -71,6 +71,7 @@ class Updates:
         if wanted.kl_penalty > 0:
             drifts = [policies.mean_drift(self._model, part, micro) for part in parts]
         self._took("forward_backward", started)
+        weights_before = [weights.detach().clone() for weights in self._model.parameters()]
         for _ in range(wanted.passes):
             for number, part in enumerate(parts):
                 drifts[number] = self._update(part, drifts[number])
@@ -80,7 +81,11 @@ class Updates:
             for part in parts
         ]
         self._took("forward_backward", started)
-        self._finish(float(torch.cat(changes).mean()))
+        change = float(torch.cat(changes).mean())
+        share = step_share(change, wanted.max_policy_change, len(parts))
+        if share < 1:
+            _shorten(self._model.parameters(), weights_before, share)
+        self._finish(change * share, share)  # the change of a shorter step: to first order
 
     def _update(self, part: StepTensors, mean_drift: float) -> float:
         """Take one update, and return the mean drift from the KL penalty's reference before it."""
@@ -124,11 +129,30 @@ class Updates:
             self._values.setdefault(name, []).append(value)
         self._ratios.extend(totals.ratios)
 
-    def _finish(self, policy_change: float) -> None:
+    def _finish(self, policy_change: float, share: float) -> None:
         self.metrics = {
             **{name: fmean(values) for name, values in self._values.items()},
             "micro_batches": sum(self._values["micro_batches"]),
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "policy_change": policy_change,
+            "step_share": share,
             **self._ratios.metrics(self._trained_tokens),
         }
+
+
+def step_share(change: float, most: float | None, windows: int) -> float:
+    """Return the share of a step to take, 0 to 1, so that it moves answers by `most` a window.
+
+    `change` is what the whole step did, in nats. Several windows may move the policy as far as they
+    would one by one.
+    """
+    return 1.0 if most is None or change <= most * windows else most * windows / change
+
+
+@torch.no_grad()
+def _shorten(
+    weights: Sequence[torch.Tensor], weights_before: Sequence[torch.Tensor], share: float
+) -> None:
+    """Go back on the straight way to where the step began, but for this share of it."""
+    for now, before in zip(weights, weights_before, strict=True):
+        now.copy_(torch.lerp(before, now, share))

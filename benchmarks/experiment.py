@@ -1,0 +1,166 @@
+"""Plays one run of `recipe.py`: the models, the hours, the lineages, and what became of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baselines import PLAIN, conversations, one_sequence_an_update, state_lines
+from loop import SETTINGS, Loop, World, samples_of
+
+from babylon_tasks.records.steps import Hyperparameters
+from babylon_tasks.simulation.game import lessons
+from babylon_tasks.simulation.game.look import Look
+from babylon_tasks.simulation.game.market import Rules
+from babylon_tasks.simulation.game.personas import Persona
+from babylon_tasks.simulation.tiny_model import make_tiny_model
+from babylon_tasks.simulation.values import seeded
+from babylon_tasks.training.recipe import hyperparameters_in_force
+from workers.trainer.torch.trainer import TorchTrainer
+
+if TYPE_CHECKING:
+    from recipe import Run
+
+SMALL = (
+    Persona("noise", 1.0), Persona("noise", 1.0), Persona("momentum", 0.8),
+    Persona("contrarian", 0.8), Persona("careful", 0.5), Persona("careful", 0.5),
+    Persona("reckless", 0.8), Persona("failing", 0.5),
+)  # fmt: skip
+SMALL_POLICIES = 10
+HOSTILE_FEE = 0.3  # of the stake: most bets lose
+QUIT = '{"action":"QUIT"}'  # no action of the market: whoever answers it has failed
+
+
+def make_models(folder: Path, part: str) -> None:
+    """Make the base models of a part, unless they are there."""
+    make_tiny_model(folder / "tiny")
+    if part == "absence":
+        from real_model import teach_form
+
+        teach_form(folder / "tiny", folder / "quitter", _with_quitting(), steps=60, rate=1e-3)
+    if part == "real":
+        from real_model import fetch, teach_form
+
+        fetch(folder / "smollm2")
+        teach_form(folder / "smollm2", folder / "real", lessons.form(0), steps=64, rate=3e-5)
+
+
+def _with_quitting() -> Iterator[lessons.Example]:
+    rng = seeded("quitting")
+    for asked, answer in lessons.form(1):
+        yield asked, QUIT if rng.random() < 0.25 else answer
+
+
+@dataclass
+class _Record:
+    """What became of a lineage: a look before the first window and after each."""
+
+    name: str
+    looks: list[Look] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+    failed: list[float] = field(default_factory=list)
+
+    def as_json(self, run: Run) -> dict[str, Any]:
+        last = self.looks[-1]
+        return {
+            "run": run.name,
+            "name": self.name,
+            "policy": [round(look.policy, 3) for look in self.looks],
+            "noise": round(last.noise, 3),
+            "oracle": round(last.oracle, 3),
+            "gap_closed": [round(look.gap_closed, 4) for look in self.looks],
+            "well_formed": [round(look.well_formed, 4) for look in self.looks],
+            "policy_change": [round(change, 4) for change in self.changes],
+            "failed": [round(share, 3) for share in self.failed],
+        }
+
+
+def play(run: Run, models: Path, folder: Path) -> list[dict[str, Any]]:
+    """Play all windows of a run, and return a record of each lineage in it."""
+    world = _world(run)
+    trainer = TorchTrainer("cpu-0")
+    wanted = Hyperparameters(
+        **{
+            name: run.recipe.get(name, getattr(hyperparameters_in_force(SETTINGS), name))
+            for name in Hyperparameters.__struct_fields__
+        }
+    )
+    model = models / run.model
+    loop = Loop(folder / "loop", model, world, wanted, trainer, run.lag)
+    record = _Record(run.name if run.part != "compare" else "shipped")
+    others = _Others(folder, model, world, trainer, wanted) if run.part == "compare" else None
+    record.looks.append(loop.look(0))
+    for number in range(run.windows):
+        hour = loop.play(number)
+        ours = hour.decisions[len(world.population) :]
+        asked = [decision for decisions in ours for decision in decisions]
+        if asked:
+            record.failed.append(sum(d.action is None for d in asked) / len(asked))
+        samples = samples_of(hour, world.seed, floor=run.floor)
+        if len({sample.reward for sample in samples}) > 1:
+            record.changes.append(loop.train(samples)["policy_change"])
+        record.looks.append(loop.look(number + 1))
+        if others is not None:
+            others.train(hour, samples)
+    return [record.as_json(run), *(others.as_json(run) if others else [])]
+
+
+def _world(run: Run) -> World:
+    options = dict(run.world)
+    rules = Rules(flip_hour=run.flip_hour)
+    if options.pop("hostile", False):
+        rules = Rules(fee=HOSTILE_FEE)
+    if options.pop("small", False):
+        options |= {"population": SMALL, "policies": SMALL_POLICIES}
+    return World(run.seed, rules=rules, **options)
+
+
+class _Others:
+    """Lineages that are trained on the hours of another one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        world: World,
+        trainer: TorchTrainer,
+        wanted: Hyperparameters,
+    ) -> None:
+        import msgspec
+
+        at_our_rate = msgspec.structs.replace(PLAIN, learning_rate=wanted.learning_rate)
+        # By name: the recipe, the view of an hour, whether each step begins with the base model,
+        # and whether each sequence has an update of its own.
+        self._arms = {
+            "upstream: conversation": (at_our_rate, conversations, True, False),
+            "upstream: state lines": (at_our_rate, state_lines, False, False),
+            "ART's steps, its rate": (PLAIN, None, False, True),
+            "ART's steps, our rate": (at_our_rate, None, False, True),
+        }
+        self._loops = {
+            name: Loop(folder / str(n), model, world, arm[0], trainer)
+            for n, (name, arm) in enumerate(self._arms.items())
+        }
+        self._records = {name: _Record(name, [loop.look(0)]) for name, loop in self._loops.items()}
+
+    def train(self, hour: Any, samples: Any) -> None:
+        """Train each lineage one step on this hour."""
+        for name, (_, view, anew, one_by_one) in self._arms.items():
+            seen = view(hour, samples) if view else samples
+            with one_sequence_an_update() if one_by_one else contextlib.nullcontext():
+                metrics = self._loops[name].train(seen, anew=anew)
+            self._records[name].changes.append(metrics["policy_change"])
+            self._records[name].looks.append(self._loops[name].look(hour.number + 1))
+
+    def as_json(self, run: Run) -> list[dict[str, Any]]:
+        """Return the records."""
+        return [record.as_json(run) for record in self._records.values()]
+
+
+def first(examples: Iterator[lessons.Example], count: int) -> list[lessons.Example]:
+    """Return the first examples."""
+    return list(islice(examples, count))
