@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from pydantic import SecretStr
 from starlette.testclient import TestClient
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_tasks.errors import CheckpointUnreadable, ServerUnavailable, UserError
 from babylon_tasks.local import ask as chat
@@ -28,6 +29,7 @@ from workers.serve.api_key import require_key
 from workers.serve.app import main, make_app
 from workers.serve.engine import ADAPTERS_KEPT, Engine, ServedModel
 from workers.serve.versions import parse_name
+from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.fingerprint import fingerprint
 
 KEY = "a-key-of-24-letters-ü-ok"
@@ -88,6 +90,49 @@ def test_an_answer_has_openais_shape(client: TestClient) -> None:
     usage = body["usage"]
     assert 1 <= usage["completion_tokens"] <= 8
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_an_answer_tells_how_likely_its_tokens_were(client: TestClient) -> None:
+    """By id as vLLM does, so that what was answered can be trained on with the same tokens."""
+    more = {"logprobs": True, "temperature": 1.5, "seed": 4}
+    by_id = ask(client, **more, return_tokens_as_token_ids=True).json()
+    content = by_id["choices"][0]["logprobs"]["content"]
+    assert len(content) == by_id["usage"]["completion_tokens"]
+    assert all(re.fullmatch(r"token_id:\d+", each["token"]) for each in content)
+    assert all(each["logprob"] <= 0 for each in content)
+    assert content[0]["bytes"] == list(content[0]["token"].encode())
+
+    by_text = ask(client, **more).json()["choices"][0]
+    tokens = by_text["logprobs"]["content"]
+    said = by_text["message"]["content"]
+    assert "".join(each["token"] for each in tokens).startswith(said.rstrip("\ufffd"))
+    assert [each["logprob"] for each in tokens] == [e["logprob"] for e in content][: len(tokens)]
+    assert all(bytes(each["bytes"]).decode() == each["token"] for each in tokens)
+    assert ask(client).json()["choices"][0]["logprobs"] is None
+
+
+def test_log_probabilities_are_the_models_own(client: TestClient, base_model: str) -> None:
+    """Those of temperature 1, whatever the temperature was; worked out by the network alone."""
+    answer = ask(client, logprobs=True, return_tokens_as_token_ids=True, temperature=0.5, seed=1)
+    content = answer.json()["choices"][0]["logprobs"]["content"]
+    answered = [int(each["token"].removeprefix("token_id:")) for each in content]
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "YES or NO?"}], add_generation_prompt=True, tokenize=False
+    )
+    prompted = tokenizer.encode(prompt, add_special_tokens=False)
+    network = AutoModelForCausalLM.from_pretrained(base_model)
+    with torch.inference_mode():
+        logits = network(torch.tensor([prompted + answered])).logits[0].log_softmax(-1)
+    values = [float(logits[len(prompted) + n - 1, t]) for n, t in enumerate(answered)]
+    assert [each["logprob"] for each in content] == pytest.approx(values, abs=1e-4)
+
+
+def test_a_character_of_several_tokens_is_the_last_ones(base_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    tokens = tokenizer.encode("é!", add_special_tokens=False)
+    assert len(tokens) == 3
+    assert ChatFormat(tokenizer, base_model).token_texts(tokens) == ["", "é", "!"]
 
 
 def test_health_and_models(client: TestClient) -> None:

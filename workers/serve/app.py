@@ -120,7 +120,7 @@ def _body(name: str, served: ServedModel, completion: Completion) -> dict[str, A
                 "index": 0,
                 "message": {"role": "assistant", "content": completion.text},
                 "finish_reason": completion.finish_reason,
-                "logprobs": None,
+                "logprobs": completion.logprobs,
             }
         ],
         "usage": {

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.records.trainer_requests import Generation
 from babylon_tasks.text import first_line
 from workers.trainer.bars import need_no_semaphore
 from workers.trainer.torch.base_model import base_revision, load_base
@@ -51,15 +52,18 @@ class ChatRequest(msgspec.Struct):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     stream: bool | None = None
+    logprobs: bool | None = None
+    return_tokens_as_token_ids: bool | None = None  # vLLM's: a token is `token_id:N`, not its text
 
 
 class Completion(NamedTuple):
-    """A generated answer."""
+    """A generated answer; `logprobs` is as OpenAI writes it, None if it was not asked for."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: Literal["stop", "length"]
+    logprobs: dict[str, Any] | None
 
 
 class BadRequest(BabylonError):
@@ -112,7 +116,21 @@ class Engine:
         (one,) = self._generator.generate(
             self._network, [prompt], max_new, request.temperature or 0.0, request.seed
         )
-        return Completion(one.text, len(prompt), len(one.token_ids), one.finish_reason)
+        logprobs = self._logprobs(one, request) if request.logprobs else None
+        return Completion(one.text, len(prompt), len(one.token_ids), one.finish_reason, logprobs)
+
+    def _logprobs(self, answer: Generation, request: ChatRequest) -> dict[str, Any]:
+        """Write an answer's tokens; the end token, which has no text to show, only by its id."""
+        if request.return_tokens_as_token_ids:
+            shown = [f"token_id:{token}" for token in answer.token_ids]
+        else:
+            end = -1 if answer.finish_reason == "stop" else None
+            shown = self._chat.token_texts(answer.token_ids[:end])
+        content = [
+            {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
+            for text, value in zip(shown, answer.logprobs, strict=False)
+        ]
+        return {"content": content, "refusal": None}
 
     def _load_base(self, base_model: str, wanted: str | None) -> None:
         if self._base == (base_model, wanted):

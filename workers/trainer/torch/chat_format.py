@@ -113,6 +113,16 @@ class ChatFormat:
         """Return what a user sees of a generated answer: no thought, and no channel's name."""
         return self._tokens.visible(token_ids)
 
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Return what each token adds to the text: a character of many tokens is the last one's."""
+        texts, shown = [], ""
+        for end in range(1, len(token_ids) + 1):
+            text = self._tokenizer.decode(token_ids[:end], skip_special_tokens=False)
+            text = text.rstrip("\ufffd")  # the first bytes of a character
+            texts.append(text[len(shown) :])
+            shown = max(shown, text, key=len)
+        return texts
+
     def _check_roles(self, base_model: str) -> None:
         """Refuse a template that takes no system message: some refuse it, others pass over it."""
         turns = [
