@@ -118,7 +118,7 @@ class Loop:
         answers = []
         for (one,) in self._trainer.generate(request, lambda progress: None).generations:
             likely = Logprobs(one.token_ids, one.logprobs) if self._world.recorded else None
-            answers.append(Answer(one.text, f"{NAME}@{step}", likely))
+            answers.append(Answer(one.text, f"{NAME}@{step}", likely, NAME))
         return answers
 
     def train(self, samples: Sequence[Sample], *, anew: bool = False) -> dict[str, float]:

@@ -205,7 +205,7 @@ class _Calls:
                 self._add_badly(version, why_not, recorded, call)
             return
         self._seen.add(call)  # without log-probabilities: they do not make it another call
-        logprobs = _logprobs(recorded.logprobs)
+        logprobs = read_logprobs(recorded.logprobs)
         if logprobs is not None:
             call = msgspec.structs.replace(call, logprobs=logprobs)
         self.kept.append(call)
@@ -226,7 +226,7 @@ class _Calls:
             return
         self._seen.add(call)
         text_bytes = call.prompt_bytes() + len(call.response.encode())
-        logprobs = _logprobs(recorded.logprobs)
+        logprobs = read_logprobs(recorded.logprobs)
         if logprobs is not None:
             call = msgspec.structs.replace(call, logprobs=logprobs)
         self.badly.append((BadCall(version, reason, text_bytes), call))
@@ -303,7 +303,7 @@ def _number(value: msgspec.Raw) -> float | None:
         return None
 
 
-def _logprobs(value: msgspec.Raw) -> Logprobs | None:
+def read_logprobs(value: msgspec.Raw) -> Logprobs | None:
     """Return log-probabilities in the form of OpenAI's API, with `token_id:N` as tokens.
 
     vLLM writes them so with `return_tokens_as_token_ids`. Tokens given as text are not usable:

@@ -30,11 +30,16 @@ BROKEN = '{"action":'
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answered; `version` is that of the model, None if it is not one of ours."""
+    """What a model answered; `version` is that of the model, None if it is not one of ours.
+
+    `finish_reason` is what its server said: `stop`, or `length` for an answer that was cut off.
+    """
 
     text: str
     version: str | None = None
     logprobs: Logprobs | None = None
+    model: str = "scripted"
+    finish_reason: str | None = None
 
 
 Ask = Callable[[Sequence[list[dict[str, str]]]], Sequence[Answer]]

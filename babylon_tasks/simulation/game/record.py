@@ -90,7 +90,7 @@ def _step(count: int, at: datetime, pnl: float, decision: Decision) -> Json:
     name = "BROKEN" if decision.action is None else ACTIONS[decision.action]
     system, user = (message["content"] for message in decision.messages)
     call: Json = {
-        "model": f"babylon-agent-{answer.version}" if answer.version else "scripted",
+        "model": answer.model,
         "systemPrompt": system,
         "userPrompt": user,
         "response": answer.text,
@@ -98,6 +98,8 @@ def _step(count: int, at: datetime, pnl: float, decision: Decision) -> Json:
         "purpose": "action",
         "actionType": name,
     }
+    if answer.finish_reason:
+        call["finishReason"] = answer.finish_reason
     if answer.version:
         call["modelVersion"] = answer.version
     if answer.logprobs:
