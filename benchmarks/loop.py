@@ -39,6 +39,7 @@ from babylon_tasks.simulation.game.hour import Answer, Hour, Player, play_hour
 from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
 from babylon_tasks.simulation.game.market import Rules
 from babylon_tasks.simulation.game.personas import Persona
+from babylon_tasks.simulation.game.population import POLICIES, POPULATION, players
 from babylon_tasks.simulation.game.record import record
 from workers.trainer.torch.trainer import TorchTrainer
 
@@ -48,15 +49,6 @@ NAME = "loop"
 START = datetime(2026, 1, 1)
 SETTINGS = Settings()  # as shipped
 MAX_ANSWER_TOKENS = 24
-POPULATION = tuple(
-    Persona(rule, skill)
-    for count, rule, skill in (
-        (4, "noise", 1.0), (3, "momentum", 0.8), (3, "contrarian", 0.8), (4, "careful", 0.5),
-        (3, "reckless", 0.8), (2, "failing", 0.5),
-    )
-    for _ in range(count)
-)  # fmt: skip
-POLICIES = 13
 LOOKED_AT = 64  # markets of a look
 
 
@@ -73,8 +65,7 @@ class World:
     @property
     def players(self) -> list[Player]:
         """Return the players, ours last."""
-        everyone = [*self.population, *[None] * self.policies]
-        return [Player(n, f"Agent {n}", persona) for n, persona in enumerate(everyone)]
+        return players(self.population, self.policies)
 
 
 class Loop:

@@ -32,6 +32,8 @@ _SUMMARIES = {
     "runs.",
     "models": "List, compare and export the versions of a model, make one again, move its head.",
     "scores": "Compare the scores of past windows with those of another recipe.",
+    "simulate": "Play hours of the past in a market of our own, and write them as the app records "
+    "them.",
     "status": "Show the windows by state, the version that serves, and what waits in Redis.",
     "train": "Score, train and publish all that is due for a lineage, in this process, then end.",
     "up": "Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.",

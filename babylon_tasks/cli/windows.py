@@ -98,7 +98,7 @@ def enqueue(
         ended = {row.window_id: str(row.state) for row in rows if row.state != "due"}
     else:
         due, ended = pipeline.produce(context), {}
-    _wake_scorers(due)
+    wake_scorers(due)
     if as_json:
         print_json({"due": due, "not_due": ended})
         return
@@ -189,7 +189,7 @@ def retry(
     else:
         due = pipeline.retry(context, window_ids or None)
     refused = sorted(set(window_ids) - set(due))
-    _wake_scorers(due)
+    wake_scorers(due)
     if as_json:
         print_json({"due": due, "refused": refused})
     else:
@@ -208,7 +208,8 @@ def _print_retried(due: list[str], of_steps: bool) -> None:
         click.echo("no window is left to try again" if of_steps else "no window has failed")
 
 
-def _wake_scorers(due: list[str]) -> None:
+def wake_scorers(due: list[str]) -> None:
+    """Ring for windows that are due; where Redis is away, say that beat's sweep will."""
     if due:
         from babylon_tasks.celery import app
         from workers import doorbells

@@ -122,11 +122,16 @@ def draw_market(rng: random.Random, market_id: str, hour: int, rules: Rules) -> 
     signals = {name: rng.choice((-1, 0, 1)) for name in SIGNALS}
     signals["momentum"] = rng.choice((-1, 1))
     signals[LURE] = rng.choice((-1, 1))
-    odds = sum(rules.weight(name, hour) * value for name, value in signals.items())
     cents = rng.randrange(42, 59, 2)
     price = cents / 100 if kind == "prediction" else float(rng.randrange(20, 200))
     ticker = rng.choice(TICKERS)
-    return Market(market_id, kind, ticker, price, signals, 1 / (1 + math.exp(-odds)), rules)
+    return Market(market_id, kind, ticker, price, signals, chance_up(signals, hour, rules), rules)
+
+
+def chance_up(signals: Mapping[str, int], hour: int, rules: Rules) -> float:
+    """Return the probability that a market with these signals goes up in that hour."""
+    odds = sum(rules.weight(name, hour) * value for name, value in signals.items())
+    return 1 / (1 + math.exp(-odds))
 
 
 def draw_outcome(rng: random.Random, market: Market) -> Outcome:

@@ -28,3 +28,17 @@ VALUES (
   %(sentiment)s, %(prediction_market_id)s, %(question)s, %(outcome)s, %(final_probability)s,
   %(created_at)s)
 ON CONFLICT DO NOTHING
+
+-- find_stranger --
+-- An agent with a trajectory that none of ours has made, if there is one.
+SELECT "agentId" AS agent_id
+  FROM public.trajectories AS t
+ WHERE NOT EXISTS (SELECT FROM unnest(%(ours)s::text[]) AS ours (id) WHERE ours.id = t."agentId")
+ LIMIT 1
+
+-- list_simulated --
+-- The windows in which our agents have trajectories.
+SELECT DISTINCT COALESCE("windowId", left("scenarioId", 16)) COLLATE "C" AS window_id
+  FROM public.trajectories
+ WHERE "agentId" = ANY (%(ours)s::text[])
+ ORDER BY 1

@@ -1,0 +1,186 @@
+"""`babylon simulate`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+import psycopg
+from pydantic import SecretStr
+
+from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
+from babylon_tasks.cli.windows import wake_scorers
+from babylon_tasks.errors import UserError
+from babylon_tasks.records.windows import State, Window, parse_window_id
+from babylon_tasks.settings import load_settings
+from babylon_tasks.simulation.game.endpoint import Endpoint
+from babylon_tasks.simulation.game.hour import Ask, Player, play_hour
+from babylon_tasks.simulation.game.market import Rules
+from babylon_tasks.simulation.game.population import POLICIES, POPULATION, players
+from babylon_tasks.simulation.game.record import record
+from babylon_tasks.simulation.game.schedule import MOST_AGENTS, next_at, read_schedule, require_ours
+from babylon_tasks.simulation.game.standing import Standing, standing
+from babylon_tasks.simulation.records import WindowRows
+from babylon_tasks.simulation.write import write
+from babylon_tasks.store import heads
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.text import one_line
+from babylon_tasks.work.context import Context
+
+_POLL_SECONDS = 0.5
+_SAY_SECONDS = 30.0
+_ENDED = (State.TRAINED, State.SKIPPED, State.FAILED)
+
+
+@click.command()
+@click.option(
+    "--hours",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="How many of the past hours; the newest one has ended, and settled (SETTLE_SECONDS).",
+)
+@click.option("--seed", default=1, show_default=True, help="Seed of all that is drawn.")
+@click.option("--url", help="Base URL of an OpenAI-compatible endpoint: http://host:8000/v1.")
+@click.option("--model", metavar="NAME", help="The model's name there.")
+@click.option("--key-env", metavar="VARIABLE", help="Environment variable that has its key.")
+@click.option(
+    "--policies",
+    type=click.IntRange(1, MOST_AGENTS - len(POPULATION)),
+    help=f"How many agents the model plays.  [default: {POLICIES}]",
+)
+@click.option(
+    "--wait", is_flag=True, help="Play an hour once the one before is trained, and serves."
+)
+@click.option("--into-app-data", is_flag=True, help="Also where the app's agents have traces.")
+@of_lineage
+@as_json
+def simulate(
+    hours: int, seed: int, lineage: str | None, as_json: bool, wait: bool, **options: Any
+) -> None:
+    """Play hours of the past in a market of our own, and write them as the app records them.
+
+    Scripted agents play in the database of DATABASE_URL, or of `babylon up` in this folder. With
+    --url, agents that a model plays join them. An hour is played once in a database. For each, it
+    says what the model's decisions are worth in dollars, between those of noise and of an oracle.
+
+    Example: babylon simulate --hours 24 --url http://127.0.0.1:8000/v1 --model babylon-agent --wait
+    """
+    ask, everyone = _players(seed, options)
+    context = ready_context(load_settings(), lineage)
+    if wait:
+        context.lineage.require_active()
+    settle_seconds = context.settings.settle_seconds
+    with context.database.transaction() as tx:
+        if not options["into_app_data"]:
+            require_ours(tx)
+        schedule = read_schedule(tx, hours, settle_seconds)
+        later = next_at(tx, settle_seconds)
+    if schedule.passed_over and not as_json:
+        count = len(schedule.passed_over)
+        click.echo(f"passed over {count} hour{'s' * (count > 1)}: an hour is played once")
+    if not schedule.hours and not as_json:
+        click.echo(f"nothing to play: the next hour settles at {later:%Y-%m-%d %H:%M} UTC")
+    shown = []
+    for number, window_id in schedule.hours.items():
+        hour = play_hour(seed, number, Rules(), everyone, ask)
+        start = parse_window_id(window_id).replace(tzinfo=None)
+        _write(context, record(hour, start, seed))
+        stands = standing(hour)
+        ended = _wait(context, window_id) if wait else None
+        shown.append(_as_json(window_id, number, stands, ended))
+        if not as_json:
+            click.echo(_line(window_id, stands, ended))
+    if as_json:
+        print_json({"hours": shown, "passed_over": schedule.passed_over})
+
+
+def _players(seed: int, options: dict[str, Any]) -> tuple[Ask, Sequence[Player]]:
+    """Return how to ask the model, and who plays.
+
+    Raises:
+        UserError: The options do not fit together, or the key's variable is not set.
+    """
+    url, model, variable = options["url"], options["model"], options["key_env"]
+    if url is None:
+        if model or variable or options["policies"]:
+            raise UserError("--model, --key-env and --policies go with --url")
+        return _nobody, players(POPULATION, 0)
+    if not model:
+        raise UserError("name the model that --url serves with --model")
+    if variable and not os.environ.get(variable):
+        raise UserError(f"--key-env: the environment variable {variable} is not set")
+    key = SecretStr(os.environ[variable]) if variable else None
+    policies = options["policies"] or POLICIES
+    return Endpoint(url, model, key, seed), players(POPULATION, policies)
+
+
+def _nobody(prompts: Sequence[object]) -> list[Any]:
+    raise AssertionError("no agent is played by a model")
+
+
+def _write(context: Context, rows: WindowRows) -> None:
+    """Write an hour in one transaction.
+
+    Raises:
+        UserError: The app's tables take no such rows.
+        ServerUnavailable: Postgres does not answer.
+    """
+    try:
+        with context.database.transaction() as tx:
+            write(tx, [rows])
+    except psycopg.Error as error:
+        raise UserError(
+            f"the app's tables take no simulated rows: {one_line(str(error))}"
+        ) from error
+
+
+def _wait(context: Context, window_id: str) -> Window:
+    """Make a window due, wait until it has ended and what it trained serves; return its row.
+
+    Raises:
+        UserError: It cannot become due; the message says why.
+        ServerUnavailable: Postgres does not answer.
+    """
+    from babylon_tasks import pipeline  # late: without --wait no stage is needed
+
+    window = pipeline.enqueue(context, window_id)
+    if context.settings.redis_url:
+        wake_scorers([window_id])
+    said_at = time.monotonic()
+    while True:
+        with context.database.transaction() as tx:
+            (window,) = window_rows.read(tx, context.lineage.name, [window_id])
+            head = heads.read(tx, context.lineage.name)
+        if window.state in _ENDED and (head is None or head.step == head.published_step):
+            return window
+        if time.monotonic() - said_at > _SAY_SECONDS:
+            said_at = time.monotonic()
+            click.echo(f"{window_id} is {window.state}: waiting for the workers", err=True)
+        time.sleep(_POLL_SECONDS)
+
+
+def _as_json(window_id: str, number: int, stands: Standing, ended: Window | None) -> dict[str, Any]:
+    hour = {"window": window_id, "hour": number, **asdict(stands)}
+    return hour | ({"state": ended.state, "step": ended.trained_step} if ended else {})
+
+
+def _line(window_id: str, stands: Standing, ended: Window | None) -> str:
+    """Write an hour for a person; expected P&L is in dollars a decision."""
+    bounds = f"noise {stands.noise:.2f}, oracle {stands.oracle:.2f}"
+    line = f"{window_id}  {bounds}; scripted agents only"
+    if stands.policy is not None:
+        versions = ", ".join(stands.versions)
+        line = (
+            f"{window_id}  model {stands.policy:.2f}, {bounds}; "
+            f"{stands.failed} of {stands.decisions} answers failed; {versions}"
+        )
+    if ended is None:
+        return line
+    if ended.state == State.TRAINED:
+        return f"{line}; trained by step {ended.trained_step}"
+    return f"{line}; {ended.state}: {ended.reason or ended.last_error}"
