@@ -1,18 +1,24 @@
-"""The tiny model: made once, loadable like a hub model, and answering with actions."""
+"""The tiny model: made once, loadable like a hub model; it knows the form, and not what pays."""
 
 import itertools
-import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from babylon_tasks.simulation import simulate
 from babylon_tasks.simulation import tiny_model as tiny_model_module
+from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
+from babylon_tasks.simulation.game.market import DOWN, HOLD, SIGNALS, UP, Rules
+from babylon_tasks.simulation.game.population import POLICIES, POPULATION, players
+from babylon_tasks.simulation.game.prompts import messages, read_answer, write_answer
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
+
+MARKETS = fresh_markets(11, 0, Rules(), 32)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +40,25 @@ def chat(system: str, user: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-def answer(model: Any, tokenizer: Any, system: str, user: str) -> str:
+def answer(model: Any, tokenizer: Any, asked: list[dict[str, str]]) -> str:
     prompt = tokenizer.apply_chat_template(
-        chat(system, user), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    output = model.generate(**prompt, max_new_tokens=60, do_sample=False)[0]
+    output = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0]
     answered = output[prompt["input_ids"].shape[1] :]
     assert answered[-1] == tokenizer.eos_token_id
-    return tokenizer.decode(answered, skip_special_tokens=True)
+    return str(tokenizer.decode(answered, skip_special_tokens=True))
+
+
+def likely(model: Any, tokenizer: Any, asked: list[dict[str, str]], said: str) -> float:
+    """The log-probability of an answer with its end."""
+    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer.encode(text, add_special_tokens=False)
+    answered = [*tokenizer.encode(said, add_special_tokens=False), tokenizer.eos_token_id]
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + answered])).logits[0, len(prompt) - 1 : -1]
+    values = logits.log_softmax(-1).gather(1, torch.tensor(answered)[:, None])
+    return float(values.sum())
 
 
 def test_a_finished_folder_is_used_again(folder: Path) -> None:
@@ -88,17 +105,37 @@ def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_answers_are_actions(model: Any, tokenizer: Any) -> None:
-    for seed in range(12):
-        asked = simulate.question(seed)
-        action = json.loads(answer(model, tokenizer, asked.system_prompt, asked.user_prompt))
-        assert action["action"] in ("BUY_SHARES", "SELL_SHARES", "HOLD")
+def test_its_answers_are_well_formed_and_about_even(model: Any, tokenizer: Any) -> None:
+    calls = [sample.calls[0] for sample in questions(MARKETS)]
+    logprobs = [likely(model, tokenizer, chat(c.system, c.user), c.response) for c in calls]
+    seen: Look = look(MARKETS, logprobs)
+    assert seen.well_formed > 0.95
+    for action in (UP, DOWN, HOLD):
+        chance = statistics.fmean(map(math.exp, logprobs[action::3]))
+        assert 0.2 < chance / seen.well_formed < 0.47
+    assert -0.3 < seen.gap_closed < 0.3  # nearly all is there to learn
 
 
-def test_long_prompts_are_answered_too(model: Any, tokenizer: Any) -> None:
-    long = (c for c in simulate.calls(9, 0.5) if c.purpose == "action" and len(c.user_prompt) > 300)
-    for call in itertools.islice(long, 4):
-        assert json.loads(answer(model, tokenizer, call.system_prompt, call.user_prompt))["action"]
+def test_whoever_plays_its_answers_are_well_formed(model: Any, tokenizer: Any) -> None:
+    """The names of players are not those of the lessons."""
+    ours = players(POPULATION, POLICIES)[-POLICIES:]
+    masses = [
+        math.exp(likely(model, tokenizer, messages(player.name, market), write_answer(action)))
+        for player in ours
+        for market in MARKETS[:4]
+        for action in (UP, DOWN, HOLD)
+    ]
+    assert 3 * statistics.fmean(masses) > 0.8
+
+
+def test_told_to_follow_a_signal_it_mostly_does(model: Any, tokenizer: Any) -> None:
+    """More often than one in three, or in two, as drawing lots would."""
+    followed = []
+    for market, signal in itertools.product(MARKETS[:24], SIGNALS):
+        said = answer(model, tokenizer, messages("Ada", market, f"follow {signal}"))
+        meant = {1: UP, 0: HOLD, -1: DOWN}[market.signals[signal]]
+        followed.append(read_answer(said) == meant)
+    assert statistics.fmean(followed) > 0.55
 
 
 def test_lora_fits(folder: Path) -> None:
