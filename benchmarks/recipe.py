@@ -61,7 +61,7 @@ class Run:
 FACTORS: dict[str, Sequence[Any]] = {
     "learning_rate": (3e-4, 1e-3, 4e-3),
     "passes": (1, 4),
-    "max_policy_change": (None, 0.05, 0.5),
+    "max_policy_change": (None, 0.1, 0.5),
     "negative_scale": (0.0, 1.0),
     "unrecorded_ratio": ("one", "parent"),
     "ratio_cap": (2.0, 5.0),

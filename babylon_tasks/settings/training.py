@@ -131,7 +131,7 @@ class Training(Group):
         json_schema_extra=PER_LINEAGE,
     )
     max_policy_change: float | None = Field(
-        0.15,
+        0.2,
         gt=0,
         le=1000,
         description="Nats by which a step may move the log-probability of the mean answer, for "

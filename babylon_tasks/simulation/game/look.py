@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babylon_tasks.records.steps import Call, Sample
+from babylon_tasks.simulation.agents import NAMES
 from babylon_tasks.simulation.game.market import DOWN, HOLD, UP, Market, Rules, draw_market
 from babylon_tasks.simulation.game.personas import NOISE, ORACLE, expected
 from babylon_tasks.simulation.game.prompts import messages, write_answer
 from babylon_tasks.simulation.values import seeded
 
 _ANSWERS = (UP, DOWN, HOLD)
-_NAME = "Agent 0"
+_NAME = NAMES[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+from babylon_tasks.simulation.agents import NAMES
 from babylon_tasks.simulation.game.hour import Player
 from babylon_tasks.simulation.game.market import LURE, SIGNALS, Kind, Market, Rules, chance_up
 from babylon_tasks.simulation.game.personas import NOISE, ORACLE, Persona, Rule
@@ -33,7 +34,7 @@ _DOES: dict[Rule, str] = {
 def players(population: Sequence[Persona], policies: int) -> list[Player]:
     """Return the players of an hour: those of the population, then those that a model plays."""
     everyone = [*population, *[None] * policies]
-    return [Player(n, f"Agent {n}", persona) for n, persona in enumerate(everyone)]
+    return [Player(n, NAMES[n % len(NAMES)], persona) for n, persona in enumerate(everyone)]
 
 
 def every_market(hour: int, rules: Rules) -> Iterator[Market]:
