@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from baselines import PLAIN, conversations, one_sequence_an_update, state_lines
 from loop import SETTINGS, Loop, World, samples_of
 
@@ -57,12 +58,17 @@ def _with_quitting() -> Iterator[lessons.Example]:
 
 @dataclass
 class _Record:
-    """What became of a lineage: a look before the first window and after each."""
+    """What became of a lineage: a look before the first window and after each.
+
+    `base` is the base model in the markets of the last look: what pays changes with the hour.
+    """
 
     name: str
+    wanted: Hyperparameters
     looks: list[Look] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
     failed: list[float] = field(default_factory=list)
+    base: Look | None = None
 
     def as_json(self, run: Run) -> dict[str, Any]:
         last = self.looks[-1]
@@ -76,7 +82,15 @@ class _Record:
             "well_formed": [round(look.well_formed, 4) for look in self.looks],
             "policy_change": [round(change, 4) for change in self.changes],
             "failed": [round(share, 3) for share in self.failed],
-        }
+            "hyperparameters": msgspec.to_builtins(self.wanted),
+        } | self._at_the_end()
+
+    def _at_the_end(self) -> dict[str, list[float]]:
+        """Return the P&L by market: the last version's, and the base model's, in dollars."""
+        if self.base is None:
+            return {}
+        looks = {"policy_by_market": self.looks[-1], "base_by_market": self.base}
+        return {name: [round(value, 3) for value in look.by_market] for name, look in looks.items()}
 
 
 def play(run: Run, models: Path, folder: Path) -> list[dict[str, Any]]:
@@ -91,7 +105,7 @@ def play(run: Run, models: Path, folder: Path) -> list[dict[str, Any]]:
     )
     model = models / run.model
     loop = Loop(folder / "loop", model, world, wanted, trainer, run.lag)
-    record = _Record(run.name if run.part != "compare" else "shipped")
+    record = _Record(run.name if run.part != "compare" else "shipped", wanted)
     others = _Others(folder, model, world, trainer, wanted) if run.part == "compare" else None
     record.looks.append(loop.look(0))
     for number in range(run.windows):
@@ -106,6 +120,8 @@ def play(run: Run, models: Path, folder: Path) -> list[dict[str, Any]]:
         record.looks.append(loop.look(number + 1))
         if others is not None:
             others.train(hour, samples)
+    if run.part == "real":
+        record.base = loop.look(run.windows, base=True)
     return [record.as_json(run), *(others.as_json(run) if others else [])]
 
 
@@ -130,8 +146,6 @@ class _Others:
         trainer: TorchTrainer,
         wanted: Hyperparameters,
     ) -> None:
-        import msgspec
-
         at_our_rate = msgspec.structs.replace(PLAIN, learning_rate=wanted.learning_rate)
         # By name: the recipe, the view of an hour, whether each step begins with the base model,
         # and whether each sequence has an update of its own.
@@ -145,7 +159,10 @@ class _Others:
             name: Loop(folder / str(n), model, world, arm[0], trainer)
             for n, (name, arm) in enumerate(self._arms.items())
         }
-        self._records = {name: _Record(name, [loop.look(0)]) for name, loop in self._loops.items()}
+        self._records = {
+            name: _Record(name, self._arms[name][0], [loop.look(0)])
+            for name, loop in self._loops.items()
+        }
 
     def train(self, hour: Any, samples: Any) -> None:
         """Train each lineage one step on this hour."""

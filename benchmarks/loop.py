@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the trainer process ha
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from recorded_calls import write_samples
+from transformers.utils import logging as transformers_logging
 
 from babylon_tasks.records.recorded_steps import RawTrace
 from babylon_tasks.records.steps import Hyperparameters, Logprobs, Sample, StepRequest
@@ -44,6 +45,7 @@ from babylon_tasks.simulation.game.record import record
 from workers.trainer.torch.trainer import TorchTrainer
 
 os.environ.pop("WANDB_API_KEY", None)  # `import art` loads .env
+transformers_logging.disable_progress_bar()  # one for each time that weights are loaded
 
 NAME = "loop"
 START = datetime(2026, 1, 1)
@@ -132,14 +134,16 @@ class Loop:
             shutil.rmtree(Path(old).parent, ignore_errors=True)
         return result.metrics
 
-    def look(self, number: int) -> Look:
-        """Return what the policy is worth in that hour, by the probability of each answer."""
+    def look(self, number: int, *, base: bool = False) -> Look:
+        """Return what the newest version is worth in that hour, by the probability of each answer.
+
+        `base`: what the base model is worth.
+        """
         world, path = self._world, self._folder / "look.jsonl"
         markets = fresh_markets(world.seed, number, world.rules, LOOKED_AT)
         write_samples(path, questions(markets))
-        request = EvaluateRequest(
-            NAME, str(self._model), self._checkpoints[-1], str(path), 4096, 16_384
-        )
+        checkpoint = None if base else self._checkpoints[-1]
+        request = EvaluateRequest(NAME, str(self._model), checkpoint, str(path), 4096, 16_384)
         found = self._trainer.evaluate(request, lambda progress: None).trajectories
         return look(markets, [one.logprob for one in found])
 

@@ -8,10 +8,11 @@
     python benchmarks/recipe.py real               a real language model, SmolLM2-135M-Instruct
     python benchmarks/recipe.py report             a table and the plots of what was run
 
-Each run is a line of RESULTS as soon as it ends, and a run that has a line is not made again
-(`--fresh` makes it again). The parts are independent. A look is the expected P&L of the policy,
-exactly, on 64 markets that nobody plays, as a share of the way from the noise persona (0) to the
-oracle (1). The recipe was chosen on seeds 1 to 5; all other parts use seeds 6 to 10.
+Each run is a line of RESULTS as soon as it ends, and one that has a line is not made again, unless
+it failed (`--fresh` makes all again; the newest line counts). The parts are independent. A look is
+the expected P&L of the policy, exactly, on 64 markets that nobody plays, as a share of the way from
+the noise persona (0) to the oracle (1). The recipe was chosen on seeds 1 to 5; all other parts use
+seeds 6 to 10.
 """
 
 from __future__ import annotations
@@ -125,15 +126,19 @@ def _screened() -> dict[str, dict[str, Any]]:
 
 
 def execute(run: Run, models: Path) -> list[dict[str, Any]]:
-    """Make a run, and return a record of each lineage in it."""
+    """Make a run, and return a record of each lineage in it; of a run that failed, its error."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     from experiment import play
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        records = play(run, models, Path(folder))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            records = play(run, models, Path(folder))
+    except Exception as error:  # noqa: BLE001  (one run must not end the others)
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        records = [{"run": run.name, "error": line}]
     seconds = round(time.monotonic() - started, 1)
     return [{**asdict(run), "seconds": seconds, **record} for record in records]
 
@@ -157,6 +162,8 @@ def _append(records: Sequence[dict[str, Any]], results: Path) -> None:
 
 
 def _curve(record: dict[str, Any]) -> str:
+    if "error" in record:
+        return str(record["error"])
     gaps = " ".join(f"{gap:.2f}" for gap in record["gap_closed"][::4])
     return f"{gaps}  form {min(record['well_formed']):.2f}  {record['seconds']:.0f} s"
 
@@ -190,7 +197,8 @@ def main() -> None:
     make_models(arguments.models, arguments.part)
     runs = runs_of(arguments.part)
     if not arguments.fresh:
-        made = {(r["part"], r["run"], r["seed"]) for r in read(arguments.results)}
+        made = {(r["part"], r["run"], r["seed"]) for r in read(arguments.results)
+                if "error" not in r}  # fmt: skip
         runs = [run for run in runs if run.key not in made]
     make(runs, arguments.models, arguments.jobs, arguments.results)
 

@@ -19,12 +19,16 @@ _NAME = NAMES[0]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Expected P&L of a decision in dollars, over some markets, and the mass on proper answers."""
+    """Expected P&L of a decision in dollars, over some markets, and the mass on proper answers.
+
+    `by_market` has the policy's in each market.
+    """
 
     policy: float
     noise: float
     oracle: float
     well_formed: float
+    by_market: tuple[float, ...]
 
     @property
     def gap_closed(self) -> float:
@@ -52,15 +56,16 @@ def questions(markets: Sequence[Market]) -> list[Sample]:
 def look(markets: Sequence[Market], logprobs: Sequence[float]) -> Look:
     """Return a policy's worth from its log-probabilities of all `questions`, in their order."""
     chances = iter([math.exp(value) for value in logprobs])
-    policy = well_formed = 0.0
+    by_market, well_formed = [], 0.0
     for market in markets:
         up, down, hold = (next(chances) for _ in _ANSWERS)
-        policy += expected((up, down, hold), market)
+        by_market.append(expected((up, down, hold), market))
         well_formed += up + down + hold
     count = len(markets)
     return Look(
-        policy=policy / count,
+        policy=sum(by_market) / count,
         noise=sum(NOISE.value(market) for market in markets) / count,
         oracle=sum(ORACLE.value(market) for market in markets) / count,
         well_formed=well_formed / count,
+        by_market=tuple(by_market),
     )
