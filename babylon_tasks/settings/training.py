@@ -136,7 +136,7 @@ class Training(Group):
         le=1000,
         description="Nats by which a step may move the log-probability of the mean answer, for "
         "each of its windows. A step that went further is shortened to that, so that the luck of "
-        "one window does not undo what others taught. Empty: no limit.",
+        "one window does not undo what others taught. `1000`: in effect no limit.",
         json_schema_extra=PER_LINEAGE,
     )
     gpu_usd_per_hour: float | None = Field(
