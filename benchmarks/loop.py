@@ -134,13 +134,13 @@ class Loop:
             shutil.rmtree(Path(old).parent, ignore_errors=True)
         return result.metrics
 
-    def look(self, number: int, *, base: bool = False) -> Look:
+    def look(self, number: int, *, base: bool = False, count: int = LOOKED_AT) -> Look:
         """Return what the newest version is worth in that hour, by the probability of each answer.
 
-        `base`: what the base model is worth.
+        `base`: what the base model is worth. `count` is that of the markets.
         """
         world, path = self._world, self._folder / "look.jsonl"
-        markets = fresh_markets(world.seed, number, world.rules, LOOKED_AT)
+        markets = fresh_markets(world.seed, number, world.rules, count)
         write_samples(path, questions(markets))
         checkpoint = None if base else self._checkpoints[-1]
         request = EvaluateRequest(NAME, str(self._model), checkpoint, str(path), 4096, 16_384)

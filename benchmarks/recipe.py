@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "learning.jsonl"
 CHOSEN_ON, SHOWN_ON, REAL_ON = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10), (6, 7)
-WINDOWS, SCREEN_WINDOWS, REAL_WINDOWS, FLIP = 20, 16, 16, 12
+WINDOWS, SCREEN_WINDOWS, REAL_WINDOWS, FLIP = 20, 16, 12, 12
 
 
 @dataclass(frozen=True)
