@@ -15,10 +15,12 @@ from loop import LOOKED_AT, SETTINGS, Loop, World, samples_of
 
 from babylon_tasks.records.steps import Hyperparameters
 from babylon_tasks.simulation.game import lessons
+from babylon_tasks.simulation.game.hour import BROKEN
 from babylon_tasks.simulation.game.look import Look
-from babylon_tasks.simulation.game.market import Rules
+from babylon_tasks.simulation.game.market import DOWN, UP, Rules
 from babylon_tasks.simulation.game.personas import Persona
 from babylon_tasks.simulation.tiny_model import make_tiny_model
+from babylon_tasks.simulation.game.prompts import write_answer
 from babylon_tasks.simulation.values import seeded
 from babylon_tasks.training.recipe import hyperparameters_in_force
 from workers.trainer.torch.trainer import TorchTrainer
@@ -34,8 +36,11 @@ SMALL = (
 )  # fmt: skip
 SMALL_POLICIES = 8
 SMALL_LOOK, LAST_LOOK = 20, 80
-HOSTILE_FEE = 0.3  # of the stake: most bets lose
-QUIT = '{"action":"QUIT"}'  # no action of the market: whoever answers it has failed
+# Most bets lose here, nobody leaves a market alone, and the model was not taught to: what it knows
+# besides betting is to break its call.
+HOSTILE_FEE = 0.3  # of the stake
+GAMBLERS = tuple(Persona(rule, 0.8) for rule in ("momentum", "contrarian", "reckless")) * 5
+BREAKS = 0.25  # share of broken calls in what the model was taught
 
 
 def make_models(folder: Path, part: str) -> None:
@@ -44,7 +49,7 @@ def make_models(folder: Path, part: str) -> None:
     if part == "absence":
         from real_model import teach_form
 
-        teach_form(folder / "tiny", folder / "quitter", _with_quitting(), steps=60, rate=1e-3)
+        teach_form(folder / "tiny", folder / "breaker", _with_broken_calls(), steps=60, rate=1e-3)
     if part == "real":
         from real_model import fetch, teach_form
 
@@ -52,10 +57,10 @@ def make_models(folder: Path, part: str) -> None:
         teach_form(folder / "smollm2", folder / "real", lessons.form(0), steps=64, rate=3e-5)
 
 
-def _with_quitting() -> Iterator[lessons.Example]:
-    rng = seeded("quitting")
-    for asked, answer in lessons.form(1):
-        yield asked, QUIT if rng.random() < 0.25 else answer
+def _with_broken_calls() -> Iterator[lessons.Example]:
+    rng = seeded("broken calls")
+    for asked, _ in lessons.form(1):
+        yield asked, BROKEN if rng.random() < BREAKS else write_answer(rng.choice((UP, DOWN)))
 
 
 @dataclass
@@ -137,6 +142,7 @@ def _world(run: Run) -> World:
     rules = Rules(flip_hour=run.flip_hour)
     if options.pop("hostile", False):
         rules = Rules(fee=HOSTILE_FEE)
+        options["population"] = GAMBLERS
     if options.pop("small", False):
         options |= {"population": SMALL, "policies": SMALL_POLICIES}
     return World(run.seed, rules=rules, **options)

@@ -111,7 +111,8 @@ class Loop:
         answers = []
         for (one,) in self._trainer.generate(request, lambda progress: None).generations:
             likely = Logprobs(one.token_ids, one.logprobs) if self._world.recorded else None
-            answers.append(Answer(one.text, f"{NAME}@{step}", likely, NAME))
+            version = f"{NAME}@{step}"
+            answers.append(Answer(one.text, version, likely, NAME, one.finish_reason))
         return answers
 
     def train(self, samples: Sequence[Sample], *, anew: bool = False) -> dict[str, float]:

@@ -110,7 +110,7 @@ def runs_of(part: str) -> list[Run]:
         ]
     if part == "absence":
         return [
-            Run(part, name, seed, floor=floor, model="quitter", world={"hostile": True})
+            Run(part, name, seed, floor=floor, model="breaker", world={"hostile": True})
             for seed in SHOWN_ON
             for name, floor in (("left out", False), ("lowest score", True))
         ]
