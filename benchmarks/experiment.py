@@ -19,8 +19,8 @@ from babylon_tasks.simulation.game.hour import BROKEN
 from babylon_tasks.simulation.game.look import Look
 from babylon_tasks.simulation.game.market import DOWN, UP, Rules
 from babylon_tasks.simulation.game.personas import Persona
-from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.simulation.game.prompts import write_answer
+from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.simulation.values import seeded
 from babylon_tasks.training.recipe import hyperparameters_in_force
 from workers.trainer.torch.trainer import TorchTrainer
