@@ -23,8 +23,8 @@ _LOST_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 # The first line of each command's own help; a test compares them.
 _SUMMARIES = {
-    "demo": "Simulate traces, train a tiny model on them with every real role, and ask it a "
-    "question.",
+    "demo": "Let agents trade, train a tiny model on it hour by hour with every real role, see it "
+    "learn.",
     "doctor": "Check servers, migrations, packages, settings and data; exit 0 only if all is well.",
     "judge": "Check the judge that SCORING=ruler and SCORING=blend ask.",
     "lineages": "Create, fork, change and pause the lineages that the workers serve.",

@@ -12,6 +12,7 @@ from babylon_tasks.records.windows import State
 from babylon_tasks.work.context import Context
 
 _POLL_SECONDS = 0.5
+_SHORT_POLL_SECONDS = 0.1
 _SILENCE_SECONDS = 5.0
 
 
@@ -38,6 +39,18 @@ def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
         if _is_idle(status):
             return
         time.sleep(_POLL_SECONDS)
+
+
+def wait_until_idle(context: Context, running: Stack) -> None:
+    """Return once nothing is left to do; it looks often, since somebody waits for the next hour.
+
+    Raises:
+        UserError: A role refused to start.
+        ServerUnavailable: An embedded server ended.
+    """
+    while not _is_idle(database_status(context)):
+        running.keep_running()
+        time.sleep(_SHORT_POLL_SECONDS)
 
 
 def _is_idle(status: dict[str, Any]) -> bool:

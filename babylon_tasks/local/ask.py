@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
@@ -22,11 +22,11 @@ QUESTION = (
 
 
 @contextmanager
-def serving(env: Mapping[str, str]) -> Iterator[str]:
-    """Run our model server on a free port of loopback, and yield its base URL.
+def starting(env: Mapping[str, str]) -> Iterator[Callable[[], str]]:
+    """Run our model server on a free port of loopback; yield what waits for its base URL.
 
-    Raises:
-        ServerUnavailable: It did not start; its own message is on standard error.
+    What is yielded raises ServerUnavailable if the server did not start; its own message is on
+    standard error.
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "workers.serve", "--host", "127.0.0.1", "--port", "0"],
@@ -35,16 +35,31 @@ def serving(env: Mapping[str, str]) -> Iterator[str]:
         text=True,
         preexec_fn=end_with_parent,
     )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
+    stdout = process.stdout
+    assert stdout is not None
+
+    def wait() -> str:
+        for line in stdout:
             if line.startswith("listening on "):
-                yield line.removeprefix("listening on ").strip()
-                return
+                return line.removeprefix("listening on ").strip()
         raise ServerUnavailable(f"the model server ended with code {process.wait()}")
+
+    try:
+        yield wait
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+@contextmanager
+def serving(env: Mapping[str, str]) -> Iterator[str]:
+    """Run our model server on a free port of loopback, and yield its base URL.
+
+    Raises:
+        ServerUnavailable: It did not start; its own message is on standard error.
+    """
+    with starting(env) as wait:
+        yield wait()
 
 
 def ask(base_url: str, model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:

@@ -273,16 +273,29 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
     deployment.env["PYTHONPATH"] = str(deployment.folder)
     done = deployment.run("babylon", "demo", "--windows", "3", "--agents", "4", timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Flower at http://127.0.0.1:" in done.stdout
-    assert "step 1 is trained: v1.0.0" in done.stdout
+    assert "Flower: http://127.0.0.1:" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
     summary = json.loads((home / "summary.json").read_text())
     assert summary["windows_total"] == 4
     assert summary["windows_trained"] == 3
     assert summary["windows_skipped"] == 1
     assert summary["quarantined"] > 0
-    assert summary["steps"] >= 1
-    assert summary["model_version"] == f"v1.0.{summary['steps'] - 1}"
-    assert summary["answer"] in done.stdout
+    assert summary["steps"] == 3
+    assert summary["model_version"] == "v1.0.2"
+    assert [w["step"] for w in summary["windows"]] == [None, 1, 2, 3]
+    assert all(f"{w['window_id']} " in done.stdout for w in summary["windows"][1:])
+    learning = summary["learning"]
+    assert learning["windows"] == 3
+    assert len(learning["policy"]) == len(learning["well_formed"]) == 4
+    assert all(learning["noise"] < each < learning["oracle"] for each in learning["policy"])
+    assert min(learning["well_formed"]) > 0.9
+    gained = learning["policy"][-1] - learning["noise"]
+    gap = learning["oracle"] - learning["noise"]
+    assert learning["gap_closed"] == pytest.approx(gained / gap)
+    assert learning["question"].startswith("Will ") or " perpetual " in learning["question"]
+    assert summary["answer"] == learning["answer_after"]
+    assert learning["answer_before"] in done.stdout
+    assert learning["answer_after"] in done.stdout
     assert Path(summary["base_model"], "config.json").is_file()
     assert summary["seconds"] > 0
 
