@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from babylon_tasks.errors import CheckpointUnreadable, ServerUnavailable, UserEr
 from babylon_tasks.local import ask as chat
 from babylon_tasks.settings import load_settings
 from tests.unit.tiny import make_tiny_model
+from workers.serve.__main__ import main as start
 from workers.serve.api_key import require_key
 from workers.serve.app import main, make_app
 from workers.serve.engine import ADAPTERS_KEPT, Engine, ServedModel
@@ -307,3 +309,14 @@ def test_another_base_model_than_the_pinned_one_is_refused(base_model: str) -> N
     answer = ask(client, "other")
     assert answer.status_code == 503
     assert "is pinned to files:0123" in answer.json()["error"]["message"]
+
+
+def test_its_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is as before in the end
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    policies = []
+    monkeypatch.setattr(
+        "workers.serve.app.main", lambda: policies.append(os.environ.get("OMP_WAIT_POLICY"))
+    )
+    start()
+    assert policies == ["PASSIVE"]
