@@ -271,10 +271,18 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
     deployment.env["SCORING"] = "ruler"  # a judge that the demo must not ask
     (deployment.folder / "sitecustomize.py").write_text(_without_what_the_demo_lacks())
     deployment.env["PYTHONPATH"] = str(deployment.folder)
-    done = deployment.run("babylon", "demo", "--windows", "3", "--agents", "4", timeout=110)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Flower: http://127.0.0.1:" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    process = deployment.start("babylon", "demo", "--windows", "3", "--agents", "4", "--keep")
+    deployment.wait(lambda: "runs until Ctrl-C" in deployment.logs() or process.poll(), 110)
+    said = deployment.logs()
+    assert process.poll() is None, said
+    assert "Flower: http://127.0.0.1:" in said
+    assert max(map(len, said.splitlines())) <= 80
+    # The commands that it names find the servers in this folder.
+    status = json.loads(deployment.run("babylon", "status", "--json").stdout)
+    assert (status["step"], status["version"]) == (3, "v1.0.2")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    assert not (home.parent / "servers.env").exists()
     summary = json.loads((home / "summary.json").read_text())
     assert summary["windows_total"] == 4
     assert summary["windows_trained"] == 3
@@ -283,7 +291,7 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
     assert summary["steps"] == 3
     assert summary["model_version"] == "v1.0.2"
     assert [w["step"] for w in summary["windows"]] == [None, 1, 2, 3]
-    assert all(f"{w['window_id']} " in done.stdout for w in summary["windows"][1:])
+    assert all(f"{w['window_id']} " in said for w in summary["windows"][1:])
     learning = summary["learning"]
     assert learning["windows"] == 3
     assert len(learning["policy"]) == len(learning["well_formed"]) == 4
@@ -294,8 +302,8 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
     assert learning["gap_closed"] == pytest.approx(gained / gap)
     assert learning["question"].startswith("Will ") or " perpetual " in learning["question"]
     assert summary["answer"] == learning["answer_after"]
-    assert learning["answer_before"] in done.stdout
-    assert learning["answer_after"] in done.stdout
+    assert learning["answer_before"] in said
+    assert learning["answer_after"] in said
     assert Path(summary["base_model"], "config.json").is_file()
     assert summary["seconds"] > 0
 
