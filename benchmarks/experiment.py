@@ -36,10 +36,10 @@ SMALL = (
 )  # fmt: skip
 SMALL_POLICIES = 8
 SMALL_LOOK, LAST_LOOK = 20, 80
-# Most bets lose here, nobody leaves a market alone, and the model was not taught to: what it knows
-# besides betting is to break its call.
+# Most bets lose here, and all agents are the model, which was not taught to leave a market alone:
+# what it knows besides betting is to break its call.
 HOSTILE_FEE = 0.3  # of the stake
-GAMBLERS = tuple(Persona(rule, 0.8) for rule in ("momentum", "contrarian", "reckless")) * 5
+HOSTILE_POLICIES = 30
 BREAKS = 0.25  # share of broken calls in what the model was taught
 
 
@@ -142,7 +142,7 @@ def _world(run: Run) -> World:
     rules = Rules(flip_hour=run.flip_hour)
     if options.pop("hostile", False):
         rules = Rules(fee=HOSTILE_FEE)
-        options["population"] = GAMBLERS
+        options |= {"population": (), "policies": HOSTILE_POLICIES}
     if options.pop("small", False):
         options |= {"population": SMALL, "policies": SMALL_POLICIES}
     return World(run.seed, rules=rules, **options)

@@ -110,7 +110,16 @@ def runs_of(part: str) -> list[Run]:
         ]
     if part == "absence":
         return [
-            Run(part, name, seed, floor=floor, model="breaker", world={"hostile": True})
+            Run(
+                part,
+                name,
+                seed,
+                SCREEN_WINDOWS,
+                {"negative_scale": 1.0},
+                {"hostile": True},
+                floor=floor,
+                model="breaker",
+            )  # fmt: skip
             for seed in SHOWN_ON
             for name, floor in (("left out", False), ("lowest score", True))
         ]

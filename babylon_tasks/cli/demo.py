@@ -164,7 +164,7 @@ def _environment(database_url: str, redis_url: str) -> dict[str, str]:
         "TRAINER": "torch",
         "SCORING": "heuristic",
         "MODEL_NAME": _MODEL,
-        "BASE_MODEL": str((HOME / "model").resolve()),
+        "BASE_MODEL": str((HOME / "base-model").resolve()),
         "CHECKPOINT_STORE": str((HOME / "checkpoints").resolve()),
         "SWEEP_SECONDS": "0.5",
         "WANDB_MODE": "offline",
