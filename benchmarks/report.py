@@ -30,7 +30,7 @@ PARTS = {
     "cost": tables.cost,
 }
 SCRIPTED = {"careful": Persona("careful", 0.5), "momentum": Persona("momentum", 0.8)}
-LOOKED_AT = 64  # markets, as in `loop.py`
+LOOKED_AT, REAL_LOOK = 64, 20  # markets, as in `loop.py` and `experiment.py`
 
 
 def report(records: Sequence[Record], folder: Path) -> str:
@@ -143,7 +143,8 @@ def _level(persona: Persona, runs: Sequence[Record]) -> float:
     rules = Rules()
     found = []
     for run in runs:
-        markets = fresh_markets(run["seed"], rules.lure_hours, rules, LOOKED_AT)
+        count = REAL_LOOK if run["part"] == "real" else LOOKED_AT
+        markets = fresh_markets(run["seed"], rules.lure_hours, rules, count)
         low, mine, high = (
             sum(one.value(market) for market in markets) for one in (NOISE, persona, ORACLE)
         )

@@ -242,15 +242,15 @@ def real(records: Sequence[Record]) -> str:
     runs = by_name(records, "real").get("real", [])
     rows, sure = [], []
     for run in runs:
-        gain, base = "not stored", run["policy"][0]
+        gain, base, last = "not stored", run["policy"][0], run["policy"][-1]
         if "base_by_market" in run:
             after, before = run["policy_by_market"], run["base_by_market"]
-            base = fmean(before)
+            base, last = fmean(before), fmean(after)
             mean, reach = paired(after, before)
             gain = f"{mean:.2f} ± {reach:.2f}"
             sure.append(mean - reach > 0)
         rows.append([str(run["seed"]), str(run["windows"]), f"{base:.2f}",
-                     f"{run['policy'][-1]:.2f}", gain, f"{run['gap_closed'][0]:.2f}",
+                     f"{last:.2f}", gain, f"{run['gap_closed'][0]:.2f}",
                      f"{run['gap_closed'][-1]:.2f}", f"{min(run['well_formed']):.3f}",
                      f"{run['seconds'] / 60:.0f}"])  # fmt: skip
     if not rows:

@@ -148,7 +148,7 @@ def test_the_real_model_is_held_against_its_base_market_by_market() -> None:
     sure = run("real", "real", 7, [0.2, 0.4], base_by_market=base,
                policy_by_market=[11.0, 51.0, -9.0])  # fmt: skip
     text = tables.real([unsure, sure])
-    assert "2.00 ± 2.48" in text
+    assert "| 16.67 | 18.67 | 2.00 ± 2.48 | 0.20 | 0.40 |" in text  # dollars of those markets
     assert "**Missed**: expected P&L is above the base model's with 95 % confidence in 1" in text
     assert "not stored" in tables.real([run("real", "real", 6, [0.2, 0.4])])
 
