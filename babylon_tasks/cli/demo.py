@@ -65,7 +65,7 @@ class _Place:
 @click.option(
     "--windows",
     type=click.IntRange(1, 60),
-    default=20,
+    default=16,
     show_default=True,
     help="Number of hours that are played and trained.",
 )

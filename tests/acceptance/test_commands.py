@@ -265,7 +265,7 @@ def _canonical(package: str) -> str:
 def test_demo(deployment: Deployment, tiny_model: Path) -> None:
     home = deployment.folder / ".babylon" / "demo"
     home.mkdir(parents=True)
-    shutil.copytree(tiny_model, home / "model")  # made once for all tests
+    shutil.copytree(tiny_model, home / "base-model")  # made once for all tests
     for variable in ("DATABASE_URL", "REDIS_URL", "TRAINER"):
         del deployment.env[variable]
     deployment.env["SCORING"] = "ruler"  # a judge that the demo must not ask
