@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import torch
@@ -23,7 +23,10 @@ PLAIN = Hyperparameters(
 )  # fmt: skip
 
 
-def conversations(hour: Hour, samples: Sequence[Sample]) -> list[Sample]:
+Runs = Mapping[str, Sequence[Decision]]  # an hour's decisions by trajectory id
+
+
+def conversations(hour: Hour, runs: Runs, samples: Sequence[Sample]) -> list[Sample]:
     """Return upstream's simplified view: a conversation a run, with the outcomes told before it.
 
     Its turns are trained one by one, each with all before it as context. (Upstream writes them in
@@ -33,27 +36,23 @@ def conversations(hour: Hour, samples: Sequence[Sample]) -> list[Sample]:
         f"{market.ticker} {'rose' if outcome.up else 'fell'}"
         for market, outcome in zip(hour.markets[:8], hour.outcomes, strict=False)
     )
-    return _each(hour, samples, lambda decisions: _conversation(outcomes, decisions))
+    return _each(runs, samples, lambda decisions: _conversation(outcomes, decisions))
 
 
-def state_lines(hour: Hour, samples: Sequence[Sample]) -> list[Sample]:
+def state_lines(hour: Hour, runs: Runs, samples: Sequence[Sample]) -> list[Sample]:
     """Return upstream's original view: lines of the agent's state, each followed by its action."""
-    return _each(hour, samples, _lines)
+    return _each(runs, samples, _lines)
 
 
-def _each(hour: Hour, samples: Sequence[Sample], calls_of: object) -> list[Sample]:
-    """Make each run's calls anew; runs are known by the texts of their first call."""
-    runs = {
-        (d[0].messages[0]["content"], d[0].messages[1]["content"], d[0].answer.text): d
-        for d in hour.decisions
-    }
-    made = []
-    for sample in samples:
-        first = sample.calls[0]
-        decisions = runs.get((first.system, first.user, first.response))
-        if decisions is not None:
-            made.append(msgspec.structs.replace(sample, calls=calls_of(decisions)))  # type: ignore[operator]
-    return made
+def _each(
+    runs: Runs, samples: Sequence[Sample], calls_of: Callable[[Sequence[Decision]], list[Call]]
+) -> list[Sample]:
+    """Make each run's calls anew; what was done badly has no sample of its own there."""
+    return [
+        msgspec.structs.replace(sample, calls=calls_of(runs[sample.trajectory_id]))
+        for sample in samples
+        if all(call.ended is msgspec.UNSET for call in sample.calls)
+    ]
 
 
 def _conversation(outcomes: str, decisions: Sequence[Decision]) -> list[Call]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from baselines import PLAIN, conversations, one_sequence_an_update, state_lines
-from loop import LOOKED_AT, SETTINGS, Loop, World, samples_of
+from loop import LOOKED_AT, SETTINGS, Loop, World, runs_of, samples_of
 
 from babylon_tasks.records.steps import Hyperparameters
 from babylon_tasks.simulation.game import lessons
@@ -159,6 +159,7 @@ class _Others:
         trainer: TorchTrainer,
         wanted: Hyperparameters,
     ) -> None:
+        self._seed = world.seed
         at_our_rate = msgspec.structs.replace(PLAIN, learning_rate=wanted.learning_rate)
         # By name: the recipe, the view of an hour, whether each step begins with the base model,
         # and whether each sequence has an update of its own.
@@ -179,8 +180,9 @@ class _Others:
 
     def train(self, hour: Any, samples: Any) -> None:
         """Train each lineage one step on this hour."""
+        runs = runs_of(hour, self._seed)
         for name, (_, view, anew, one_by_one) in self._arms.items():
-            seen = view(hour, samples) if view else samples
+            seen = view(hour, runs, samples) if view else samples
             with one_sequence_an_update() if one_by_one else contextlib.nullcontext():
                 metrics = self._loops[name].train(seen, anew=anew)
             self._records[name].changes.append(metrics["policy_change"])

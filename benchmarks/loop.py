@@ -36,7 +36,7 @@ from babylon_tasks.scoring.own import OwnVersions
 from babylon_tasks.scoring.scorer import Group
 from babylon_tasks.scoring.verdict import verdict_on
 from babylon_tasks.settings import Settings
-from babylon_tasks.simulation.game.hour import Answer, Hour, Player, play_hour
+from babylon_tasks.simulation.game.hour import Answer, Decision, Hour, Player, play_hour
 from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
 from babylon_tasks.simulation.game.market import Rules
 from babylon_tasks.simulation.game.personas import Persona
@@ -147,6 +147,13 @@ class Loop:
         request = EvaluateRequest(NAME, str(self._model), checkpoint, str(path), 4096, 16_384)
         found = self._trainer.evaluate(request, lambda progress: None).trajectories
         return look(markets, [one.logprob for one in found])
+
+
+def runs_of(hour: Hour, seed: int) -> dict[str, Sequence[Decision]]:
+    """Return an hour's decisions by trajectory id."""
+    rows = record(hour, START + timedelta(hours=hour.number), seed).trajectories
+    pairs = zip(rows, hour.decisions, strict=True)
+    return {row.trajectory_id: decisions for row, decisions in pairs}
 
 
 def samples_of(hour: Hour, seed: int, *, floor: bool = True) -> list[Sample]:

@@ -119,7 +119,7 @@ def runs_of(part: str) -> list[Run]:
                 {"hostile": True},
                 floor=floor,
                 model="breaker",
-            )  # fmt: skip
+            )
             for seed in SHOWN_ON
             for name, floor in (("left out", False), ("lowest score", True))
         ]
