@@ -31,7 +31,8 @@ from babylon_tasks.local.postgres import embedded_postgres
 from babylon_tasks.local.processes import Check, alone
 from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
-from babylon_tasks.settings import load_settings, running
+from babylon_tasks.settings import Settings, load_settings, running
+from babylon_tasks.settings.overrides import OVERRIDABLE
 from babylon_tasks.simulation.game.endpoint import Endpoint
 from babylon_tasks.simulation.game.prompts import describe, messages
 from babylon_tasks.simulation.tiny_model import make_tiny_model
@@ -138,6 +139,7 @@ def _place(keep: bool) -> Iterator[_Place]:
     if keep and running.read():
         raise UserError("`babylon up` runs in this folder: end it first, or leave out --keep")
     shutil.rmtree(HOME / "checkpoints", ignore_errors=True)
+    (HOME / "summary.json").unlink(missing_ok=True)  # what an earlier demo has left
     with contextlib.ExitStack() as stack:
         checks: list[Check] = []
         database_url = stack.enter_context(embedded_postgres(HOME / "postgres", "demo", checks))
@@ -156,8 +158,14 @@ def _place(keep: bool) -> Iterator[_Place]:
 
 
 def _environment(database_url: str, redis_url: str) -> dict[str, str]:
-    """Return the roles' environment: where everything is, and short waits; the recipe is ours."""
+    """Return the roles' environment: where everything is, and short waits.
+
+    The recipe is as shipped, whatever the folder's .env says; what is unset there by default stays
+    as it is.
+    """
+    defaults = {name: Settings.model_fields[name].default for name in sorted(OVERRIDABLE)}
     return {
+        **{name.upper(): str(value) for name, value in defaults.items() if value is not None},
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "TRAIN_RL_LOCAL": "true",

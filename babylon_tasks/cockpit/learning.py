@@ -50,6 +50,8 @@ def _advice(last: Sequence[Movement], settings: Settings) -> str:
     if settings.learning_rate is None and rate is not None:
         now += ", by the model's size"
     advice = [f"raise LEARNING_RATE (now {now})"]
+    if newest.step_share is not None and newest.step_share < 1:
+        advice = [f"raise MAX_POLICY_CHANGE (now {settings.max_policy_change:g}), the limit"]
     if settings.passes == 1:
         advice.append("PASSES (now 1)")
     if settings.kl_penalty * abs(newest.kl or 0.0) >= _STRONG_PENALTY:

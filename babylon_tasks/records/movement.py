@@ -16,13 +16,14 @@ class Movement:
     """What a committed step says about how it moved the policy; None where it does not say.
 
     `policy_change` is in nats an answer. `kl` is the mean of its log-probabilities a token less
-    those of the KL penalty's reference.
+    those of the KL penalty's reference; `step_share` is how much of the step was taken, 0 to 1.
     """
 
     step: int
     policy_change: float | None
     kl: float | None
     learning_rate: float | None
+    step_share: float | None = None
 
     @property
     def stands_still(self) -> bool:

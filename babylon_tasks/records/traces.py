@@ -28,6 +28,7 @@ from babylon_tasks.records.recorded_steps import (
     parse_steps,
 )
 from babylon_tasks.records.steps import LEAST_LOGPROB, Call, Logprobs
+from babylon_tasks.records.truncated import is_truncated
 
 _MAX_DOLLARS = 1e15  # beyond it, sums are no longer numbers
 
@@ -119,13 +120,9 @@ _action_decoder = msgspec.json.Decoder(_Action)
 _string_decoder = msgspec.json.Decoder(str)
 _number_decoder = msgspec.json.Decoder(int | float | str)
 _pnl_decoder = msgspec.json.Decoder(int | float | str | None)
-_json_decoder = msgspec.json.Decoder(msgspec.Raw)
 # Before what is hashed besides the two prompts and the response; no text is as long as these say.
 _MORE, _UNREAD = b"\xff" * 8, b"\xfe" * 8
 _TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
-
-_CHARACTERS_A_TOKEN = 3.5  # at least, of English and JSON, in common vocabularies
-_SENTENCE_ENDS = frozenset(".!?…\"'\u201d\u2019)]}*`:;|>")
 
 
 def decode(raw: RawTrace, steps: Sequence[RecordedStep] | None = None) -> Trace:
@@ -201,7 +198,7 @@ class _Calls:
         why_not = _why_not_train(call, recorded, self._seen)
         if why_not:
             self._leave_out(why_not)
-            if version is not None and why_not in ("empty", "truncated"):
+            if version is not None and _is_bad(why_not, call, recorded):
                 self._add_badly(version, why_not, recorded, call)
             return
         self._seen.add(call)  # without log-probabilities: they do not make it another call
@@ -252,30 +249,14 @@ def _why_not_train(call: Call, recorded: RecordedCall, seen: set[Call]) -> str |
     return None
 
 
-def is_truncated(response: str, max_tokens: float | None) -> bool:
-    """Tell whether a response was cut off by its token limit; the app does not record it.
+def _is_bad(why_not: str, call: Call, recorded: RecordedCall) -> bool:
+    """Tell whether a call left out was done badly: not where only its length speaks against it.
 
-    It was cut off if it is JSON that ends too early, or has a code block without an end, or is as
-    long as `max_tokens` allow (3.5 characters a token) and does not end a sentence.
+    A length in characters guesses at one in tokens, which the model itself may have ended.
     """
-    text = response.strip()
-    if text[:1] in ("{", "["):
-        try:
-            _json_decoder.decode(text)
-        except msgspec.DecodeError as error:
-            # For the decoder "12." and "-" are invalid numbers, with the error after the last byte.
-            if str(error).endswith(("truncated", f"(byte {len(text.encode())})")):
-                return True
-            # Otherwise it only begins like JSON: "[BUY] because …".
-        except RecursionError:
-            return False
-        else:
-            return False
-    if text.count("```") % 2:
-        return True
-    if max_tokens is None or not max_tokens > 0:  # NaN is no limit either
-        return False
-    return len(text) >= max_tokens * _CHARACTERS_A_TOKEN and text[-1] not in _SENTENCE_ENDS
+    if why_not != "truncated":
+        return why_not == "empty"
+    return is_truncated(call.response, None) or not tells_its_end(recorded)
 
 
 def _failed(step: RecordedStep) -> bool:

@@ -34,9 +34,12 @@ class OwnVersions:
         return replace(outcome, badly=own, left_out=+left_out)
 
     def did(self, outcome: Outcome) -> bool:
-        """Tell whether the lineage's versions answered most of the calls that name a version."""
+        """Tell whether the lineage's versions answered most of a run's calls.
+
+        A call that names no version is another model's.
+        """
         own = sum(n for version, n in outcome.answered.items() if self._is_own(version))
-        return 2 * own > sum(outcome.answered.values())
+        return 2 * own > outcome.calls
 
     def count(self, outcomes: Iterable[Outcome]) -> dict[str, VersionCounts]:
         """Count by version: `runs`, `calls` answered in them, and `badly` done ones of the calls.

@@ -50,6 +50,12 @@ def trace_of(*calls: dict[str, Any]) -> Trace:
     return decode(RawTrace("t1", "agent-1", len(text), text))
 
 
+def test_an_answer_that_is_long_and_whole_is_not_done_badly() -> None:
+    """Its length in characters only guesses at one in tokens; that it ended is recorded."""
+    long = trace_of(call("and so on " * 80, maxTokens=200, finish_reason="stop"))
+    assert (long.badly, long.outcome.left_out) == ([], {"truncated": 1})
+
+
 def whole_reply(text: str, reason: str) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
     return {"choices": [{"finish_reason": reason, "message": message}]}
@@ -166,13 +172,14 @@ def run(name: str, pnl: float = 0.0, **changes: Any) -> Outcome:
 @pytest.mark.parametrize(
     ("answered", "own"),
     [
-        ({"v1.0.1": 1}, True),
-        ({"agent-v1.0.0": 3, "v1.0.1": 3, "gpt-4o": 5}, True),
-        ({"agent@2": 2, "agent@0": 1, "gpt-4o": 2}, True),  # 0: the base model, under our name
+        ({"v1.0.1": 6}, True),  # of ten calls
+        ({"agent-v1.0.0": 3, "v1.0.1": 3, "gpt-4o": 4}, True),
+        ({"agent@2": 5, "agent@0": 1, "gpt-4o": 2}, True),  # 0: the base model, under our name
+        ({"v1.0.1": 1}, False),  # nine name no version: they are another model's
         ({"v1.0.1": 5, "gpt-4o": 5}, False),  # half is not most
-        ({"v9.9.9": 1}, False),
-        ({"agent@3": 1}, False),  # no such step
-        ({"other@1": 1}, False),
+        ({"v9.9.9": 10}, False),
+        ({"agent@3": 10}, False),  # no such step
+        ({"other@1": 10}, False),
         ({}, False),
     ],
 )

@@ -377,6 +377,6 @@ def test_the_document_has_the_markets_numbers() -> None:
         f"in the first {rules.lure_hours} hours",
         f"A bet is ${rules.limit:.0f}",
         f"costs a fee of {100 * rules.fee:.0f} %",
-        *(m["content"] for m in messages("Agent 19", draw_market(random.Random(3), "", 0, rules))),
+        *(m["content"] for m in messages("Hal", draw_market(random.Random(3), "", 0, rules))),
     ):
         assert said in text

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from babylon_tasks.records.recorded_steps import RawTrace, Unusable
 from babylon_tasks.records.steps import Call, Logprobs, Sample
-from babylon_tasks.records.traces import Trace, decode, is_truncated
+from babylon_tasks.records.traces import Trace, decode
+from babylon_tasks.records.truncated import is_truncated
 from babylon_tasks.store.logprobs import hash_of
 
 

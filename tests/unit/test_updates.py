@@ -504,6 +504,13 @@ def test_a_step_that_goes_too_far_is_shortened_to_the_limit(
     whole, far = step("whole", None)
     change = whole["policy_change"]
     assert torch.equal(step("wide", change)[1], far)  # two windows may go twice as far
+    together = make_request(
+        tmp_path, base_model, two_sided(2), name="together", max_policy_change=change / 4
+    )  # one update for both windows: the limit is that of two all the same
+    alone = make_request(tmp_path, base_model, two_sided(2), name="alone")
+    free = run(trainer, alone).metrics["policy_change"]
+    share = run(trainer, together).metrics["step_share"]
+    assert share == pytest.approx(min(1.0, 2 * change / 4 / free))
     half, near = step("half", change / 4)
     assert half["step_share"] == pytest.approx(0.5)
     assert half["policy_change"] == pytest.approx(change / 2)

@@ -109,10 +109,16 @@ def wandb_metrics(step: StepToLog) -> dict[str, float]:
         "cost/gpu_seconds": step.gpu_seconds,
         "cost/usd": step.cost_usd,
     }
-    newest = max(step.badly_by_version, key=lambda each: parse_version(each) or (), default="")
+    newest = max(step.badly_by_version, key=_number, default="")
     figures["data/badly_share"] = step.badly_by_version.get(newest)
     numbers = {name: float(value) for name, value in figures.items() if value is not None}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Return a version's numbers; those of an ancestor, which has its name before, come first."""
+    name, _, last = version.rpartition("-")
+    return (not name, *(parse_version(last) or ()))
 
 
 def main() -> int:

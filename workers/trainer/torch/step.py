@@ -106,8 +106,8 @@ class TorchStep:
     def _load(self) -> tuple[torch.optim.Optimizer, int]:
         wanted = self._request.hyperparameters
         self._model.add_adapter(wanted.lora_rank, wanted.lora_alpha, self._request.seed)
-        # No weight decay: it would move the adapter where the data says nothing, and what holds
-        # it near the base model is the KL penalty.
+        # No weight decay: it would move the adapter where the data says nothing. What holds it is
+        # the limit on a step, and a KL penalty where one is set.
         optimizer = torch.optim.AdamW(self._model.parameters(), weight_decay=0.0)
         steps_before = 0
         if self._request.parent is not None:
@@ -116,7 +116,7 @@ class TorchStep:
 
     def _train(self, updates: Updates, mini_batches: list[StepTensors]) -> None:
         try:
-            updates.run(mini_batches)
+            updates.run(mini_batches, self.tokenized.windows_that_teach)
         except OneSequenceTooLarge as error:
             raise Final(
                 f"CUDA out of memory with one sequence of {error.tokens} tokens: lower "

@@ -51,6 +51,11 @@ class TokenizedGroups:
         bounds = [*ends[: -1 : windows_each or len(ends)], ends[-1]]
         return [self.sequences.part(*pair) for pair in itertools.pairwise(bounds)]
 
+    @property
+    def windows_that_teach(self) -> int:
+        """Windows of which there are sequences."""
+        return sum(share.sequences > 0 for share in self.windows.values())
+
     def add(self, window_id: str, advantage: float, sample: TokenizedSample) -> None:
         """Append the calls of one trajectory, and count them."""
         tokens = sample.answer_tokens

@@ -53,8 +53,8 @@ class Updates:
         self.seconds_by_phase: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = {}
 
-    def run(self, mini_batches: Sequence[StepTensors]) -> None:
-        """Train: all mini-batches in their order, then again in the next pass.
+    def run(self, mini_batches: Sequence[StepTensors], windows: int) -> None:
+        """Train: all mini-batches, of so many windows, in their order; then again in each pass.
 
         Raises:
             OneSequenceTooLarge: One sequence alone does not fit.
@@ -82,7 +82,11 @@ class Updates:
         ]
         self._took("forward_backward", started)
         change = float(torch.cat(changes).mean())
-        share = step_share(change, wanted.max_policy_change, len(parts))
+        if not math.isfinite(change):
+            raise Final(
+                "the step left a model whose answers have no probability: lower LEARNING_RATE"
+            )
+        share = step_share(change, wanted.max_policy_change, windows)
         if share < 1:
             _shorten(self._model.parameters(), weights_before, share)
         self._finish(change * share, share)  # the change of a shorter step: to first order
