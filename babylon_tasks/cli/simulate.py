@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
@@ -22,9 +23,16 @@ from babylon_tasks.simulation.game.hour import Ask, Player, play_hour
 from babylon_tasks.simulation.game.market import Rules
 from babylon_tasks.simulation.game.population import POLICIES, POPULATION, players
 from babylon_tasks.simulation.game.record import record
-from babylon_tasks.simulation.game.schedule import MOST_AGENTS, next_at, read_schedule, require_ours
+from babylon_tasks.simulation.game.schedule import (
+    MOST_AGENTS,
+    Schedule,
+    hold,
+    next_at,
+    read_schedule,
+    require_ours,
+    why_not,
+)
 from babylon_tasks.simulation.game.standing import Standing, standing
-from babylon_tasks.simulation.records import WindowRows
 from babylon_tasks.simulation.write import write
 from babylon_tasks.store import heads
 from babylon_tasks.store import windows as window_rows
@@ -34,6 +42,17 @@ from babylon_tasks.work.context import Context
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 30.0
 _ENDED = (State.TRAINED, State.SKIPPED, State.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Game:
+    """Who plays, and where. `ours_only`: not in a database that has agents or users of the app."""
+
+    context: Context
+    seed: int
+    ask: Ask
+    everyone: Sequence[Player]
+    ours_only: bool
 
 
 @click.command()
@@ -56,7 +75,7 @@ _ENDED = (State.TRAINED, State.SKIPPED, State.FAILED)
 @click.option(
     "--wait", is_flag=True, help="Play an hour once the one before is trained, and serves."
 )
-@click.option("--into-app-data", is_flag=True, help="Also where the app's agents have traces.")
+@click.option("--into-app-data", is_flag=True, help="Also where the app has users or traces.")
 @of_lineage
 @as_json
 def simulate(
@@ -74,29 +93,32 @@ def simulate(
     context = ready_context(load_settings(), lineage)
     if wait:
         context.lineage.require_active()
-    settle_seconds = context.settings.settle_seconds
-    with context.database.transaction() as tx:
-        if not options["into_app_data"]:
-            require_ours(tx)
-        schedule = read_schedule(tx, hours, settle_seconds)
-        later = next_at(tx, settle_seconds)
-    if schedule.passed_over and not as_json:
-        count = len(schedule.passed_over)
-        click.echo(f"passed over {count} hour{'s' * (count > 1)}: an hour is played once")
-    if not schedule.hours and not as_json:
-        click.echo(f"nothing to play: the next hour settles at {later:%Y-%m-%d %H:%M} UTC")
-    shown = []
-    for number, window_id in schedule.hours.items():
-        hour = play_hour(seed, number, Rules(), everyone, ask)
-        start = parse_window_id(window_id).replace(tzinfo=None)
-        _write(context, record(hour, start, seed))
-        stands = standing(hour)
-        ended = _wait(context, window_id) if wait else None
-        shown.append(_as_json(window_id, number, stands, ended))
-        if not as_json:
-            click.echo(_line(window_id, stands, ended))
-    if as_json:
-        print_json({"hours": shown, "passed_over": schedule.passed_over})
+    game = _Game(context, seed, ask, everyone, not options["into_app_data"])
+    schedule = _schedule(game, hours, say=not as_json)
+    shown: list[dict[str, Any]] = []
+    try:
+        for number, window_id in schedule.hours.items():
+            stands = _play(game, number, window_id)
+            if isinstance(stands, str):
+                schedule.passed_over[window_id] = stands
+                if not as_json:
+                    click.echo(f"{window_id}  passed over: {stands}")
+                continue
+            shown.append({"window": window_id, "hour": number, **asdict(stands)})
+            ended = _wait(context, window_id) if wait else None
+            if ended:
+                shown[-1] |= {"state": ended.state, "step": ended.trained_step}
+            if not as_json:
+                click.echo(_line(window_id, stands, ended))
+    finally:  # also what was written before a fault
+        if as_json:
+            print_json({"hours": shown, "passed_over": schedule.passed_over})
+    untrained = [hour["window"] for hour in shown if wait and hour["state"] != State.TRAINED]
+    if untrained:
+        raise UserError(
+            f"{len(untrained)} of {len(shown)} windows were not trained: "
+            f"`babylon windows show {untrained[0]}` says why"
+        )
 
 
 def _players(seed: int, options: dict[str, Any]) -> tuple[Ask, Sequence[Player]]:
@@ -123,20 +145,62 @@ def _nobody(prompts: Sequence[object]) -> list[Any]:
     raise AssertionError("no agent is played by a model")
 
 
-def _write(context: Context, rows: WindowRows) -> None:
-    """Write an hour in one transaction.
+def _schedule(game: _Game, hours: int, *, say: bool) -> Schedule:
+    """Return the hours to play, and name the database that they will be written into.
+
+    With `say`, also tell how many hours are passed over, and when there will be one to play.
 
     Raises:
-        UserError: The app's tables take no such rows.
+        UserError: The database has agents or users of the app, and they are not meant.
         ServerUnavailable: Postgres does not answer.
     """
+    context = game.context
+    settle_seconds = context.settings.settle_seconds
+    with context.database.transaction() as tx:
+        if game.ours_only:
+            require_ours(tx)
+        schedule = read_schedule(tx, context.lineage.name, hours, settle_seconds)
+        later = next_at(tx, settle_seconds)
+    if say:
+        for why, count in Counter(schedule.passed_over.values()).items():
+            click.echo(f"passed over {count} hour{'s' * (count > 1)}: {why}")
+        if not schedule.hours:
+            click.echo(f"nothing to play: the next hour settles at {later:%Y-%m-%d %H:%M} UTC")
+    if schedule.hours:
+        click.echo(f"writing into {context.database.name}", err=True)
+    return schedule
+
+
+def _play(game: _Game, number: int, window_id: str) -> Standing | str:
+    """Play an hour and write it in one transaction; return how it went, or why it is passed over.
+
+    Another command may have written the hour, or a worker scored it, since the schedule was read.
+
+    Raises:
+        UserError: The app's tables take no such rows, the app's agents or users have come, or the
+            endpoint gives no answer.
+        ServerUnavailable: Postgres does not answer.
+    """
+    database, name = game.context.database, game.context.lineage.name
+    with database.transaction() as tx:
+        reason = why_not(tx, name, number, window_id)
+    if reason:
+        return reason
+    hour = play_hour(game.seed, number, Rules(), game.everyone, game.ask)
+    rows = record(hour, parse_window_id(window_id).replace(tzinfo=None), game.seed)
     try:
-        with context.database.transaction() as tx:
-            write(tx, [rows])
+        with database.transaction() as tx:
+            hold(tx)
+            if game.ours_only:
+                require_ours(tx)
+            reason = why_not(tx, name, number, window_id)
+            if reason is None:
+                write(tx, [rows])
     except psycopg.Error as error:
         raise UserError(
             f"the app's tables take no simulated rows: {one_line(str(error))}"
         ) from error
+    return reason or standing(hour)
 
 
 def _wait(context: Context, window_id: str) -> Window:
@@ -162,11 +226,6 @@ def _wait(context: Context, window_id: str) -> Window:
             said_at = time.monotonic()
             click.echo(f"{window_id} is {window.state}: waiting for the workers", err=True)
         time.sleep(_POLL_SECONDS)
-
-
-def _as_json(window_id: str, number: int, stands: Standing, ended: Window | None) -> dict[str, Any]:
-    hour = {"window": window_id, "hour": number, **asdict(stands)}
-    return hour | ({"state": ended.state, "step": ended.trained_step} if ended else {})
 
 
 def _line(window_id: str, stands: Standing, ended: Window | None) -> str:

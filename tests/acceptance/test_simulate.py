@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,18 +14,29 @@ import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.local import ask
-from babylon_tasks.records.windows import parse_window_id
+from babylon_tasks.records.windows import parse_window_id, window_id_at
 from babylon_tasks.simulation.game import endpoint
-from babylon_tasks.simulation.game.hour import DECISIONS, MARKETS
-from babylon_tasks.simulation.game.population import POPULATION
+from babylon_tasks.simulation.game.hour import DECISIONS, MARKETS, play_hour
+from babylon_tasks.simulation.game.market import Rules
+from babylon_tasks.simulation.game.population import POPULATION, players
+from babylon_tasks.simulation.game.record import record
+from babylon_tasks.simulation.game.schedule import (
+    ONCE,
+    TOO_LATE,
+    hold,
+    read_schedule,
+    why_not,
+)
+from babylon_tasks.simulation.write import write
 from babylon_tasks.work.context import Context
 from tests.acceptance.conftest import Deployment
 from tests.openai_server import Stub, completion, serving
-from tests.rows import add_window, hours_ago, one, query, states
+from tests.rows import add_window, hours_ago, one, query, scored_windows, states
 from workers.gpu.client import TrainerProcess
 
 APP = ("trajectories", "market_outcomes", '"User"')
 KEY = "sk-a-key"
+WAITS = "SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
 
 
 @pytest.fixture
@@ -48,6 +60,13 @@ def simulate(deployment: Deployment, *more: str, **env: str) -> dict[str, Any]:
 
 def counts(context: Context) -> dict[str, int]:
     return {table: one(context, f"SELECT count(*) AS n FROM {table}")["n"] for table in APP}
+
+
+def newest(context: Context) -> str:
+    """The window of the newest hour that has settled."""
+    with context.database.transaction() as tx:
+        schedule = read_schedule(tx, context.lineage.name, 1, context.settings.settle_seconds)
+    return schedule.hours[0]
 
 
 def test_hours_of_scripted_agents_are_written_and_then_scored(deployment: Deployment) -> None:
@@ -83,7 +102,7 @@ def test_the_games_clock_goes_on_from_the_first_hour(deployment: Deployment) -> 
         tx.execute('UPDATE trajectories SET "windowId" = %s, "scenarioId" = %s', [earlier] * 2)
     told = simulate(deployment, "--hours", "5")
     assert [hour["hour"] for hour in told["hours"]] == [1, 2, 3]
-    assert told["passed_over"] == [
+    assert [*told["passed_over"]] == [
         f"{start - timedelta(hours=back):%Y-%m-%dT%H:00}" for back in (4, 3)
     ]
 
@@ -99,6 +118,100 @@ def test_a_database_of_the_app_is_left_alone(deployment: Deployment) -> None:
     assert done.stderr.count("\n") == 1
     assert counts(context) == before
     assert len(simulate(deployment, "--into-app-data")["hours"]) == 1
+
+
+def test_a_database_with_users_of_the_app_is_left_alone(deployment: Deployment) -> None:
+    context = deployment.context
+    query(context, """INSERT INTO "User" (id, "updatedAt") VALUES ('ann', now()) RETURNING 1""")
+    before = counts(context)
+    done = deployment.call("babylon", "simulate")
+    assert done.returncode == 2
+    assert done.stderr.startswith("the database has users of the app (ann and others)")
+    assert done.stderr.count("\n") == 1
+    assert counts(context) == before
+    assert len(simulate(deployment, "--into-app-data")["hours"]) == 1
+
+
+def test_an_hour_whose_window_is_past_due_is_passed_over(deployment: Deployment) -> None:
+    context = deployment.context
+    (scored,) = scored_windows(context, 4)
+    add_window(context, hours_ago(3))
+    assert pipeline.produce(context) == [hours_ago(3)]  # and stays due: its hour can be played
+    oldest = 4 if newest(context) == hours_ago(1) else 3
+    told = simulate(deployment, "--hours", str(oldest), "--into-app-data")
+    assert told["passed_over"] == {scored: TOO_LATE}
+    assert [hour["hour"] for hour in told["hours"]] == list(range(oldest - 1))
+    assert told["hours"][0]["window"] == hours_ago(3)
+
+    done = deployment.call("babylon", "simulate", "--hours", str(oldest), "--into-app-data")
+    late, once = done.stdout.splitlines()[:2]
+    assert late == f"passed over 1 hour: {TOO_LATE}"
+    assert once == f"passed over {oldest - 1} hours: {ONCE}"
+
+
+def test_an_hour_that_was_scored_while_it_was_played_is_not_written(
+    deployment: Deployment, make_context: Callable[..., Context], stub: Stub
+) -> None:
+    worker = make_context()
+    window = newest(worker)
+    add_window(worker, window)
+    answer = stub.reply
+
+    def score_first(body: dict[str, Any]) -> tuple[int, Any]:
+        with scoring:
+            if states(worker) == {}:
+                pipeline.produce(worker)
+                pipeline.score(worker)
+        return answer(body)
+
+    scoring = threading.Lock()
+    stub.reply = score_first
+    before = counts(worker)
+    options = ("--url", stub.url, "--model", "m", "--policies", "1", "--into-app-data")
+    done = deployment.call("babylon", "simulate", *options)
+    assert (done.returncode, done.stdout) == (0, f"{window}  passed over: {TOO_LATE}\n")
+    assert counts(worker) == before
+
+
+def test_two_commands_at_once_play_an_hour_once(
+    deployment: Deployment, make_context: Callable[..., Context]
+) -> None:
+    other = make_context()
+    window = newest(other)
+    start = parse_window_id(window).replace(tzinfo=None)
+    hour = play_hour(2, 0, Rules(), players(POPULATION, 0), lambda prompts: [])
+    written = threading.Event()
+    waited: list[object] = []
+
+    def write_slowly() -> None:
+        with other.database.transaction() as tx:
+            hold(tx)
+            write(tx, [record(hour, start, 2)])
+            written.set()
+            deadline = time.monotonic() + 25
+            while time.monotonic() < deadline and not waited:
+                time.sleep(0.02)
+                waited.extend(tx.execute(WAITS).fetchall())
+
+    thread = threading.Thread(target=write_slowly)
+    thread.start()
+    assert written.wait(10)
+    try:
+        told = simulate(deployment)
+    finally:
+        thread.join()
+    assert waited
+    assert told == {"hours": [], "passed_over": {window: ONCE}}
+    assert counts(deployment.context)["trajectories"] == len(POPULATION)
+
+
+def test_an_hour_of_another_clock_is_not_written(deployment: Deployment) -> None:
+    (played,) = simulate(deployment)["hours"]
+    later = window_id_at(parse_window_id(played["window"]) + timedelta(hours=2))
+    with deployment.context.database.transaction() as tx:
+        name = deployment.context.lineage.name
+        assert why_not(tx, name, 2, later) is None
+        assert why_not(tx, name, 0, later)
 
 
 def test_a_model_plays_and_is_recorded_by_version(deployment: Deployment, stub: Stub) -> None:
@@ -124,6 +237,7 @@ def test_a_line_tells_what_the_models_decisions_are_worth(
     options = ("--url", stub.url, "--model", "babylon-agent", "--policies", "2")
     done = deployment.call("babylon", "simulate", *options)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == f"writing into {deployment.context.database.name}\n"
     (line,) = done.stdout.splitlines()
     assert ", oracle " in line
     assert line.endswith(f"; 0 of {2 * DECISIONS} answers failed; babylon-agent@0")
@@ -134,12 +248,15 @@ def test_an_hour_with_missing_answers_is_not_written(deployment: Deployment, stu
     whole = stub.reply
     stub.reply = lambda body: whole(body) if len(stub.bodies) <= asked + 1 else (503, "busy")
     done = deployment.call(
-        "babylon", "simulate", "--hours", "2", "--url", stub.url, "--model", "m", "--policies", "2"
+        *("babylon", "simulate", "--hours", "2", "--json"),
+        *("--url", stub.url, "--model", "m", "--policies", "2"),
     )
     assert done.returncode == 2
-    assert done.stderr == "127.0.0.1 does not answer after 5 tries (HTTP 503: busy)\n"
-    windows = query(deployment.context, 'SELECT DISTINCT "windowId" FROM trajectories')
+    assert done.stderr.endswith("\n127.0.0.1 does not answer after 5 tries (HTTP 503: busy)\n")
+    windows = query(deployment.context, 'SELECT DISTINCT "windowId" AS id FROM trajectories')
     assert len(windows) == 1
+    told = json.loads(done.stdout)  # of the hour that was written
+    assert [hour["window"] for hour in told["hours"]] == [row["id"] for row in windows]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +311,36 @@ def test_with_wait_the_newest_version_plays_the_next_hour(
         ("trained", 3),
     ]
     assert [[*hour["versions"]] for hour in hours] == [[f"babylon-agent@{n}"] for n in range(3)]
+
+
+def test_with_wait_windows_that_are_not_trained_are_an_error(
+    deployment: Deployment, make_context: Callable[..., Context]
+) -> None:
+    worker, ended = make_context(), threading.Event()
+
+    def skip() -> None:
+        while not ended.wait(0.1):
+            with worker.database.transaction() as tx:
+                tx.execute(
+                    """UPDATE rl.windows SET state = 'skipped', reason = 'no signal'
+                        WHERE state = 'due'"""
+                )
+
+    thread = threading.Thread(target=skip)
+    thread.start()
+    try:
+        done = deployment.call(
+            *("babylon", "simulate", "--hours", "2", "--wait", "--json"), env={"REDIS_URL": ""}
+        )
+    finally:
+        ended.set()
+        thread.join()
+    hours = json.loads(done.stdout)["hours"]
+    assert [hour["state"] for hour in hours] == ["skipped", "skipped"]  # it goes on to the end
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == [
+        f"2 of 2 windows were not trained: `babylon windows show {hours[0]['window']}` says why"
+    ]
 
 
 @pytest.mark.slow

@@ -36,6 +36,18 @@ SELECT "agentId" AS agent_id
  WHERE NOT EXISTS (SELECT FROM unnest(%(ours)s::text[]) AS ours (id) WHERE ours.id = t."agentId")
  LIMIT 1
 
+-- find_user --
+-- A user who is none of our agents, if there is one.
+SELECT u."id"
+  FROM public."User" AS u
+ WHERE NOT EXISTS (SELECT FROM unnest(%(ours)s::text[]) AS ours (id) WHERE ours.id = u."id")
+ LIMIT 1
+
+-- lock_simulated --
+-- Simulated hours are written one at a time, or two commands would both play an hour; the lock ends
+-- with the transaction.
+SELECT pg_advisory_xact_lock(hashtext('rl.simulated'))
+
 -- list_simulated --
 -- The windows in which our agents have trajectories.
 SELECT DISTINCT COALESCE("windowId", left("scenarioId", 16)) COLLATE "C" AS window_id
