@@ -185,6 +185,7 @@ def test_a_gpu_worker_logs_its_steps(deployment: Deployment) -> None:
     scored_windows(deployment.context, 2)
     model = make_tiny_model(deployment.folder)
     env = {"TRAINER": "torch", "BASE_MODEL": model, "WANDB_DIR": str(deployment.folder)}
+    env["KL_PENALTY"] = "0.1"  # a step without has no KL
     for queue in ("cpu", "gpu"):
         name = f"{queue}@%h"
         deployment.start(*WORKER, "-Q", queue, "-n", name, "-c", "1", env=env)

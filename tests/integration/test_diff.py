@@ -50,7 +50,7 @@ def test_two_lineages_from_their_common_step(fleet: Fleet) -> None:
     assert diff.common is not None
     assert (diff.common.model_name, diff.common.step) == ("babylon-agent", 1)
     assert diff.overrides == {"KL_PENALTY": (None, "0.5"), "SCORING": (None, "heuristic")}
-    assert diff.recipe == {"KL_PENALTY": (0.1, 0.5)}
+    assert diff.recipe == {"KL_PENALTY": (0.0, 0.5)}
     windows = [hours_ago(3), hours_ago(4)]
     assert diff.data[0] == Data(2, windows, 3 + 4, 0)
     assert (diff.data[1].steps, sorted(diff.data[1].windows)) == (1, sorted(windows))

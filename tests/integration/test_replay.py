@@ -240,7 +240,7 @@ def test_another_step_is_told_from_it(
     make_torch: Callable[..., Context], torch_trainer: Trainer, tmp_path: Path
 ) -> None:
     """The comparison sees what one other number in the recipe does."""
-    context = make_torch(passes=1)
+    context = make_torch(passes=1, max_policy_change=1000)
     make_steps(context, torch_trainer, 1)
     query(
         context,
