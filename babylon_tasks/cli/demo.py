@@ -256,7 +256,8 @@ def _print_next(place: _Place, url: str, window: str, keep: bool) -> None:
     click.echo(f"  {program} status")
     click.echo(f"  {program} windows show {window} --scores")
     click.echo(f"  {program} models diff {_MODEL}@1 {_MODEL}")
-    click.echo(f"Flower: {place.flower_url}   the model: {url}/v1 ({_MODEL})")
+    click.echo(f"Flower: {place.flower_url}")
+    click.echo(f"the model: {url}/v1 ({_MODEL})")
 
 
 def _program() -> str:
