@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +190,3 @@ class _Others:
     def as_json(self, run: Run) -> list[dict[str, Any]]:
         """Return the records."""
         return [record.as_json(run) for record in self._records.values()]
-
-
-def first(examples: Iterator[lessons.Example], count: int) -> list[lessons.Example]:
-    """Return the first examples."""
-    return list(islice(examples, count))

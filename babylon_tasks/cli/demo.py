@@ -170,7 +170,6 @@ def _environment(database_url: str, redis_url: str) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "TRAIN_RL_LOCAL": "true",
         "TRAINER": "torch",
-        "SCORING": "heuristic",
         "MODEL_NAME": _MODEL,
         "BASE_MODEL": str((HOME / "base-model").resolve()),
         "CHECKPOINT_STORE": str((HOME / "checkpoints").resolve()),

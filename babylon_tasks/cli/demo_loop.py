@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import psycopg
@@ -18,7 +17,9 @@ from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.cli.demo_screen import Round, TrainedHour
 from babylon_tasks.cli.progress import wait_until_idle
 from babylon_tasks.local.supervisor import Stack
-from babylon_tasks.records.trainer_requests import EvaluateRequest, EvaluateResult
+from babylon_tasks.records.steps import Trainer
+from babylon_tasks.records.trainer_requests import EvaluateRequest
+from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.simulation.game.faults import faulty_rows
 from babylon_tasks.simulation.game.hour import Ask, Player, play_hour
 from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
@@ -43,16 +44,6 @@ def crowd(agents: int) -> list[Player]:
     return players([POPULATION[n * usual // scripted] for n in range(scripted)], policies)
 
 
-class Trainer(Protocol):
-    """What looks at a version: a trainer process."""
-
-    def evaluate(
-        self, request: EvaluateRequest, on_beat: Callable[[object], None]
-    ) -> EvaluateResult:
-        """Return how likely a model finds the recorded answers."""
-        ...
-
-
 @dataclass(frozen=True)
 class Game:
     """The demo's game: `windows` hours of the past, oldest first, the same for the same seed."""
@@ -71,7 +62,8 @@ class Game:
     @property
     def window_ids(self) -> list[str]:
         """The ids of the hours, oldest first."""
-        return [f"{self.start(number):%Y-%m-%dT%H}:00" for number in range(self.windows)]
+        starts = [self.start(number) for number in range(self.windows)]
+        return [window_id_at(start.replace(tzinfo=UTC)) for start in starts]
 
     def fresh_markets(self) -> list[Market]:
         """Draw markets that nobody plays, as they are in the hour after the last."""

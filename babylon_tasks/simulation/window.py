@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
+from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.simulation.feed import make_posts
 from babylon_tasks.simulation.market import make_markets
 from babylon_tasks.simulation.values import milliseconds, seeded, snowflake, unix_ms
@@ -14,7 +15,7 @@ class Window:
     """An hour of the game; times are naive UTC, and every trajectory has ended by `end`."""
 
     def __init__(self, start: datetime, end: datetime, seed: int, steps_bytes: int) -> None:
-        self.id = f"{start:%Y-%m-%dT%H}:00"
+        self.id = window_id_at(start.replace(tzinfo=UTC))
         self.start, self.end = start, end
         self.seed, self.steps_bytes = seed, steps_bytes
         self.rng = seeded("window", seed, self.id)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
+from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.simulation.agents import Agent, agent
 from babylon_tasks.simulation.game.hour import Decision, Hour
 from babylon_tasks.simulation.game.market import ACTIONS
@@ -18,7 +19,7 @@ _FAILED = "the answer is not an action"
 
 def record(hour: Hour, start: datetime, seed: int) -> WindowRows:
     """Return an hour's rows, as if the app had recorded it from `start` on (naive UTC)."""
-    window_id = f"{start:%Y-%m-%dT%H}:00"
+    window_id = window_id_at(start.replace(tzinfo=UTC))
     ids = (snowflake(unix_ms(start) + n // 4096, seed % 1024, n % 4096) for n in itertools.count())
     agents = [agent(player.number, seed) for player in hour.players]
     rows = [
