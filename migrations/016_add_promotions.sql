@@ -34,3 +34,7 @@ CREATE TABLE IF NOT EXISTS rl.shares (
 COMMENT ON TABLE rl.shares IS
     'A second version that answers so many percent of a lineage''s agents, from the start of a '
     'window on until the next row''s; 0 percent ends it. The newest that has started counts.';
+
+-- The endpoint asks every second whether files went.
+CREATE INDEX IF NOT EXISTS steps_removed_idx
+    ON rl.steps (model_name, removed_at) WHERE removed_at IS NOT NULL;
