@@ -733,7 +733,8 @@ def test_the_files_are_a_peft_adapter_and_scratch_is_gone(
     phases: list[Progress] = []
     trainer.step(request, phases.append)
     assert sorted(p.name for p in Path(request.output_dir).iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "trainer_state.json",
+        "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "proof.json",
+        "trainer_state.json",
     ]  # fmt: skip
     config = json.loads((Path(request.output_dir) / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == base_model

@@ -18,6 +18,7 @@ from babylon_tasks.errors import CheckpointUnreadable, UserError
 from babylon_tasks.records.steps import StepRequest
 from babylon_tasks.text import first_line
 from workers.trainer.torch.language_model import LanguageModel
+from workers.trainer.torch.proof import write_proof
 
 WEIGHTS = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.pt"
@@ -123,3 +124,4 @@ def save(
     )
     state = {"optimizer_steps": optimizer_steps, "seed": request.seed, "parent": request.parent}
     (output / STATE).write_text(json.dumps(state, indent=2) + "\n")
+    write_proof(model, output)
