@@ -1,0 +1,455 @@
+"""Names move when their versions are loaded; requests keep theirs; backends fail over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from babylon_tasks.errors import ServerUnavailable
+from tests.unit.serving_fakes import FakeBackend, version
+from workers.serve import follower as follower_module
+from workers.serve.backend import ApiError, BackendAway, Question, Version
+from workers.serve.directory import Directory, Entry, Share
+from workers.serve.follower import Follower
+from workers.serve.loader import Loader
+from workers.serve.router import Router
+
+ASKED = Question("chat", {}, stream=True, captured=False)
+WHOLE = Question("chat", {}, stream=False, captured=False)
+
+
+class World:
+    """The rows, the backends, and a router over them; `follow` is one look."""
+
+    def __init__(self, backends: Sequence[FakeBackend] = (), slots: int = 4) -> None:
+        self.backends = list(backends) or [FakeBackend()]
+        self.promoted = {"agent": 0}
+        self.shares: dict[str, tuple[int, float]] = {}
+        self.steps = 12
+        self.postgres_answers = True
+        self.loader = Loader(self.backends, slots)
+        self.follower = Follower(self.read, self.loader, "agent", slots)
+        self.router = Router(self.follower, self.loader, 300.0)
+
+    def read(self, before: Directory) -> Directory:
+        if not self.postgres_answers:
+            raise ServerUnavailable("Postgres is away")
+        entries = {}
+        for name, step in self.promoted.items():
+            steps = {number: version(number, name) for number in range(self.steps + 1)}
+            share = self.shares.get(name)
+            entries[name] = Entry(
+                name=name,
+                promoted=steps[step],
+                share=Share(steps[share[0]], share[1]) if share else None,
+                paused=False,
+                mark="",
+                steps=steps,
+                numbers={f"v1.0.{number}": number for number in range(1, self.steps + 1)},
+                removed={},
+            )
+        return Directory(entries)
+
+    async def follow(self, times: int = 2) -> None:
+        for _ in range(times):
+            await self.loader.look()
+            await self.follower.follow()
+            await asyncio.sleep(0.02)  # loads end
+
+    async def ask(self, name: str = "agent", agent: str | None = None) -> str:
+        """Ask; every chunk must come from the same version."""
+        answers = set()
+        async with self.router.ask(self.router.resolve(name, agent), ASKED) as answering:
+            async for chunk in answering.chunks:
+                answers.add(chunk["text"])
+        (answer,) = answers
+        assert answer == answering.version.name
+        return answer
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_a_name_follows_the_rows() -> None:
+    async def test() -> None:
+        world = World()
+        await world.follow()
+        assert await world.ask() == "agent@0"
+        for step in (1, 2, 1, 5):
+            world.promoted["agent"] = step
+            await world.follow()
+            assert await world.ask() == f"agent@{step}"
+        assert await world.ask("agent@3") == "agent@3"
+        assert await world.ask("agent-v1.0.2") == "agent@2"
+        assert world.follower.moves == 4
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "name", ["agent@13", "agent-v9.0.0", "nobody", "agent@", "agent@-1", "", "@"]
+)
+def test_an_unknown_name_is_a_404(name: str) -> None:
+    async def test() -> None:
+        world = World()
+        await world.follow()
+        with pytest.raises(ApiError) as caught:
+            world.router.resolve(name, None)
+        assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+    run(test)
+
+
+def test_before_the_first_read_nothing_is_known() -> None:
+    async def test() -> None:
+        world = World()
+        world.postgres_answers = False
+        await world.follow()
+        with pytest.raises(ApiError) as caught:
+            world.router.resolve("agent", None)
+        assert caught.value.status == 503
+        assert not world.router.health().ready
+
+    run(test)
+
+
+def test_the_old_version_answers_until_the_new_one_is_loaded() -> None:
+    async def test() -> None:
+        world = World()
+        await world.follow()
+        world.backends[0].load_seconds = 0.3
+        world.promoted["agent"] = 4
+        await world.follow()
+        assert await world.ask() == "agent@0"
+        await asyncio.sleep(0.35)
+        await world.follow()
+        assert await world.ask() == "agent@4"
+
+    run(test)
+
+
+def test_a_request_in_flight_keeps_its_version_over_promotions() -> None:
+    async def test() -> None:
+        world = World(slots=2)
+        world.promoted["agent"] = 1
+        await world.follow()
+        gate = world.backends[0].gate = asyncio.Event()
+        asking = asyncio.create_task(world.ask())
+        await asyncio.sleep(0.02)
+        world.backends[0].gate = None
+        for step in (2, 3, 4):
+            world.promoted["agent"] = step
+            await world.follow(3)
+            assert await world.ask() == f"agent@{step}"
+        gate.set()
+        assert await asking == "agent@1"
+        assert world.backends[0].most <= 2
+
+    run(test)
+
+
+def test_what_cannot_be_loaded_leaves_the_name_where_it_was() -> None:
+    async def test() -> None:
+        world = World()
+        world.promoted["agent"] = 1
+        await world.follow()
+        world.backends[0].cannot[version(2)] = "it answers as another"
+        world.promoted["agent"] = 2
+        await world.follow()
+        assert await world.ask() == "agent@1"
+        health = world.router.health()
+        assert health.ready
+        assert health.detail["lineages"]["agent"]["failures"] == {"one": "it answers as another"}
+        with pytest.raises(ApiError, match="it answers as another"):
+            await world.ask("agent@2")
+
+    run(test)
+
+
+def test_with_postgres_away_it_goes_on() -> None:
+    async def test() -> None:
+        world = World()
+        world.promoted["agent"] = 1
+        await world.follow()
+        world.postgres_answers = False
+        world.promoted["agent"] = 2
+        await world.follow()
+        assert await world.ask() == "agent@1"
+        assert world.router.health().detail["postgres"]["error"] == "Postgres is away"
+        world.postgres_answers = True
+        await world.follow()
+        assert await world.ask() == "agent@2"
+
+    run(test)
+
+
+def test_a_dead_replica_costs_no_request_and_gets_its_version_back() -> None:
+    async def test() -> None:
+        one, two = FakeBackend("one"), FakeBackend("two")
+        world = World([one, two])
+        world.promoted["agent"] = 1
+        await world.follow()
+        assert one.has == two.has == {version(1)}
+        one.die()  # and nobody has looked yet
+        for _ in range(4):
+            assert await world.ask() == "agent@1"
+        world.promoted["agent"] = 2  # a name does not wait for a dead replica
+        await world.follow()
+        assert await world.ask() == "agent@2"
+        one.alive = True
+        await world.follow()
+        assert version(2) in one.has
+
+    run(test)
+
+
+def test_with_all_away_it_says_so() -> None:
+    async def test() -> None:
+        world = World([FakeBackend("one"), FakeBackend("two")])
+        await world.follow()
+        for backend in world.backends:
+            backend.die()
+        with pytest.raises(BackendAway):
+            await world.ask()
+        await world.follow()
+        assert not world.router.health().ready
+
+    run(test)
+
+
+def test_a_slow_replica_holds_a_name_up_for_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower_module, "_ALL_SECONDS", 0.1)
+
+    async def test() -> None:
+        quick, slow = FakeBackend("quick"), FakeBackend("slow")
+        world = World([quick, slow])
+        await world.follow()
+        slow.load_seconds = 30
+        world.promoted["agent"] = 1
+        await world.follow()
+        assert await world.ask() == "agent@0"
+        await asyncio.sleep(0.12)
+        await world.follow()
+        async with world.router.ask(world.router.resolve("agent", None), ASKED) as answering:
+            assert answering.backend is quick
+        assert answering.version == version(1)
+
+    run(test)
+
+
+def test_adapters_are_bounded_and_none_goes_under_a_request() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend], slots=3)
+        world.promoted["agent"] = 1
+        await world.follow()
+        steps = [1, 2, 3, 4, 5, 1, 6, 7, 2, 8, 9]
+        answers = await asyncio.gather(*(world.ask(f"agent@{step}") for step in steps[:3]))
+        assert answers == [f"agent@{step}" for step in steps[:3]]
+        for step in steps:
+            assert await world.ask(f"agent@{step}") == f"agent@{step}"
+        assert backend.most == 3
+        assert version(1) in backend.has  # what the name stands for goes last
+
+    run(test)
+
+
+def test_what_is_being_unloaded_is_loaded_again_for_who_asks() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend], slots=2)
+        await world.follow()
+        for step in (1, 2):
+            await world.ask(f"agent@{step}")
+        backend.unload_seconds = 0.05
+        asked = [asyncio.create_task(world.ask("agent@3"))]
+        await asyncio.sleep(0.01)  # now version 1 goes
+        asked += [asyncio.create_task(world.ask("agent@1"))]
+        assert await asyncio.gather(*asked) == ["agent@3", "agent@1"]
+        assert backend.loads == ["agent@0", "agent@1", "agent@2", "agent@3", "agent@1"]
+
+    run(test)
+
+
+def test_loads_at_once_stay_within_the_slots() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.load_seconds = 0.03
+        world = World([backend], slots=2)
+        await world.follow()
+        steps = range(1, 7)
+        answers = await asyncio.gather(*(world.ask(f"agent@{step}") for step in steps))
+        assert answers == [f"agent@{step}" for step in steps]
+        assert backend.most == 2
+
+    run(test)
+
+
+def test_a_replica_that_refuses_is_asked_once() -> None:
+    async def test() -> None:
+        one, two = FakeBackend("one"), FakeBackend("two")
+        world = World([one, two])
+        await world.follow()
+        one.refuses = True
+        async with world.router.ask(world.router.resolve("agent", None), ASKED) as answering:
+            assert [chunk["by"] async for chunk in answering.chunks] == ["two"] * 3
+        two.refuses = True
+        with pytest.raises(BackendAway):
+            await world.ask()
+
+    run(test)
+
+
+def test_with_every_slot_in_use_a_further_version_is_refused() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend], slots=2)
+        await world.follow()
+        gate = backend.gate = asyncio.Event()
+        asking = [asyncio.create_task(world.ask(f"agent@{step}")) for step in (1, 2)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(ApiError, match="SERVE_ADAPTERS"):
+            await world.ask("agent@3")
+        gate.set()
+        assert await asyncio.gather(*asking) == ["agent@1", "agent@2"]
+        assert await world.ask("agent@3") == "agent@3"
+
+    run(test)
+
+
+def test_many_who_ask_for_a_version_load_it_once() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.load_seconds = 0.05
+        world = World([backend])
+        await world.follow()
+        await asyncio.gather(*(world.ask("agent@7") for _ in range(20)))
+        assert backend.loads.count("agent@7") == 1
+
+    run(test)
+
+
+def test_a_share_takes_the_same_agents_each_time() -> None:
+    async def test() -> None:
+        world = World()
+        world.promoted["agent"] = 3
+        world.shares["agent"] = (5, 50.0)
+        await world.follow()
+        agents = [f"agent-{number}" for number in range(200)]
+        first = {agent: await world.ask(agent=agent) for agent in agents}
+        assert first == {agent: await world.ask(agent=agent) for agent in agents}
+        assert 60 < sum(answer == "agent@5" for answer in first.values()) < 140
+        assert set(first.values()) == {"agent@3", "agent@5"}
+        assert await world.ask(agent=None) == "agent@3"
+        world.shares.clear()
+        await world.follow()
+        assert {await world.ask(agent=agent) for agent in agents} == {"agent@3"}
+
+    run(test)
+
+
+def test_a_share_that_cannot_be_loaded_takes_nobody() -> None:
+    async def test() -> None:
+        world = World()
+        world.promoted["agent"] = 3
+        world.backends[0].cannot[version(5)] = "wrong rank"
+        world.shares["agent"] = (5, 100.0)
+        await world.follow(3)
+        assert await world.ask(agent="some") == "agent@3"
+
+    run(test)
+
+
+def test_a_lineage_is_loaded_early_once_it_was_asked() -> None:
+    async def test() -> None:
+        world = World()
+        world.promoted |= {"agent": 1, "other": 1}
+        await world.follow()
+        assert {each.lineage for each in world.backends[0].has} == {"agent"}
+        assert await world.ask("other") == "other@1"
+        world.promoted["other"] = 2
+        await world.follow()
+        assert version(2, "other") in world.backends[0].has
+
+    run(test)
+
+
+def test_more_lineages_than_slots_are_loaded_in_turn() -> None:
+    async def test() -> None:
+        world = World(slots=2)
+        world.promoted = {f"agent{number}": 1 for number in range(6)}
+        await world.follow()
+        for _ in range(2):
+            for name in world.promoted:
+                assert await world.ask(name) == f"{name}@1"
+                await world.follow()
+        assert world.backends[0].most == 2
+        assert len(world.backends[0].loads) <= 12  # looks alone load nothing again and again
+
+    run(test)
+
+
+def test_leaving_an_answer_stops_it() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend])
+        await world.follow()
+        backend.gate = asyncio.Event()
+        async with world.router.ask(world.router.resolve("agent", None), ASKED) as answering:
+            await anext(answering.chunks)
+        assert backend.cancelled == 1
+        assert backend.running == []
+
+    run(test)
+
+
+def test_what_a_backend_cannot_do_is_told_before_anything_is_asked() -> None:
+    async def test() -> None:
+        world = World()
+        await world.follow()
+        question = Question("chat", {"tools": [{}]}, stream=True, captured=False)
+        with pytest.raises(ApiError) as caught:
+            async with world.router.ask(world.router.resolve("agent", None), question):
+                pass
+        assert (caught.value.status, caught.value.param) == (400, "tools")
+
+    run(test)
+
+
+def test_an_answer_that_is_not_streamed_is_one_object() -> None:
+    async def test() -> None:
+        world = World()
+        await world.follow()
+        objects: list[dict[str, Any]] = []
+        async with world.router.ask(world.router.resolve("agent", None), WHOLE) as answering:
+            objects += [each async for each in answering.chunks]
+        assert objects == [{"text": "agent@0" * 3, "by": "one"}]
+
+    run(test)
+
+
+def test_names_of_all_versions_are_listed() -> None:
+    async def test() -> None:
+        world = World()
+        world.steps = 2
+        await world.follow()
+        names = ["agent", "agent@2", "agent-v1.0.2", "agent@1", "agent-v1.0.1", "agent@0"]
+        assert world.router.models() == names
+
+    run(test)
+
+
+def test_what_is_listed_can_be_asked() -> None:
+    async def test() -> None:
+        world = World()
+        await world.follow()
+        found: list[Version] = [world.router.resolve(name, None) for name in world.router.models()]
+        assert len(set(found)) == 13
+
+    run(test)

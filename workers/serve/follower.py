@@ -1,0 +1,167 @@
+"""Follows the rows: reads Postgres every second, and moves a name once its version is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
+
+from babylon_tasks.errors import BabylonError
+from workers.serve.backend import ApiError, Backend, CannotServe, Version
+from workers.serve.directory import Directory, Entry, Share
+from workers.serve.loader import Loader
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_ALL_SECONDS = 2.0  # that a name waits for slower backends, once one has its version
+_SAY_SECONDS = 60.0
+
+Read = Callable[[Directory], Directory]  # makes the next directory from the one before
+
+
+class Follower:
+    """What the names stand for, as far as backends have it loaded.
+
+    `rows` is what Postgres said last, `directory` what is answered: a name goes on with the version
+    that it had until the new one is loaded and proven.
+
+    Args:
+        read: Reads Postgres; it is called in a thread, one call at a time.
+        loader: Loads the versions.
+        own: The lineage that is loaded before anybody asks for it; others, once they are asked.
+        slots: As the loader's; one is left for a version that is asked by its number.
+    """
+
+    def __init__(self, read: Read, loader: Loader, own: str, slots: int) -> None:
+        self._read, self._loader, self._slots = read, loader, slots
+        self.own = own
+        self.rows = self.directory = Directory()
+        self.read_at: float | None = None  # monotonic
+        self.away: str | None = None  # why Postgres cannot be read now
+        self.early: list[Version] = []  # what is kept loaded before it is asked for
+        self.moves = 0
+        self._say_at = 0.0
+        self._asked_at: dict[str, float] = {own: 0.0}
+        self._first_at: dict[Version, float] = {}  # when a name's next version was first loaded
+        self._loads: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Look once, then go on looking until `close`."""
+        await self._loader.look()
+        await self.follow()
+        self._tasks = [
+            asyncio.create_task(self._forever(self._loader.look)),
+            asyncio.create_task(self._forever(self.follow)),
+        ]
+
+    def resolve(self, model: str, agent: str | None) -> Version:
+        """Return the version that a name stands for.
+
+        Raises:
+            ApiError: There is none, or Postgres was never read.
+        """
+        if self.read_at is None:
+            raise ApiError(
+                503, "the endpoint has not read its database yet", headers={"retry-after": "1"}
+            )
+        version = self.directory.find(model, agent)
+        self._asked_at[version.lineage] = time.monotonic()
+        return version
+
+    async def _forever(self, look: Callable[[], Coroutine[None, None, None]]) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await look()
+            except Exception:
+                log.exception("the endpoint goes on with what it has")
+
+    async def follow(self) -> None:
+        """Read Postgres once, and move the names whose versions are loaded."""
+        await self._read_rows()
+        self._move_names()
+
+    async def _read_rows(self) -> None:
+        try:
+            self.rows = await asyncio.to_thread(self._read, self.rows)
+        except BabylonError as error:
+            self.away = str(error)
+            if time.monotonic() >= self._say_at:
+                self._say_at = time.monotonic() + _SAY_SECONDS
+                log.warning("the names stay as they were: %s", error)
+            return
+        if self.away:
+            log.info("Postgres answers again")
+        self.read_at, self.away, self._say_at = time.monotonic(), None, 0.0
+
+    def _move_names(self) -> None:
+        """Let each name stand for what the rows say, if that is loaded; have the rest loaded."""
+        self.early = early = self._loaded_early()
+        entries = {}
+        for name, entry in self.rows.entries.items():
+            now = self.directory.entries.get(name)
+            promoted = entry.promoted
+            if now and now.promoted != promoted and promoted in early:
+                promoted = promoted if self._may_move(promoted) else now.promoted
+            if now and now.promoted != promoted:
+                self.moves += 1
+                log.info("%s is %s now, and was %s", name, promoted.full_name, now.promoted.name)
+            entries[name] = replace(entry, promoted=promoted, share=self._share(entry))
+        self.directory = Directory(entries)
+        self._loader.wanted = {*early, *(entry.promoted for entry in entries.values())}
+        for version in early:
+            for backend in self._loader.lacking(version):
+                self._load(backend, version)
+
+    def _loaded_early(self) -> list[Version]:
+        """Return the versions to load before they are asked for, as many as slots allow."""
+        newest_first = sorted(self._asked_at, key=lambda name: self._asked_at[name], reverse=True)
+        entries = [self.rows.entries[name] for name in newest_first if name in self.rows.entries]
+        versions = [v for entry in entries for v in _stands_for(entry)]
+        bases = [version for version in versions if not version.step]
+        return bases + [version for version in versions if version.step][: self._slots - 1]
+
+    def _may_move(self, version: Version) -> bool:
+        """Tell whether a version is loaded wherever it will be, or somewhere for long enough."""
+        lacking = self._loader.lacking(version)
+        if not any(self._loader.has(backend, version) for backend in self._loader.of(version)):
+            return False
+        first_at = self._first_at.setdefault(version, time.monotonic())
+        waited = time.monotonic() - first_at
+        if lacking and waited < _ALL_SECONDS and not self._loader.failed(lacking, version):
+            return False
+        del self._first_at[version]
+        return True
+
+    def _share(self, entry: Entry) -> Share | None:
+        share = entry.share
+        if share and self._loader.failed(self._loader.of(share.version), share.version):
+            return None
+        return share
+
+    def _load(self, backend: Backend, version: Version) -> None:
+        async def load() -> None:
+            # The loader says what failed, and does not try again at once.
+            with contextlib.suppress(CannotServe, ApiError):
+                await self._loader.load(backend, version)
+
+        task = asyncio.create_task(load())
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+
+    async def close(self) -> None:
+        """Stop looking."""
+        for task in (*self._tasks, *self._loads):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._loads, return_exceptions=True)
+
+
+def _stands_for(entry: Entry) -> Iterable[Version]:
+    yield entry.promoted
+    if entry.share:
+        yield entry.share.version

@@ -1,0 +1,217 @@
+"""Keeps versions loaded on the backends: few at a time, and none taken away under a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from workers.serve.backend import ApiError, Backend, BackendAway, CannotServe, Question, Version
+
+log = logging.getLogger(__name__)
+
+_LOAD_SECONDS = 120.0  # that a request waits for a version that is not loaded yet
+_WAIT_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 30.0  # after a failure; the first is 1 s, each other twice as long
+
+_Pair = tuple[Backend, Version]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a version cannot be loaded on a backend, and when that is tried again (monotonic)."""
+
+    reason: str
+    pause_seconds: float
+    retry_at: float
+
+
+class Loader:
+    """The backends, what each has loaded, and what requests hold.
+
+    `slots` bounds the adapters that a backend has at once; the base model needs none.
+    """
+
+    def __init__(self, backends: Sequence[Backend], slots: int) -> None:
+        self.backends = list(backends)
+        self._slots = slots
+        self._alive: dict[Backend, bool] = dict.fromkeys(backends, False)
+        self._held: Counter[_Pair] = Counter()
+        self._used_at: dict[_Pair, float] = {}
+        self._loading: dict[_Pair, asyncio.Task[None]] = {}
+        self._making_room = {backend: asyncio.Lock() for backend in backends}
+        self._going: set[_Pair] = set()  # being unloaded
+        self._reserved: set[_Pair] = set()  # slots of adapters that are being loaded
+        self.failures: dict[_Pair, Failure] = {}
+        self.wanted: set[Version] = set()  # evicted last: what the names stand for
+
+    # --- what is there ---
+
+    async def look(self) -> None:
+        """Look at every backend at once."""
+        alive = await asyncio.gather(*(backend.look() for backend in self.backends))
+        for backend, lives in zip(self.backends, alive, strict=True):
+            if lives != self._alive[backend]:
+                log.warning("%s %s", backend.name, "answers" if lives else "does not answer")
+            self._alive[backend] = lives
+
+    def alive(self, backend: Backend) -> bool:
+        """Tell whether the backend lived at the last look."""
+        return self._alive[backend]
+
+    def of(self, version: Version) -> list[Backend]:
+        """Return the backends whose sort of version this is."""
+        return [backend for backend in self.backends if backend.serves(version)]
+
+    def others(self, version: Version, tried: Collection[Backend]) -> bool:
+        """Tell whether a backend that is alive was not tried yet."""
+        return any(self._alive[each] and each not in tried for each in self.of(version))
+
+    def has(self, backend: Backend, version: Version) -> bool:
+        """Tell whether a backend can answer as this version by now."""
+        return version in backend.loaded() and (backend, version) not in self._going
+
+    def lacking(self, version: Version) -> list[Backend]:
+        """Return the backends that are alive and do not have a version of theirs."""
+        return [b for b in self.of(version) if self._alive[b] and not self.has(b, version)]
+
+    def failed(self, backends: Collection[Backend], version: Version) -> bool:
+        """Tell whether a version could not be loaded on any of these backends."""
+        return bool(backends) and all((each, version) in self.failures for each in backends)
+
+    # --- for a request ---
+
+    async def backend_for(
+        self, version: Version, question: Question, tried: Collection[Backend]
+    ) -> Backend:
+        """Return the least busy backend that can answer; load the version where none has it.
+
+        Raises:
+            ApiError: No backend can answer this, or not now.
+        """
+        able = [each for each in self.of(version) if each not in tried]
+        if not able:
+            raise BackendAway(f"no backend is left that could answer {version.name}")
+        able[0].check(question)  # backends of one sort can do the same
+        living = [each for each in able if self._alive[each]] or able
+        try:
+            async with asyncio.timeout(_LOAD_SECONDS):
+                # It may be unloaded again before this request holds it.
+                while not (ready := [each for each in living if self.has(each, version)]):
+                    await self.load(min(living, key=self._busy), version)
+        except TimeoutError:
+            raise BackendAway(f"{version.name} is still being loaded") from None
+        except CannotServe as error:
+            raise ApiError(503, f"{version.name} cannot be served: {error}") from error
+        return min(ready, key=self._busy)
+
+    def hold(self, backend: Backend, version: Version) -> Callable[[], None]:
+        """Keep a version on a backend until what this returns is called."""
+        pair = backend, version
+        self._held[pair] += 1
+        self._used_at[pair] = time.monotonic()
+
+        def release() -> None:
+            self._held[pair] -= 1
+            if not self._held[pair]:
+                del self._held[pair]
+
+        return release
+
+    def _busy(self, backend: Backend) -> int:
+        return sum(count for (each, _), count in self._held.items() if each is backend)
+
+    # --- loading ---
+
+    async def load(self, backend: Backend, version: Version) -> None:
+        """Load a version on a backend, once for all who wait for it.
+
+        Raises:
+            CannotServe: It failed, now or a short while ago.
+            BackendAway: The backend does not answer.
+            ApiError: All slots are in use by requests.
+        """
+        if self.has(backend, version):
+            return
+        pair = backend, version
+        failed = self.failures.get(pair)
+        if failed and time.monotonic() < failed.retry_at:
+            raise CannotServe(failed.reason)
+        task = self._loading.get(pair)
+        if task is None:
+            task = self._loading[pair] = asyncio.create_task(self._load(pair))
+            task.add_done_callback(lambda _: self._loading.pop(pair, None))
+        await asyncio.shield(task)
+
+    async def _load(self, pair: _Pair) -> None:
+        backend, version = pair
+        try:
+            if version.step:
+                async with self._making_room[backend]:
+                    await self._make_room(pair)
+            await backend.load(version)
+        except CannotServe as error:
+            self._note_failure(pair, str(error))
+            raise
+        finally:
+            self._reserved.discard(pair)
+        self.failures.pop(pair, None)
+        self._used_at[pair] = time.monotonic()
+        log.info("%s has %s", backend.name, version.full_name)
+
+    def _note_failure(self, pair: _Pair, reason: str) -> None:
+        before = self.failures.get(pair)
+        pause = min(2 * before.pause_seconds, _LONGEST_PAUSE_SECONDS) if before else 1.0
+        self.failures[pair] = Failure(reason, pause, time.monotonic() + pause)
+        if before is None or before.reason != reason:
+            log.error("%s cannot serve %s: %s", pair[0].name, pair[1].name, reason)
+
+    async def _make_room(self, pair: _Pair) -> None:
+        """Unload what was not used for longest until there is a slot; then reserve it.
+
+        Raises:
+            ApiError: Requests use all of them.
+        """
+        backend = pair[0]
+        while True:
+            adapters = [each for each in backend.loaded() if each.step]
+            coming = [each for each in self._reserved if each[0] is backend]
+            if len(adapters) + len(coming) < self._slots:
+                self._reserved.add(pair)
+                return
+            free = [each for each in adapters if not self._held[backend, each]]
+            if not free and coming:  # it may be free as soon as it is there
+                await asyncio.sleep(_WAIT_SECONDS)
+                continue
+            if not free:
+                raise ApiError(
+                    503,
+                    f"requests use all {self._slots} adapters of {backend.name}: raise "
+                    "SERVE_ADAPTERS, or ask for fewer versions at once",
+                    headers={"retry-after": "5"},
+                )
+            await self._unload(backend, min(free, key=lambda each: self._worth(backend, each)))
+
+    def _worth(self, backend: Backend, version: Version) -> tuple[bool, float]:
+        return version in self.wanted, self._used_at.get((backend, version), 0.0)
+
+    async def _unload(self, backend: Backend, version: Version) -> None:
+        pair = backend, version
+        self._going.add(pair)  # from here on no request takes it
+        try:
+            await backend.unload(version)
+        finally:
+            self._going.discard(pair)
+        self._used_at.pop(pair, None)
+        log.info("%s forgets %s", backend.name, version.full_name)
+
+    async def close(self) -> None:
+        """End what is being loaded, and close the backends."""
+        for task in list(self._loading.values()):
+            task.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        for backend in self.backends:
+            await backend.close()
