@@ -165,7 +165,8 @@ def test_what_cannot_be_loaded_leaves_the_name_where_it_was() -> None:
         assert await world.ask() == "agent@1"
         health = world.router.health()
         assert health.ready
-        assert health.detail["lineages"]["agent"]["failures"] == {"one": "it answers as another"}
+        (problem,) = health.problems
+        assert (problem.what, problem.why) == ("agent@2 on one", "it answers as another")
         with pytest.raises(ApiError, match="it answers as another"):
             await world.ask("agent@2")
 
@@ -181,7 +182,8 @@ def test_with_postgres_away_it_goes_on() -> None:
         world.promoted["agent"] = 2
         await world.follow()
         assert await world.ask() == "agent@1"
-        assert world.router.health().detail["postgres"]["error"] == "Postgres is away"
+        (problem,) = world.router.health().problems
+        assert (problem.what, problem.why) == ("Postgres", "Postgres is away")
         world.postgres_answers = True
         await world.follow()
         assert await world.ask() == "agent@2"

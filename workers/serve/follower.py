@@ -38,7 +38,7 @@ class Follower:
 
     def __init__(self, read: Read, loader: Loader, own: str, slots: int) -> None:
         self._read, self._loader, self._slots = read, loader, slots
-        self.own = own
+        self.own, self.began_at = own, time.monotonic()
         self.rows = self.directory = Directory()
         self.read_at: float | None = None  # monotonic
         self.away: str | None = None  # why Postgres cannot be read now
@@ -113,6 +113,12 @@ class Follower:
                 log.info("%s is %s now, and was %s", name, promoted.full_name, now.promoted.name)
             entries[name] = replace(entry, promoted=promoted, share=self._share(entry))
         self.directory = Directory(entries)
+        waiting = {entry.promoted for entry in self.rows.entries.values()}
+        self._first_at = {
+            version: first_at
+            for version, first_at in self._first_at.items()
+            if version in waiting and entries[version.lineage].promoted != version
+        }
         self._loader.wanted = {*early, *(entry.promoted for entry in entries.values())}
         for version in early:
             for backend in self._loader.lacking(version):
@@ -135,7 +141,6 @@ class Follower:
         waited = time.monotonic() - first_at
         if lacking and waited < _ALL_SECONDS and not self._loader.failed(lacking, version):
             return False
-        del self._first_at[version]
         return True
 
     def _share(self, entry: Entry) -> Share | None:

@@ -1,10 +1,10 @@
-"""Says how the endpoint is: whether tokens come out, and whether it has what is promoted."""
+"""What the endpoint knows of its own state: for `/health/ready` and `/metrics`."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from workers.serve.backend import Version
 from workers.serve.follower import Follower
@@ -12,57 +12,61 @@ from workers.serve.loader import Loader
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is stale or away: `what`, for how long, and why; without secrets."""
+
+    what: str
+    since_seconds: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
-    """`live`: tokens come out. `ready`: what is promoted is loaded. `detail` says more, as JSON."""
+    """What answers now.
 
-    live: bool
-    ready: bool
-    detail: dict[str, Any]
-
-
-def read_health(follower: Follower, loader: Loader, silent: dict[str, float]) -> Health:
-    """Return the endpoint's health; nothing is asked.
-
-    It is ready if a backend that is alive has the version that the deployment's own lineage answers
-    with. What is old, or missing for another lineage, is told, and is no reason to send requests
-    elsewhere.
+    `ready`: a backend that lives has what the deployment's own lineage answers with. `promoted` has
+    the step that each lineage's name answers with, `loaded` the names of the versions that each
+    backend has. `postgres_seconds`: since Postgres was last read; None before. `promotions` counts
+    the changes that were followed since the start.
     """
+
+    ready: bool
+    promoted: Mapping[str, int] = field(default_factory=dict)
+    loaded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    problems: Sequence[Problem] = ()
+    postgres_seconds: float | None = None
+    promotions: int = 0
+
+
+def read_health(follower: Follower, loader: Loader) -> Health:
+    """Return the endpoint's state; nobody is asked."""
     own = follower.directory.entries.get(follower.own)
-    ready = own is not None and _answers(loader, own.promoted)
     read_at = follower.read_at
-    detail = {
-        "lineages": {name: _lineage(follower, loader, name) for name in follower.rows.entries},
-        "backends": {
-            backend.name: {
-                "alive": loader.alive(backend),
-                "loaded": sorted(version.name for version in backend.loaded()),
-            }
+    return Health(
+        ready=own is not None and _has(loader, own.promoted),
+        promoted={name: each.promoted.step for name, each in follower.directory.entries.items()},
+        loaded={
+            backend.name: sorted(version.name for version in backend.loaded())
             for backend in loader.backends
         },
-        "postgres": {
-            "read_seconds_ago": None if read_at is None else round(time.monotonic() - read_at, 1),
-            "error": follower.away,
-        },
-        "silent_seconds": {name: round(seconds) for name, seconds in silent.items()},
-    }
-    return Health(not silent, ready and not silent, detail)
+        problems=list(_problems(follower, loader)),
+        postgres_seconds=None if read_at is None else time.monotonic() - read_at,
+        promotions=follower.moves,
+    )
 
 
-def _lineage(follower: Follower, loader: Loader, name: str) -> dict[str, Any]:
-    promoted = follower.rows.entries[name].promoted
-    answers = follower.directory.entries[name].promoted
-    failures = {
-        backend.name: loader.failures[backend, promoted].reason
-        for backend in loader.of(promoted)
-        if (backend, promoted) in loader.failures
-    }
-    return {
-        "promoted": promoted.name,
-        "answers": answers.name,
-        "loaded": _answers(loader, answers),
-        "failures": failures,
-    }
+def _problems(follower: Follower, loader: Loader) -> Iterator[Problem]:
+    now = time.monotonic()
+    if follower.away is not None:
+        since = now - (follower.read_at or follower.began_at)
+        yield Problem("Postgres", since, follower.away)
+    for backend, since in loader.away_since.items():
+        yield Problem(backend.name, now - since, "it does not answer")
+    for (backend, version), failure in loader.failures.items():
+        if version in loader.wanted:
+            what = f"{version.name} on {backend.name}"
+            yield Problem(what, now - failure.since, failure.reason)
 
 
-def _answers(loader: Loader, version: Version) -> bool:
+def _has(loader: Loader, version: Version) -> bool:
     return any(loader.alive(each) and loader.has(each, version) for each in loader.of(version))

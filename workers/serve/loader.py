@@ -25,6 +25,7 @@ class Failure:
     """Why a version cannot be loaded on a backend, and when that is tried again (monotonic)."""
 
     reason: str
+    since: float
     pause_seconds: float
     retry_at: float
 
@@ -38,7 +39,8 @@ class Loader:
     def __init__(self, backends: Sequence[Backend], slots: int) -> None:
         self.backends = list(backends)
         self._slots = slots
-        self._alive: dict[Backend, bool] = dict.fromkeys(backends, False)
+        now = time.monotonic()
+        self.away_since: dict[Backend, float] = dict.fromkeys(backends, now)  # of those not alive
         self._held: Counter[_Pair] = Counter()
         self._used_at: dict[_Pair, float] = {}
         self._loading: dict[_Pair, asyncio.Task[None]] = {}
@@ -54,13 +56,16 @@ class Loader:
         """Look at every backend at once."""
         alive = await asyncio.gather(*(backend.look() for backend in self.backends))
         for backend, lives in zip(self.backends, alive, strict=True):
-            if lives != self._alive[backend]:
+            if lives != self.alive(backend):
                 log.warning("%s %s", backend.name, "answers" if lives else "does not answer")
-            self._alive[backend] = lives
+            if lives:
+                self.away_since.pop(backend, None)
+            else:
+                self.away_since.setdefault(backend, time.monotonic())
 
     def alive(self, backend: Backend) -> bool:
         """Tell whether the backend lived at the last look."""
-        return self._alive[backend]
+        return backend not in self.away_since
 
     def of(self, version: Version) -> list[Backend]:
         """Return the backends whose sort of version this is."""
@@ -68,7 +73,7 @@ class Loader:
 
     def others(self, version: Version, tried: Collection[Backend]) -> bool:
         """Tell whether a backend that is alive was not tried yet."""
-        return any(self._alive[each] and each not in tried for each in self.of(version))
+        return any(self.alive(each) and each not in tried for each in self.of(version))
 
     def has(self, backend: Backend, version: Version) -> bool:
         """Tell whether a backend can answer as this version by now."""
@@ -76,7 +81,7 @@ class Loader:
 
     def lacking(self, version: Version) -> list[Backend]:
         """Return the backends that are alive and do not have a version of theirs."""
-        return [b for b in self.of(version) if self._alive[b] and not self.has(b, version)]
+        return [b for b in self.of(version) if self.alive(b) and not self.has(b, version)]
 
     def failed(self, backends: Collection[Backend], version: Version) -> bool:
         """Tell whether a version could not be loaded on any of these backends."""
@@ -96,7 +101,7 @@ class Loader:
         if not able:
             raise BackendAway(f"no backend is left that could answer {version.name}")
         able[0].check(question)  # backends of one sort can do the same
-        living = [each for each in able if self._alive[each]] or able
+        living = [each for each in able if self.alive(each)] or able
         try:
             async with asyncio.timeout(_LOAD_SECONDS):
                 # It may be unloaded again before this request holds it.
@@ -165,7 +170,9 @@ class Loader:
     def _note_failure(self, pair: _Pair, reason: str) -> None:
         before = self.failures.get(pair)
         pause = min(2 * before.pause_seconds, _LONGEST_PAUSE_SECONDS) if before else 1.0
-        self.failures[pair] = Failure(reason, pause, time.monotonic() + pause)
+        now = time.monotonic()
+        since = before.since if before else now
+        self.failures[pair] = Failure(reason, since, pause, now + pause)
         if before is None or before.reason != reason:
             log.error("%s cannot serve %s: %s", pair[0].name, pair[1].name, reason)
 

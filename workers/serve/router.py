@@ -97,10 +97,10 @@ class Router:
                 return Answering(version, backend, answer)
 
     def health(self) -> Health:
-        """Return how the endpoint is."""
-        return read_health(self._follower, self._loader, self._silent())
+        """Return what answers now."""
+        return read_health(self._follower, self._loader)
 
-    def _silent(self) -> dict[str, float]:
+    def silent(self) -> dict[str, float]:
         """Return the backends of which nothing comes though requests wait: seconds by name.
 
         Of answers that are not streamed, nothing comes before they are whole.
