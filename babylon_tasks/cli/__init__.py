@@ -32,6 +32,7 @@ _SUMMARIES = {
     "runs.",
     "models": "List, compare and export the versions of a model, make one again, move its head.",
     "scores": "Compare the scores of past windows with those of another recipe.",
+    "serve": "Answer agents with the newest good version, over OpenAI's API, until Ctrl-C.",
     "simulate": "Play hours of the past in a market of our own, and write them as the app records "
     "them.",
     "status": "Show the windows by state, the version that serves, and what waits in Redis.",

@@ -139,9 +139,7 @@ class Follower:
             return False
         first_at = self._first_at.setdefault(version, time.monotonic())
         waited = time.monotonic() - first_at
-        if lacking and waited < _ALL_SECONDS and not self._loader.failed(lacking, version):
-            return False
-        return True
+        return not lacking or waited >= _ALL_SECONDS or self._loader.failed(lacking, version)
 
     def _share(self, entry: Entry) -> Share | None:
         share = entry.share
