@@ -30,14 +30,21 @@ ANSWER = (
     "The price rose by a third and the news is old, so I take the profit before others do."
 )
 
-# Mean difference of the base model here and there, in nats a token.
+# Largest mean difference between the base model there and here, in nats a token. Between float32 on
+# a CPU and vLLM's CPU build in bfloat16 it is 0.045 (SmolLM2-135M, 139 tokens) and 0.019 (the
+# demo's model, 186 tokens).
 _SAME_BASE = 0.25
 
-# Deviation that rounding gives to the difference of two policies of one server, in nats a token.
-_NOISE = 0.03
+# Rounding moves the difference of two policies of a server, too: 0.066 to 0.097 nats a token with
+# SmolLM2 and 0.014 to 0.023 with the demo's, which is 0.6 to 1.7 times the base model's deviation.
+_NOISE_OF_BASE = 1.5
+_LEAST_NOISE = 0.002  # of the same arithmetic in another order
 
-_SURE = 0.15  # standard error of the share, up to which the share decides
-_NEAR = 0.35  # part of the step's own change that may be missed besides the noise
+# bfloat16 takes a part of a small step away: of one that moved SmolLM2 by 0.127 nats a token, 62 %
+# was found; of one by 0.51, 98 %.
+_LEAST_SHARE = 0.3
+_SURE = 0.1  # standard error of the share, up to which the share decides
+_NEAR = 0.5  # part of the step's own change that may be missed, besides the noise
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -78,15 +85,16 @@ def doubt(proof: Proof, step: Sequence[float], base: Sequence[float]) -> str | N
         return "it gives no finite log-probability for each token"
     change = _difference(proof.step, proof.base)
     served = _difference(step, base)
-    length, noise = math.hypot(*change), _NOISE * math.sqrt(len(change))
+    length, noise = math.hypot(*change), _noise(proof, base)
     # The part of the step's change that is found at the server: 1 is itself, 0 the base model.
     share = sum(map(operator.mul, served, change)) / length**2 if length else 1.0
     found = f"{share:.0%} of the step's change is found"
-    can_tell = _SURE * length >= _NOISE  # the standard error of the share is noise / length
-    if can_tell and abs(share) <= 0.5 and math.hypot(*served) <= 3 * noise:
+    # The share's standard error is the noise of one token by the length of the change.
+    missing = _SURE * length >= noise and share < _LEAST_SHARE
+    all_noise = 3 * noise * math.sqrt(len(change))
+    if missing and math.hypot(*served) <= all_noise + _LEAST_SHARE * length:
         return f"it answers like the base model: {found}"
-    far = math.dist(served, change) > 3 * noise + _NEAR * length
-    if far or (can_tell and abs(share - 1) > 0.5):
+    if missing or math.dist(served, change) > all_noise + _NEAR * length:
         return f"it answers like another version: {found}"
     return None
 
@@ -99,6 +107,12 @@ def doubt_of_base(proof: Proof, base: Sequence[float]) -> str | None:
     if apart <= _SAME_BASE:
         return None
     return f"its base model is another: log-probabilities differ by {apart:.2g} nats a token"
+
+
+def _noise(proof: Proof, base: Sequence[float]) -> float:
+    """Return the deviation that rounding gives to a difference of two policies, by the base's."""
+    deviation = math.dist(base, proof.base) / math.sqrt(len(proof.base))
+    return max(_LEAST_NOISE, _NOISE_OF_BASE * deviation)
 
 
 def _whole(proof: Proof, values: Sequence[float]) -> bool:
