@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from babylon_tasks.local.processes import end_with_parent
+from babylon_tasks.child import end_with_parent
 from tests.chaos.ports import quiet_port
 
 _SYSTEM = "/usr/local/bin:/usr/bin:/bin"  # not the environment's own folder: the wheel's is there

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import httpx
 from pydantic import SecretStr
 
+from babylon_tasks.child import end_with_parent
 from babylon_tasks.errors import ServerUnavailable, UserError
-from babylon_tasks.local.processes import end_with_parent
 from babylon_tasks.settings import load_settings
 
 QUESTION = (

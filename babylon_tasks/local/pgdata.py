@@ -16,8 +16,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from babylon_tasks.child import end_with_parent
 from babylon_tasks.errors import UserError
-from babylon_tasks.local.processes import end_with_parent
 
 _USER = "pgserver"
 

@@ -21,9 +21,10 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from babylon_tasks.child import end_with_parent
 from babylon_tasks.errors import UserError
 from babylon_tasks.local import pgdata
-from babylon_tasks.local.processes import Check, checked, end_with_parent, ended
+from babylon_tasks.local.processes import Check, checked, ended
 
 _IN_USE_SECONDS = 15.0
 _START_SECONDS = 30.0

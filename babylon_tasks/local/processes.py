@@ -1,9 +1,7 @@
-"""Child processes that end when we end, and checks of the servers among them."""
+"""A folder for one process alone, and checks of the servers that it starts."""
 
 from __future__ import annotations
 
-import ctypes
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +12,6 @@ from psycopg import OperationalError
 from babylon_tasks.errors import ServerUnavailable, UserError
 
 Check = Callable[[], None]  # raises ServerUnavailable once its server has ended
-
-_PR_SET_PDEATHSIG = 1
-
-
-def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel, in a child before exec, to send this signal when the parent ends (Linux).
-
-    For the kernel the parent is the thread that started the child. So start the child from a thread
-    that lives as long as the process.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "prctl"):
-        libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 @contextmanager

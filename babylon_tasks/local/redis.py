@@ -11,9 +11,10 @@ from pathlib import Path
 
 import redis
 
+from babylon_tasks.child import end_with_parent
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.local.ports import free_port
-from babylon_tasks.local.processes import Check, checked, end_with_parent, ended
+from babylon_tasks.local.processes import Check, checked, ended
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from babylon_tasks.child import end_with_parent
 from babylon_tasks.errors import UserError
-from babylon_tasks.local.processes import Check, end_with_parent
+from babylon_tasks.local.processes import Check
 
 log = logging.getLogger(__name__)
 
