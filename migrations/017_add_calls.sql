@@ -4,7 +4,7 @@
 
 CREATE TABLE IF NOT EXISTS rl.calls (
     id                bigint      GENERATED ALWAYS AS IDENTITY,
-    at                timestamptz NOT NULL,
+    at                timestamptz NOT NULL,          -- when it was asked for
     model_name        text        NOT NULL,
     step              integer     NOT NULL,          -- of the version that answered
     prompt_hash       bytea       NOT NULL,          -- 16 bytes, of messages and tools
@@ -20,11 +20,10 @@ CREATE TABLE IF NOT EXISTS rl.calls (
     PRIMARY KEY (id),
     CHECK (cardinality(token_ids) = cardinality(logprobs))
 );
-CREATE INDEX IF NOT EXISTS calls_prompt_idx ON rl.calls (prompt_hash);
-CREATE INDEX IF NOT EXISTS calls_at_idx ON rl.calls (at);
+CREATE INDEX IF NOT EXISTS calls_hashes_idx ON rl.calls (prompt_hash, response_hash);
 COMMENT ON TABLE rl.calls IS
     'Answers of the endpoint: tokens, log-probabilities and version, found again by the hashes of '
-    'what the app recorded. CAPTURE_DAYS and CAPTURE_ROWS bound it.';
+    'what the app recorded. CAPTURE_DAYS and CAPTURE_ROWS bound it; the oldest, by id, go first.';
 
 CREATE TABLE IF NOT EXISTS rl.assignments (
     model_name text             NOT NULL,
@@ -36,4 +35,5 @@ CREATE TABLE IF NOT EXISTS rl.assignments (
     last_at    timestamptz      NOT NULL,
     PRIMARY KEY (model_name, window_id, agent, step)
 );
-COMMENT ON TABLE rl.assignments IS 'Which version answered which agent in which window, how often.';
+COMMENT ON TABLE rl.assignments IS
+    'Which version answered which agent in which window, how often; kept for 90 days.';

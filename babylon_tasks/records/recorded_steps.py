@@ -44,12 +44,16 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RawTrace:
-    """A row as the database gives it; `steps` is None if it is larger than allowed, or NULL."""
+    """A row as the database gives it; `steps` is None if it is larger than allowed, or NULL.
+
+    `written_at` is when the row was first written, in seconds since 1970; None: unknown.
+    """
 
     trajectory_id: str
     agent_id: str
     bytes: int | None
     steps: str | None
+    written_at: float | None = None
 
 
 # Left raw: older rows may hold any shape in these fields, and must stay usable all the same.

@@ -44,6 +44,11 @@ class BadCall(NamedTuple):
     text_bytes: int
 
 
+def bad_call(version: str, reason: str, call: Call) -> BadCall:
+    """Return what a call that was done badly is counted as."""
+    return BadCall(version, reason, call.prompt_bytes() + len(call.response.encode()))
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What scoring needs of a trace, without its texts.
@@ -53,10 +58,13 @@ class Outcome:
     calls that teach nothing, by the reason. `text_bytes` counts the bytes of the other calls'
     prompts and responses. `content_hash` covers every prompt and response.
 
-    `answered` counts the calls by the recorded version of the model, without those that name none.
+    `answered` counts the calls by the version of the model, without those of which it is not known.
     `badly` has those of the calls left out that could train as something done badly: of what
     version they are is known, and what the model said or that it ended. `floored` says why the run
     itself counts as done badly; such a run gets the lowest score of its group.
+
+    Of the calls whose trace lacks the version or the log-probabilities, the endpoint remembers
+    `captured`, and not `uncaptured`.
     """
 
     trajectory_id: str
@@ -71,6 +79,8 @@ class Outcome:
     answered: Mapping[str, int] = field(default_factory=dict)
     badly: Sequence[BadCall] = ()
     floored: str | None = None
+    captured: int = 0
+    uncaptured: int = 0
 
     @property
     def trainable(self) -> bool:
@@ -87,14 +97,16 @@ class Outcome:
 class Trace:
     """A decoded trace: its outcome, and the calls that can be trained on.
 
-    `versions` has, for each call, the recorded version of the model that answered, or None. `badly`
-    has the calls that the outcome's `badly` tells of, in the same order.
+    `versions` has, for each call, the version of the model that answered, or None. `badly` has the
+    calls that the outcome's `badly` tells of, in the same order. `nameless` has calls left out of
+    which no version is recorded, each with the reason: as `repeated`, or as it would be in `badly`.
     """
 
     outcome: Outcome
     calls: list[Call]
     versions: list[str | None]
     badly: list[Call]
+    nameless: Sequence[tuple[str, Call]] = ()
 
 
 class _Action(msgspec.Struct, gc=False):
@@ -149,7 +161,8 @@ def decode(raw: RawTrace, steps: Sequence[RecordedStep] | None = None) -> Trace:
         answered=calls.answered,
         badly=[bad for bad, _ in calls.badly],
     )
-    return Trace(outcome, calls.kept, calls.versions, [call for _, call in calls.badly])
+    badly = [call for _, call in calls.badly]
+    return Trace(outcome, calls.kept, calls.versions, badly, calls.nameless)
 
 
 class _Calls:
@@ -162,6 +175,7 @@ class _Calls:
         self.text_bytes = 0
         self.answered: dict[str, int] = {}
         self.badly: list[tuple[BadCall, Call]] = []
+        self.nameless: list[tuple[str, Call]] = []
         self.digest = hashlib.blake2b(digest_size=16)
         self._seen: set[Call] = set()
 
@@ -174,7 +188,7 @@ class _Calls:
         except NotReadable as error:
             self._hash(_UNREAD, msgspec.json.encode(recorded))
             self._leave_out(error.reason)
-            if version is not None and error.reason == "truncated":
+            if error.reason == "truncated":
                 self._add_badly(version, "truncated", recorded, read_cut_off(recorded))
             return
         more = call.messages or call.tools
@@ -198,8 +212,10 @@ class _Calls:
         why_not = _why_not_train(call, recorded, self._seen)
         if why_not:
             self._leave_out(why_not)
-            if version is not None and _is_bad(why_not, call, recorded):
+            if _is_bad(why_not, call, recorded):
                 self._add_badly(version, why_not, recorded, call)
+            elif why_not == "repeated" and version is None:
+                self.nameless.append((why_not, call))
             return
         self._seen.add(call)  # without log-probabilities: they do not make it another call
         logprobs = read_logprobs(recorded.logprobs)
@@ -212,21 +228,23 @@ class _Calls:
             self.text_bytes += call.prompt_bytes() - len(system) - len(user)
 
     def _add_badly(
-        self, version: str, reason: str, recorded: RecordedCall, call: Call | None
+        self, version: str | None, reason: str, recorded: RecordedCall, call: Call | None
     ) -> None:
         """Keep a call that was done badly, if there is something of it to train on."""
         ended = reason == "empty" or tells_its_end(recorded)
         if call is None or not call.has_prompt() or not (ended or call.response.strip()):
             return
         call = msgspec.structs.replace(call, ended=ended)
+        if version is None:
+            self.nameless.append((reason, call))
+            return
         if call in self._seen:
             return
         self._seen.add(call)
-        text_bytes = call.prompt_bytes() + len(call.response.encode())
         logprobs = read_logprobs(recorded.logprobs)
         if logprobs is not None:
             call = msgspec.structs.replace(call, logprobs=logprobs)
-        self.badly.append((BadCall(version, reason, text_bytes), call))
+        self.badly.append((bad_call(version, reason, call), call))
 
     def _hash(self, mark: bytes, data: bytes) -> None:
         self.digest.update(b"".join((mark, len(data).to_bytes(8, "big"), data)))

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from babylon_tasks.records.actions import AgentRun, run_of
-from babylon_tasks.records.recorded_steps import Unusable, parse_steps
+from babylon_tasks.records.recorded_steps import RawTrace, Unusable, parse_steps
 from babylon_tasks.records.traces import Outcome, decode
 from babylon_tasks.records.versions import Versions
 from babylon_tasks.scoring import filters
@@ -18,6 +18,7 @@ from babylon_tasks.store import markets, steps
 from babylon_tasks.store.traces import TraceReader
 from babylon_tasks.store.windows import Counts
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.remembered import Batch, complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +53,12 @@ async def read_window(
     Raises:
         ServerUnavailable, Retryable, Final: As `TraceReader.read` does.
     """
-    outcomes: list[Outcome] = []
-    runs: dict[str, AgentRun] = {}
-    unusable: dict[str, Unusable] = {}
-    agents: set[str] = set()
+    reading = _Reading(context, sees_runs)
     async with aclosing(reader.read(window_id)) as rows:
         async for raw in rows:
             on_row()
-            agents.add(raw.agent_id)
-            try:
-                parsed = parse_steps(raw)
-                outcome = decode(raw, parsed).outcome
-                if sees_runs:
-                    runs[raw.trajectory_id] = run_of(raw, parsed)
-                outcomes.append(outcome)
-            except Unusable as verdict:
-                unusable[raw.trajectory_id] = verdict
+            reading.add(raw)
+    outcomes, unusable = reading.outcomes(), reading.unusable
     window_markets, known = [], {}
     with context.database.transaction() as tx:
         if sees_runs:
@@ -83,13 +74,48 @@ async def read_window(
     scored = [outcome for outcome in kept if outcome.floored is None]
     floored = [outcome for outcome in kept if outcome.floored is not None]
     return ReadWindow(
-        Group(window_id, scored, runs, window_markets, floored),
-        Counts(len(agents), len(outcomes) + len(unusable)),
+        Group(window_id, scored, reading.runs, window_markets, floored),
+        Counts(len(reading.agents), len(outcomes) + len(unusable)),
         unusable,
         {o.trajectory_id for o in outcomes} - {o.trajectory_id for o in kept},
         funnel,
         own.count(kept),
     )
+
+
+class _Reading:
+    """Decodes the traces of one window, and completes them, some at a time."""
+
+    def __init__(self, context: Context, sees_runs: bool) -> None:
+        self._context, self._sees_runs = context, sees_runs
+        self.agents: set[str] = set()
+        self.runs: dict[str, AgentRun] = {}
+        self.unusable: dict[str, Unusable] = {}
+        self._outcomes: list[Outcome] = []
+        self._batch = Batch()
+
+    def add(self, raw: RawTrace) -> None:
+        self.agents.add(raw.agent_id)
+        try:
+            parsed = parse_steps(raw)
+            trace = decode(raw, parsed)
+            if self._sees_runs:
+                self.runs[raw.trajectory_id] = run_of(raw, parsed)
+        except Unusable as verdict:
+            self.unusable[raw.trajectory_id] = verdict
+            return
+        if self._batch.add(raw, trace):
+            self._complete()
+
+    def outcomes(self) -> list[Outcome]:
+        """Return the outcomes of all usable traces, in order."""
+        self._complete()
+        return self._outcomes
+
+    def _complete(self) -> None:
+        traces = complete(self._context.database, self._batch.traces, with_tokens=False)
+        self._outcomes += [trace.outcome for trace in traces]
+        self._batch = Batch()
 
 
 def _count(kept: Sequence[Outcome], funnel: Counter[str]) -> None:
@@ -99,4 +125,6 @@ def _count(kept: Sequence[Outcome], funnel: Counter[str]) -> None:
     for outcome in kept:
         funnel["calls"] += outcome.calls
         funnel["floored_calls"] += len(outcome.badly)
+        funnel["captured"] += outcome.captured
+        funnel["uncaptured"] += outcome.uncaptured
         funnel.update(outcome.left_out)

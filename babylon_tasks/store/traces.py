@@ -80,9 +80,7 @@ class TraceReader:
                     more = await self._connection.prepare(_SQL["fetch_traces"], name="")
                     while rows := await more.fetch():
                         for row in rows:
-                            yield RawTrace(
-                                row["trajectory_id"], row["agent_id"], row["bytes"], row["steps"]
-                            )
+                            yield RawTrace(**row)
                 except (TimeoutError, asyncpg.QueryCanceledError):
                     slow = True
                     raise

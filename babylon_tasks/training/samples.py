@@ -26,6 +26,7 @@ from babylon_tasks.store import logprobs, scores
 from babylon_tasks.store.scores import Source, StoredScore
 from babylon_tasks.store.traces import TraceReader, open_reader
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.remembered import Batch, complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ class _Collector:
         self._attached = {each.trajectory_id for each in asked}
         lowest = min((score.score for score in scored.values()), default=0.0)
         written = _WindowSamples(_reward_source(scorer, scored.values()), lowest)
+        batch, rewards = Batch(), list[float]()
         async with aclosing(self._reader.read(window.window_id)) as rows:
             async for raw in rows:
                 on_row()
@@ -188,9 +190,20 @@ class _Collector:
                 if trace is None:
                     written.rewritten = True
                     return written
-                self._write(window, trace, score.score, written)
+                rewards.append(score.score)
+                if batch.add(raw, trace):
+                    self._write_all(window, batch, rewards, written)
+                    batch, rewards = Batch(), []
+        self._write_all(window, batch, rewards, written)
         written.funnel["gone"] = len(scored)
         return written
+
+    def _write_all(
+        self, window: Window, batch: Batch, rewards: Sequence[float], written: _WindowSamples
+    ) -> None:
+        traces = complete(self._context.database, batch.traces, with_tokens=True)
+        for trace, reward in zip(traces, rewards, strict=True):
+            self._write(window, trace, reward, written)
 
     def _write(self, window: Window, trace: Trace, reward: float, written: _WindowSamples) -> None:
         trajectory_id = trace.outcome.trajectory_id

@@ -24,6 +24,7 @@ from babylon_tasks.store.logprobs import Asked, hash_of
 from babylon_tasks.store.traces import TraceReader
 from babylon_tasks.work.aio import all_done
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.remembered import Batch, complete
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,23 @@ class Attacher:
         """Return calls to ask about, and whether there are more than memory may hold."""
         pending: dict[Asked, Call] = {}
         held = 0
+        batch = Batch()
+
+        def add_pending() -> int:
+            """Add the batch's calls; return how many bytes of texts they have."""
+            traces = complete(self._context.database, batch.traces, with_tokens=True)
+            added = 0
+            for (raw, _), trace in zip(batch.traces, traces, strict=True):
+                for call, version in zip(trace.calls, trace.versions, strict=True):
+                    name = self._name_of(version)
+                    if call.logprobs or name is None:
+                        continue
+                    asked = Asked(raw.trajectory_id, hash_of(call), name)
+                    if asked not in asked_before:
+                        pending[asked] = call
+                        added += call.prompt_bytes() + len(call.response)
+            return added
+
         async with aclosing(reader.read(window_id)) as rows:
             async for raw in rows:
                 on_row()
@@ -160,14 +178,10 @@ class Attacher:
                     trace = decode(raw)
                 except Unusable:
                     continue  # rewritten since it was scored; training will notice it
-                for call, version in zip(trace.calls, trace.versions, strict=True):
-                    name = self._name_of(version)
-                    if call.logprobs or name is None:
-                        continue
-                    asked = Asked(raw.trajectory_id, hash_of(call), name)
-                    if asked not in asked_before:
-                        pending[asked] = call
-                        held += call.prompt_bytes() + len(call.response)
+                if batch.add(raw, trace):
+                    held += add_pending()
+                    batch = Batch()
+        add_pending()
         return pending, False
 
 

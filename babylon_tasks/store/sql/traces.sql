@@ -7,7 +7,8 @@ DECLARE traces NO SCROLL CURSOR FOR
 SELECT t."trajectoryId"::text AS trajectory_id,
        t."agentId"::text AS agent_id,
        octet_length(t."stepsJson"::text) AS bytes,
-       CASE WHEN octet_length(t."stepsJson"::text) <= $2 THEN t."stepsJson"::text END AS steps
+       CASE WHEN octet_length(t."stepsJson"::text) <= $2 THEN t."stepsJson"::text END AS steps,
+       extract(epoch FROM t."createdAt")::float8 AS written_at
   FROM public.trajectories t
  WHERE "isTrainingData" AND NOT "isEvaluation"
    AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = $1
