@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 
+from babylon_tasks.serving.remembered import forget_old_calls
 from babylon_tasks.settings import load_settings
 from babylon_tasks.work.context import this_holder
 from babylon_tasks.work.fleet import Fleet
@@ -11,6 +13,8 @@ from workers.gpu import slots
 from workers.gpu.client import TrainerProcess
 from workers.unable import Unable
 from workers.watch.step_log import StepLogger
+
+_FORGET_SECONDS = 60.0
 
 
 class PoolProcess:
@@ -24,6 +28,18 @@ class PoolProcess:
         self.fleet = Fleet.of_deployment(load_settings(), this_holder())
         self.unable = Unable()
         self._trainer: TrainerProcess | None = None
+        self._forget_at = 0.0
+
+    def forget_old_calls(self) -> None:
+        """Keep what the endpoint remembers within its bounds, once a minute.
+
+        Raises:
+            ServerUnavailable: Postgres does not answer.
+        """
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._forget_at = now + _FORGET_SECONDS
+            forget_old_calls(self.fleet.database, self.fleet.settings)
 
     @property
     def trainer(self) -> TrainerProcess:

@@ -198,13 +198,14 @@ def publish() -> None:
 @shared_task(name="babylon.sweep", **_ON_CPU)
 @_errors_in_one_line("sweep")
 def sweep() -> None:
-    """Ring again for whatever Postgres says is due."""
+    """Ring again for whatever Postgres says is due, and forget old answers of the endpoint."""
     due = this_process().fleet.sweep(queues.ENOUGH["cpu"] * SCORE_BATCH)
     doorbells.score(len(due.due))
     if due.train:
         doorbells.train()
     if due.publish:
         doorbells.publish()
+    this_process().forget_old_calls()
 
 
 @shared_task(name="babylon.canary", **_ON_CPU)

@@ -146,6 +146,7 @@ def add_inferences(
     The app has their rows locked.
     """
     each = list(answers.items())
+    connection.execute(_SQL["wait_for_nobody"])
     rows = connection.execute(
         _SQL["add_inferences"],
         {
@@ -159,6 +160,7 @@ def add_inferences(
 
 def count_agents(connection: Connection, window_ids: Collection[str]) -> None:
     """Write into the app's `trained_models` how many agents each version answered there."""
+    connection.execute(_SQL["wait_for_nobody"])
     connection.execute(_SQL["count_agents"], {"windows": list(window_ids)})
 
 

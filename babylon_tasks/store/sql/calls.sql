@@ -65,6 +65,10 @@ DELETE FROM rl.assignments
 -- Until the transaction ends.
 SELECT pg_try_advisory_xact_lock(hashtext('rl.calls')) AS mine
 
+-- wait_for_nobody --
+-- The app may lock its whole table, to change it.
+SELECT set_config('lock_timeout', '100ms', true)
+
 -- add_inferences --
 -- Of the primary lineage's versions. Those whose row the app has locked are returned: the next time.
 WITH added AS MATERIALIZED (
