@@ -34,6 +34,9 @@ STAGES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # What of a stage was done badly by the lineage's own versions, and trains with the lowest score.
 FLOORED = {"scored": "floored_runs", "calls": "floored_calls"}
+# Of the calls whose trace lacks the version or the log-probabilities: those that the endpoint
+# remembers, and the others. Both are missing where it remembers nothing at all.
+REMEMBERED = ("captured", "uncaptured")
 
 
 def apply(

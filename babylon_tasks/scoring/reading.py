@@ -125,6 +125,6 @@ def _count(kept: Sequence[Outcome], funnel: Counter[str]) -> None:
     for outcome in kept:
         funnel["calls"] += outcome.calls
         funnel["floored_calls"] += len(outcome.badly)
-        funnel["captured"] += outcome.captured
-        funnel["uncaptured"] += outcome.uncaptured
         funnel.update(outcome.left_out)
+        if outcome.captured or outcome.uncaptured:
+            funnel.update(captured=outcome.captured, uncaptured=outcome.uncaptured)
