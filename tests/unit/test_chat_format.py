@@ -39,7 +39,7 @@ def chat_format(folder: Path, template: str | None) -> ChatFormat:
 
 def test_a_template_with_all_roles_is_taken(folder: Path) -> None:
     chat = chat_format(folder, CHAT_TEMPLATE)
-    assert chat._tokenizer.decode(chat.end_ids) == "<|im_end|>"
+    assert chat.tokenizer.decode(chat.end_ids) == "<|im_end|>"
 
 
 @pytest.mark.parametrize(

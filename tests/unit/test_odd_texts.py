@@ -87,7 +87,7 @@ def check_sequences(chat: ChatFormat, step: StepTensors) -> None:
     for start, length in zip(step.starts, step.lengths, strict=True):
         tokens = step.tensors["tokens"][start : start + length]
         assert 0 < length <= LIMIT
-        assert 0 <= min(tokens) <= max(tokens) < len(chat._tokenizer)
+        assert 0 <= min(tokens) <= max(tokens) < len(chat.tokenizer)
         assert tokens[-len(chat.end_ids) :].tolist() == chat.end_ids
         assert 0 < step.tensors["assistant_mask"][start : start + length].sum() < length
     assert torch.isfinite(step.tensors["advantages"]).all()

@@ -143,8 +143,8 @@ def rows_of(packed: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 def test_the_end_token_is_trained_and_the_line_break_after_it_is_not(chat: ChatFormat) -> None:
     groups = trajectory_groups(two_sided(windows=1))
     for row in rows_of(tokenize_groups(chat, groups, 1024).sequences.packed(0.0)):
-        decoded = chat._tokenizer.decode(row["tokens"])
-        answer = chat._tokenizer.decode(row["tokens"][row["assistant_mask"]])
+        decoded = chat.tokenizer.decode(row["tokens"])
+        answer = chat.tokenizer.decode(row["tokens"][row["assistant_mask"]])
         assert answer in {"YES<|im_end|>", "NO<|im_end|>", "BUY it now<|im_end|>", "HOLD<|im_end|>"}
         assert decoded.endswith("<|im_start|>assistant\n" + answer)
 
@@ -176,7 +176,7 @@ def test_what_was_done_badly_ends_where_the_model_ended_it(chat: ChatFormat) -> 
 def test_an_empty_system_message_is_left_out(chat: ChatFormat) -> None:
     groups = trajectory_groups([sample("w", n, n, ("", "u", "r")) for n in range(2)])
     rows = rows_of(tokenize_groups(chat, groups, 1024).sequences.packed(0.0))
-    texts = [chat._tokenizer.decode(row["tokens"]) for row in rows]
+    texts = [chat.tokenizer.decode(row["tokens"]) for row in rows]
     text = "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\nr<|im_end|>"
     assert texts == [text] * 2
 
@@ -216,7 +216,7 @@ def test_packed_tensors_are_arts_plus_the_end_token(
     theirs = packed_tensors_from_tokenized_results(
         list(
             art_tokenize.tokenize_trajectory_groups(
-                chat._tokenizer,
+                chat.tokenizer,
                 with_choices(art_groups, samples),
                 True,
                 True,

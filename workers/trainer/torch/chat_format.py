@@ -50,7 +50,7 @@ class ChatFormat:
                 "choose an instruction-tuned model"
             )
         self.facts = facts or ModelFacts()
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._template = Template(tokenizer)
         self._check_roles(base_model)
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
@@ -62,6 +62,7 @@ class ChatFormat:
                 f"the chat template of BASE_MODEL={base_model} cannot be trained on "
                 f"({one_line(str(error), 200)}): choose another model"
             ) from None
+        self.lead = self._turn.lead
         self.end_ids = self._tokens.end_ids
         self.end = tokenizer.decode(self.end_ids[-1:])
         self.stops = {*self.facts.stops, *self.end_ids[-1:], tokenizer.eos_token_id} - {None}
@@ -117,7 +118,7 @@ class ChatFormat:
         """Return what each token adds to the text: a character of many tokens is the last one's."""
         texts, shown = [], ""
         for end in range(1, len(token_ids) + 1):
-            text = self._tokenizer.decode(token_ids[:end], skip_special_tokens=False)
+            text = self.tokenizer.decode(token_ids[:end], skip_special_tokens=False)
             text = text.rstrip("\ufffd")  # the first bytes of a character
             texts.append(text[len(shown) :])
             shown = max(shown, text, key=len)
