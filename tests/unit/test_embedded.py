@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,8 @@ def test_the_adapters_are_those_of_peft(asked: Asked, versions: list[Version]) -
         with torch.inference_mode():
             logits = adapted(torch.tensor([tokens])).logits[0].log_softmax(-1)
         values = [float(logits[n, token]) for n, token in enumerate(tokens[1:])]
-        loaded = asked.backend._versions[each]
-        ours = asked.backend._engine.run(lambda: loaded.base.logprobs(tokens, loaded.adapter))
+        base, adapter = asked.backend._versions[each]
+        ours = asked.backend._engine.run(partial(base.logprobs, tokens, adapter))
         assert ours.result(30) == pytest.approx(values, abs=1e-4)
 
 
@@ -310,7 +311,7 @@ def test_a_closed_engine_says_so(base_model: str) -> None:
 
         async def close() -> None:
             running = asyncio.create_task(
-                asked.backend.answer(version(base_model, 0), chat(max_tokens=LONG))
+                asked.backend.answer(version(base_model, 0), chat(max_tokens=LONG, temperature=0))
             )
             await asyncio.sleep(0.05)
             await asked.backend.close()

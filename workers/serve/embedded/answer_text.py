@@ -7,6 +7,9 @@ from typing import Any
 
 from workers.trainer.torch.chat_format import ChatFormat
 
+# The bytes of one character show as at most three of these until its last one: more are none.
+_NO_CHARACTER = "\ufffd" * 4
+
 
 class Decoder:
     """Turns tokens into text as they come; the first bytes of a character wait for the others."""
@@ -22,7 +25,10 @@ class Decoder:
         self._ids.append(token)
         text = self._text()
         if text.endswith("\ufffd"):
-            return ""
+            if not text.endswith(_NO_CHARACTER):
+                return ""
+            new, self._shown = text[len(self._shown) : -3], text[:-3]
+            return new
         new = text[len(self._shown) :]
         if new:  # the tokens that made it stay: the next one's text may depend on them
             del self._ids[: self._read]

@@ -191,9 +191,8 @@ def _samplings(options: Options, kind: Literal["chat", "text"]) -> list[Sampling
     top_p = 1.0 if options.top_p is None else options.top_p
     samplings = []
     for number in range(options.n or 1):
-        drawn = (
-            random.Random() if options.seed is None else random.Random(f"{options.seed}:{number}")
-        )  # noqa: S311
+        seed = None if options.seed is None else f"{options.seed}:{number}"
+        drawn = random.Random(seed)  # noqa: S311 - no secret
         samplings.append(Sampling(temperature, top_p, drawn, options.alternatives(kind)))
     return samplings
 
