@@ -1,0 +1,1 @@
+"""The endpoint's edge: HTTP requests become questions, and answers become responses."""

@@ -1,0 +1,192 @@
+"""Asks a version, and passes its answer on: as one document, or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from babylon_tasks.text import one_line, place_of
+from workers.serve.backend import ApiError, Backend, Question, Version
+from workers.serve.health import Health
+from workers.serve.http.answers import show
+from workers.serve.http.budgets import Budget
+from workers.serve.http.exchange import ClientGone, Exchange
+from workers.serve.http.gathered import CapturedAnswer, Gathered
+from workers.serve.http.limits import Limits
+from workers.serve.http.metrics import Metrics
+from workers.serve.http.requests import Asked, parse
+
+log = logging.getLogger(__name__)
+
+AGENT_HEADER = b"x-babylon-agent"
+_CLIENT_LEFT = 499  # as nginx counts it; nobody is there to be told
+OnAnswer = Callable[[CapturedAnswer], None]
+
+
+class Answering(Protocol):
+    """An answer that has begun."""
+
+    @property
+    def version(self) -> Version:
+        """What answers."""
+        ...
+
+    @property
+    def backend(self) -> Backend:
+        """Where."""
+        ...
+
+    @property
+    def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Chunks, or one whole answer."""
+        ...
+
+
+class Router(Protocol):
+    """Finds versions, and takes questions to them; see `workers/serve/router.py`."""
+
+    def models(self) -> list[str]:
+        """Return the names that answer."""
+        ...
+
+    def resolve(self, model: str, agent: str | None) -> Version:
+        """Return the version that a name stands for."""
+        ...
+
+    def ask(self, version: Version, question: Question) -> AbstractAsyncContextManager[Answering]:
+        """Begin an answer."""
+        ...
+
+    def silent(self) -> dict[str, float]:
+        """Return the backends of which nothing comes, and for how many seconds."""
+        ...
+
+    def health(self) -> Health:
+        """Return what answers now."""
+        ...
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A request on its way to an answer; its version and backend once they are known."""
+
+    asked: Asked
+    gathered: Gathered
+    version: Version
+    key: str | None
+    backend: Backend | None = None
+
+
+class Completions:
+    """Answers chat and text completions; `on_answer` gets each whole answer, None gets none."""
+
+    def __init__(
+        self, router: Router, metrics: Metrics, limits: Limits, on_answer: OnAnswer | None
+    ) -> None:
+        self._router, self._metrics, self._limits = router, metrics, limits
+        self._on_answer = on_answer
+
+    async def answer(
+        self,
+        exchange: Exchange,
+        kind: Literal["chat", "text"],
+        asker: tuple[str | None, Budget | None],
+    ) -> None:
+        """Answer a request of the named key, and count what it costs.
+
+        Raises:
+            ApiError: What the client is to be told.
+            ClientGone: The client has left.
+        """
+        key, budget = asker
+        gathered = Gathered()
+        body = await exchange.json_body()
+        if budget is not None:
+            budget.take_request()
+        header = exchange.header(AGENT_HEADER)
+        agent = header.decode("utf-8", "replace") if header else None
+        asked = parse(kind, body, agent, self._on_answer is not None)
+        version = self._router.resolve(asked.model, asked.agent)
+        attempt = _Attempt(asked, gathered, version, key)
+        status = 500
+        try:
+            await self._while_connected(exchange, self._pass_on(exchange, attempt))
+            status = 200
+        except ApiError as error:
+            status = error.status
+            raise
+        except (ClientGone, asyncio.CancelledError):
+            status = _CLIENT_LEFT
+            raise
+        finally:
+            if budget is not None:
+                budget.spend(gathered.prompt_tokens + gathered.completion_tokens)
+            name = attempt.backend.name if attempt.backend else ""
+            streamed = asked.question.stream
+            self._metrics.answered(attempt.version, name, status, gathered, streamed)
+
+    async def _while_connected(self, exchange: Exchange, work: Awaitable[None]) -> None:
+        """Do this as long as the client is there and there is time."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(exchange.until_gone())
+        try:
+            await asyncio.wait(
+                (working, leaving),
+                timeout=self._limits.answer_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if working.done():
+                return working.result()
+            if leaving.done():
+                raise ClientGone
+            seconds = f"{self._limits.answer_seconds:g}"
+            raise ApiError(504, f"the answer took more than {seconds} s", code="timeout")
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            # The generation has stopped when this returns.
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _pass_on(self, exchange: Exchange, attempt: _Attempt) -> None:
+        asked = attempt.asked
+        async with self._router.ask(attempt.version, asked.question) as answering:
+            attempt.version, attempt.backend = answering.version, answering.backend
+            headers = {"x-babylon-version": answering.version.full_name}
+            if asked.question.stream:
+                await self._stream(exchange, attempt, answering, headers)
+            else:
+                whole = await anext(answering.chunks)
+                attempt.gathered.add(whole)
+                self._capture(attempt, answering)
+                show(whole, answering.version, asked.shown)
+                await exchange.json(whole, headers=headers)
+
+    async def _stream(
+        self, exchange: Exchange, attempt: _Attempt, answering: Answering, headers: dict[str, str]
+    ) -> None:
+        version, shown, add = answering.version, attempt.asked.shown, attempt.gathered.add
+        async for chunk in answering.chunks:
+            if exchange.status is None:  # until now an error could be a status
+                await exchange.begin_stream(headers)
+            add(chunk)
+            if show(chunk, version, shown):
+                await exchange.event(chunk)
+        self._capture(attempt, answering)
+        await exchange.end_stream()
+
+    def _capture(self, attempt: _Attempt, answering: Answering) -> None:
+        """Hand the answers over, before the client can know that they are whole."""
+        question = attempt.asked.question
+        if self._on_answer is None or not question.captured:
+            return
+        asker = (attempt.asked.agent, attempt.key)
+        kind = answering.backend.kind
+        try:
+            for one in attempt.gathered.captured(answering.version, kind, question, asker):
+                self._on_answer(one)
+        except Exception as error:  # noqa: BLE001 - the client has its answer
+            log.error("an answer was not captured: %s", one_line(place_of(error)))  # noqa: TRY400

@@ -1,0 +1,171 @@
+"""The keys that the endpoint accepts: read from Postgres every few seconds, never for a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from pydantic import SecretStr
+
+from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.records.api_keys import SETTINGS_KEY, ApiKey, hash_of
+from babylon_tasks.store import api_keys
+from babylon_tasks.store.database import Database
+from babylon_tasks.text import first_line
+from workers.serve.backend import ApiError
+from workers.serve.http.budgets import Budget, Use
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 3.0
+_LAST_WRITE_SECONDS = 5.0  # at the end
+_SAY_SECONDS = 60.0
+
+
+class Keys:
+    """Tells who asks, and counts what each key uses.
+
+    Where there is no key at all, `loopback` lets everybody on this machine ask. A revoked key's row
+    still counts: to revoke the last key opens no door. Until Postgres has answered once, only
+    SERVE_API_KEY is known, and nobody is let in without.
+    """
+
+    def __init__(self, database: Database, settings_key: SecretStr | None, loopback: bool) -> None:
+        self._database, self._loopback = database, loopback
+        self._budgets: dict[str, Budget] = {}
+        self._names: dict[bytes, str] = {}
+        self._read = False  # whether Postgres has said what keys there are
+        self._exist = False
+        self._say_at = 0.0
+        self._refreshing = asyncio.Lock()  # the connection is one
+        self._settings_key: bytes | None = None
+        if settings_key is not None:
+            self._settings_key = hash_of(settings_key.get_secret_value().encode())
+            self._budgets[SETTINGS_KEY] = Budget(ApiKey(SETTINGS_KEY, self._settings_key))
+
+    def identify(self, authorization: bytes | None) -> tuple[str | None, Budget | None]:
+        """Return the name and the budget of the key in this header; None where none is needed.
+
+        Raises:
+            ApiError: The key is missing or wrong (401), or the keys are not known yet (503).
+        """
+        scheme, _, given = (authorization or b"").strip().partition(b" ")
+        if given and scheme.lower() == b"bearer":
+            name = self._name_of(hash_of(given.strip()))
+            if name is not None:
+                return name, self._budgets[name]
+        if self._settings_key is None and not self._read:
+            raise ApiError(
+                503,
+                "Postgres does not answer yet: keys are not known",
+                headers={"retry-after": "3"},
+            )
+        if self._loopback and not self._exist and self._settings_key is None:
+            return None, None
+        raise ApiError(
+            401,
+            "a key is needed, and it must be one of this server: Authorization: Bearer KEY",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+    def _name_of(self, given: bytes) -> str | None:
+        # Hashes are compared, so how long it takes tells nothing about a key.
+        if self._settings_key is not None and hmac.compare_digest(given, self._settings_key):
+            return SETTINGS_KEY
+        return self._names.get(given)
+
+    def require_one(self, host: str) -> None:
+        """Read the keys a first time, and refuse to listen to other machines without one.
+
+        Raises:
+            UserError: Others can reach this address, and there is no key.
+        """
+        try:
+            self._synchronize({})
+        except BabylonError as error:
+            self._say(error)
+            return  # nobody is let in before it answers
+        if not (self._loopback or self._settings_key or self._names):
+            raise UserError(
+                f"an endpoint on {host or 'every address'} needs a key: `babylon keys create "
+                "NAME`, or SERVE_API_KEY (openssl rand -hex 24); or listen on 127.0.0.1"
+            )
+
+    @asynccontextmanager
+    async def kept_fresh(self) -> AsyncIterator[None]:
+        """Write what was used and read the keys, every few seconds and at the end."""
+        task = asyncio.create_task(self._keep_fresh())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._refresh(), _LAST_WRITE_SECONDS)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.shield(self._refresh())
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    async def _refresh(self) -> None:
+        async with self._refreshing:
+            await self._write_and_read()
+
+    async def _write_and_read(self) -> None:
+        used = {
+            name: use
+            for name, budget in self._budgets.items()
+            if name != SETTINGS_KEY and (use := budget.take_use()) != Use()
+        }
+        try:
+            rows = await asyncio.to_thread(self._exchange, used)
+        except BabylonError as error:
+            for name, use in used.items():
+                if name in self._budgets:
+                    self._budgets[name].give_back(use)
+            self._say(error)
+        else:
+            self._take_over(rows)
+
+    def _synchronize(self, used: Mapping[str, Use]) -> None:
+        self._take_over(self._exchange(used))
+
+    def _exchange(self, used: Mapping[str, Use]) -> list[ApiKey]:
+        with self._database.transaction() as tx:
+            for name, use in sorted(used.items()):
+                api_keys.add_use(tx, name, use.requests, use.tokens)
+            return api_keys.read(tx)
+
+    def _take_over(self, rows: list[ApiKey]) -> None:
+        self._read, self._exist = True, bool(rows)
+        active = {row.name: row for row in rows if row.revoked_at is None}
+        for name, row in active.items():
+            if name in self._budgets:
+                self._budgets[name].renew(row)
+            else:
+                self._budgets[name] = Budget(row)
+        # Budgets of revoked keys stay: their last answers still count.
+        self._names = {row.key_hash: name for name, row in active.items()}
+
+    def _say(self, error: BabylonError) -> None:
+        now = time.monotonic()
+        if now >= self._say_at:
+            self._say_at = now + _SAY_SECONDS
+            log.warning("keys are as they were: %s", first_line(error))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
