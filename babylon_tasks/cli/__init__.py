@@ -27,6 +27,7 @@ _SUMMARIES = {
     "learn.",
     "doctor": "Check servers, migrations, packages, settings and data; exit 0 only if all is well.",
     "judge": "Check the judge that SCORING=ruler and SCORING=blend ask.",
+    "keys": "Create and revoke the keys that the endpoint accepts, each with limits of its own.",
     "lineages": "Create, fork, change and pause the lineages that the workers serve.",
     "migrate": "Create or update our tables in DATABASE_URL; safe to repeat, and while the app "
     "runs.",
