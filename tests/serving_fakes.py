@@ -16,13 +16,13 @@ from pydantic import SecretStr
 
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.api_keys import ApiKey
+from babylon_tasks.records.captured import CapturedCall
 from babylon_tasks.store.database import Database
 from workers.serve.backend import ApiError, Backend, Question, Version
 from workers.serve.health import Health
 from workers.serve.http.app import Endpoint
 from workers.serve.http.budgets import Use
 from workers.serve.http.completions import Completions
-from workers.serve.http.gathered import CapturedAnswer
 from workers.serve.http.keys import Keys
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
@@ -163,7 +163,8 @@ def whole(question: Question, words: list[str]) -> dict[str, Any]:
         if question.kind == "chat"
         else {"text": text}
     )
-    count = question.body.get("n", 1)
+    prompts = question.body.get("prompt", "")
+    count = question.body.get("n", 1) * (len(prompts) if isinstance(prompts, list) else 1)
     choices = [
         {
             "index": index,
@@ -213,7 +214,7 @@ class Edge:
     keys: KeysInMemory
     metrics: Metrics
     endpoint: Endpoint
-    answers: list[CapturedAnswer]
+    answers: list[CapturedCall]
 
     @property
     def port(self) -> int:
@@ -227,10 +228,11 @@ def make_edge(
 ) -> Edge:
     """Put an edge together; it does not listen yet."""
     router, keys, limits = router or FakeRouter(), keys or KeysInMemory([]), limits or Limits()
-    metrics, answers = Metrics(), []
+    metrics = Metrics()
+    answers: list[CapturedCall] = []
     metrics.watch(router.health, lambda: {"written": len(answers)})
     keys.require_one("127.0.0.1")
-    completions = Completions(router, metrics, limits, answers.append)
+    completions = Completions(router, metrics, limits, answers.append, captures=True)
     endpoint = Endpoint(router, completions, keys, metrics, limits, (keys.kept_fresh(),))
     return Edge("", router, keys, metrics, endpoint, answers)
 

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from babylon_tasks.records.api_keys import ApiKey, hash_of
-from tests.serving_fakes import AGENT, Edge, KeysInMemory, chunk_of, running_edge
+from babylon_tasks.records.call_hashes import prompt_hash, response_hash, text_hash
+from tests.serving_fakes import Edge, KeysInMemory, chunk_of, running_edge
 from workers.serve.backend import ApiError, Question
 
 openai = pytest.importorskip("openai")
@@ -185,19 +186,25 @@ def test_an_error_in_a_stream_is_an_event_and_no_end(edge: Edge, client: Any) ->
 
 def test_every_answer_is_handed_over(edge: Edge) -> None:
     post(edge, {"n": 2, "stream": True, "user": "trader-1"})
-    first, second = edge.answers
-    assert (first.index, second.index) == (0, 1)
-    assert (first.version, first.backend, first.agent, first.key) == (
-        AGENT, "vllm", "trader-1", None,
-    )  # fmt: skip
-    assert (first.text, first.finish_reason) == ("YES or NO", "stop")
+    assert len(edge.answers) == 2
+    first = edge.answers[0]
+    assert (first.lineage, first.step, first.backend) == ("agent", 12, "vllm")
+    assert (first.agent, first.key, first.finish_reason) == ("trader-1", None, "stop")
+    assert first.prompt_hash == prompt_hash(HELLO)
+    assert first.response_hash == response_hash("YES or NO")
     assert list(first.token_ids) == [100, 101, 102]
     assert list(first.logprobs) == [-0.5] * 3
     assert first.prompt_tokens == 3
-    assert first.first_token_seconds is not None
-    assert first.latency_seconds >= first.first_token_seconds
+    assert first.first_token_ms is not None
+    assert first.latency_ms >= first.first_token_ms
     post(edge, {})
     assert list(edge.answers[2].logprobs) == [-0.5] * 3
+    assert edge.answers[2].first_token_ms is None
+    body = {"model": "agent", "prompt": ["a", "b"], "n": 2}
+    httpx.post(f"{edge.url}/v1/completions", json=body)
+    hashes = [answer.prompt_hash for answer in edge.answers[3:]]
+    assert hashes == [text_hash("a")] * 2 + [text_hash("b")] * 2
+    assert all(answer.why_not_kept() is None for answer in edge.answers)
 
 
 def test_the_agent_is_named_by_header_user_or_system_prompt(edge: Edge) -> None:

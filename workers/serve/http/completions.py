@@ -9,13 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from babylon_tasks.records.captured import CapturedCall
 from babylon_tasks.text import one_line, place_of
 from workers.serve.backend import ApiError, Backend, Question, Version
 from workers.serve.health import Health
 from workers.serve.http.answers import show
 from workers.serve.http.budgets import Budget
 from workers.serve.http.exchange import ClientGone, Exchange
-from workers.serve.http.gathered import CapturedAnswer, Gathered
+from workers.serve.http.gathered import Gathered
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
 from workers.serve.http.requests import Asked, parse
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 AGENT_HEADER = b"x-babylon-agent"
 _CLIENT_LEFT = 499  # as nginx counts it; nobody is there to be told
-OnAnswer = Callable[[CapturedAnswer], None]
+OnAnswer = Callable[[CapturedCall], None]
 
 
 class Answering(Protocol):
@@ -82,13 +83,21 @@ class _Attempt:
 
 
 class Completions:
-    """Answers chat and text completions; `on_answer` gets each whole answer, None gets none."""
+    """Answers chat and text completions.
+
+    `on_answer` gets each whole answer, with tokens and log-probabilities if `captures`.
+    """
 
     def __init__(
-        self, router: Router, metrics: Metrics, limits: Limits, on_answer: OnAnswer | None
+        self,
+        router: Router,
+        metrics: Metrics,
+        limits: Limits,
+        on_answer: OnAnswer,
+        captures: bool,
     ) -> None:
         self._router, self._metrics, self._limits = router, metrics, limits
-        self._on_answer = on_answer
+        self._on_answer, self._captures = on_answer, captures
 
     async def answer(
         self,
@@ -109,7 +118,7 @@ class Completions:
             budget.take_request()
         header = exchange.header(AGENT_HEADER)
         agent = header.decode("utf-8", "replace") if header else None
-        asked = parse(kind, body, agent, self._on_answer is not None)
+        asked = parse(kind, body, agent, self._captures)
         version = self._router.resolve(asked.model, asked.agent)
         attempt = _Attempt(asked, gathered, version, key)
         status = 500
@@ -180,13 +189,9 @@ class Completions:
 
     def _capture(self, attempt: _Attempt, answering: Answering) -> None:
         """Hand the answers over, before the client can know that they are whole."""
-        question = attempt.asked.question
-        if self._on_answer is None or not question.captured:
-            return
-        asker = (attempt.asked.agent, attempt.key)
-        kind = answering.backend.kind
+        asked, kind = attempt.asked, answering.backend.kind
         try:
-            for one in attempt.gathered.captured(answering.version, kind, question, asker):
+            for one in attempt.gathered.captured(answering.version, kind, asked, attempt.key):
                 self._on_answer(one)
         except Exception as error:  # noqa: BLE001 - the client has its answer
             log.error("an answer was not captured: %s", one_line(place_of(error)))  # noqa: TRY400

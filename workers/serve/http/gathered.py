@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
-from workers.serve.backend import Question, Version
-
-
-@dataclass(frozen=True, slots=True)
-class CapturedAnswer:
-    """One whole answer of a model; a request with `n` has several.
-
-    `logprobs` belong to `token_ids`; both are empty where the backend did not tell. `text` is the
-    answer's content, without calls of tools. `backend` is its kind. `index` is the choice's: with a
-    list of prompts that of prompt `index // n`.
-    """
-
-    version: Version
-    backend: str
-    question: Question
-    agent: str | None
-    key: str | None
-    index: int
-    text: str
-    finish_reason: str
-    token_ids: Sequence[int]
-    logprobs: Sequence[float]
-    prompt_tokens: int
-    latency_seconds: float
-    first_token_seconds: float | None
+from babylon_tasks.records.call_hashes import prompt_hash, response_hash, text_hash
+from babylon_tasks.records.captured import CapturedCall
+from babylon_tasks.records.parts import NotReadable
+from workers.serve.backend import Version
+from workers.serve.http.requests import Asked
 
 
 @dataclass(slots=True)
@@ -48,6 +28,7 @@ class Gathered:
     """An answer under way."""
 
     def __init__(self) -> None:
+        self.began = datetime.now(UTC)
         self.began_at = time.monotonic()
         self.first_token_at: float | None = None
         self.choices: dict[int, Choice] = {}
@@ -103,27 +84,47 @@ class Gathered:
         return time.monotonic() - self.began_at
 
     def captured(
-        self, version: Version, backend: str, question: Question, asker: tuple[str | None, ...]
-    ) -> list[CapturedAnswer]:
-        """Return the choices that came to their end; `asker` is agent and key."""
-        agent, key = asker
-        latency = self.seconds()
-        return [
-            CapturedAnswer(
-                version=version,
-                backend=backend,
-                question=question,
-                agent=agent,
+        self, version: Version, backend: str, asked: Asked, key: str | None
+    ) -> list[CapturedCall]:
+        """Return the choices that came to their end; `backend` is its kind."""
+        first = self.first_token_seconds if asked.question.stream else None
+        latency_ms = round(self.seconds() * 1000)
+        hashes: dict[int, bytes | None] = {}
+        calls = []
+        for index, choice in sorted(self.choices.items()):
+            if choice.finish_reason is None:
+                continue
+            number = index // (asked.question.body.get("n") or 1)
+            if number not in hashes:
+                hashes[number] = _prompt_hash(asked, number)
+            call = CapturedCall(
+                at=self.began,
+                lineage=version.lineage,
+                step=version.step,
+                agent=asked.agent,
                 key=key,
-                index=index,
-                text="".join(choice.texts),
+                prompt_hash=hashes[number],
+                response_hash=response_hash("".join(choice.texts)),
+                backend=backend,
                 finish_reason=choice.finish_reason,
                 token_ids=choice.token_ids,
                 logprobs=choice.logprobs,
                 prompt_tokens=self.prompt_tokens,
-                latency_seconds=latency,
-                first_token_seconds=self.first_token_seconds,
+                latency_ms=latency_ms,
+                first_token_ms=None if first is None else round(first * 1000),
             )
-            for index, choice in sorted(self.choices.items())
-            if choice.finish_reason
-        ]
+            calls.append(call)
+        return calls
+
+
+def _prompt_hash(asked: Asked, number: int) -> bytes | None:
+    """Return the hash of the conversation, or of one of several prompts."""
+    body = asked.question.body
+    if asked.question.kind == "text":
+        prompt = body["prompt"]
+        several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+        return text_hash(prompt[number] if several else prompt)
+    try:
+        return prompt_hash(body["messages"], body.get("tools"))
+    except NotReadable:  # it has a picture, say
+        return None
