@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from babylon_tasks.errors import ServerUnavailable
-from tests.unit.serving_fakes import FakeBackend, version
+from tests.unit.fake_backend import FakeBackend, version
 from workers.serve import follower as follower_module
 from workers.serve.backend import ApiError, BackendAway, Question, Version
 from workers.serve.directory import Directory, Entry, Share

@@ -1,4 +1,4 @@
-"""Runs the model server: `python -m workers.serve`."""
+"""Runs the endpoint: `python -m workers.serve`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import os
 import sys
 from importlib.util import find_spec
 
-_PACKAGES = ("starlette", "uvicorn", "torch", "transformers", "peft")
+from babylon_tasks.errors import UserError
 
 
 def main() -> None:
-    """Run it, or refuse in one line where its packages are missing.
+    """Run it, or refuse in one line.
 
     Raises:
         SystemExit: It cannot start; stderr says what to do.
     """
-    missing = [package for package in _PACKAGES if find_spec(package) is None]
-    if missing:
-        sys.stderr.write(f"{missing[0]} is not installed: pip install 'babylon-tasks[train]'\n")
+    if find_spec("uvicorn") is None:
+        sys.stderr.write("uvicorn is not installed: pip install 'babylon-tasks[serve]'\n")
         raise SystemExit(2)
     # On a CPU that others use too, threads that spin while they wait cost three times as much.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from workers.serve.app import main as serve
+        from workers.serve.service import run
 
-        serve()
+        run()
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

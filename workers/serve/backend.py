@@ -87,8 +87,12 @@ class CannotServe(BabylonError):
 class Backend(Protocol):
     """One place that generates answers: a vLLM server, our own engine, or W&B."""
 
-    kind: Literal["vllm", "embedded", "wandb"]
     name: str  # for metrics and messages; without a password
+
+    @property
+    def kind(self) -> Literal["vllm", "embedded", "wandb"]:
+        """What sort it is."""
+        ...
 
     def serves(self, version: Version) -> bool:
         """Tell whether versions of this sort are its own: by where the weights are."""

@@ -110,7 +110,8 @@ class Follower:
                 promoted = promoted if self._may_move(promoted) else now.promoted
             if now and now.promoted != promoted:
                 self.moves += 1
-                log.info("%s is %s now, and was %s", name, promoted.full_name, now.promoted.name)
+                was = now.promoted.full_name
+                log.info("%s is %s now, and was %s", name, promoted.full_name, was)
             entries[name] = replace(entry, promoted=promoted, share=self._share(entry))
         self.directory = Directory(entries)
         waiting = {entry.promoted for entry in self.rows.entries.values()}
@@ -152,6 +153,7 @@ class Follower:
             # The loader says what failed, and does not try again at once.
             with contextlib.suppress(CannotServe, ApiError):
                 await self._loader.load(backend, version)
+                self._move_names()
 
         task = asyncio.create_task(load())
         self._loads.add(task)

@@ -57,7 +57,8 @@ class Loader:
         alive = await asyncio.gather(*(backend.look() for backend in self.backends))
         for backend, lives in zip(self.backends, alive, strict=True):
             if lives != self.alive(backend):
-                log.warning("%s %s", backend.name, "answers" if lives else "does not answer")
+                level = logging.INFO if lives else logging.WARNING
+                log.log(level, "%s %s", backend.name, "answers" if lives else "does not answer")
             if lives:
                 self.away_since.pop(backend, None)
             else:
