@@ -13,10 +13,11 @@ Reply = tuple[int, Any]
 
 
 class Stub:
-    """What the server answers (`reply`), and what it was asked (`bodies`)."""
+    """What the server answers (`reply`, `headers`), and what it was asked (`bodies`)."""
 
     def __init__(self) -> None:
         self.reply: Callable[[dict[str, Any]], Reply] = lambda body: (200, completion("x"))
+        self.headers: dict[str, str] = {}
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.paths: set[str] = set()
@@ -54,6 +55,8 @@ def serving() -> Iterator[Stub]:
                 made.at_once -= 1
             self.send_response(status)
             self.send_header("content-length", str(len(data)))
+            for name, value in made.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 

@@ -31,7 +31,7 @@ _SUMMARIES = {
     "lineages": "Create, fork, change and pause the lineages that the workers serve.",
     "migrate": "Create or update our tables in DATABASE_URL; safe to repeat, and while the app "
     "runs.",
-    "models": "List, compare and export the versions of a model, make one again, move its head.",
+    "models": "List, compare, export and ask the versions of a model, and choose which one serves.",
     "scores": "Compare the scores of past windows with those of another recipe.",
     "serve": "Answer agents with the newest good version, over OpenAI's API, until Ctrl-C.",
     "simulate": "Play hours of the past in a market of our own, and write them as the app records "

@@ -12,6 +12,7 @@ from babylon_tasks.cockpit import checks, machine
 from babylon_tasks.cockpit.checks import Check
 from babylon_tasks.cockpit.hub import is_cached
 from babylon_tasks.cockpit.learning import learning
+from babylon_tasks.cockpit.promotions import promotion
 from babylon_tasks.settings import load_settings
 
 
@@ -57,4 +58,5 @@ def _checks() -> dict[str, Check]:
         "GPU": lambda _: machine.gpus(visible_gpus(), descriptions()),
         "windows": checks.windows,
         "learning": learning,
+        "promotion": promotion,
     }

@@ -1,4 +1,4 @@
-"""`babylon models list | export | diff | replay | reset`."""
+"""`babylon models …`: its `list` and `export`; the others are in modules of their own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from babylon_tasks.checkpoints import export, retention
+from babylon_tasks.checkpoints import export
 from babylon_tasks.checkpoints import files as checkpoint_files
+from babylon_tasks.cli.chat import chat
 from babylon_tasks.cli.common import (
     as_json,
     of_lineage,
@@ -20,12 +21,15 @@ from babylon_tasks.cli.common import (
     wide_console,
 )
 from babylon_tasks.cli.diff import diff
+from babylon_tasks.cli.promote import pause, promote, promotions, resume, rollback
 from babylon_tasks.cli.replay import replay
 from babylon_tasks.cli.reset import reset
+from babylon_tasks.cli.share import share, shares
 from babylon_tasks.errors import UserError
-from babylon_tasks.records.versions import Head
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import heads, steps
+from babylon_tasks.store import promotions as promotion_rows
+from babylon_tasks.store import shares as share_rows
 from babylon_tasks.store.steps import StepListing
 from babylon_tasks.work.signals import interrupt
 from babylon_tasks.work.step_names import find_step
@@ -33,12 +37,13 @@ from babylon_tasks.work.step_names import find_step
 
 @click.group()
 def models() -> None:
-    """List, compare and export the versions of a model, make one again, move its head."""
+    """List, compare, export and ask the versions of a model, and choose which one serves."""
 
 
-models.add_command(diff)
-models.add_command(replay)
-models.add_command(reset)
+for _command in (
+    chat, diff, pause, promote, promotions, replay, reset, resume, rollback, share, shares
+):  # fmt: skip
+    models.add_command(_command)
 
 
 @models.command("list")
@@ -54,7 +59,12 @@ def list_models(lineage: str | None, as_json: bool) -> None:
     with context.database.transaction() as tx:
         head = heads.read(tx, name)
         listed = steps.listing(tx, name)
-    states = _states(head, listed)
+        paused = promotion_rows.current_pause(tx, name)
+        special = {step: "shared" for step in share_rows.shared_steps(tx, name)}
+        special[promotion_rows.previous_step(tx, name) or 0] = "previous"
+    if head:
+        special |= {head.step: "head", head.published_step: "served"}
+    states = {step.step: special.get(step.step) or _state(step) for step in listed}
     if as_json:
         print_json([{**asdict(step), "state": states[step.step]} for step in listed])
         return
@@ -76,6 +86,8 @@ def list_models(lineage: str | None, as_json: bool) -> None:
             step.checkpoint if step.removed_at is None else "",
         )
     wide_console().print(table)
+    if paused:
+        click.echo(f"promotion is paused {paused}")
 
 
 @models.command("export")
@@ -110,20 +122,6 @@ def export_model(version_or_step: str, folder: Path, merged: bool, lineage: str 
         else:
             export.copy_adapter(checkpoint, draft)
     click.echo(f"{name} is in {folder}")
-
-
-def _states(head: Head | None, listed: list[StepListing]) -> dict[int, str]:
-    """Name the state of each step in one word."""
-    kept = [s.step for s in listed if s.removed_at is None and s.given_up_at is None]
-    states = {step.step: _state(step) for step in listed}
-    if head:
-        special = {
-            head.step: "head",
-            retention.previous(kept, head.published_step): "previous",
-            head.published_step: "served",
-        }
-        states |= {step: word for step, word in special.items() if step in states}
-    return states
 
 
 def _state(step: StepListing) -> str:

@@ -54,12 +54,13 @@ def wait_until_idle(context: Context, running: Stack) -> None:
 
 
 def _is_idle(status: dict[str, Any]) -> bool:
-    """Tell whether no window is due or scored, and the newest step is published.
+    """Tell whether no window is due or scored, and the newest step is published if it may be.
 
     A window that waits for its next attempt is due or scored as well.
     """
     waiting = status["windows"][State.DUE] or status["windows"][State.SCORED]
-    return not waiting and status["step"] == status["published_step"]
+    published = status["step"] == status["published_step"] or status["promotion_paused"]
+    return not waiting and bool(published)
 
 
 def _line(status: dict[str, Any]) -> str:

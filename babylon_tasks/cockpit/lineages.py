@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babylon_tasks.records.lineages import Lineage
-from babylon_tasks.store import heads, leases, lineages, steps
+from babylon_tasks.records.promotions import Pause
+from babylon_tasks.store import heads, leases, lineages, promotions, steps
 from babylon_tasks.store.heads import Reset
 from babylon_tasks.store.lineages import LineageListing
 from babylon_tasks.store.steps import StepListing
@@ -22,6 +23,7 @@ class LineageStory:
     lineage: Lineage
     step: int
     published_step: int
+    paused: Pause | None  # of promotion
     trained_by: str | None  # who holds it now
     forks: Sequence[Lineage]
     steps: Sequence[StepListing]
@@ -56,6 +58,7 @@ def read_lineage_story(fleet: Fleet, name: str) -> LineageStory:
             lineage,
             position.step,
             position.published_step,
+            promotions.current_pause(tx, name),
             leases.holder(tx, f"model/{name}"),
             [row for row in rows if row.forked_from == name],
             steps.listing(tx, name)[:_LAST_STEPS],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
 from babylon_tasks.records.movement import stands_still
+from babylon_tasks.records.promotions import Pause
 from babylon_tasks.records.steps import compute_seconds
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import attempts, broker, canaries, heads, judgments, steps
+from babylon_tasks.store import attempts, broker, canaries, heads, judgments, promotions, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.steps import Step
@@ -23,6 +25,7 @@ def database_status(context: Context) -> dict[str, Any]:
         head = heads.read(tx, name)
         served = steps.read(tx, name, head.published_step) if head else None
         newest = steps.read(tx, name, head.step) if head else None
+        paused = promotions.current_pause(tx, name)
         answered = canaries.read(tx)
         at_fault = attempts.machines_at_fault(tx)
         spent = judgments.spent_today(tx)
@@ -33,6 +36,7 @@ def database_status(context: Context) -> dict[str, Any]:
         "step": head.step if head else 0,
         "published_step": head.published_step if head else 0,
         "version": served.version if served else None,
+        "promotion_paused": _paused(paused) if paused else {},
         "last_step": _economics(newest) if newest else {},
         "judge_today": {
             "answers": spent.answers,
@@ -46,6 +50,11 @@ def database_status(context: Context) -> dict[str, Any]:
             for queue in QUEUES
         },
     }
+
+
+def _paused(pause: Pause) -> dict[str, str]:
+    since = pause.since.astimezone(UTC).isoformat(" ", "seconds")
+    return {"since": since, "by": pause.holder, "why": pause.why}
 
 
 def _economics(step: Step) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 _NUMBER = r"(0|[1-9][0-9]{0,5})"
 _VERSION = re.compile(rf"v{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
@@ -15,7 +16,8 @@ _SERVED = re.compile(r"(.+)@(0|[1-9][0-9]{0,8})")  # how the endpoint names a st
 class Head:
     """The step that the lineage's next one starts from, and the one that serves.
 
-    0 is the base model. `next_step` is the number of the next step: one above the highest.
+    0 is the base model. `next_step` is the number of the next step: one above the highest. Since
+    `promotion_paused_at` no new step comes to serve by itself.
     """
 
     step: int
@@ -23,6 +25,7 @@ class Head:
     base_model: str
     base_revision: str | None
     next_step: int
+    promotion_paused_at: datetime | None = None
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:

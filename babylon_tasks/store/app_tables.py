@@ -55,7 +55,8 @@ TABLES = {
     ),
     "trained_models": _columns(
         id=_TEXT, modelId=_TEXT, version=_TEXT, baseModel=_TEXT, trainingBatch=_TEXT, status=_TEXT,
-        storagePath=_TEXT, avgReward=_NUMBER, archivedAt=_TIME, updatedAt=_TIME,
+        storagePath=_TEXT, avgReward=_NUMBER, deployedAt=_TIME, archivedAt=_TIME, updatedAt=_TIME,
+        agentsUsing=_RANK,
     ),
     "reward_judgments": _columns(
         id=_TEXT, trajectoryId=_TEXT, judgeModel=_TEXT, judgeVersion=_TEXT, overallScore=_NUMBER,

@@ -11,7 +11,9 @@ from psycopg.rows import class_row
 
 from babylon_tasks.errors import StaleClaim, UserError
 from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.records.promotions import PromotionKind
 from babylon_tasks.records.versions import Head
+from babylon_tasks.store import promotions
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim
 from babylon_tasks.store.queries import load
@@ -116,6 +118,13 @@ def move(connection: Connection, claim: Claim, from_step: int, to_step: int, why
     head = connection.execute(_SQL["move_head"], values).fetchone()
     if head is None:
         raise StaleClaim(f"the head of {claim.model_name} moved meanwhile")
+    promotions.move(
+        connection,
+        claim.model_name,
+        head["published_step"],
+        PromotionKind.RESET,
+        (claim.holder, why),
+    )
     models = {"published_step": head["published_step"], "changed": [row["step"] for row in rows]}
     connection.execute(_SQL["change_models"], {**values, **models})
     connection.execute(_SQL["insert_reset"], {**values, "why": why, "holder": claim.holder})
@@ -141,13 +150,6 @@ def resets(connection: Connection, model_name: str) -> list[Reset]:
     """Return the moves of a lineage's head, newest first."""
     with connection.cursor(row_factory=class_row(Reset)) as cursor:
         return cursor.execute(_SQL["list_resets"], {"model_name": model_name}).fetchall()
-
-
-def publish(connection: Connection, model_name: str) -> list[str]:
-    """Let the step that trains next serve; return the versions that became ready."""
-    connection.execute(_SQL["hold_head"], {"model_name": model_name})
-    rows = connection.execute(_SQL["publish"], {"model_name": model_name}).fetchall()
-    return [row["version"] for row in rows]
 
 
 def _identity(claim: Claim) -> dict[str, str | int]:

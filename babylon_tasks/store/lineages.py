@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Literal
 
 from psycopg.rows import class_row
@@ -45,6 +46,7 @@ class LineageListing:
     weight: str | None
     step: int
     published_step: int
+    promotion_paused_at: datetime | None
     due: int
     scored: int
     trained: int

@@ -6,7 +6,7 @@ import logging
 
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.checkpoints import retention
-from babylon_tasks.store import heads, steps
+from babylon_tasks.store import heads, promotions, shares, steps
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
 
@@ -32,8 +32,9 @@ def give_up_old_steps(context: Context, keeper: LeaseKeeper) -> None:
         may_go = retention.may_go(
             kept, head, settings.keep_checkpoints, settings.keep_every, not_on_the_way
         )
-        forked = heads.forked_steps(tx, name)
-        may_go = [step for step in may_go if step not in forked]
+        needed = heads.forked_steps(tx, name) | shares.shared_steps(tx, name)
+        needed.add(promotions.previous_step(tx, name) or 0)
+        may_go = [step for step in may_go if step not in needed]
         given_up = steps.give_up(tx, name, may_go, _REMOVE_BATCH) if may_go else []
     if given_up:
         log.info(

@@ -65,7 +65,7 @@ def test_mode_single_trains_the_newest_window_and_asks_it(
     assert "Model: babylon-agent-v1.0.0 (step 1)" in done.stdout
     assert done.stdout.strip().splitlines()[-1].startswith("Response: ")
     assert states(deployment.context) == {hours_ago(2): "trained"}
-    assert one(deployment.context, "SELECT status FROM trained_models")["status"] == "ready"
+    assert one(deployment.context, "SELECT status FROM trained_models")["status"] == "deployed"
     step = one(deployment.context, "SELECT * FROM rl.steps")
     assert step["trainable_tokens"] > 0
     files = {p.name for p in Path(step["checkpoint"]).iterdir()}
@@ -93,7 +93,7 @@ def test_mode_single_answers_a_request(deployment: Deployment, unserved: None) -
     batch = one(deployment.context, "SELECT * FROM training_batches")
     assert (batch["status"], batch["modelVersion"]) == ("completed", "v4.0.0")
     model = one(deployment.context, "SELECT * FROM trained_models")
-    assert (model["status"], model["trainingBatch"]) == ("ready", "batch-1")
+    assert (model["status"], model["trainingBatch"]) == ("deployed", "batch-1")
 
 
 def test_mode_single_leaves_a_request_for_the_running_hour_waiting(deployment: Deployment) -> None:

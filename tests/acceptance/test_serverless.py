@@ -82,7 +82,7 @@ def test_from_listing_to_an_answer(on_wandb: Deployment, server: WandbServer) ->
     ]
     assert KEY not in done.stderr
     model = one(on_wandb.context, "SELECT * FROM trained_models")
-    assert (model["status"], model["storagePath"]) == ("ready", NAME)
+    assert (model["status"], model["storagePath"]) == ("deployed", NAME)
     assert model["baseModel"] == "OpenPipe/Qwen3-14B-Instruct"
     step = one(on_wandb.context, "SELECT * FROM rl.steps")
     assert (step["trainer"], step["metrics"]["inference_name"]) == ("serverless", NAME)
@@ -256,7 +256,7 @@ def test_celery_workers_train_on_w_and_b(on_wandb: Deployment, server: WandbServ
     lost = "SELECT FROM rl.attempts WHERE outcome = 'lost'"
     on_wandb.wait(lambda: bool(query(on_wandb.context, lost)), 80)
     server.may_end.set()
-    ready = "SELECT FROM trained_models WHERE status = 'ready'"
+    ready = "SELECT FROM trained_models WHERE status = 'deployed'"
     on_wandb.wait(lambda: bool(query(on_wandb.context, ready)), 80)
     assert server.posts == 1
     assert one(on_wandb.context, "SELECT count(*) AS n FROM rl.steps")["n"] == 1

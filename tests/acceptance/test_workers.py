@@ -56,8 +56,8 @@ def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) ->
     assert [s["step"] for s in steps] == list(range(1, len(steps) + 1))
     trained = [w for s in steps for w in s["window_ids"]]
     assert sorted(trained) == sorted(windows)
-    models = query(deployment.context, "SELECT status FROM trained_models")
-    assert {m["status"] for m in models} == {"ready"}
+    models = query(deployment.context, 'SELECT status FROM trained_models ORDER BY "createdAt"')
+    assert [m["status"] for m in models] == ["ready"] * (len(models) - 1) + ["deployed"]
     deployment.wait(lambda: _flower_shows(port, "score"))
     deployment.wait(lambda: len(query(deployment.context, "SELECT * FROM rl.canaries")) == 2)
     status = json.loads(deployment.run("babylon", "status", "--json").stdout)

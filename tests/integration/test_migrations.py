@@ -52,8 +52,10 @@ NAMES = [
     "016_add_promotions",
     "017_add_calls",
     "018_add_api_keys",
+    "019_one_deployed_version",
 ]
 INDEX = "rl_trajectories_window_idx"
+DEPLOYED_INDEX = "rl_trained_models_deployed_idx"
 OURS = {
     "api_key_usage",
     "api_keys",
@@ -106,19 +108,19 @@ def run(url: str, script: str) -> None:
 
 
 def shape_of_public(url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Columns, indexes and constraints of `public`, without the one index that we add."""
+    """Columns, indexes and constraints of `public`, without the two indexes that we add."""
     return {
         "columns": rows(url, COLUMNS),
-        "indexes": [row for row in rows(url, INDEXES) if row[0] != INDEX],
+        "indexes": [row for row in rows(url, INDEXES) if row[0] not in (INDEX, DEPLOYED_INDEX)],
         "constraints": rows(url, CONSTRAINTS),
     }
 
 
-def index_is_valid(url: str) -> bool | None:
+def index_is_valid(url: str, name: str = INDEX) -> bool | None:
     found = rows(
         url,
         "SELECT indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
-        f"WHERE relname = '{INDEX}'",
+        f"WHERE relname = '{name}'",
     )
     return found[0][0] if found else None
 
@@ -181,7 +183,7 @@ def psql_all(url: str) -> str:
 
 def break_index(url: str) -> None:
     """Leave the invalid index of a CREATE INDEX CONCURRENTLY that was cut off."""
-    (index,) = (m for m in load_migrations() if not m.transactional)
+    index, _ = (m for m in load_migrations() if not m.transactional)
     with psycopg.connect(url) as blocker:
         blocker.execute('LOCK TABLE public."trajectories" IN ROW EXCLUSIVE MODE')
         with psycopg.connect(url, autocommit=True) as builder:
@@ -284,6 +286,35 @@ def test_a_table_that_is_missing_is_added_to_the_others(application_database: st
 
 
 # --- a database of an older release ---
+
+
+def test_versions_that_the_app_deployed_and_took_none_back_are_mended(fresh_database: str) -> None:
+    """One stays `deployed`: the one that serves. Rows of other trainers stay as they are."""
+    run(fresh_database, RELEASE_0_1_0.read_text())
+    run(
+        fresh_database,
+        """UPDATE trained_models SET status = 'deployed', "deployedAt" = '2026-11-20T05:00'
+            WHERE status = 'ready';
+           UPDATE rl.steps SET removed_at = now() WHERE model_name = 'babylon-agent' AND step = 1;
+           INSERT INTO trained_models (id, "modelId", version, "baseModel", status, "storagePath",
+                                       "updatedAt")
+           SELECT 'model-' || n, 'babylon-agent-v0.0.' || n, 'v0.0.' || n, 'base', 'deployed', '',
+                  now() FROM generate_series(1, 2) n""",
+    )
+    migrate(fresh_database)
+    psql_all(fresh_database)
+    found = rows(
+        fresh_database,
+        """SELECT version, status, "deployedAt"::date::text, "archivedAt" IS NULL
+             FROM trained_models ORDER BY version""",
+    )
+    assert found == [
+        ("v0.0.1", "deployed", None, True), ("v0.0.2", "deployed", None, True),
+        ("v1.0.0", "archived", "2026-11-20", False), ("v1.0.1", "deployed", "2026-11-20", True),
+        ("v1.0.2", "training", None, True),
+    ]  # fmt: skip
+    assert rows(fresh_database, "SELECT FROM rl.promotions") == []
+    assert index_is_valid(fresh_database, DEPLOYED_INDEX)
 
 
 def test_a_database_of_0_1_0_migrates_without_a_hand(fresh_database: str) -> None:
@@ -664,4 +695,4 @@ def test_names_are_in_order_and_unique() -> None:
     assert names == sorted(names)
     numbers = [name[:3] for name in names]
     assert numbers == [f"{n:03}" for n in range(1, len(names) + 1)]
-    assert [m.name for m in load_migrations() if not m.transactional] == NAMES[2:3]
+    assert [m.name for m in load_migrations() if not m.transactional] == [NAMES[2], NAMES[18]]

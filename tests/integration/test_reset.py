@@ -92,7 +92,7 @@ def test_the_last_steps_were_bad(context: Context, trainer: Trainer) -> None:
     assert report.moved.taken_back == {}
     assert position(context) == (2, 2)
     archived = dict.fromkeys(("v1.0.2", "v1.0.3", "v1.0.4"), "archived")
-    assert models(context) == {"v1.0.0": "ready", "v1.0.1": "ready", **archived}
+    assert models(context) == {"v1.0.0": "ready", "v1.0.1": "deployed", **archived}
     moved = one(context, "SELECT * FROM rl.resets")
     assert (moved["from_step"], moved["to_step"], moved["why"]) == (5, 2, "a broken feed")
     assert moved["holder"] == "test:1"
@@ -107,7 +107,7 @@ def test_the_last_steps_were_bad(context: Context, trainer: Trainer) -> None:
     }  # fmt: skip
     assert position(context) == (6, 6)
     assert models(context) == {
-        "v1.0.0": "ready", "v1.0.1": "ready", **archived, "v1.0.5": "ready"
+        "v1.0.0": "ready", "v1.0.1": "ready", **archived, "v1.0.5": "deployed"
     }  # fmt: skip
     again = windows_of_steps(context)
     assert [again[hours_ago(n + 1)] for n in (1, 2, 3, 4, 5)] == [1, 2, 3, 6, 6]
@@ -124,14 +124,14 @@ def test_forward_to_a_branch_that_was_given_up(context: Context, trainer: Traine
     assert set(report.moved.taken_back) == {2, 3}
     assert position(context) == (3, 3)
     assert models(context) == {
-        "v1.0.0": "ready", "v1.0.1": "ready", "v1.0.2": "ready", "v1.0.3": "archived"
+        "v1.0.0": "ready", "v1.0.1": "ready", "v1.0.2": "deployed", "v1.0.3": "archived"
     }  # fmt: skip
     # The way to the head has trained it, so it is no window of step 4 any more.
     assert windows_of_steps(context) == {hours_ago(n + 1): n for n in (1, 2, 3)}
     assert intake.retry_steps(context, ["4"]) == []
     commit_steps(context, trainer, 1)
     assert tree(context)[5] == (3, False)
-    assert models(context)["v1.0.4"] == "ready"
+    assert models(context)["v1.0.4"] == "deployed"
 
 
 def test_what_was_never_published_waits_for_it_again(context: Context, trainer: Trainer) -> None:
@@ -139,13 +139,13 @@ def test_what_was_never_published_waits_for_it_again(context: Context, trainer: 
     commit_steps(context, trainer, 3, publish=False)
     reset(context, "2", "one")
     assert position(context) == (2, 1)
-    waits = {"v1.0.0": "ready", "v1.0.1": "training"}
+    waits = {"v1.0.0": "deployed", "v1.0.1": "training"}
     assert models(context) == {**waits, "v1.0.2": "archived", "v1.0.3": "archived"}
     reset(context, "4", "two")
     assert position(context) == (4, 1)
     assert models(context) == {**waits, "v1.0.2": "training", "v1.0.3": "training"}
     assert pipeline.publish(context) == ["v1.0.1", "v1.0.2", "v1.0.3"]
-    assert set(models(context).values()) == {"ready"}
+    assert list(models(context).values()) == ["ready", "ready", "ready", "deployed"]
 
 
 def test_a_step_that_serves_and_is_not_on_the_way_serves_no_more(
@@ -161,7 +161,7 @@ def test_a_step_that_serves_and_is_not_on_the_way_serves_no_more(
     reset(context, "2", "between")
     assert position(context) == (2, 2)
     assert models(context) == {
-        "v1.0.0": "ready", "v1.0.1": "ready", "v1.0.2": "archived", "v1.0.3": "archived"
+        "v1.0.0": "ready", "v1.0.1": "deployed", "v1.0.2": "archived", "v1.0.3": "archived"
     }  # fmt: skip
     reset(context, "0", "all of it")
     assert position(context) == (0, 0)
@@ -543,7 +543,7 @@ def test_a_publish_at_the_moment_of_a_commit_or_a_reset(
     branches: Context, make_context: Callable[..., Context], trainer: Trainer,
     monkeypatch: pytest.MonkeyPatch, moment: str,
 ) -> None:  # fmt: skip
-    """Every version of a step on the way that serves is `ready`."""
+    """Every version of a step on the way is `ready`, and that of the head is `deployed`."""
     reset(branches, "1", "all back")
     query(branches, "UPDATE rl.heads SET published_step = 0 RETURNING 1")
     query(
@@ -575,9 +575,10 @@ def test_a_publish_at_the_moment_of_a_commit_or_a_reset(
     assert head == serves
     on_the_way = query(
         branches, "SELECT m.status FROM rl.steps s JOIN trained_models m USING (version)"
-        " WHERE s.given_up_at IS NULL"
+        " WHERE s.given_up_at IS NULL ORDER BY s.step"
     )  # fmt: skip
-    assert {row["status"] for row in on_the_way} == {"ready"}
+    assert {row["status"] for row in on_the_way[:-1]} == {"ready"}
+    assert on_the_way[-1]["status"] == "deployed"
 
 
 # --- the real trainer -------------------------------------------------------------------------

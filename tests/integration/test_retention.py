@@ -19,6 +19,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointRemoved
 from babylon_tasks.records.steps import Trainer
+from babylon_tasks.serving import promote
 from babylon_tasks.store import heads
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.leases import Claim, Lease
@@ -47,7 +48,7 @@ def test_old_steps_go_and_the_app_is_told(make_context: Any, trainer: Trainer) -
     # Before the sixth step, 5 was the head: 3, 4 and 5 stayed.
     assert on_disk(context) == by_rows(context) == [3, 4, 5, 6]
     found = query(context, 'SELECT version, status, "archivedAt" FROM trained_models ORDER BY 1')
-    assert [row["status"] for row in found] == ["archived"] * 2 + ["ready"] * 4
+    assert [row["status"] for row in found] == ["archived"] * 2 + ["ready"] * 3 + ["deployed"]
     assert [row["archivedAt"] is None for row in found] == [False] * 2 + [True] * 4
     assert query(context, "SELECT * FROM rl.unfinished_checkpoints") == []
     with context.database.transaction() as tx:
@@ -76,22 +77,40 @@ def test_what_the_app_has_deployed_or_holds_stays(
     make_context: Any, trainer: Trainer, settings: Any
 ) -> None:
     context = make_context(keep_checkpoints=1)
-    commit_steps(context, trainer, 3, publish=False)
+    commit_steps(context, trainer, 3)
     query(
         context,
-        "UPDATE trained_models SET status = 'deployed' WHERE version = 'v1.0.0' RETURNING 1",
-    )
-    pipeline.publish(context)
+        """UPDATE trained_models SET status = 'deployed', "agentsUsing" = 3
+            WHERE version = 'v1.0.1' RETURNING 1""",
+    )  # a rollback, so nothing else is promoted
     with psycopg.connect(settings.postgres()) as app:
-        # In the middle of deploying it: nobody waits for the app, and the step waits.
-        app.execute("UPDATE trained_models SET status = 'deployed' WHERE version = 'v1.0.1'")
+        # Nobody waits for the app, and the step waits.
+        app.execute("UPDATE trained_models SET \"agentsUsing\" = 4 WHERE version = 'v1.0.0'")
         commit_steps(context, trainer, 3)
-        assert on_disk(context) == [1, 2, 4, 5, 6]
+        assert on_disk(context) == [1, 2, 3, 4, 5, 6]
+        promote.resume(context, "it was no worse")
+        pipeline.publish(context)
+        commit_steps(context, trainer, 1)
+        assert on_disk(context) == [1, 2, 5, 6, 7]
         app.rollback()
     commit_steps(context, trainer, 1)
-    assert on_disk(context) == by_rows(context) == [1, 5, 6, 7]
-    kept = one(context, "SELECT status FROM trained_models WHERE version = 'v1.0.0'")
-    assert kept["status"] == "deployed"
+    assert on_disk(context) == by_rows(context) == [6, 7, 8]
+
+
+def test_what_a_rollback_or_a_share_needs_stays(make_context: Any, trainer: Trainer) -> None:
+    context = make_context(keep_checkpoints=1)
+    commit_steps(context, trainer, 2)
+    promote.pause(context, "an experiment")
+    commit_steps(context, trainer, 3)
+    promote.share(context, "3", 10, "is it better?")
+    promote.promote(context, "5", "it is the newest")
+    commit_steps(context, trainer, 1)
+    # 2 served before, 4 is the newest one before 5, and 3 is to have a share.
+    assert on_disk(context) == by_rows(context) == [2, 3, 4, 5, 6]
+    promote.share(context, "3", 0, "no")
+    promote.promote(context, "6", "it is the newest")
+    commit_steps(context, trainer, 1)
+    assert on_disk(context) == by_rows(context) == [5, 6, 7]
 
 
 def test_a_model_that_the_app_does_not_know(make_context: Any, trainer: Trainer) -> None:
@@ -142,7 +161,7 @@ def test_a_death_before_the_note_changes_nothing(
     assert on_disk(context) == by_rows(context) == [2, 3, 4]
     assert query(context, "SELECT * FROM rl.unfinished_checkpoints") == []
     statuses = query(context, "SELECT status FROM trained_models ORDER BY version")
-    assert [row["status"] for row in statuses] == ["archived", "ready", "ready", "ready"]
+    assert [row["status"] for row in statuses] == ["archived", "ready", "ready", "deployed"]
 
 
 def test_a_folder_that_the_store_refuses_to_remove_holds_nothing_up(

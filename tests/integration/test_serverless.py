@@ -111,7 +111,7 @@ def test_a_step_names_what_w_and_b_serves_and_keeps_its_job(
     remote = json.loads((Path(step["checkpoint"]) / "remote.json").read_text())
     assert remote["inference_name"] == f"{NAME}:step1"
     model = one(context, "SELECT * FROM trained_models")
-    assert (model["storagePath"], model["status"]) == (f"{NAME}:step1", "ready")
+    assert (model["storagePath"], model["status"]) == (f"{NAME}:step1", "deployed")
     (job,) = job_rows(context)
     assert (job["state"], job["job_id"], job["step"]) == ("done", "job-1", 1)
     assert job["token"] == step["token"]

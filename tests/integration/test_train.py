@@ -156,7 +156,7 @@ def test_publishing_is_a_step_of_its_own(context: Context, trainer: Trainer) -> 
     pipeline.train(context, trainer)
     assert pipeline.publish(context) == ["v1.0.0"]
     assert pipeline.publish(context) == []
-    assert one(context, "SELECT status FROM trained_models")["status"] == "ready"
+    assert one(context, "SELECT status FROM trained_models")["status"] == "deployed"
     assert one(context, "SELECT published_step FROM rl.heads")["published_step"] == 1
 
 
@@ -618,5 +618,5 @@ def test_the_whole_chain_on_a_database_that_prisma_made(
     assert report
     assert report.window_ids == windows
     assert pipeline.publish(context) == ["v1.0.0"]
-    assert one(context, "SELECT status FROM trained_models")["status"] == "ready"
+    assert one(context, "SELECT status FROM trained_models")["status"] == "deployed"
     context.database.close()

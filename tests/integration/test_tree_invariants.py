@@ -134,8 +134,9 @@ class History:
             if step["given_up_at"] or step["removed_at"]:
                 expected = "archived"
             else:
-                serves = step["step"] <= published[0]["published_step"]
-                expected = "ready" if serves else "training"
+                serves = published[0]["published_step"]
+                expected = "ready" if step["step"] < serves else "training"
+                expected = "deployed" if step["step"] == serves else expected
             assert statuses[f"{OWN}-{step['version']}"] == expected
 
     def rows(self, table: str) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ ON CONFLICT DO NOTHING
 -- read_head --
 -- With the number of the next step: one above the highest, whatever the head. (A head that was moved
 -- has a sentence for workers of release 0.1.0 in its own base_model.)
-SELECT h.step, h.published_step, COALESCE(l.base_model, h.base_model) AS base_model,
+SELECT h.step, h.published_step, h.promotion_paused_at,
+       COALESCE(l.base_model, h.base_model) AS base_model,
        l.base_revision,
        greatest(COALESCE((SELECT max(s.step) FROM rl.steps s WHERE s.model_name = h.model_name), 0),
                 COALESCE(l.forked_step, 0)) + 1 AS next_step
@@ -72,18 +73,16 @@ RETURNING s.step, s.window_ids, s.given_up_at IS NOT NULL AS given_up
 
 -- move_head --
 -- By hand: the next step starts from another one. What workers of release 0.1.0 read as the base
--- model tells them that they cannot go on. A step that serves but does not come before the new head
--- serves no more.
+-- model tells them that they cannot go on. Returns the step that is to serve now: one that does not
+-- come before the new head serves no more.
 UPDATE rl.heads h
    SET step = %(to_step)s,
-       published_step = CASE
-           WHEN h.published_step <= %(to_step)s AND NOT EXISTS (
-               SELECT FROM rl.steps s WHERE s.model_name = h.model_name
-                  AND s.step = h.published_step AND s.given_up_at IS NOT NULL)
-           THEN h.published_step ELSE %(to_step)s END,
        base_model = '(a newer release moved its head: upgrade this worker)'
  WHERE model_name = %(model_name)s AND step = %(from_step)s
-RETURNING published_step
+RETURNING CASE WHEN h.published_step <= %(to_step)s AND NOT EXISTS (
+                   SELECT FROM rl.steps s WHERE s.model_name = h.model_name
+                      AND s.step = h.published_step AND s.given_up_at IS NOT NULL)
+               THEN h.published_step ELSE %(to_step)s END AS published_step
 
 -- change_models --
 -- The app's rows of steps that were given up, and of those that are on the way to the head again: the
@@ -111,33 +110,6 @@ SELECT from_step FROM rl.resets WHERE model_name = %(model_name)s AND token = %(
 -- list_resets --
 SELECT from_step, to_step, why, holder, at FROM rl.resets
  WHERE model_name = %(model_name)s ORDER BY at DESC
-
--- hold_head --
--- A statement of its own: what follows sees what whoever held the row before has committed.
-SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
-
--- publish --
--- The step that trains next serves. Returns the versions that became ready; so do the app's rows of
--- all steps up to it: a worker of release 0.1.0 that published beside a commit may have left one.
-WITH moved AS (
-    UPDATE rl.heads h SET published_step = h.step
-      FROM (SELECT published_step FROM rl.heads WHERE model_name = %(model_name)s) old
-     WHERE h.model_name = %(model_name)s AND h.published_step <> h.step
-    RETURNING old.published_step AS after_step, h.step AS up_to_step
-), published AS (
-    SELECT s.step, s.version
-      FROM rl.steps s, moved
-     WHERE s.model_name = %(model_name)s AND s.given_up_at IS NULL
-       AND s.step > moved.after_step AND s.step <= moved.up_to_step
-), ready AS (
-    UPDATE public.trained_models m
-       SET status = 'ready', "updatedAt" = rl.now() AT TIME ZONE 'utc'
-      FROM rl.steps s, moved
-     WHERE s.model_name = %(model_name)s AND s.given_up_at IS NULL
-       AND s.step <= moved.up_to_step
-       AND m."modelId" = %(model_name)s || '-' || s.version AND m.status = 'training'
-)
-SELECT version FROM published ORDER BY step
 
 -- head_positions --
 SELECT model_name, step, published_step FROM rl.heads WHERE model_name = ANY (%(names)s)

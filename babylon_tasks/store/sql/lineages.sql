@@ -44,7 +44,7 @@ SELECT name, base_model, is_primary AS "primary", base_revision, state, own_sett
 SELECT l.name, l.state, l.base_model, l.is_primary AS "primary", l.own_settings, l.forked_from,
        l.forked_step, l.config ->> 'LINEAGE_WEIGHT' AS weight,
        COALESCE(h.step, 0) AS step, COALESCE(h.published_step, 0) AS published_step,
-       COALESCE(w.due, 0) AS due, COALESCE(w.scored, 0) AS scored, COALESCE(w.trained, 0) AS trained
+       h.promotion_paused_at, COALESCE(w.due, 0) AS due, COALESCE(w.scored, 0) AS scored, COALESCE(w.trained, 0) AS trained
   FROM rl.lineages l
   LEFT JOIN rl.heads h ON h.model_name = l.name
   LEFT JOIN (SELECT model_name, count(*) FILTER (WHERE state = 'due') AS due,
@@ -174,7 +174,7 @@ ON CONFLICT DO NOTHING
 
 -- sweep --
 -- Due work that nobody holds, of these lineages: windows to score (at most a limit), whether there is
--- a step to train, and the lineages whose newest step does not serve yet.
+-- a step to train, and the lineages whose newest step is to serve and does not yet.
 SELECT ARRAY(
            SELECT due.window_id
              FROM unnest(%(names)s::text[]) AS l (name)
@@ -200,4 +200,5 @@ SELECT ARRAY(
                                      AND h.expires_at > rl.clock_timestamp())) AS train,
        ARRAY(SELECT h.model_name FROM rl.heads h
               WHERE h.model_name = ANY (%(names)s) AND h.step <> h.published_step
+                AND h.promotion_paused_at IS NULL
               ORDER BY h.model_name) AS publish

@@ -34,7 +34,7 @@ SELECT missing FROM (
     UNION ALL
     SELECT 'ownership of ' || c.relnamespace::regnamespace || '.' || c.relname
       FROM pg_catalog.pg_class c
-     WHERE (c.oid = to_regclass('public.trajectories')
+     WHERE (c.oid IN (to_regclass('public.trajectories'), to_regclass('public.trained_models'))
             OR c.relnamespace = to_regnamespace('rl') AND c.relkind = 'r')
        AND NOT pg_has_role(c.relowner, 'USAGE')
 ) AS each

@@ -1,0 +1,23 @@
+-- Shares: a second version that answers a part of a lineage's agents.
+
+-- start_share --
+-- From the start of the next window (an hour of UTC) on, so that an agent has one version in each.
+INSERT INTO rl.shares (model_name, starts_at, step, percent, holder, why, at)
+VALUES (%(model_name)s,
+        date_trunc('hour', rl.clock_timestamp(), 'UTC') + interval '1 hour',
+        %(step)s, %(percent)s, %(holder)s, %(why)s, rl.clock_timestamp())
+ON CONFLICT (model_name, starts_at) DO UPDATE
+   SET step = excluded.step, percent = excluded.percent, holder = excluded.holder,
+       why = excluded.why, at = excluded.at
+RETURNING starts_at
+
+-- list_shares --
+SELECT starts_at, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at, step,
+       percent::float8 AS percent, holder, why, at
+  FROM rl.shares WHERE model_name = %(model_name)s ORDER BY starts_at DESC
+
+-- shared_steps --
+SELECT DISTINCT step
+  FROM (SELECT step, percent, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at
+          FROM rl.shares WHERE model_name = %(model_name)s) s
+ WHERE percent > 0 AND (ends_at IS NULL OR ends_at > rl.clock_timestamp())
