@@ -35,9 +35,10 @@ log = logging.getLogger(__name__)
 OFFERED = ("OpenPipe/Qwen3-14B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507")
 
 _NOT_RECORDED = (
-    "no trace has the log-probabilities of its responses, which W&B needs: set LOGPROBS_URL to a "
-    "server that can give them (and LOGPROBS_MODEL for calls without a version), or TRAINER=torch "
-    "to train here without them"
+    "no trace has the log-probabilities of its responses, which W&B needs: let the agents ask the "
+    "endpoint, which remembers them (CAPTURE_CALLS), set LOGPROBS_URL to a server that can give "
+    "them (and LOGPROBS_MODEL for calls without a version), or TRAINER=torch to train here without "
+    "them"
 )
 
 _samples = msgspec.json.Decoder(Sample)
