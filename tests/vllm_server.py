@@ -45,6 +45,9 @@ class State:
     max_cpu_loras: int = 8
     load_seconds: float = 0.0
 
+    blind: bool = False  # its machine does not see the checkpoints' folder
+    updating: bool = True  # VLLM_ALLOW_RUNTIME_LORA_UPDATING
+
     # Faults, which a test switches on and off.
     hang: bool = False  # accepts, and does not answer
     refuse: int | None = None  # answers everything with this status
@@ -158,7 +161,14 @@ class _Endpoint:
         else:
             if self.state.remember:
                 self.state.asked.append((scope["path"], body))
-            answer = await self.reply(body)
+            reply = asyncio.create_task(self.reply(body))
+            gone = asyncio.create_task(receive())  # the body was read: the client's end comes next
+            await asyncio.wait({reply, gone}, return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            if not reply.done():
+                reply.cancel()
+                return
+            answer = await reply
         with contextlib.suppress(_Died):
             await answer(scope, receive, send)
 
@@ -169,6 +179,8 @@ class _Endpoint:
 class _Load(_Endpoint):
     async def reply(self, body: dict[str, Any]) -> Response:
         state, name, path = self.state, body["lora_name"], body["lora_path"]
+        if not state.updating:
+            return JSONResponse({"detail": "Not Found"}, 404)
         if name in state.loaded and not body.get("load_inplace"):
             told = (
                 f"The lora adapter '{name}' has already been loaded. If you want to load the "
@@ -179,7 +191,9 @@ class _Load(_Endpoint):
             return error(500, DEAD, "InternalServerError")
         await asyncio.sleep(state.load_seconds)
         try:
-            config = json.loads(Path(path, "adapter_config.json").read_text())
+            config = json.loads(
+                Path(path, "blind" * state.blind, "adapter_config.json").read_text()
+            )
         except OSError:
             told = f"Loading lora {name} failed: No adapter found for {path}"
             return error(404, told, "NotFoundError")

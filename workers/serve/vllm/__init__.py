@@ -1,0 +1,1 @@
+"""vLLM servers as backends: those of VLLM_URLS, or one that the endpoint starts itself."""

@@ -1,0 +1,214 @@
+"""One vLLM server as a backend."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import aclosing
+from typing import Any, Literal
+
+from babylon_tasks.text import one_line
+from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
+from workers.serve.upstream import Upstream
+from workers.serve.vllm import adapters
+from workers.serve.vllm.adapters import LOOK_SECONDS, Card
+from workers.serve.vllm.names import Adapter, open_adapter
+from workers.serve.vllm.question import PATHS, body_of, check
+from workers.serve.vllm.signs import Signs
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """A vLLM server that has the base model; adapters are loaded into it while it runs.
+
+    Args:
+        upstream: The server.
+        most_adapters: That it has at once; vLLM's `--max-cpu-loras` must be at least as many.
+    """
+
+    kind: Literal["vllm"] = "vllm"
+
+    def __init__(self, upstream: Upstream, most_adapters: int) -> None:
+        self.name = upstream.name
+        self._upstream, self._most_adapters = upstream, most_adapters
+        self._base: Card | None = None  # as the last look saw it
+        self._cards: Mapping[str, Card] = {}
+        self._served: dict[Version, str] = {}  # and their names in vLLM
+        self._adapters: dict[Version, Adapter] = {}  # of those with weights of their own
+        self._proven_bases: set[str] = set()
+        self._loading = asyncio.Lock()
+        self._signs = Signs()
+        self._unproven: set[str] = set()  # names of adapters without a proof, which were told of
+
+    def serves(self, version: Version) -> bool:
+        """Tell whether its weights are ours; those of W&B's trainer are at W&B."""
+        return version.inference_name is None
+
+    def check(self, question: Question) -> None:
+        """Refuse what vLLM must not get; whatever else it cannot do, it says itself."""
+        check(question)
+
+    async def look(self) -> bool:
+        """Look whether the server lives and what it has."""
+        before = list(self._served.items())
+        try:
+            base, cards = await adapters.cards(self._upstream)
+            if self._signs.doubtful():
+                metrics = await self._upstream.get("/metrics", LOOK_SECONDS)
+                if not self._signs.counted(metrics):
+                    log.warning("%s: no tokens come out", self.name)
+                    return False
+        except (ApiError, ValueError) as error:
+            log.debug("%s: %s", self.name, error)
+            return False
+        if self._base is not None and (base.id, base.root) != (self._base.id, self._base.root):
+            self._proven_bases.clear()
+        self._base, self._cards = base, cards
+        for version, name in before:  # what was loaded meanwhile is not in `cards`
+            if name != base.id and name not in cards:
+                self._forget(version)
+        await self._drop_what_has_no_files()
+        return True
+
+    def loaded(self) -> Collection[Version]:
+        """Return the versions that were loaded and proven, and that vLLM still has."""
+        return self._served.keys()
+
+    async def load(self, version: Version) -> None:
+        """Load a version, unless it is, and prove it.
+
+        Raises:
+            CannotServe: Its files, this server's base model or its flags do not fit; or it answers
+                as another.
+            BackendAway: The server does not answer.
+        """
+        async with self._loading:
+            if version in self._served:
+                return
+            if self._base is None and not await self.look():
+                raise BackendAway(f"{self.name} does not answer")
+            assert self._base is not None
+            if version.checkpoint is None:
+                self._require_base(version, self._base)
+                self._served[version] = self._base.id
+                return
+            await self._load_adapter(version, self._base)
+
+    async def _load_adapter(self, version: Version, base: Card) -> None:
+        if len(self._adapters) >= self._most_adapters:
+            raise CannotServe(
+                f"{self.name} has {len(self._adapters)} adapters already (SERVE_ADAPTERS)"
+            )
+        adapter = await asyncio.to_thread(open_adapter, version)
+        card = self._cards.get(adapter.name)
+        if card is not None and card.root != str(adapter.folder):
+            await self._unload(adapter.name)  # loaded from a copy that may be gone
+        await adapters.load(self._upstream, adapter)
+        try:
+            await self._prove(version, adapter, base)
+        except CannotServe:
+            await self._unload(adapter.name)
+            raise
+        self._served[version], self._adapters[version] = adapter.name, adapter
+
+    async def _prove(self, version: Version, adapter: Adapter, base: Card) -> None:
+        if adapter.proof is None:
+            self._require_base(version, base)
+            if adapter.name not in self._unproven:
+                self._unproven.add(adapter.name)
+                log.warning(
+                    "%s: %s has no proof, since an older release trained it: it is taken as it is",
+                    self.name, version.name,
+                )  # fmt: skip
+            return
+        reason = await adapters.doubt_of(self._upstream, base.id, adapter.name, adapter.proof)
+        if reason is not None:
+            raise CannotServe(f"{self.name} does not answer as {version.name}: {reason}")
+        self._proven_bases.add(version.base_model)
+
+    def _require_base(self, version: Version, base: Card) -> None:
+        """Refuse a version of another base model, by its name where no proof has told.
+
+        Raises:
+            CannotServe: It is of another.
+        """
+        known = version.base_model in self._proven_bases
+        if not known and not adapters.same_model(base.root, version.base_model):
+            raise CannotServe(
+                f"{self.name} has the model {base.root}, but {version.lineage} is trained on "
+                f"{version.base_model}: start vLLM with --model {version.base_model}"
+            )
+
+    async def unload(self, version: Version) -> None:
+        """Take a version out of the server."""
+        name = self._forget(version)
+        if name is not None and version.checkpoint is not None:
+            await self._unload(name)
+
+    async def answer(self, version: Version, question: Question) -> dict[str, Any]:
+        """Return the whole answer; see `Backend`."""
+        body = body_of(question, self._name_of(version))
+        with self._signs.asking():
+            try:
+                answer = await self._upstream.post(PATHS[question.kind], body)
+            except ApiError as error:
+                raise self._told(error) from error
+            self._signs.came()
+        if not isinstance(answer, dict) or "choices" not in answer:
+            raise BackendAway(f"{self.name} answers in another form than OpenAI's")
+        return answer
+
+    async def stream(
+        self, version: Version, question: Question
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the answer's chunks; closing it closes the connection, and vLLM ends the work."""
+        body = body_of(question, self._name_of(version))
+        with self._signs.asking():
+            try:
+                async with aclosing(self._upstream.stream(PATHS[question.kind], body)) as chunks:
+                    async for chunk in chunks:
+                        self._signs.came()
+                        yield chunk
+            except ApiError as error:
+                raise self._told(error) from error
+
+    async def close(self) -> None:
+        """Close the connections; what is loaded stays, for the next endpoint."""
+        await self._upstream.close()
+
+    def _name_of(self, version: Version) -> str:
+        name = self._served.get(version)
+        if name is None:
+            raise BackendAway(f"{self.name} does not have {version.name}")
+        return name
+
+    def _told(self, error: ApiError) -> ApiError:
+        """Hide from clients what is between the endpoint and vLLM."""
+        if error.status == 404:  # it was started again, and the next look will see that
+            return BackendAway(f"{self.name} has lost the version")
+        return error
+
+    def _forget(self, version: Version) -> str | None:
+        self._adapters.pop(version, None)
+        return self._served.pop(version, None)
+
+    async def _drop_what_has_no_files(self) -> None:
+        """Take adapters away whose files are gone.
+
+        vLLM reads an adapter again that it had to make room for, and where the files are gone its
+        engine ends, with all requests in it.
+        """
+        held = list(self._adapters.items())
+        gone = await asyncio.to_thread(lambda: [one for one in held if not one[1].keep()])
+        for version, adapter in gone:
+            log.warning("%s: the files of %s are gone", self.name, version.name)
+            self._forget(version)
+            await self._unload(adapter.name)
+
+    async def _unload(self, name: str) -> None:
+        try:
+            await adapters.unload(self._upstream, name)
+        except ApiError as error:
+            log.info("%s: %s is not unloaded: %s", self.name, name, one_line(str(error)))
