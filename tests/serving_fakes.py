@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -18,6 +20,7 @@ from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.api_keys import ApiKey
 from babylon_tasks.records.captured import CapturedCall
 from babylon_tasks.store.database import Database
+from babylon_tasks.work.signals import stop
 from workers.serve.backend import ApiError, Backend, Question, Version
 from workers.serve.health import Health
 from workers.serve.http.app import Endpoint
@@ -26,7 +29,7 @@ from workers.serve.http.completions import Completions
 from workers.serve.http.keys import Keys
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
-from workers.serve.http.server import BoundedConnection, DrainingServer
+from workers.serve.http.server import BoundedConnection, DrainingServer, listen
 
 AGENT = Version("agent", 12, "v1.0.12", "tiny")
 PROMPT_TOKENS = [5, 6, 7]
@@ -275,3 +278,17 @@ def serving(endpoint: Endpoint, listener: socket.socket) -> Iterator[DrainingSer
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+def main() -> None:
+    """Serve as a program: an answer says a word, and the others when standard input ends."""
+    signal.signal(signal.SIGTERM, stop)
+    router = FakeRouter()
+
+    async def wait_in_between(question: Question) -> AsyncIterator[dict[str, Any]]:
+        async for chunk in router.say(question):
+            yield chunk
+            await asyncio.to_thread(sys.stdin.read)
+
+    router.script = wait_in_between
+    listen(make_edge(router).endpoint, "127.0.0.1", 0, drain_seconds=20)

@@ -81,12 +81,12 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 raise ClientGone
             chunk = message.get("body", b"")
+            more = message.get("more_body", False)
+            self._body_read = not more
             size += len(chunk)
             if size > self._limits.body_bytes:
                 raise self._too_large()
             chunks.append(chunk)
-            more = message.get("more_body", False)
-        self._body_read = True
         return b"".join(chunks)
 
     async def _skip_body(self) -> None:
@@ -115,7 +115,8 @@ class Exchange:
         """Answer with an error, or end a stream that has begun with it."""
         body = error_object(error)
         if self.status is None:
-            await self._skip_body()
+            if error.status != 408:  # it does not come
+                await self._skip_body()
             await self.json(body, error.status, error.headers)
         else:
             await self._write(b"data: " + _encode(body) + b"\n\n", more=False)
