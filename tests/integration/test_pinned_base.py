@@ -17,10 +17,18 @@ pytest.importorskip("torch")
 pytest.importorskip("starlette")
 
 PROGRAM = """
-import sys
-from workers.serve.engine import ChatRequest, Engine, Message, ServedModel
-request = ChatRequest(model="m", messages=[Message("user", "YES or NO?")], max_tokens=4)
-print(Engine().complete(ServedModel("org/tiny", 0, None, sys.argv[1]), request).text)
+import asyncio, sys
+from workers.serve.backend import Question, Version
+from workers.serve.embedded.backend import EmbeddedBackend
+
+async def ask():
+    backend, version = EmbeddedBackend(), Version("m", 0, None, "org/tiny", sys.argv[1])
+    await backend.load(version)
+    body = {"messages": [{"role": "user", "content": "YES or NO?"}], "max_tokens": 4}
+    print(await backend.answer(version, Question("chat", body, stream=False, captured=False)))
+    await backend.close()
+
+asyncio.run(ask())
 """
 
 

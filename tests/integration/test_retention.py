@@ -330,45 +330,6 @@ def test_random_histories(
         assert {row["step"] for row in wanted} - {0} <= set(on_disk(context))
 
 
-def test_a_model_server_names_what_is_gone(make_context: Any, trainer: Trainer) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("peft")
-    pytest.importorskip("starlette")
-    from starlette.testclient import TestClient
-
-    from workers.serve.app import make_app
-    from workers.serve.versions import ServedModels
-
-    context = make_context(keep_checkpoints=1)
-    commit_steps(context, trainer, 3, publish=False)
-    served = ServedModels(context.settings)
-    client = TestClient(make_app(served.resolve, served.names), raise_server_exceptions=False)
-
-    def ask(name: str) -> tuple[int, str]:
-        messages = [{"role": "user", "content": "Buy or wait?"}]
-        answer = client.post("/v1/chat/completions", json={"model": name, "messages": messages})
-        return answer.status_code, answer.json()["error"]["message"]
-
-    with_files = served.resolve("babylon-agent@1")
-    assert with_files
-    assert with_files.adapter
-    pipeline.publish(context)
-    commit_steps(context, trainer, 1)
-    status, said = ask("babylon-agent@1")
-    assert status == 404
-    assert "the files of step 1 (v1.0.0) were removed on 20" in said
-    assert ask("babylon-agent@9")[0] == 404
-    published = served.resolve("babylon-agent")
-    assert published
-    assert published.step == 4
-    # Files that went by another hand: the row names them, so it is no 404.
-    checkpoint_files.remove(
-        one(context, "SELECT checkpoint FROM rl.steps WHERE step = 3")["checkpoint"]
-    )
-    status, said = ask("babylon-agent@3")
-    assert (status, said[:26]) == (503, "cannot read the checkpoint")
-
-
 def test_a_window_of_a_removed_step_is_still_trained(make_context: Any, trainer: Trainer) -> None:
     context = make_context(keep_checkpoints=1)
     commit_steps(context, trainer, 4)

@@ -263,20 +263,6 @@ def test_what_was_done_badly_is_sent_with_its_tokens_beside_the_rest_of_its_run(
     assert reward == pytest.approx(sum(scores.values()) / 4)
 
 
-def test_the_model_server_says_who_serves_what_w_and_b_trained(
-    on_wandb: Callable[..., Context], server: WandbServer
-) -> None:
-    pytest.importorskip("peft")
-    from workers.serve.versions import ServedModels
-
-    context = on_wandb()
-    scored_windows(context, 2, recorded=True)
-    assert pipeline.train(context, InProcess())
-    pipeline.publish(context)
-    with pytest.raises(UserError, match=f"ask {server.url}/chat/completions for {NAME}:step1"):
-        ServedModels(context.settings).resolve("babylon-agent")
-
-
 def test_a_lineage_does_not_change_its_kind_of_trainer(
     on_wandb: Callable[..., Context], make_context: Callable[..., Context], server: WandbServer
 ) -> None:

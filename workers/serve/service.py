@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.logs import configure_logging
@@ -104,6 +105,8 @@ def make_backends(settings: Settings) -> list[Backend]:
     Raises:
         UserError: The packages of our own engine are missing.
     """
+    if urls := settings.vllm_servers():
+        return [_vllm(settings, url) for url in urls]
     backends: list[Backend] = []
     missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
     if missing:
@@ -114,6 +117,15 @@ def make_backends(settings: Settings) -> list[Backend]:
 
     backends.append(EmbeddedBackend())
     return backends
+
+
+def _vllm(settings: Settings, url: str) -> Backend:
+    from workers.serve.upstream import Upstream
+    from workers.serve.vllm.replica import Replica
+
+    host = urlsplit(url).netloc.rpartition("@")[2]  # without a password
+    upstream = Upstream(url, settings.vllm_api_key, host, settings.serve_seconds)
+    return Replica(upstream, settings.serve_adapters)
 
 
 def _counted(capture: Capture) -> Mapping[str, int]:

@@ -106,6 +106,24 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """Listen on an address.
+
+    Raises:
+        UserError: The port is taken, or is none; or this machine has no such address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is said: chunks came 40 ms late.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except (OSError, OverflowError, UnicodeError) as error:  # taken; no port; no name of a host
+        raise UserError(f"cannot listen on {host}:{port} ({error}): choose another port") from error
+    return listener
+
+
 def listen(endpoint: Endpoint, host: str, port: int, drain_seconds: float) -> None:
     """Print the address, then serve until SIGINT or SIGTERM; port 0 takes a free port.
 
@@ -115,13 +133,7 @@ def listen(endpoint: Endpoint, host: str, port: int, drain_seconds: float) -> No
     Raises:
         UserError: The port is taken, or is none; or this machine has no such address.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)
-    except (OSError, OverflowError, UnicodeError) as error:  # taken; no port; no name of a host
-        raise UserError(f"cannot listen on {host}:{port} ({error}): choose another port") from error
+    listener = bind(host, port)
     print(f"listening on http://{host}:{listener.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
         endpoint,

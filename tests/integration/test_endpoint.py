@@ -1,0 +1,190 @@
+"""The endpoint as a process: real Postgres, a real model, versions trained here, real clients."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("uvicorn")
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("WANDB_MODE", "disabled")
+pytest.importorskip("art")
+pytest.importorskip("openai")
+
+import openai
+
+from babylon_tasks.local.ask import serving
+from babylon_tasks.serving import promote
+from babylon_tasks.work.context import Context
+from tests.outage import Outage
+from tests.rows import commit_steps, one, query
+from tests.unit.tiny import make_tiny_model
+from workers.trainer.torch.trainer import TorchTrainer
+
+FOLLOW_SECONDS = 5.0  # within these a promotion is answered
+MESSAGES = [
+    {"role": "system", "content": "You are a trading agent."},
+    {"role": "user", "content": "Balance: $100. Say YES or NO."},
+]
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def trained(make_context: Callable[..., Context], base_model: str) -> Context:
+    """A lineage with three real steps, of which the newest is promoted."""
+    context = make_context(
+        trainer="torch", base_model=base_model, learning_rate=0.02, max_policy_change=None
+    )
+    commit_steps(context, TorchTrainer("cpu-0"), 3)
+    return context
+
+
+@contextmanager
+def endpoint(context: Context, **env: str) -> Iterator[str]:
+    """Run the endpoint on a lineage until the block ends; yield its base URL once it is ready."""
+    settings = context.settings
+    mine = {
+        "DATABASE_URL": settings.postgres(),
+        "BASE_MODEL": settings.base_model,
+        "CHECKPOINT_STORE": settings.checkpoint_store,
+        "TRAIN_RL_LOCAL": "true",
+    }
+    with serving(mine | env) as url:
+        within(30, lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        yield url
+
+
+def within(seconds: float, holds: Callable[[], Any]) -> None:
+    """Wait until something holds; it must within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def client_of(url: str) -> Any:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def ask(url: str, model: str = "babylon-agent", **more: Any) -> Any:
+    of = {"messages": MESSAGES, "max_tokens": 12, "temperature": 0, **more}
+    return client_of(url).chat.completions.create(model=model, **of)
+
+
+class Pestering(threading.Thread):
+    """A client that never pauses: which versions answered, and what went wrong."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url, self.over = url, threading.Event()
+        self.models: list[str] = []
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        streamed = False
+        while not self.over.is_set():
+            streamed = not streamed
+            try:
+                answer = ask(self._url, stream=streamed, max_tokens=4)
+                models = {chunk.model for chunk in answer} if streamed else {answer.model}
+                (model,) = models
+                self.models.append(model)
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong, the test shows it
+                self.errors.append(repr(error))
+
+
+def test_every_version_answers_as_itself_and_is_remembered(trained: Context) -> None:
+    with endpoint(trained) as url:
+        names = [each.id for each in client_of(url).models.list()]
+        assert names[:3] == ["babylon-agent", "babylon-agent@3", "babylon-agent-v1.0.2"]
+        texts = {}
+        for name in names:
+            raw = client_of(url).chat.completions.with_raw_response.create(
+                model=name, messages=MESSAGES, max_tokens=12, temperature=0
+            )
+            answer = raw.parse()
+            version = raw.headers["x-babylon-version"]
+            assert (name in (answer.model, version)) == (name != "babylon-agent")
+            text = answer.choices[0].message.content
+            assert texts.setdefault(answer.model, text) == text
+        assert len(texts) == 4  # three steps and the base model
+        assert len(set(texts.values())) > 1
+
+        parts = list(ask(url, stream=True))
+        assert {part.model for part in parts} == {"babylon-agent@3"}
+        said = "".join(part.choices[0].delta.content or "" for part in parts)
+        assert said == texts["babylon-agent@3"]
+
+        remembered(trained, url)
+        commit_steps(trained, TorchTrainer("cpu-0"), 1)
+        within(10, lambda: ask(url).model == "babylon-agent@4")
+
+
+def test_promotions_are_followed_and_nobody_notices(trained: Context) -> None:
+    """By hand, by the app, and with Postgres away in between."""
+    with endpoint(trained) as url:
+        pestering = Pestering(url)
+        pestering.start()
+        try:
+            promote.roll_back(trained, "1", "it lost money")
+            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@1")
+            promote.promote(trained, "2", "it did not")
+            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@2")
+            query(  # as the app's page does it
+                trained,
+                """UPDATE trained_models SET status = 'deployed', "agentsUsing" = 5,
+                          "deployedAt" = now() WHERE version = 'v1.0.2' RETURNING 1""",
+            )
+            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@3")
+
+            outage = Outage(trained, None)
+            outage.begin()
+            within(10, lambda: problems(url))
+            assert problems(url) == ["Postgres"]
+            assert httpx.get(f"{url}/health/ready").status_code == 200
+            assert ask(url).model == "babylon-agent@3"
+            outage.end()
+            promote.roll_back(trained, None, "and again")
+            within(FOLLOW_SECONDS + 5, lambda: ask(url).model == "babylon-agent@2")
+        finally:
+            pestering.over.set()
+            pestering.join()
+    assert pestering.errors == []
+    seen = [model for model, _ in itertools.groupby(pestering.models)]
+    assert seen == [f"babylon-agent@{step}" for step in (3, 1, 2, 3, 2)]
+
+
+def problems(url: str) -> list[str]:
+    """What the endpoint says is stale or away."""
+    told = httpx.get(f"{url}/health/ready").json()["health"]["problems"]
+    return sorted(each["what"] for each in told)
+
+
+def remembered(trained: Context, url: str) -> None:
+    """An answer's tokens, its version and its agent are rows, and the app's counter moves."""
+    answer = ask(url, user="agent-7", logprobs=True)
+    told = [each.logprob for each in answer.choices[0].logprobs.content]
+    of_agent = "FROM rl.calls WHERE agent = 'agent-7'"
+    within(10, lambda: query(trained, f"SELECT 1 AS x {of_agent}"))
+    call = one(trained, f"SELECT * {of_agent}")
+    assert (call["model_name"], call["step"], call["backend"]) == ("babylon-agent", 3, "embedded")
+    assert len(call["token_ids"]) == len(call["logprobs"]) == answer.usage.completion_tokens
+    assert call["logprobs"][: len(told)] == pytest.approx(told, abs=1e-5)
+    assigned = "SELECT step, answers FROM rl.assignments WHERE agent = 'agent-7'"
+    within(10, lambda: query(trained, assigned) == [{"step": 3, "answers": 1}])
+    counted = """SELECT 1 AS x FROM trained_models
+                  WHERE version = 'v1.0.2' AND "totalInferences" > 0"""
+    within(15, lambda: query(trained, counted))
