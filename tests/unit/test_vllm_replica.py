@@ -349,10 +349,12 @@ def test_a_server_that_ends_in_the_middle_is_told_apart_from_one_that_did_not_be
     async def do(replica: Replica) -> None:
         await replica.load(BASE)
         vllm.state.die_after = 2
-        with pytest.raises(ApiError, match=r"gpu1:8001 ") as failed:
-            async for chunk in replica.stream(BASE, chat(True)):
-                got.append(chunk)
-        assert (failed.value.status, len(got)) == (502, 3)
+        async with aclosing(replica.stream(BASE, chat(True))) as chunks:
+            for _ in range(3):
+                await anext(chunks)
+            with pytest.raises(ApiError, match=r"gpu1:8001 ") as failed:
+                await anext(chunks)
+        assert failed.value.status == 502
         vllm.die()
         with pytest.raises(BackendAway):
             await collect(replica, BASE, chat(True))
