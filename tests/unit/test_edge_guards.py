@@ -62,7 +62,7 @@ def request(body: dict[str, Any], *headers: str) -> bytes:
     sent = json.dumps(body).encode()
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
-        "host: here",
+        "host: 127.0.0.1",
         "content-type: application/json",
         f"content-length: {len(sent)}",
         *headers,
@@ -155,7 +155,7 @@ def test_connections_that_ask_nothing_are_closed(monkeypatch: pytest.MonkeyPatch
     with running_edge() as edge:
         for sent in (b"", b"POST /v1/chat/comp", request(BODY)[:40]):
             assert read_all(send(edge, sent)) == b""
-        line = send(edge, b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n")
+        line = send(edge, b"GET /healthz HTTP/1.1\r\nhost: localhost:8000\r\n\r\n")
         received = b""
         while not received.endswith(b"}"):
             received += line.recv(10_000)
@@ -275,6 +275,18 @@ def test_other_machines_need_a_key() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("page.example:8000", 403),
+     ("127.0.0.1.page.example", 403), ("", 403)],
+)  # fmt: skip
+def test_without_keys_only_this_machines_names_are_answered(host: str, status: int) -> None:
+    """So no page of the web can ask, whose name was made to point to this machine."""
+    with running_edge() as edge:
+        answer = httpx.get(f"{edge.url}/v1/models", headers={"host": host})
+        assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
     ("host", "loopback"),
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("", False)],
 )
@@ -287,8 +299,9 @@ def test_series_of_old_versions_go() -> None:
     for step in range(3 * VERSIONS_KEPT):
         metrics.answered(replace(AGENT, step=step), "gpu1:8001", 200, Gathered(), streamed=True)
         metrics.answered(replace(AGENT, step=step), "gpu1:8001", 400, Gathered(), streamed=True)
+        metrics.answered(replace(AGENT, step=step), "gpu2:8001", 400, Gathered(), streamed=True)
     text = metrics.text().decode()
-    assert text.count("babylon_serve_requests_total{") == 2 * VERSIONS_KEPT
+    assert text.count("babylon_serve_requests_total{") == 3 * VERSIONS_KEPT
     assert text.count("babylon_serve_answer_seconds_sum{") == VERSIONS_KEPT
     assert f'version="{3 * VERSIONS_KEPT - 1}"' in text
 

@@ -84,7 +84,7 @@ class Endpoint:
         if path in _OPEN:
             await self._say_health(exchange)
             return
-        asker = self._keys.identify(exchange.header(b"authorization"))
+        asker = self._keys.identify(exchange.header(b"authorization"), exchange.header(b"host"))
         if path == "/metrics":
             await exchange.whole(self._metrics.text(), CONTENT_TYPE)
         elif kind is None:

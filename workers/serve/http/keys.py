@@ -49,11 +49,14 @@ class Keys:
             self._settings_key = hash_of(settings_key.get_secret_value().encode())
             self._budgets[SETTINGS_KEY] = Budget(ApiKey(SETTINGS_KEY, self._settings_key))
 
-    def identify(self, authorization: bytes | None) -> tuple[str | None, Budget | None]:
+    def identify(
+        self, authorization: bytes | None, host: bytes | None = None
+    ) -> tuple[str | None, Budget | None]:
         """Return the name and the budget of the key in this header; None where none is needed.
 
         Raises:
-            ApiError: The key is missing or wrong (401), or the keys are not known yet (503).
+            ApiError: The key is missing or wrong (401), the keys are not known yet (503), or the
+                request has no key and came here by another machine's name (403).
         """
         scheme, _, given = (authorization or b"").strip().partition(b" ")
         if given and scheme.lower() == b"bearer":
@@ -67,6 +70,9 @@ class Keys:
                 headers={"retry-after": "3"},
             )
         if self._loopback and not self._exist and self._settings_key is None:
+            if host is not None and not is_loopback(_without_port(host)):
+                # A page of the web can have its own name point to this machine.
+                raise ApiError(403, "without a key, ask by http://127.0.0.1 or http://localhost")
             return None, None
         raise ApiError(
             401,
@@ -161,6 +167,13 @@ class Keys:
         if now >= self._say_at:
             self._say_at = now + _SAY_SECONDS
             log.warning("keys are as they were: %s", first_line(error))
+
+
+def _without_port(host: bytes) -> str:
+    name = host.decode("latin-1")
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
 
 
 def is_loopback(host: str) -> bool:

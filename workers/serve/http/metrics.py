@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -100,11 +101,11 @@ class Metrics:
         while len(self._series) > VERSIONS_KEPT:
             _, old = self._series.popitem(last=False)
             for labels in old:
-                self._answers.remove(*labels)
+                _remove(self._answers, labels)
             of_version = (self._first_token, self._latency, self._generated, self._prompted)
             for labels in {each[:3] for each in old}:
                 for metric in of_version:
-                    metric.remove(*labels)
+                    _remove(metric, labels)
 
     def watch(
         self, health: Callable[[], Health], counters: Callable[[], Mapping[str, int]]
@@ -115,6 +116,11 @@ class Metrics:
     def text(self) -> bytes:
         """Return the page."""
         return generate_latest(self._registry)
+
+
+def _remove(metric: Counter | Histogram, labels: tuple[str, ...]) -> None:
+    with suppress(KeyError):  # of errors, not all series are made
+        metric.remove(*labels)
 
 
 class _State(Collector):
