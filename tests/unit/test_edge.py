@@ -315,6 +315,8 @@ def resting() -> Iterator[Edge]:
         b'{"model": "agent", "user": "\xff"}',
         b'{"model": "agent", "user": "\\ud800"}',
         b'{"model": "agent", "messages": ' + b"[" * 100_000,
+        b'{"model": "agent", "prompt": ' + b"[" * 100_000,
+        b'{"model": "agent", "structured_outputs": {"json": ' + b'{"a":' * 100_000,
         b'{"model":"agent","messages":[{"role":"user","content":"x"}],"response_format":'
         b'{"type":"json_schema","json_schema":' + b'{"a":' * 200 + b"1" + b"}" * 202,
         b'{"model":"agent","messages":[{"role":"user","content":"x"}],"response_format":'

@@ -77,8 +77,8 @@ def bodies(draw: st.DrawFn) -> bytes:
     if kind == 0:
         return draw(st.binary(max_size=60))
     if kind == 1:
-        nested = draw(st.sampled_from([b"[", b'{"a":', b'{"messages":[']))
-        return nested * draw(st.integers(1, 3000))
+        nested = draw(st.sampled_from([b"[", b'{"a":', b'{"structured_outputs":{"json":']))
+        return nested + b'{"a":' * draw(st.integers(1, 3000))
     body: Any = {"model": "agent", "messages": HELLO}
     body |= {name: VALID[name] for name in draw(kept)}
     if kind < 8:
