@@ -233,7 +233,7 @@ def make_edge(
     router, keys, limits = router or FakeRouter(), keys or KeysInMemory([]), limits or Limits()
     metrics = Metrics()
     answers: list[CapturedCall] = []
-    metrics.watch(router.health, lambda: {"written": len(answers)})
+    metrics.watch(router.health, lambda: {"captured": len(answers)}, lambda: 0)
     keys.require_one("127.0.0.1")
     completions = Completions(router, metrics, limits, answers.append, captures=True)
     endpoint = Endpoint(router, completions, keys, metrics, limits, (keys.kept_fresh(),))

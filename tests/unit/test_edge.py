@@ -398,7 +398,7 @@ def test_metrics_count_answers_and_errors(edge: Edge) -> None:
     assert f"babylon_serve_prompt_tokens_total{{{labels}}} 6.0" in text
     assert 'babylon_serve_errors_total{reason="400"} 1.0' in text
     assert 'babylon_serve_promoted_step{lineage="agent"} 12.0' in text
-    assert 'babylon_serve_captured_total{result="written"} 2.0' in text
+    assert 'babylon_serve_captured_total{result="captured"} 2.0' in text
     assert "babylon_serve_in_flight 0.0" in text
 
 

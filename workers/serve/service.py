@@ -74,7 +74,7 @@ def make_endpoint(settings: Settings, keys: Keys) -> Endpoint:
     router = Router(follower, loader, settings.serve_seconds)
     capture = Capture(settings)
     metrics = Metrics()
-    metrics.watch(router.health, lambda: _counted(capture))
+    metrics.watch(router.health, lambda: _captured(capture), lambda: capture.queued)
     limits = Limits(requests=settings.serve_requests, answer_seconds=settings.serve_seconds)
     completions = Completions(router, metrics, limits, capture.add, settings.capture_calls)
 
@@ -128,10 +128,9 @@ def _vllm(settings: Settings, url: str) -> Backend:
     return Replica(upstream, settings.serve_adapters)
 
 
-def _counted(capture: Capture) -> Mapping[str, int]:
+def _captured(capture: Capture) -> Mapping[str, int]:
     counts = capture.counts
     return {
         "captured": counts.captured,
-        "queued": capture.queued,
         **{f"dropped_{reason}": count for reason, count in counts.dropped.items()},
     }

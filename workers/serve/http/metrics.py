@@ -108,10 +108,13 @@ class Metrics:
                     _remove(metric, labels)
 
     def watch(
-        self, health: Callable[[], Health], counters: Callable[[], Mapping[str, int]]
+        self,
+        health: Callable[[], Health],
+        captured: Callable[[], Mapping[str, int]],
+        queued: Callable[[], int],
     ) -> None:
-        """Show the endpoint's state, and the counters of capture by their names, at each scrape."""
-        self._registry.register(_State(health, counters))
+        """Show at each scrape the state, what became of answers to capture, and how many wait."""
+        self._registry.register(_State(health, captured, queued))
 
     def text(self) -> bytes:
         """Return the page."""
@@ -125,9 +128,12 @@ def _remove(metric: Counter | Histogram, labels: tuple[str, ...]) -> None:
 
 class _State(Collector):
     def __init__(
-        self, health: Callable[[], Health], counters: Callable[[], Mapping[str, int]]
+        self,
+        health: Callable[[], Health],
+        captured: Callable[[], Mapping[str, int]],
+        queued: Callable[[], int],
     ) -> None:
-        self._health, self._counters = health, counters
+        self._health, self._captured, self._queued = health, captured, queued
 
     def collect(self) -> Iterator[Metric]:
         health = self._health()
@@ -165,6 +171,9 @@ class _State(Collector):
             "Answers for rl.calls, by what became of them.",
             labels=["result"],
         )
-        for result, count in self._counters().items():
+        for result, count in self._captured().items():
             captured.add_metric([result], count)
         yield captured
+        yield GaugeMetricFamily(
+            "babylon_serve_capture_queued", "Answers that wait to be written.", self._queued()
+        )
