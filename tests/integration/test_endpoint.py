@@ -28,6 +28,7 @@ from babylon_tasks.work.context import Context
 from tests.outage import Outage
 from tests.rows import commit_steps, one, query
 from tests.unit.tiny import make_tiny_model
+from tests.vllm_server import serving as vllm
 from workers.trainer.torch.trainer import TorchTrainer
 
 FOLLOW_SECONDS = 5.0  # within these a promotion is answered
@@ -188,3 +189,38 @@ def remembered(trained: Context, url: str) -> None:
     counted = """SELECT 1 AS x FROM trained_models
                   WHERE version = 'v1.0.2' AND "totalInferences" > 0"""
     within(15, lambda: query(trained, counted))
+
+
+def test_two_vllm_servers_of_which_one_dies_and_comes_back(trained: Context) -> None:
+    """Servers of vLLM's protocol: tests/vllm has the real one."""
+    root = trained.settings.base_model
+    with vllm(root=root) as one_server, vllm(root=root) as other:
+        servers = (one_server, other)
+        urls = ",".join(server.url for server in servers)
+        with endpoint(trained, VLLM_URLS=urls) as url:
+            within(10, lambda: all(len(server.state.loaded) == 1 for server in servers))
+            pestering = Pestering(url)
+            pestering.start()
+            try:
+                one_server.die()
+                within(10, lambda: problems(url))
+                promote.roll_back(trained, "1", "with one server alone")
+                within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@1")
+                one_server.start()
+                within(10, lambda: not problems(url) and one_server.state.loaded)
+                promote.promote(trained, "2", "with both")
+                within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@2")
+                one_server.state.answers_as_base = True  # so the proof of another one fails
+                promote.promote(trained, "3", "with the other alone")
+                within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@3")
+                within(5, lambda: problems(url))
+            finally:
+                pestering.over.set()
+                pestering.join()
+            (problem,) = problems(url)
+            assert problem.startswith("babylon-agent@3 on ")
+            names = {name for server in servers for name in server.state.loaded}
+            assert all(name.count("/") == 1 for name in names), names
+    assert pestering.errors == []
+    seen = [model for model, _ in itertools.groupby(pestering.models)]
+    assert seen == [f"babylon-agent@{step}" for step in (3, 1, 2, 3)]
