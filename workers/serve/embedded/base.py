@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from workers.serve.embedded.attention import ATTENTION
 from workers.serve.embedded.cache import Part, merged, new_cache
 from workers.serve.embedded.lora import Adapter, Overlay
 from workers.trainer.torch.base_model import load_base
@@ -37,7 +38,11 @@ class Base:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self.padding = min(self.chat.stops, default=0)
         with torch.inference_mode():
+            if self.chat.facts.attention == "sdpa":
+                network.set_attn_implementation(ATTENTION)
             self.layers, bytes_a_token = self._probe()
+            if self.layers is None:
+                network.set_attn_implementation(self.chat.facts.attention)
         free = CPU_CACHE_BYTES
         if device.type == "cuda":
             free = int(torch.cuda.mem_get_info(device)[0] * GPU_CACHE_SHARE)

@@ -27,7 +27,7 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 class Adapter(NamedTuple):
-    """One version's weights by module: A transposed [in, r], and B transposed and scaled [r, out].
+    """One version's weights by module: A [r, in], and B transposed and scaled [r, out].
 
     Adapters are told apart by being other objects, so none is ever taken for another.
     """
@@ -63,11 +63,12 @@ class Overlay:
         out: torch.Tensor = base(inputs)
         for begin, end, adapter in self._spans:
             if weights := adapter.layers.get(name):
-                down, up = weights
-                rows = inputs[begin:end].flatten(0, -2).to(down.dtype)
-                added = out[begin:end]
-                # What is generated is never differentiated, so the base's output may be changed.
-                added += ((rows @ down) @ up).view(added.shape).to(out.dtype)
+                rows, changed = (
+                    (inputs, out)
+                    if end - begin == len(out)
+                    else (inputs[begin:end], out[begin:end])
+                )
+                _add(rows, changed, *weights)
         return out
 
     def read(self, folder: Path) -> Adapter:
@@ -97,7 +98,7 @@ class Overlay:
                 self._check(folder, name, config.r, down, up)
                 assert down is not None
                 assert up is not None
-                layers[name] = self._placed(down.t()), self._placed(up.t()) * scale
+                layers[name] = self._placed(down), self._placed(up.t()) * scale
         if not layers:
             raise CannotServe(f"the adapter {folder} changes no layer")
         return Adapter(layers)
@@ -124,3 +125,14 @@ class Overlay:
             )
         if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise CannotServe(f"the adapter {folder} has weights that are not finite: {name}")
+
+
+def _add(inputs: torch.Tensor, out: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+    """Add an adapter's part to the base's output, which nothing differentiates."""
+    rows = inputs.flatten(0, -2)
+    small = torch.nn.functional.linear(rows if rows.dtype == down.dtype else rows.float(), down)
+    wide = out.view(-1, out.shape[-1])
+    if out.dtype == up.dtype:
+        wide.addmm_(small, up)
+    else:  # a base model in bfloat16; the adapter stays in float32, as the trainer has it
+        wide += (small @ up).to(out.dtype)
