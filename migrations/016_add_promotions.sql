@@ -6,6 +6,7 @@
 --
 -- Locks: the app's statement holds its row before it waits for the head. So who holds the head waits
 -- for a row of the app at most half a second, which is less than it takes Postgres to see a deadlock.
+-- Two deployments by the app at once would wait for each other's row: they come one after the other.
 --
 -- Runs any number of times.
 
@@ -200,6 +201,15 @@ BEGIN
     RETURN NEW;
 END
 $$;
+CREATE OR REPLACE FUNCTION rl.one_deployment() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('rl.deployments'));
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER rl_deploy_0_in_turn BEFORE UPDATE OF "agentsUsing"
+    ON public."trained_models" FOR EACH STATEMENT EXECUTE FUNCTION rl.one_deployment();
 -- In the order of their names: what the first one did leaves nothing to do for the second.
 CREATE OR REPLACE TRIGGER rl_deploy_1_by_page BEFORE UPDATE OF "agentsUsing"
     ON public."trained_models" FOR EACH ROW

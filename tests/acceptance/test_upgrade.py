@@ -124,6 +124,18 @@ def test_old_and_new_workers_side_by_side(deployment: Deployment, old_release: P
         deployment.wait(lambda: trained(deployment))
     check(deployment)
 
+    # Whoever trains the next step, it does not serve before a person says so.
+    babylon(deployment, "models", "rollback", "--why", "an experiment")
+    served = position(deployment)["published_step"]
+    add_windows(deployment, 2)
+    deployment.wait(lambda: trained(deployment))
+    assert position(deployment)["published_step"] == served
+    babylon(deployment, "models", "resume", "--why", "it was none")
+    deployment.wait(lambda: position(deployment)["published_step"] == position(deployment)["step"])
+    statuses = 'SELECT status FROM trained_models ORDER BY "createdAt" DESC'
+    deployed, *others = [row["status"] for row in query(deployment.context, statuses)]
+    assert (deployed, set(others)) == ("deployed", {"ready"})
+
     babylon(deployment, "lineages", "fork", "babylon-agent@2", "bolder")
     add_windows(deployment, 1)
     deployment.wait(lambda: trained(deployment, "bolder"))
@@ -149,6 +161,12 @@ def babylon(deployment: Deployment, *command: str) -> None:
     """Run a command of the new release."""
     done = deployment.call("babylon", *command)
     assert done.returncode == 0, done.stderr
+
+
+def position(deployment: Deployment) -> dict[str, int]:
+    """Return the head of MODEL_NAME, and what serves."""
+    name = deployment.context.lineage.name
+    return one(deployment.context, "SELECT * FROM rl.heads WHERE model_name = %s", name)
 
 
 def add_windows(deployment: Deployment, count: int) -> None:

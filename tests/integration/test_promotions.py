@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.serving import promote
+from babylon_tasks.settings import Settings
 from babylon_tasks.store import promotions
 from babylon_tasks.training.reset import reset
 from babylon_tasks.work import lineage_changes
@@ -368,3 +371,48 @@ def test_workers_of_release_0_1_0_promote_until_a_person_rolls_back(
     assert (serves(context), statuses(context)) == ((5, False), "rrrrd")
     last = query(context, "SELECT * FROM rl.promotions ORDER BY id")[-1]
     assert last["why"] == "by release 0.1.0, or by SQL"
+
+
+def test_all_at_once(
+    make_context: Callable[..., Context], trainer: Trainer, settings: Settings
+) -> None:
+    """The app, people and a worker move the same lineage, many times; nobody meets a deadlock."""
+    context = make_context()
+    commit_steps(context, trainer, 6)
+    unexpected: list[Exception] = []
+
+    def many(change: Callable[[Context, random.Random], Any], seed: int) -> None:
+        mine, rng = make_context(), random.Random(seed)
+        for _ in range(15):
+            try:
+                change(mine, rng)
+            except UserError:
+                pass  # what cannot be is refused
+            except Exception as error:  # noqa: BLE001 - which ones come is asked here
+                if "the app changes a version" not in str(error):
+                    unexpected.append(error)
+
+    def deploy(_: Context, rng: random.Random) -> None:
+        with psycopg.connect(settings.postgres(), autocommit=True) as connection:
+            connection.execute(PAGE_DEPLOYS, [f"{OWN}-v1.0.{rng.randrange(6)}"])
+
+    changes = (
+        deploy,
+        deploy,
+        lambda mine, rng: promote.roll_back(mine, str(rng.randrange(7)), "?"),
+        lambda mine, rng: promote.promote(mine, str(rng.randrange(7)), "?"),
+        lambda mine, _: promote.resume(mine, "?"),
+        lambda mine, _: pipeline.publish(mine),
+    )
+    threads = [threading.Thread(target=many, args=(c, n)) for n, c in enumerate(changes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert unexpected == []
+    step, _ = serves(context)
+    found = statuses(context)
+    assert [n for n, letter in enumerate(found, 1) if letter == "d"] == ([step] if step else [])
+    assert set(found[step:]) <= {"a"}
+    moves = [(before, after) for _, before, after in done(context) if before != after]
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(moves))
