@@ -240,6 +240,7 @@ def test_the_app_serves_what_is_promoted_and_finds_its_pinned_version(
 ) -> None:
     commit_steps(context, trainer, 3)
     assert app(NEWEST) == app(DEPLOYED) == [{"version": "v1.0.2"}]
+    assert app(PINNED, "v1.0.2") == []  # then it takes the newest, which is the same
     assert app(PINNED, "v1.0.0") == [{"version": "v1.0.0"}]
     promote.roll_back(context, None, "?")
     assert app(NEWEST) == app(DEPLOYED) == [{"version": "v1.0.1"}]
