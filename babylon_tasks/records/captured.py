@@ -6,6 +6,7 @@ answered and why the answer ended. The two are joined by the hashes of prompt an
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,9 +65,11 @@ class CapturedCall:
             return "no_tokens"
         if len(self.token_ids) != len(self.logprobs):
             return "odd_logprobs"
-        if not all(LEAST_LOGPROB <= value <= 0 for value in self.logprobs):  # false for NaN too
+        if not math.isfinite(sum(self.logprobs)):  # NaN has no order, so this comes first
             return "odd_logprobs"
-        if not all(0 <= token_id <= _MOST_TOKEN_ID for token_id in self.token_ids):
+        if min(self.logprobs) < LEAST_LOGPROB or max(self.logprobs) > 0:
+            return "odd_logprobs"
+        if min(self.token_ids) < 0 or max(self.token_ids) > _MOST_TOKEN_ID:
             return "odd_logprobs"
         return None
 

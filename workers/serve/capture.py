@@ -81,12 +81,14 @@ class Capture:
     def add(self, call: CapturedCall) -> None:
         """Take an answer. It never waits, and never raises."""
         try:
-            call = replace(call, agent=stored_agent(call.agent))
+            agent = stored_agent(call.agent)
+            if agent != call.agent:
+                call = replace(call, agent=agent)
             why_not = call.why_not_kept() if self._keeps else None
             with self._lock:
                 self._inferences[call.lineage, call.step] += 1
-                if call.agent:
-                    self._assign(call, call.agent)
+                if agent:
+                    self._assign(call, agent)
                 if self._keeps:
                     why_not = why_not or self._enqueue(call)
                 if why_not:
