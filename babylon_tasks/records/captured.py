@@ -63,7 +63,7 @@ class CapturedCall:
             return "unreadable_prompt"
         if not self.token_ids:
             return "no_tokens"
-        if len(self.token_ids) != len(self.logprobs):
+        if len(self.token_ids) != len(self.logprobs) or None in self.logprobs:
             return "odd_logprobs"
         if not math.isfinite(sum(self.logprobs)):  # NaN has no order, so this comes first
             return "odd_logprobs"

@@ -30,7 +30,7 @@ from babylon_tasks.text import one_line
 log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 3.0  # for Postgres
-_FLUSH_SECONDS = 0.5
+_FLUSH_SECONDS = 0.2
 _WAIT_SECONDS = (1.0, 15.0)  # after a fault: at first, and at most
 _TELL_SECONDS = 5.0  # between two writes into the app's table
 _SAY_SECONDS = 60.0
