@@ -426,14 +426,17 @@ def serving(**options: Any) -> Iterator[Running]:
 
 
 def main() -> None:
-    """Run it as a process of its own, as a benchmark does."""
+    """Run it as a process of its own, as a benchmark does; vLLM's other flags are passed over."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--uds")
     parser.add_argument("--token-seconds", type=float, default=0.0)
-    parser.add_argument("--base", default="base")
-    given = parser.parse_args()
-    state = State(base=given.base, token_seconds=given.token_seconds, remember=False)
-    uvicorn.run(application(state), port=given.port, log_level="critical", lifespan="off")
+    parser.add_argument("--model", default="/models/base")
+    given, _ = parser.parse_known_args()
+    state = State(root=given.model, token_seconds=given.token_seconds, remember=False)
+    uvicorn.run(
+        application(state), port=given.port, uds=given.uds, log_level="critical", lifespan="off"
+    )
 
 
 if __name__ == "__main__":
