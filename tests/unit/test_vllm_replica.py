@@ -267,9 +267,9 @@ def test_a_dead_engine_does_not_live(vllm: Running, tmp_path: Path) -> None:
         await replica.load(BASE)
         vllm.state.engine_dead = True
         assert not await replica.look()
-        with pytest.raises(BackendAway, match="EngineCore"):
+        with pytest.raises(BackendAway, match=r"fails \(500\)"):
             await replica.answer(BASE, chat())
-        with pytest.raises(BackendAway, match="EngineCore"):
+        with pytest.raises(BackendAway, match=r"fails \(500\)"):
             await replica.load(make_version(tmp_path, 1))
 
     run(vllm, do)
@@ -376,7 +376,7 @@ def test_errors_are_told_to_whom_they_concern(vllm: Running, stream: bool) -> No
         assert (refused.value.status, refused.value.param) == (400, "temperature")
         for status in (500, 503, 302):
             vllm.state.refuse = status
-            with pytest.raises(BackendAway, match=f"gpu1:8001 says {status}"):
+            with pytest.raises(BackendAway, match=f"gpu1:8001 fails .{status}"):
                 await ask(replica)
         vllm.state.refuse, vllm.state.hang = None, True
         with pytest.raises(BackendAway, match="does not answer in time"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ _MOST_ERROR_BYTES = 65_536
 
 # What the client did; everything else is about the server, or about our key.
 _OF_THE_CLIENT = (400, 404, 409, 413, 415, 422, 429)
+
+
+log = logging.getLogger(__name__)
 
 
 class Failed(BackendAway):
@@ -165,7 +169,9 @@ class Upstream:
         error = _error_of(content)
         message = one_line(str(error.get("message") or "it says nothing more"), 2000)
         if status not in _OF_THE_CLIENT:
-            told = f"{self.name} says {status}: {one_line(message, 300)}"
+            # Clients are not told what it says: it may speak of other requests.
+            log.warning("%s says %d: %s", self.name, status, one_line(message, 300))
+            told = f"{self.name} fails ({status})"
             if status in (401, 403):
                 told = f"{self.name} refuses our key ({status})"
             return Failed(told, status, message)

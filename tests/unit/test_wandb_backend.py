@@ -1,0 +1,124 @@
+"""W&B's inference as a backend, on a server of the protocol; W&B itself was not asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests import openai_server
+from tests.openai_server import Stub, completion
+from tests.vllm_server import serving
+from workers.serve import wandb as wandb_module
+from workers.serve.backend import ApiError, BackendAway, Question, Version
+from workers.serve.upstream import Upstream
+from workers.serve.wandb import Wandb
+
+NAME = "wandb-artifact:///us/agents/babylon-agent:step3"
+VERSION = Version("agent", 3, "v1.0.3", "Qwen/Qwen3", inference_name=NAME)
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+KEY = "a-key-that-nobody-may-see"
+
+
+def run(url: str, do: Callable[[Wandb], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        wandb = Wandb(Upstream(url, SecretStr(KEY), "W&B", 5))
+        await wandb.load(VERSION)
+        try:
+            return await do(wandb)
+        finally:
+            await wandb.close()
+
+    return asyncio.run(main())
+
+
+def chat(captured: bool = False, **more: Any) -> Question:
+    return Question("chat", {**HI, **more}, False, captured)
+
+
+@pytest.fixture
+def wandb_server() -> Any:
+    with openai_server.serving() as stub:
+        yield stub
+
+
+def test_a_version_is_asked_by_its_name_there(wandb_server: Stub) -> None:
+    async def do(wandb: Wandb) -> None:
+        assert wandb.serves(VERSION)
+        assert not wandb.serves(Version("agent", 3, "v1.0.3", "Qwen/Qwen3", checkpoint="/x"))
+        assert set(wandb.loaded()) == {VERSION}
+        answer = await wandb.answer(VERSION, chat(stop="x", seed=None))
+        assert answer["choices"][0]["message"]["content"] == "x"
+        await wandb.unload(VERSION)
+        assert not wandb.loaded()
+
+    run(wandb_server.url, do)
+    expected = {"model": NAME, "stream": False, "temperature": 1.0, "top_p": 1.0, "stop": "x"}
+    assert wandb_server.bodies == [{**HI, **expected}]
+    assert wandb_server.paths == {"/v1/chat/completions"}
+    assert wandb_server.keys == {f"Bearer {KEY}"}
+
+
+def test_what_it_refuses_to_tell_is_not_asked_for_again(wandb_server: Stub) -> None:
+    def reply(body: dict[str, Any]) -> openai_server.Reply:
+        for name in ("return_token_ids", "logprobs"):
+            if name in body:
+                return 400, {"error": {"message": f"Unknown parameter: {name}", "code": 400}}
+        return 200, completion("x")
+
+    wandb_server.reply = reply
+
+    async def do(wandb: Wandb) -> None:
+        for _ in range(2):
+            await wandb.answer(VERSION, chat(captured=True))
+        with pytest.raises(ApiError, match="Unknown parameter: logprobs") as refused:
+            await wandb.answer(VERSION, chat(captured=True, logprobs=True))
+        assert refused.value.status == 400
+
+    run(wandb_server.url, do)
+    asked = [{"return_token_ids", "logprobs"} & set(body) for body in wandb_server.bodies]
+    assert asked == [{"return_token_ids", "logprobs"}, {"logprobs"}, set(), set(), {"logprobs"}]
+
+
+def test_it_streams_with_token_ids() -> None:
+    with serving(base=NAME) as server:
+
+        async def do(wandb: Wandb) -> list[dict[str, Any]]:
+            question = Question("chat", {**HI, "max_tokens": 3}, True, True)
+            return [chunk async for chunk in wandb.stream(VERSION, question)]
+
+        chunks = run(server.url, do)
+    assert [c["choices"][0].get("token_ids") for c in chunks] == [None, [10], [11], [12]]
+
+
+def test_it_counts_as_away_for_a_while_after_it_did_not_answer(
+    wandb_server: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def do(wandb: Wandb) -> None:
+        assert await wandb.look()
+        wandb_server.reply = lambda body: (503, "busy")
+        with pytest.raises(BackendAway, match=r"W&B fails \(503\)"):
+            await wandb.answer(VERSION, chat())
+        assert not await wandb.look()
+        monkeypatch.setattr(wandb_module, "_AWAY_SECONDS", 0.0)
+        assert await wandb.look()
+
+    run(wandb_server.url, do)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_shown_to_nobody(wandb_server: Stub, status: int) -> None:
+    wandb_server.reply = lambda body: (status, {"error": {"message": f"bad key {KEY}"}})
+    with pytest.raises(BackendAway, match="W&B refuses our key") as away:
+        run(wandb_server.url, lambda wandb: wandb.answer(VERSION, chat()))
+    assert KEY not in str(away.value)
+
+
+def test_too_many_requests_say_when_to_come_again(wandb_server: Stub) -> None:
+    wandb_server.reply = lambda body: (429, {"error": {"message": "slow down"}})
+    with pytest.raises(ApiError, match="slow down") as refused:
+        run(wandb_server.url, lambda wandb: wandb.answer(VERSION, chat()))
+    assert refused.value.status == 429
