@@ -21,11 +21,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
+from workers.serve.engine import ChatRequest, Engine, Message, ServedModel
 
 from babylon_tasks.checkpoints import files
 from workers.serve.backend import Question, Version
 from workers.serve.embedded.backend import EmbeddedBackend
-from workers.serve.engine import ChatRequest, Engine, Message, ServedModel
 
 REQUESTS = 8
 SYSTEM = "You are a trading agent on a prediction market. Answer with one action and the reason."
