@@ -70,8 +70,7 @@ class Capture:
         self._inferences: Counter[tuple[str, int]] = Counter()
         self._closing = threading.Event()
         self._tell_at = self._say_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # from the first answer on
 
     @property
     def queued(self) -> int:
@@ -86,6 +85,9 @@ class Capture:
                 call = replace(call, agent=agent)
             why_not = call.why_not_kept() if self._keeps else None
             with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+                    self._thread.start()
                 self._inferences[call.lineage, call.step] += 1
                 if agent:
                     self._assign(call, agent)
@@ -100,7 +102,8 @@ class Capture:
     def close(self) -> None:
         """Write what waits, for a few seconds at most; the rest is dropped and counted."""
         self._closing.set()
-        self._thread.join(_CLOSE_SECONDS)
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)
         if left := self.queued:
             self.counts.dropped["closed"] += left
             log.warning("%d answers are not remembered: Postgres took too long", left)

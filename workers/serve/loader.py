@@ -100,7 +100,14 @@ class Loader:
         """
         able = [each for each in self.of(version) if each not in tried]
         if not able:
-            raise BackendAway(f"no backend is left that could answer {version.name}")
+            where = (
+                "at W&B: set WANDB_API_KEY"
+                if version.inference_name
+                else "not there: set VLLM_URLS"
+            )
+            raise ApiError(
+                503, f"no backend here can answer {version.name}; its weights are {where}"
+            )
         able[0].check(question)  # backends of one sort can do the same
         living = [each for each in able if self.alive(each)] or able
         try:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.logs import configure_logging
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.store import lineages
 from babylon_tasks.store.database import Database
 from babylon_tasks.work.signals import stop
 from workers.serve import directory
@@ -28,8 +32,13 @@ from workers.serve.http.metrics import Metrics
 from workers.serve.http.server import listen
 from workers.serve.loader import Loader
 from workers.serve.router import Router
+from workers.serve.upstream import Upstream
+from workers.serve.vllm.process import Served, VllmProcess
+from workers.serve.vllm.replica import Replica
+from workers.serve.wandb import Wandb
 
 _ANSWER_SECONDS = 3.0  # for Postgres, which nobody waits for
+_VLLM_LOG = Path(".babylon/logs/vllm.log")
 _DRAIN_SECONDS = 25.0  # for answers under way at the end: supervisors kill after 30
 
 
@@ -62,9 +71,10 @@ def make_endpoint(settings: Settings, keys: Keys) -> Endpoint:
     Raises:
         UserError: Nothing here can answer; the message says what to do.
     """
-    loader = Loader(make_backends(settings), settings.serve_adapters)
-    own = Lineage.of_deployment(settings)
     rows = Database(settings.postgres(), _ANSWER_SECONDS)
+    own = _own_lineage(settings, rows)
+    backends = make_backends(settings, own)
+    loader = Loader(backends.all, settings.serve_adapters)
 
     def read(before: Directory) -> Directory:
         with rows.transaction() as tx:
@@ -87,27 +97,60 @@ def make_endpoint(settings: Settings, keys: Keys) -> Endpoint:
 
     @asynccontextmanager
     async def following() -> AsyncIterator[None]:
+        if backends.process:
+            await backends.process.start()
         await follower.start()
         try:
             yield
         finally:
             await follower.close()
             await loader.close()
+            if backends.process:
+                await backends.process.stop()
 
     # What answers under way need ends after them: the first to begin is the last to end.
     services = (capturing(), following(), keys.kept_fresh())
     return Endpoint(router, completions, keys, metrics, limits, services)
 
 
-def make_backends(settings: Settings) -> list[Backend]:
+def _own_lineage(settings: Settings, rows: Database) -> Lineage:
+    """Return the lineage of the settings, as its row has it: with the revision that is pinned."""
+    own = Lineage.of_deployment(settings)
+    with contextlib.suppress(ServerUnavailable), rows.transaction() as tx:
+        return next(iter(lineages.read(tx, [own.name])), own)
+    return own
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """What can answer; `process` is the vLLM server that is ours to run."""
+
+    all: Sequence[Backend]
+    process: VllmProcess | None
+
+
+def make_backends(settings: Settings, own: Lineage) -> Backends:
     """Return what can answer, by the settings: vLLM or our own engine, and W&B with its key.
 
     Raises:
-        UserError: The packages of our own engine are missing.
+        UserError: The packages of our own engine are missing, or VLLM_PYTHON cannot be run.
     """
-    if urls := settings.vllm_servers():
-        return [_vllm(settings, url) for url in urls]
     backends: list[Backend] = []
+    process = None
+    if urls := settings.vllm_servers():
+        backends += [_vllm_at(settings, url) for url in urls]
+    elif settings.vllm_python:
+        process = _vllm_process(settings, own)
+        backends.append(Replica(process.upstream(), settings.serve_adapters))
+    elif settings.trainer != "serverless" or settings.wandb_api_key is None:
+        backends.append(_embedded())
+    if settings.wandb_api_key is not None:
+        url = settings.serverless_url.rstrip("/").removesuffix("/v1")
+        backends.append(Wandb(Upstream(url, settings.wandb_api_key, "W&B", settings.serve_seconds)))
+    return Backends(backends, process)
+
+
+def _embedded() -> Backend:
     missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
     if missing:
         raise UserError(
@@ -115,17 +158,18 @@ def make_backends(settings: Settings) -> list[Backend]:
         )
     from workers.serve.embedded.backend import EmbeddedBackend  # late: torch takes seconds
 
-    backends.append(EmbeddedBackend())
-    return backends
+    return EmbeddedBackend()
 
 
-def _vllm(settings: Settings, url: str) -> Backend:
-    from workers.serve.upstream import Upstream
-    from workers.serve.vllm.replica import Replica
-
+def _vllm_at(settings: Settings, url: str) -> Backend:
     host = urlsplit(url).netloc.rpartition("@")[2]  # without a password
     upstream = Upstream(url, settings.vllm_api_key, host, settings.serve_seconds)
     return Replica(upstream, settings.serve_adapters)
+
+
+def _vllm_process(settings: Settings, own: Lineage) -> VllmProcess:
+    served = Served(own.base_model, own.base_revision, settings.lora_rank, settings.serve_adapters)
+    return VllmProcess(settings, served, _VLLM_LOG)
 
 
 def _captured(capture: Capture) -> Mapping[str, int]:
