@@ -1,9 +1,11 @@
-"""How much faster the embedded engine answers 8 requests at once than the one before did in turn.
+"""How much faster the embedded engine answers 8 requests at once than peft answers them in turn.
 
     python benchmarks/serve_engine.py MODEL [--tokens 96] [--rounds 5] [--json]
 
-Both engines have the same model and adapter in this process and answer the same 8 questions, in
-turns, so that what else the machine does hits both. `embedded_speedup` is the median ratio.
+The other engine is that of release 0.1.0: transformers' `generate` over peft's model, one request
+at a time. Both have the same model and adapter in this process and answer the same 8 questions, in
+turns, so that what else the machine does hits both. `embedded_speedup` is the median ratio of the
+tokens a second. OMP_NUM_THREADS says on how many threads.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
-from workers.serve.engine import ChatRequest, Engine, Message, ServedModel
 
 from babylon_tasks.checkpoints import files
 from workers.serve.backend import Question, Version
 from workers.serve.embedded.backend import EmbeddedBackend
+from workers.trainer.torch.base_model import load_base
+from workers.trainer.torch.generator import Generator
 
 REQUESTS = 8
 SYSTEM = "You are a trading agent on a prediction market. Answer with one action and the reason."
@@ -61,15 +64,25 @@ def questions(tokens: int, words: int) -> list[dict[str, Any]]:
     ]
 
 
-def in_turn(engine: Engine, served: ServedModel, bodies: list[dict[str, Any]]) -> int:
-    """Ask the engine before, one at a time; return the tokens of all answers."""
-    tokens = 0
-    for body in bodies:
-        messages = [Message(m["role"], m["content"]) for m in body["messages"]]
-        rest = {key: body[key] for key in ("max_tokens", "temperature", "seed")}
-        request = ChatRequest(model="agent", messages=messages, **rest)
-        tokens += engine.complete(served, request).completion_tokens
-    return tokens
+class InTurn:
+    """The engine before: one request at a time."""
+
+    def __init__(self, model: str, adapter: Path) -> None:
+        self.chat, network = load_base(model, None, torch.device("cpu"), torch.float32)
+        self.generator = Generator(network, self.chat)
+        self.network = PeftModel.from_pretrained(network, str(adapter)).eval()
+
+    @torch.inference_mode()
+    def answer(self, bodies: list[dict[str, Any]]) -> int:
+        """Return the tokens of all answers."""
+        tokens = 0
+        for body in bodies:
+            prompts = self.chat.encode([self.chat.prompt(body["messages"])])
+            (answer,) = self.generator.generate(
+                self.network, prompts, body["max_tokens"], body["temperature"], body["seed"]
+            )
+            tokens += len(answer.token_ids)
+        return tokens
 
 
 async def at_once(
@@ -93,18 +106,17 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         Version("agent", 1, "v1.0.0", arguments.model, None, str(adapter)),
         Version("other", 1, "v1.0.0", arguments.model, None, str(adapter)),
     ]
-    backend, engine = EmbeddedBackend(), Engine()
-    served = ServedModel(arguments.model, 1, adapter)
+    backend, engine = EmbeddedBackend(), InTurn(arguments.model, adapter)
     for version in versions:
         await backend.load(version)
     bodies = questions(arguments.tokens, arguments.words)
-    in_turn(engine, served, bodies[:1])
+    engine.answer(bodies[:1])
     await at_once(backend, versions[:1], bodies[:2])
-    speeds: dict[str, list[float]] = {"before": [], "alone": [], "one": [], "two": []}
+    speeds: dict[str, list[float]] = {"in_turn": [], "alone": [], "one": [], "two": []}
     for _ in range(arguments.rounds):
         begun = time.perf_counter()
-        tokens = in_turn(engine, served, bodies)
-        speeds["before"].append(tokens / (time.perf_counter() - begun))
+        tokens = engine.answer(bodies)
+        speeds["in_turn"].append(tokens / (time.perf_counter() - begun))
         begun = time.perf_counter()
         tokens = sum([await at_once(backend, versions[:1], [body]) for body in bodies])
         speeds["alone"].append(tokens / (time.perf_counter() - begun))
@@ -115,7 +127,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
     await backend.close()
 
     def ratio(name: str) -> float:
-        pairs = zip(speeds[name], speeds["before"], strict=True)
+        pairs = zip(speeds[name], speeds["in_turn"], strict=True)
         return round(statistics.median(new / old for new, old in pairs), 2)
 
     middle = {name: round(statistics.median(values)) for name, values in speeds.items()}
@@ -126,7 +138,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         "embedded_speedup": ratio("one"),
         "two_versions_speedup": ratio("two"),
         "one_at_a_time_speedup": ratio("alone"),
-        "tokens_a_second_before": middle["before"],
+        "tokens_a_second_in_turn": middle["in_turn"],
         "tokens_a_second": middle["one"],
     }
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.unit.embedded import Asked, chat, complete, said, streamed, version
+from tests.unit.test_templates import GOOD, USER, chat_of, encoded
 from tests.unit.tiny import make_tiny_model
 from workers.serve.backend import ApiError, Question, Version
 from workers.serve.embedded.answer_text import AnswerText, Decoder
@@ -50,6 +51,16 @@ def refused(asked: Asked, question: Question) -> ApiError:
         asked.backend.check(question)
     assert raised.value.status == 400
     return raised.value
+
+
+def shown_of(answer: AnswerText, ids: list[int]) -> str:
+    """What a user sees of these tokens; none is made after a stop."""
+    shown = ""
+    for token in ids:
+        shown += answer.push(token)
+        if answer.stopped:
+            break
+    return shown + answer.end()
 
 
 def test_an_answer_has_openais_shape(asked: Asked, base: Version) -> None:
@@ -117,6 +128,23 @@ def test_a_character_comes_whole_and_the_parts_are_the_text(
         assert not any("\ufffd" in part for part in parts)
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_each_family_of_models_shows_the_same_in_parts(name: str) -> None:
+    """Also where a thought or a channel's name comes first; only an end is no part of the text."""
+    chat = chat_of(name)
+    for text in ("BUY it now, I say", "SELL 😀 é", "<think>no</think> HOLD"):
+        ids = encoded(chat, [USER], text).trained
+        ids = ids[: len(ids) - len(chat.end_ids)]
+        for stops, whole in (([], chat.visible(ids)), (["it now"], None), ([" é", "x"], None)):
+            answer = AnswerText(chat, stops)
+            shown = shown_of(answer, ids)
+            if whole is None:
+                seen = chat.visible(ids)
+                whole = min((seen.partition(stop)[0] for stop in stops), key=len)
+                assert answer.stopped == (whole != seen)
+            assert shown == whole
+
+
 @given(st.lists(st.integers(0, 319), max_size=40))
 @settings(max_examples=150, deadline=None)
 def test_any_tokens_give_the_same_text_in_parts(format_of: ChatFormat, ids: list[int]) -> None:
@@ -132,12 +160,7 @@ def test_any_tokens_give_the_same_text_in_parts(format_of: ChatFormat, ids: list
 def test_nothing_of_a_stop_is_shown(format_of: ChatFormat, stops: list[str], text: str) -> None:
     (ids,) = format_of.encode([text])
     answer = AnswerText(format_of, stops)
-    shown = ""
-    for token in ids:
-        shown += answer.push(token)
-        if answer.stopped:
-            break
-    shown += answer.end()
+    shown = shown_of(answer, ids)
     assert answer.stopped == any(stop in text for stop in stops)
     assert not any(stop in shown for stop in stops)
     assert text.startswith(shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -23,7 +25,7 @@ from babylon_tasks.records.proofs import PROOF, Proof
 from tests.unit.embedded import Asked, chat, make_checkpoint, version
 from tests.unit.tiny import make_tiny_model
 from workers.serve.backend import CannotServe
-from workers.serve.embedded.lora import WEIGHTS
+from workers.serve.embedded.lora import WEIGHTS, Adapter, Overlay
 from workers.trainer.torch.fingerprint import fingerprint
 
 
@@ -120,8 +122,10 @@ def test_two_base_models_answer_at_once_and_an_unused_one_goes(
     alone = [asked.text(ours, question), asked.text(theirs, question)]
     assert alone[0] != alone[1]
     assert asked.texts((ours, question), (theirs, question)) == alone
+    gone = weakref.ref(asked.backend._versions[theirs].base)
     asked.run(asked.backend.unload(theirs))
     asked.load(version(third, 0))
+    assert gone() is None
     assert [base.base_model for base in asked.backend._bases._bases] == [base_model, third]
     asked.run(asked.backend.unload(version(third, 0)))
     assert asked.text(ours, question) == alone[0]
@@ -145,3 +149,19 @@ def test_what_wandb_holds_is_not_its_own(asked: Asked, base_model: str) -> None:
     assert asked.backend.serves(version(base_model, 3, "s3://store/agent/3-1"))
     assert not asked.backend.serves(version(base_model, 3, inference_name="team/agent:step3"))
     assert not asked.backend.serves(version(base_model, 3))
+
+
+def test_a_bfloat16_model_keeps_its_adapters_in_float32() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(32, 48)).bfloat16()
+    overlay = Overlay(network)
+    inputs = torch.randn(3, 2, 32).bfloat16()
+    down, up = torch.randn(4, 32), torch.randn(4, 48)
+    with torch.inference_mode():
+        base = network(inputs)
+        overlay.use([None, Adapter({"0": (down, up)}), None])
+        out = network(inputs)
+    expected = base[1].float() + inputs[1].float() @ down.t() @ up
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out[[0, 2]], base[[0, 2]])
+    torch.testing.assert_close(out[1].float(), expected, rtol=0.02, atol=0.1)

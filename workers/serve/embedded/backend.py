@@ -14,6 +14,7 @@ import msgspec
 from babylon_tasks.checkpoints.files import open_local
 from babylon_tasks.errors import BabylonError
 from babylon_tasks.records.proofs import PROOF, Proof, doubt
+from babylon_tasks.text import first_line
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
 from workers.serve.embedded.answer_text import AnswerText
 from workers.serve.embedded.answers import Answer
@@ -115,12 +116,17 @@ class EmbeddedBackend:
         request, answer = await self._prepare(version, question)
         begun = False
         async with aclosing(self._pieces(request)) as pieces:
-            async for piece in pieces:
+            try:
+                async for piece in pieces:
+                    if not begun:
+                        begun = True
+                        for chunk in answer.first_chunks():
+                            yield chunk
+                    yield answer.chunk(piece)
+            except BackendAway as error:
                 if not begun:
-                    begun = True
-                    for chunk in answer.first_chunks():
-                        yield chunk
-                yield answer.chunk(piece)
+                    raise
+                raise ApiError(503, str(error)) from None  # another backend cannot go on with it
         for chunk in answer.last_chunks():
             yield chunk
 
@@ -142,9 +148,12 @@ class EmbeddedBackend:
             ids = proof.token_ids
             if not base.chat.facts.knows([*ids]) or len(ids) > base.chat.facts.positions:
                 raise CannotServe(f"{version.name} was proven with another base model")
-            run = self._engine.run
-            ours = await asyncio.wrap_future(run(lambda: base.logprobs(ids, adapter)))
-            bare = await asyncio.wrap_future(run(lambda: base.logprobs(ids, None)))
+            try:
+                run = self._engine.run
+                ours = await asyncio.wrap_future(run(lambda: base.logprobs(ids, adapter)))
+                bare = await asyncio.wrap_future(run(lambda: base.logprobs(ids, None)))
+            except Exception as error:  # out of memory, say
+                raise CannotServe(f"cannot prove {version.name}: {first_line(error)}") from error
             if reason := doubt(proof, ours, bare):
                 raise CannotServe(f"{version.name} does not answer as itself: {reason}")
         return adapter

@@ -9,6 +9,7 @@ from collections.abc import Collection
 import torch
 
 from babylon_tasks.errors import BabylonError
+from babylon_tasks.text import first_line
 from workers.serve.backend import CannotServe, Version
 from workers.serve.embedded.base import Base
 from workers.trainer.torch.base_model import base_revision
@@ -44,5 +45,9 @@ class Bases:
                 base = Base(version.base_model, revision, self._device)
             except BabylonError as error:
                 raise CannotServe(str(error)) from error
+            except Exception as error:  # a network may raise anything when it is tried
+                raise CannotServe(
+                    f"cannot load the base model {version.base_model}: {first_line(error)}"
+                ) from error
             self._bases.append(base)
             return base

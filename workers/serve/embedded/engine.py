@@ -44,9 +44,9 @@ class Engine:
         Raises:
             BackendAway: The engine is closed.
         """
-        if self._closed or not self._thread.is_alive():
-            raise BackendAway("the embedded engine has ended")
         self._inbox.put(request)
+        if self._closed or not self._thread.is_alive():  # it may have looked for the last time
+            raise BackendAway("the embedded engine has ended")
 
     def run(self, job: Callable[[], _T]) -> Future[_T]:
         """Run something between two tokens: what needs a network for itself."""
@@ -84,8 +84,7 @@ class Engine:
             while not self._closed:
                 try:
                     self._receive()
-                    for base in [*self._batches]:
-                        self._step(base)
+                    self._step()
                     self._outbox.flush()
                 except BaseException as error:  # noqa: BLE001 - the engine outlives any request
                     self._fail_all(error)
@@ -96,24 +95,28 @@ class Engine:
         wait = not self._batches
         while True:
             try:
-                item = self._inbox.get(block=wait)
+                self._accept(self._inbox.get(block=wait))  # no name: it would be kept while waiting
             except queue.Empty:
                 return
             wait = False
-            if isinstance(item, Request):
-                self._waiting.setdefault(item.base, deque()).append(item)
-                if item.base not in self._batches:
-                    kind = TogetherBatch if item.base.layers is None else Batch
-                    self._batches[item.base] = kind(item.base, self._outbox)
-                self._outbox.sent_at = max(self._outbox.sent_at, time.monotonic())
-            elif item is not None:
-                item()
 
-    def _step(self, base: Base) -> None:
-        batch, waiting = self._batches[base], self._waiting[base]
-        batch.step(waiting)
-        if not batch.rows and not waiting:
-            del self._batches[base], self._waiting[base]  # the base may be let go of now
+    def _accept(self, item: Request | Callable[[], None] | None) -> None:
+        if isinstance(item, Request):
+            self._waiting.setdefault(item.base, deque()).append(item)
+            if item.base not in self._batches:
+                self._outbox.sent_at = time.monotonic()
+                kind = TogetherBatch if item.base.layers is None else Batch
+                self._batches[item.base] = kind(item.base, self._outbox)
+        elif item is not None:
+            item()
+
+    def _step(self) -> None:
+        """Let each base model generate one token; one without requests may be let go of."""
+        for base in [*self._batches]:
+            batch, waiting = self._batches[base], self._waiting[base]
+            batch.step(waiting)
+            if not batch.rows and not waiting:
+                del self._batches[base], self._waiting[base]
 
     def _fail_all(self, error: BaseException) -> None:
         requests = [request for waiting in self._waiting.values() for request in waiting]
