@@ -88,7 +88,7 @@ def train(
 
 
 def publish(context: Context) -> list[str]:
-    """Let the head serve; return the versions that became ready.
+    """Let the head serve, unless that is paused; return the versions that came to serve.
 
     Raises:
         ServerUnavailable: Postgres does not answer.

@@ -8,6 +8,7 @@ import click
 
 from babylon_tasks.cli.common import of_lineage, ready_context
 from babylon_tasks.settings import load_settings
+from babylon_tasks.store import promotions
 from babylon_tasks.training.reset import ResetReport
 from babylon_tasks.training.reset import reset as move_head
 
@@ -29,7 +30,10 @@ def reset(version_or_step: str, why: str, lineage: str | None) -> None:
     start = f"step {report.to_step} ({report.version})" if report.version else "the base model"
     click.echo(f"{context.lineage.name} goes on from {start}; it was at step {report.from_step}")
     served = report.moved.published_step
-    waits = f", until step {report.to_step} is published" if served != report.to_step else ""
+    with context.database.transaction() as tx:
+        paused = promotions.current_pause(tx, context.lineage.name)
+    until = "`babylon models resume`" if paused else f"step {report.to_step} is published"
+    waits = f", until {until}" if served != report.to_step else ""
     click.echo(f"{f'step {served}' if served else 'the base model'} serves{waits}")
     _print_steps(report, lineage)
 

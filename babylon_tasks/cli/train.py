@@ -17,6 +17,7 @@ from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import State
 from babylon_tasks.settings import Settings, changed, load_settings
+from babylon_tasks.store import promotions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.training.step import StepReport, loss_text
 from babylon_tasks.work.context import Context
@@ -77,6 +78,8 @@ def train(as_json: bool, lineage: str | None, **options: int | float | str | Non
         print_json({"steps": done, "published": published, "left": waiting})
     else:
         _print_end(published, waiting)
+        if steps and not published:
+            _print_pause(context)
     if steps:
         log_steps(settings)  # last: W&B may let it wait
 
@@ -110,7 +113,7 @@ def _nothing_due(context: Context) -> str | None:
 
 
 def _work_off(context: Context, trainer: Trainer) -> Iterator[tuple[StepReport, list[str]]]:
-    """Score, train and publish until nothing moves; yield each step and the versions now ready."""
+    """Score, train and publish until nothing moves; yield each step and the versions promoted."""
     due_before: list[str] | None = None
     while True:
         scored = pipeline.score(context)
@@ -143,9 +146,16 @@ def _count_waiting(context: Context, trained: bool) -> dict[str, int]:
     return waiting
 
 
+def _print_pause(context: Context) -> None:
+    with context.database.transaction() as tx:
+        paused = promotions.current_pause(tx, context.lineage.name)
+    if paused:
+        click.echo(f"not promoted: that is paused {paused}")
+
+
 def _print_end(published: list[str], waiting: dict[str, int]) -> None:
     for version in published:
-        click.echo(f"{version} is ready")
+        click.echo(f"{version} is promoted")
     if waiting:
         counts = ", ".join(f"{count} {state}" for state, count in waiting.items())
         click.echo(f"left: {counts} (held by other workers, or waiting: `babylon windows list`)")

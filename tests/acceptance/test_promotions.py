@@ -6,8 +6,9 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from babylon_tasks import pipeline
 from tests.acceptance.conftest import Deployment
-from tests.rows import commit_steps, one
+from tests.rows import add_window, commit_steps, hours_ago, one
 from workers.gpu.client import TrainerProcess
 
 
@@ -92,3 +93,18 @@ def test_share(deployment: Deployment, trainer: TrainerProcess) -> None:
         share = ("models", "share", "1", "--percent", percent, "--why", "?")
         assert deployment.call("babylon", *share).returncode == 2
     assert one(deployment.context, "SELECT max(percent) AS most FROM rl.shares")["most"] <= 12.5
+
+
+def test_train_and_reset_say_that_promotion_is_paused(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    commit_steps(deployment.context, trainer, 3)
+    models(deployment, "rollback", "1", "--why", "bad")
+    add_window(deployment.context, hours_ago(9))
+    pipeline.produce(deployment.context)
+    said = deployment.call("babylon", "train").stdout
+    assert "is promoted" not in said
+    assert "not promoted: that is paused since 20" in said
+    assert "step 1 serves, until `babylon models resume`\n" in models(
+        deployment, "reset", "2", "--why", "a broken feed"
+    )

@@ -70,7 +70,7 @@ def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
     done = deployment.call("babylon", "train", "--max-per-window", "2", env={"MIN_ACTIONS": "2"})
     assert done.returncode == 0, done.stderr
     assert "step 1 (v1.0.0): 1 windows, 2 trajectories" in done.stdout
-    assert "v1.0.0 is ready" in done.stdout
+    assert "v1.0.0 is promoted" in done.stdout
     told = json.loads(deployment.call("babylon", "windows", "show", window, "--json").stdout)
     assert told["rows"] == {
         "not_training_data": 0,
