@@ -36,7 +36,7 @@ from babylon_tasks.scoring.own import OwnVersions
 from babylon_tasks.scoring.scorer import Group
 from babylon_tasks.scoring.verdict import verdict_on
 from babylon_tasks.settings import Settings
-from babylon_tasks.simulation.game.hour import Answer, Decision, Hour, Player, play_hour
+from babylon_tasks.simulation.game.hour import Answer, Decision, Hour, Player, Question, play_hour
 from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
 from babylon_tasks.simulation.game.market import Rules
 from babylon_tasks.simulation.game.personas import Persona
@@ -101,11 +101,12 @@ class Loop:
             self._world.seed, number, self._world.rules, self._world.players, self._ask
         )
 
-    def _ask(self, prompts: Sequence[list[dict[str, str]]]) -> list[Answer]:
+    def _ask(self, questions: Sequence[Question]) -> list[Answer]:
         step = max(0, self.step - self._lag)
         request = GenerateRequest(
             model_name=NAME, base_model=str(self._model), checkpoint=self._checkpoints[step],
-            prompts=list(prompts), max_tokens=MAX_ANSWER_TOKENS, temperature=1.0,
+            prompts=[each.messages for each in questions],
+            max_tokens=MAX_ANSWER_TOKENS, temperature=1.0,
             seed=self._world.seed * 10_000 + self.step,
         )  # fmt: skip
         answers = []

@@ -23,6 +23,7 @@ class Stub:
         self.paths: set[str] = set()
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
+        self.headers: dict[str, str] = {}  # of every answer
         self.url = ""
 
 

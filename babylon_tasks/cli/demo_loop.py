@@ -24,6 +24,7 @@ from babylon_tasks.simulation.game.faults import faulty_rows
 from babylon_tasks.simulation.game.hour import Ask, Player, play_hour
 from babylon_tasks.simulation.game.look import Look, fresh_markets, look, questions
 from babylon_tasks.simulation.game.market import LURE, UP, Market, Rules
+from babylon_tasks.simulation.game.memory import without_remembered
 from babylon_tasks.simulation.game.population import POLICIES, POPULATION, players
 from babylon_tasks.simulation.game.record import record
 from babylon_tasks.simulation.write import write
@@ -137,6 +138,8 @@ class Loop:
         """Let the agents play an hour, write it as the app does, and make it due."""
         game = self._game
         hour = play_hour(game.seed, number, game.rules, game.players, self._ask)
+        if self._context.settings.capture_calls:
+            hour = without_remembered(self._context.database, hour)
         rows = [record(hour, game.start(number), game.seed)]
         if number == 0:
             rows = [*faulty_rows(game.start(0), game.seed), *rows]

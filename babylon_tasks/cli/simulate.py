@@ -21,6 +21,7 @@ from babylon_tasks.settings import load_settings
 from babylon_tasks.simulation.game.endpoint import Endpoint
 from babylon_tasks.simulation.game.hour import Ask, Player, play_hour
 from babylon_tasks.simulation.game.market import Rules
+from babylon_tasks.simulation.game.memory import without_remembered
 from babylon_tasks.simulation.game.population import POLICIES, POPULATION, players
 from babylon_tasks.simulation.game.record import record
 from babylon_tasks.simulation.game.schedule import (
@@ -187,7 +188,10 @@ def _play(game: _Game, number: int, window_id: str) -> Standing | str:
     if reason:
         return reason
     hour = play_hour(game.seed, number, Rules(), game.everyone, game.ask)
-    rows = record(hour, parse_window_id(window_id).replace(tzinfo=None), game.seed)
+    recorded = hour
+    if game.context.settings.capture_calls:
+        recorded = without_remembered(database, hour)
+    rows = record(recorded, parse_window_id(window_id).replace(tzinfo=None), game.seed)
     try:
         with database.transaction() as tx:
             hold(tx)

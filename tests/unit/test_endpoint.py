@@ -13,7 +13,7 @@ from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.records.steps import Logprobs
 from babylon_tasks.simulation.game import endpoint
 from babylon_tasks.simulation.game.endpoint import AT_ONCE, Endpoint
-from babylon_tasks.simulation.game.hour import Answer
+from babylon_tasks.simulation.game.hour import Answer, Question
 from tests.openai_server import Reply, Stub, completion, serving
 
 KEY = "sk-never-shown"
@@ -26,8 +26,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
         yield made
 
 
-def prompt(text: str = "decide") -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def prompt(text: str = "decide") -> Question:
+    return Question("agent-7", [{"role": "user", "content": text}])
 
 
 def test_our_own_server_tells_the_version_and_the_tokens(stub: Stub) -> None:
@@ -44,26 +44,38 @@ def test_our_own_server_tells_the_version_and_the_tokens(stub: Stub) -> None:
     assert answer == Answer("BUY", "agent@3", logprobs, "agent", "stop")
     assert stub.paths == {"/v1/chat/completions"}
     (body,) = stub.bodies
-    assert body["messages"] == prompt()
+    assert (body["messages"], body["user"]) == (prompt().messages, "agent-7")
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("agent", 1.0, 32)
     assert body["logprobs"] is body["return_tokens_as_token_ids"] is True
 
 
 @pytest.mark.parametrize(
-    ("model", "fingerprint", "version"),
+    ("model", "told", "version"),
     [
-        ("agent", "step-0", "agent@0"),
-        ("agent@2", "step-2", "agent@2"),
-        ("agent@2", "fp_44709d6fcb", "agent@2"),  # vLLM, with an adapter by the step's name
-        ("agent", "fp_44709d6fcb", None),
-        ("agent", "step-03", None),
-        ("agent", None, None),
+        ("agent", {"model": "agent@12"}, "agent@12"),
+        ("agent@2", {"model": "agent@2"}, "agent@2"),
+        ("agent-v1.0.2", {"model": "agent@3"}, "agent@3"),
+        ("agent@2", {"model": "a-file.gguf"}, "agent@2"),
+        ("agent", {"model": "agent", "system_fingerprint": "step-0"}, "agent@0"),  # release 0.1.0
+        ("agent@2", {"system_fingerprint": "step-2"}, "agent@2"),
+        ("agent@2", {"system_fingerprint": "fp_44709d6fcb"}, "agent@2"),  # vLLM, by its adapter
+        ("agent", {"model": "agent", "system_fingerprint": "fp_44709d6fcb"}, None),
+        ("agent", {"model": "agent@03", "system_fingerprint": "step-03"}, None),
+        ("agent", {}, None),
     ],
 )
-def test_versions(stub: Stub, model: str, fingerprint: str | None, version: str | None) -> None:
-    stub.reply = lambda body: (200, completion("x", system_fingerprint=fingerprint))
+def test_versions(stub: Stub, model: str, told: dict[str, str], version: str | None) -> None:
+    stub.reply = lambda body: (200, completion("x", **told))
     (answer,) = Endpoint(f"{stub.url}/v1/", model)([prompt()])
     assert (answer.version, answer.model, answer.logprobs) == (version, model, None)
+
+
+def test_our_endpoint_is_known_by_its_header(stub: Stub) -> None:
+    (answer,) = Endpoint(stub.url, "agent")([prompt()])
+    assert not answer.ours
+    stub.headers = {"x-babylon-version": "agent-v1.0.12"}
+    (answer,) = Endpoint(stub.url, "agent")([prompt()])
+    assert answer.ours
 
 
 @pytest.mark.parametrize(

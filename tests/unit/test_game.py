@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babylon_tasks.simulation.agents import agent
 from babylon_tasks.simulation.game import hour as hours
 from babylon_tasks.simulation.game import lessons, market
 from babylon_tasks.simulation.game.hour import BROKEN, DECISIONS, MARKETS, Answer, Hour, play_hour
@@ -223,16 +224,18 @@ def test_a_models_answers_change_nothing_but_its_own_gains() -> None:
 
 
 def test_a_model_is_asked_in_the_order_of_its_decisions() -> None:
-    asked: list[list[dict[str, str]]] = []
+    asked: list[hours.Question] = []
 
-    def ask(prompts: Sequence[list[dict[str, str]]]) -> list[Answer]:
-        asked.extend(prompts)
-        return [Answer(str(n)) for n, _ in enumerate(prompts)]
+    def ask(questions: Sequence[hours.Question]) -> list[Answer]:
+        asked.extend(questions)
+        return [Answer(str(n)) for n, _ in enumerate(questions)]
 
     hour = played(ask=ask)
     taken = [d for mine in hour.decisions[len(POPULATION) :] for d in mine]
     assert len(taken) == 3 * DECISIONS
-    assert [d.messages for d in taken] == asked
+    assert [d.messages for d in taken] == [question.messages for question in asked]
+    ids = [agent(player.number, 1).id for player in hour.players[len(POPULATION) :]]
+    assert [question.agent for question in asked] == [n for n in ids for _ in range(DECISIONS)]
     assert [d.answer.text for d in taken] == [str(n) for n in range(len(asked))]
     assert {(d.action, d.pnl) for d in taken} == {(None, 0.0)}
     assert len(hour.markets) == MARKETS

@@ -1,8 +1,8 @@
 """Asks a model for its decisions, at any endpoint that speaks OpenAI's API.
 
-What only our own server and vLLM know is asked for as well: the tokens of an answer by id, and none
-of the sampling that would hide what the model itself thinks. Another server may refuse that; it is
-asked without, then.
+What only our own endpoint and vLLM know is asked for as well: the tokens of an answer by id, and
+none of the sampling that would hide what the model itself thinks. Another server may refuse that;
+it is asked without, then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.records.recorded_steps import NULL
 from babylon_tasks.records.traces import read_logprobs
-from babylon_tasks.simulation.game.hour import Answer
+from babylon_tasks.simulation.game.hour import Answer, Question
 from babylon_tasks.simulation.values import seeded
 from babylon_tasks.text import one_line
 from babylon_tasks.work import aio
@@ -31,8 +31,9 @@ _ANSWER_SECONDS = 120.0  # for one answer; a server's first answer is slow
 _TRIES = 5
 _WAIT_SECONDS = 1.0  # before the second try; doubled before each other
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
-_OUR_STEP = re.compile(r"step-(0|[1-9][0-9]{0,8})")  # the fingerprint that our server gives
+_OLD_STEP = re.compile(r"step-(0|[1-9][0-9]{0,8})")  # the fingerprint that release 0.1.0 gives
 _STEP_BY_NAME = re.compile(r".+@(0|[1-9][0-9]{0,8})")
+_OURS = "x-babylon-version"  # a header of our endpoint's answers
 _MORE: dict[str, Any] = {
     "logprobs": True,
     "return_tokens_as_token_ids": True,
@@ -56,6 +57,7 @@ class _Choice(msgspec.Struct):
 
 class _Completion(msgspec.Struct):
     choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    model: str | None = None
     system_fingerprint: str | None = None
 
 
@@ -82,16 +84,16 @@ class Endpoint:
         self._more = _MORE
         self._rng = seeded("asked", seed)
 
-    def __call__(self, prompts: Sequence[list[dict[str, str]]]) -> list[Answer]:
-        """Ask for an answer to each prompt, several at once.
+    def __call__(self, questions: Sequence[Question]) -> list[Answer]:
+        """Ask for an answer to each question, several at once.
 
         Raises:
             UserError: The endpoint refuses a request, or does not speak OpenAI's API.
             ServerUnavailable: It does not answer, or is busy for longer than half a minute.
         """
-        return aio.run(self._ask_all(prompts))
+        return aio.run(self._ask_all(questions))
 
-    async def _ask_all(self, prompts: Sequence[list[dict[str, str]]]) -> list[Answer]:
+    async def _ask_all(self, questions: Sequence[Question]) -> list[Answer]:
         slots = asyncio.Semaphore(AT_ONCE)
 
         async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
@@ -99,7 +101,7 @@ class Endpoint:
                 return await self._ask(client, body)
 
         async with httpx.AsyncClient(timeout=_ANSWER_SECONDS, headers=self._headers) as client:
-            asked = [asyncio.create_task(ask(client, self._body(prompt))) for prompt in prompts]
+            asked = [asyncio.create_task(ask(client, self._body(each))) for each in questions]
             try:
                 return list(await asyncio.gather(*asked))
             finally:  # after the first that fails, no other is worth waiting for
@@ -107,10 +109,11 @@ class Endpoint:
                     task.cancel()
                 await asyncio.gather(*asked, return_exceptions=True)
 
-    def _body(self, prompt: list[dict[str, str]]) -> dict[str, Any]:
+    def _body(self, question: Question) -> dict[str, Any]:
         return {
             "model": self._model,
-            "messages": prompt,
+            "messages": question.messages,
+            "user": question.agent,
             "max_tokens": MAX_TOKENS,
             "temperature": 1.0,
             "top_p": 1.0,
@@ -160,19 +163,20 @@ class Endpoint:
         choice = completion.choices[0]
         return Answer(
             text=choice.message.content or "",
-            version=self._version(completion.system_fingerprint),
+            version=self._version(completion),
             logprobs=read_logprobs(choice.logprobs),
             model=self._model,
             finish_reason=choice.finish_reason,
+            ours=_OURS in response.headers,
         )
 
-    def _version(self, fingerprint: str | None) -> str | None:
-        """Return `{lineage}@{step}` if our server tells the step, or the model's name has it."""
-        named = _STEP_BY_NAME.fullmatch(self._model)
-        if fingerprint and (ours := _OUR_STEP.fullmatch(fingerprint)):
-            lineage = self._model.rpartition("@")[0] if named else self._model
-            return f"{lineage}@{ours[1]}"
-        return self._model if named else None
+    def _version(self, completion: _Completion) -> str | None:
+        """Return `{lineage}@{step}` if the answer tells the step, or the model's name has it."""
+        names = [name for name in (completion.model, self._model) if name]
+        if named := next((name for name in names if _STEP_BY_NAME.fullmatch(name)), None):
+            return named
+        old = _OLD_STEP.fullmatch(completion.system_fingerprint or "")
+        return f"{self._model}@{old[1]}" if old else None
 
 
 def _parts(url: str) -> tuple[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from babylon_tasks.records.steps import Logprobs
+from babylon_tasks.simulation.agents import agent
 from babylon_tasks.simulation.game.market import (
     DOWN,
     HOLD,
@@ -33,6 +35,7 @@ class Answer:
     """What a model answered; `version` is that of the model, None if it is not one of ours.
 
     `finish_reason` is what its server said: `stop`, or `length` for an answer that was cut off.
+    `ours`: our endpoint answered, so it may remember all that.
     """
 
     text: str
@@ -40,9 +43,17 @@ class Answer:
     logprobs: Logprobs | None = None
     model: str = "scripted"
     finish_reason: str | None = None
+    ours: bool = False
 
 
-Ask = Callable[[Sequence[list[dict[str, str]]]], Sequence[Answer]]
+class Question(NamedTuple):
+    """What an agent, by its id in the app, asks the model."""
+
+    agent: str
+    messages: list[dict[str, str]]
+
+
+Ask = Callable[[Sequence[Question]], Sequence[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +93,14 @@ class Hour:
 def play_hour(seed: int, number: int, rules: Rules, players: Sequence[Player], ask: Ask) -> Hour:
     """Play an hour; all that is drawn follows from the seed and the hour.
 
-    `ask` gets the prompts of all decisions that no persona takes, and returns their answers.
+    `ask` gets the questions of all decisions that no persona takes, and returns their answers.
     """
     rng = seeded("hour", seed, number)
     markets = [draw_market(rng, f"{number}-{n}", number, rules) for n in range(MARKETS)]
     outcomes = [draw_outcome(rng, market) for market in markets]
     chosen = [rng.sample(range(MARKETS), DECISIONS) for _ in players]
     asked = [
-        messages(player.name, markets[n])
+        Question(agent(player.number, seed).id, messages(player.name, markets[n]))
         for player, numbers in zip(players, chosen, strict=True)
         if player.persona is None
         for n in numbers
