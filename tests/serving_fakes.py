@@ -256,8 +256,8 @@ def running_edge(
 @contextmanager
 def serving(endpoint: Endpoint, listener: socket.socket) -> Iterator[DrainingServer]:
     config = uvicorn.Config(
-        endpoint, http=BoundedConnection, ws="none", lifespan="on", log_level="warning",
-        timeout_graceful_shutdown=2,
+        endpoint, http=BoundedConnection, ws="none", lifespan="on", log_config=None,
+        log_level="warning", timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = DrainingServer(config, endpoint, drain_seconds=5)
     started = threading.Event()

@@ -237,6 +237,51 @@ def test_what_means_nothing_here_does_not_reach_a_backend(edge: Edge) -> None:
     assert dict(question.body) == {"messages": HELLO, "stop": ["a", "b"]}
 
 
+def test_an_answer_can_be_sent_back(edge: Edge, client: Any) -> None:
+    """As its message came: with all the fields that vLLM writes, most of them empty."""
+
+    async def with_empty_fields(question: Question) -> AsyncIterator[dict[str, Any]]:
+        async for answer in edge.router.say(question):
+            message = answer["choices"][0]["message"]
+            message |= {
+                "refusal": None, "annotations": None, "audio": None, "function_call": None,
+                "tool_calls": [], "reasoning": None, "reasoning_content": None,
+            }  # fmt: skip
+            yield answer
+
+    edge.router.script = with_empty_fields
+    first = client.chat.completions.create(model="agent", messages=HELLO)
+    messages = [*HELLO, first.choices[0].message, *HELLO]
+    client.chat.completions.create(model="agent", messages=messages)
+    said = edge.router.asked[1][1].body["messages"][1]
+    assert (said["role"], said["content"], said["tool_calls"]) == ("assistant", "YES or NO", [])
+    assert said.keys().isdisjoint({"annotations", "audio", "function_call"})
+
+
+def test_tools_and_their_answers_are_passed_on(edge: Edge, client: Any) -> None:
+    tool = {"type": "function", "function": {"name": "buy", "parameters": {"type": "object"}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "buy", "arguments": "{}"}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "bought"},
+    ]
+    choice = {"type": "function", "function": {"name": "buy"}}
+    client.chat.completions.create(
+        model="agent",
+        messages=messages,
+        tools=[tool],
+        tool_choice=choice,
+        parallel_tool_calls=False,
+    )
+    assert dict(edge.router.asked[0][1].body) == {
+        "messages": messages,
+        "tools": [tool],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+    }
+
+
 REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"temperature": 3}, "temperature"),
     ({"temperature": "hot"}, "temperature"),

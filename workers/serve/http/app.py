@@ -134,14 +134,16 @@ class Endpoint:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        try:
-            async with AsyncExitStack() as services:
+        async with AsyncExitStack() as services:
+            try:
                 for service in self._services:
                     await services.enter_async_context(service)
-                await send({"type": "lifespan.startup.complete"})
-                await receive()
-        finally:
-            await send({"type": "lifespan.shutdown.complete"})
+            except BabylonError as error:
+                await send({"type": "lifespan.startup.failed", "message": one_line(str(error))})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 def _model(name: str) -> Mapping[str, Any]:

@@ -63,7 +63,13 @@ class Message(Struct, forbid_unknown_fields=True, kw_only=True):
     reasoning: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType | None = UNSET
 
+    # Answers have them, empty, and clients send answers back as they came.
+    annotations: list[Any] | UnsetType | None = UNSET
+    audio: UnsetType | None = UNSET
+    function_call: UnsetType | None = UNSET
+
     def __post_init__(self) -> None:
+        self.annotations = self.audio = self.function_call = UNSET
         if not self.content and self.content != "" and self.role not in ("assistant", "function"):
             raise ValueError(f"a message of role {self.role} needs `content`")
 

@@ -24,6 +24,7 @@ _NOT_PASSED_ON = (
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
     "modalities",
     "best_of",

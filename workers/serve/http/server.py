@@ -140,6 +140,7 @@ def listen(endpoint: Endpoint, host: str, port: int, drain_seconds: float) -> No
         http=BoundedConnection,
         ws="none",
         lifespan="on",
+        log_config=None,  # its loggers are as ours
         log_level="warning",
         access_log=False,
         server_header=False,
