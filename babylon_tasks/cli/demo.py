@@ -150,7 +150,7 @@ def _place(keep: bool) -> Iterator[_Place]:
         settings = with_environment(load_settings(), env)
         port = free_port()
         started = stack.enter_context(Stack(roles(port), HOME / "logs", env, checks))
-        wait = stack.enter_context(ask.starting(env))
+        wait = stack.enter_context(ask.starting(env, HOME / "logs" / "serve.log"))
         if keep:
             stack.enter_context(running.announced(env))
         context = Context.of_deployment(settings, "demo")

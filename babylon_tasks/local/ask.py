@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 from pydantic import SecretStr
@@ -22,19 +24,21 @@ QUESTION = (
 
 
 @contextmanager
-def starting(env: Mapping[str, str]) -> Iterator[Callable[[], str]]:
-    """Run our model server on a free port of loopback; yield what waits for its base URL.
+def starting(env: Mapping[str, str], log: Path | None = None) -> Iterator[Callable[[], str]]:
+    """Run the endpoint on a free port of loopback; yield what waits for its base URL.
 
-    What is yielded raises ServerUnavailable if the server did not start; its own message is on
-    standard error.
+    What is yielded raises ServerUnavailable if it did not start; its own message is in `log`, or
+    without that on standard error.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "workers.serve", "--host", "127.0.0.1", "--port", "0"],
-        env={**os.environ, "TQDM_DISABLE": "1", **env},
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=end_with_parent,
-    )
+    with contextlib.nullcontext() if log is None else log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "workers.serve", "--host", "127.0.0.1", "--port", "0"],
+            env={**os.environ, "TQDM_DISABLE": "1", **env},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            preexec_fn=end_with_parent,
+        )
     stdout = process.stdout
     assert stdout is not None
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_SECONDS = 120.0  # that a request waits for a version that is not loaded yet
 _WAIT_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 30.0  # after a failure; the first is 1 s, each other twice as long
+_LONGEST_PAUSE_SECONDS = 10.0  # after a failure; the first is 1 s, each other twice as long
 
 _Pair = tuple[Backend, Version]
 

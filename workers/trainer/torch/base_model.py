@@ -14,6 +14,7 @@ from babylon_tasks.errors import UserError
 from workers.trainer.torch.chat_format import ChatFormat
 from workers.trainer.torch.fingerprint import fingerprint
 from workers.trainer.torch.model_files import NO_CODE, check_base, unreadable, where
+from workers.trainer.torch.out_of_memory import out_of_memory
 
 # Noise in the forward pass would make the importance ratio of recorded answers noise too.
 _DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -86,8 +87,6 @@ def _readable(base_model: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # files of others may raise anything
-        from workers.trainer.torch.memory import out_of_memory  # imports ART: not for the server
-
         if out_of_memory(error):
             raise UserError(
                 f"CUDA out of memory while loading BASE_MODEL={base_model}: use a smaller "

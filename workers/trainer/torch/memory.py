@@ -11,20 +11,11 @@ import torch
 
 from babylon_tasks.errors import Final
 from workers.trainer.torch.batches import micro_batches
+from workers.trainer.torch.out_of_memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA has no memory left, whoever asked for it.
-
-    torch's allocator has a class for it. CUDA itself (a context, a kernel to load) and its
-    libraries, of which each thread makes a handle of its own, have a message.
-    """
-    messages = ("out of memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in messages)
 
 
 class OneSequenceTooLarge(Final):
