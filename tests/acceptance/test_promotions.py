@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from babylon_tasks import pipeline
 from tests.acceptance.conftest import Deployment
-from tests.rows import add_window, commit_steps, hours_ago, one
+from tests.chaos.injection import Injection, injecting
+from tests.rows import add_window, commit_steps, hours_ago, one, query
 from workers.gpu.client import TrainerProcess
 
 
@@ -71,6 +74,22 @@ def test_roll_back_promote_and_resume(deployment: Deployment, trainer: TrainerPr
         ("rollback", 3, 2),
     ]  # fmt: skip
     assert "a demonstration" in models(deployment, "promotions")
+
+
+def test_killed_in_the_middle_of_a_rollback(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    commit_steps(deployment.context, trainer, 3)
+    kill = Injection("babylon_tasks.store.promotions.move", "kill", at="after")
+    harm = injecting(kill, python_path=os.environ.get("PYTHONPATH", ""))
+    rollback = ("babylon", "models", "rollback", "--why", "?")
+    assert deployment.run(*rollback, env=harm).returncode == -signal.SIGKILL
+    head = one(deployment.context, "SELECT * FROM rl.heads")
+    assert (head["published_step"], head["promotion_paused_at"]) == (3, None)
+    assert len(rows(deployment, "promotions")) == 3
+    found = query(deployment.context, "SELECT version FROM trained_models WHERE status='deployed'")
+    assert found == [{"version": "v1.0.2"}]
+    assert "answers with step 2" in models(deployment, *rollback[2:])
 
 
 def test_share(deployment: Deployment, trainer: TrainerProcess) -> None:

@@ -374,6 +374,19 @@ def test_workers_of_release_0_1_0_promote_until_a_person_rolls_back(
     assert last["why"] == "by release 0.1.0, or by SQL"
 
 
+def test_a_worker_of_release_0_1_0_needs_no_right_on_what_is_new(
+    context: Context, trainer: Trainer, old_publish: str, app: Callable[..., list[Any]]
+) -> None:
+    """Its role has what was granted to it before the upgrade."""
+    role = app("SELECT current_user AS name")[0]["name"]
+    with psycopg.connect(context.settings.postgres()) as connection:
+        for right in ("USAGE ON SCHEMA rl", "SELECT, UPDATE ON rl.heads", "SELECT ON rl.steps"):
+            connection.execute(f"GRANT {right} TO {role}".encode())
+    commit_steps(context, trainer, 2, publish=False)
+    app(old_publish.replace("%(model_name)s", f"'{OWN}'"))
+    assert (serves(context), statuses(context)) == ((2, False), "rd")
+
+
 def test_all_at_once(
     make_context: Callable[..., Context], trainer: Trainer, settings: Settings
 ) -> None:
