@@ -122,6 +122,7 @@ def test_two_base_models_answer_at_once_and_an_unused_one_goes(
     alone = [asked.text(ours, question), asked.text(theirs, question)]
     assert alone[0] != alone[1]
     assert asked.texts((ours, question), (theirs, question)) == alone
+    asked.until(lambda: not asked.backend._engine._batches)  # its thread has seen the end
     gone = weakref.ref(asked.backend._versions[theirs].base)
     asked.run(asked.backend.unload(theirs))
     asked.load(version(third, 0))

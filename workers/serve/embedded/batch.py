@@ -20,7 +20,9 @@ from workers.serve.embedded.sampler import choose
 _Placed = tuple[Row, Any, int]  # with the cache that holds it, and its row there
 
 MOST_ROWS = 64
-PREFILL_TOKENS = 2048  # of new prompts between two tokens of the rows that run
+# Tokens of new prompts, with padding, between two tokens of the rows that run. More at once wait
+# longer and gain nothing: a long prompt keeps the processor busy alone, and needs no mask.
+PREFILL_TOKENS = 512
 
 
 class Batch:
