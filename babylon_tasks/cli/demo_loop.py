@@ -139,7 +139,7 @@ class Loop:
         game = self._game
         hour = play_hour(game.seed, number, game.rules, game.players, self._ask)
         if self._context.settings.capture_calls:
-            hour = without_remembered(self._context.database, hour)
+            hour = without_remembered(self._context.database, hour, game.seed)
         rows = [record(hour, game.start(number), game.seed)]
         if number == 0:
             rows = [*faulty_rows(game.start(0), game.seed), *rows]

@@ -190,7 +190,7 @@ def _play(game: _Game, number: int, window_id: str) -> Standing | str:
     hour = play_hour(game.seed, number, Rules(), game.everyone, game.ask)
     recorded = hour
     if game.context.settings.capture_calls:
-        recorded = without_remembered(database, hour)
+        recorded = without_remembered(database, hour, game.seed)
     rows = record(recorded, parse_window_id(window_id).replace(tzinfo=None), game.seed)
     try:
         with database.transaction() as tx:

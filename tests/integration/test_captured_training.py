@@ -282,6 +282,23 @@ def test_the_answer_of_the_same_agent_and_the_last_before_the_trace_wins(
     ]  # fmt: skip
 
 
+def test_what_an_agent_was_answered_is_not_anothers(
+    context: Context, trainer: TrainerProcess
+) -> None:
+    """Another model may have said the same to the same prompt; names that no trace has fit all."""
+    window = hours_ago(3)
+    ids = [
+        add_trajectory(context, window, f"agent-{n}", stepsJson=run_of(n, [call(0, 0), call(0, 1)]))
+        for n in range(2)
+    ]
+    remember(context, [captured(0, 0), captured(0, 1, agent="the bot of agent-0")])
+    funnel = score(context, window)
+    assert (funnel["captured"], funnel["uncaptured"]) == (3, 1)
+    samples = trained(context, trainer)
+    found = [[bool(each.logprobs) for each in samples[id_].calls] for id_ in ids]
+    assert found == [[True, True], [False, True]]
+
+
 def test_versions_are_known_without_a_change_of_the_app(
     make_context: MakeContext, trainer: TrainerProcess
 ) -> None:
@@ -462,7 +479,7 @@ def test_a_call_without_a_system_prompt_is_found(context: Context, trainer: Trai
     window = hours_ago(2)
     for agent, shape in enumerate(shapes):
         add_trajectory(context, window, f"agent-{agent}", stepsJson=run_of(agent, [shape]))
-    remember(context, [answer(prompt_hash=prompt_hash([user]))])
+    remember(context, [answer(agent=None, prompt_hash=prompt_hash([user]))])
     assert score(context, window)["captured"] == 3
     calls = [each for sample in trained(context, trainer).values() for each in sample.calls]
     assert calls[0].logprobs == Logprobs((11, 12), (-0.5, -0.25))

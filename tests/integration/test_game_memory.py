@@ -74,7 +74,7 @@ def test_what_the_endpoint_remembers_is_not_recorded_and_is_trained(
     window = hours_ago(3)
     hour, remembered = played()
     remember(context, remembered)
-    as_recorded = without_remembered(context.database, hour)
+    as_recorded = without_remembered(context.database, hour, 1)
     assert set(map(repr, recorded(as_recorded).values())) == {"({None}, {None})"}
     with psycopg.connect(context.settings.postgres(), autocommit=True) as app:
         write(app, [record(as_recorded, parse_window_id(window).replace(tzinfo=None), 1)])
@@ -100,7 +100,7 @@ def test_what_is_not_remembered_is_recorded(
     monkeypatch.setattr(memory, "_WAIT_SECONDS", 0.05 if ours else 1e9)
     hour, remembered = played(ours=ours)
     remember(context, remembered[:DECISIONS] if ours else [])
-    found = recorded(without_remembered(context.database, hour))
+    found = recorded(without_remembered(context.database, hour, 1))
     told = [each for each in found.values() if each[0] == {"babylon-agent@0"}]
     assert told == [({"babylon-agent@0"}, {LIKELY})] * (1 if ours else 2)
 
@@ -118,6 +118,6 @@ def test_it_waits_until_the_endpoint_has_written(
 
     clock = SimpleNamespace(sleep=write_meanwhile, monotonic=time.monotonic)
     monkeypatch.setattr(memory, "time", clock)
-    found = recorded(without_remembered(context.database, hour))
+    found = recorded(without_remembered(context.database, hour, 1))
     assert len(looks) == 2
     assert set(map(repr, found.values())) == {"({None}, {None})"}

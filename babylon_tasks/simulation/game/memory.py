@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from babylon_tasks.records.call_hashes import prompt_hash, response_hash
 from babylon_tasks.records.captured import CallKey
+from babylon_tasks.simulation.agents import agent
 from babylon_tasks.simulation.game.hour import Decision, Hour
 from babylon_tasks.store import calls
 from babylon_tasks.store.calls import Wanted
@@ -17,9 +18,10 @@ _WAIT_SECONDS = 5.0  # the endpoint writes several times a second
 _LOOK_SECONDS = 0.02
 
 
-def without_remembered(database: Database, hour: Hour) -> Hour:
+def without_remembered(database: Database, hour: Hour, seed: int) -> Hour:
     """Return the hour without version, end and tokens of answers that our endpoint remembers.
 
+    `seed` is the hour's.
     It waits a few seconds until they are in the database; what is not there then stays in the hour,
     so that it is recorded: the endpoint may not capture, or have another database.
 
@@ -27,8 +29,8 @@ def without_remembered(database: Database, hour: Hour) -> Hour:
         ServerUnavailable: Postgres does not answer.
     """
     wanted = [
-        Wanted(_key(decision), "", None)
-        for decisions in hour.decisions
+        Wanted(_key(decision), agent(player.number, seed).id, None)
+        for player, decisions in zip(hour.players, hour.decisions, strict=True)
         for decision in decisions
         if decision.answer.ours
     ]

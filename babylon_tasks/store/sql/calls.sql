@@ -19,7 +19,9 @@ SELECT EXISTS (SELECT FROM rl.calls) AS any
 
 -- find_calls --
 -- For each call the answer of the same agent, and of these the last before its trace was written, if
--- there is one. An answer that was given very often is looked for among some.
+-- there is one. What another agent that has traces was answered is that agent's: other models may have
+-- said the same. (Its LIMIT is there so that no plan reads all traces at once.) An answer that was
+-- given very often is looked for among some.
 SELECT w.n, c.model_name, c.step, c.finish_reason,
        CASE WHEN %(with_tokens)s THEN c.token_ids END AS token_ids,
        CASE WHEN %(with_tokens)s THEN c.logprobs END AS logprobs
@@ -30,7 +32,9 @@ SELECT w.n, c.model_name, c.step, c.finish_reason,
               SELECT * FROM rl.calls
                WHERE prompt_hash = w.prompt_hash AND response_hash = w.response_hash
                LIMIT 1000) AS same
-        ORDER BY agent IS NOT DISTINCT FROM w.agent DESC,
+        WHERE same.agent IS NULL OR same.agent = w.agent
+           OR (SELECT true FROM public.trajectories t WHERE t."agentId" = same.agent LIMIT 1) IS NULL
+        ORDER BY same.agent IS NOT DISTINCT FROM w.agent DESC,
                  COALESCE(extract(epoch FROM at)::float8 <= w.written_at, true) DESC,
                  abs(extract(epoch FROM at)::float8 - COALESCE(w.written_at, 'infinity')), id DESC
         LIMIT 1) AS c
