@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -142,18 +143,21 @@ class Completions:
         """Do this as long as the client is there and there is time."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(exchange.until_gone())
+        ends_at = time.monotonic() + self._limits.answer_seconds
         try:
-            await asyncio.wait(
-                (working, leaving),
-                timeout=self._limits.answer_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if working.done():
-                return working.result()
-            if leaving.done():
-                raise ClientGone
-            seconds = f"{self._limits.answer_seconds:g}"
-            raise ApiError(504, f"the answer took more than {seconds} s", code="timeout")
+            while not working.done():
+                left = ends_at - time.monotonic()
+                if leaving.done() or exchange.is_stuck():
+                    raise ClientGone
+                if left <= 0:
+                    seconds = f"{self._limits.answer_seconds:g}"
+                    raise ApiError(504, f"the answer took more than {seconds} s", code="timeout")
+                await asyncio.wait(
+                    (working, leaving),
+                    timeout=min(left, self._limits.send_seconds),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            working.result()
         finally:
             for task in (working, leaving):
                 task.cancel()
