@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ pytest.importorskip("uvicorn")
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.api_keys import ApiKey, hash_of, new_key
 from tests.serving_fakes import AGENT, Edge, FakeRouter, KeysInMemory, chunk_of, running_edge
-from workers.serve.backend import Question
+from workers.serve.backend import ApiError, Question
 from workers.serve.http import keys as keys_module
 from workers.serve.http import server
 from workers.serve.http.gathered import Gathered
@@ -186,6 +187,57 @@ def test_headers_have_a_most() -> None:
         assert read_all(line)[:13] in (b"HTTP/1.1 400 ", b"")  # the answer may be lost by the reset
 
 
+NO_HTTP = [
+    b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /\x00 HTTP/1.1\r\nhost: h\r\n\r\n",
+    b"GET http://127.0.0.1/healthz HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
+    b"GET /%ff%00%2e%2e/healthz HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
+    b"GET /v1/models/%ff%0d%0a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    b"\xff\xfe / HTTP/1.1\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: -1\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 9" + b"9" * 30 + b"\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: \xff\xfe\r\n"
+    b"content-length: 2\r\nconnection: close\r\n\r\n{}",
+    b"GET /healthz HTTP/1.1\r\n" + b"a: b\r\n" * 20_000 + b"\r\n",
+    b"GET /healthz HTTP/1.1\r\nhost: h\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n",
+]
+
+
+@pytest.fixture(scope="module")
+def resting() -> Iterator[Edge]:
+    with running_edge() as edge:
+        yield edge
+
+
+@pytest.mark.parametrize("sent", NO_HTTP, ids=lambda each: repr(each[:60]))
+def test_what_is_no_request_ends_that_connection_alone(
+    resting: Edge, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    received = read_all(send(resting, sent))
+    assert received == b"" or received[:10] in (b"HTTP/1.1 4", b"HTTP/1.1 2"), received
+    assert _answers(resting)
+    assert "Traceback" not in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_backends_words_become_no_header() -> None:
+    async def refuse(question: Question) -> AsyncIterator[dict[str, Any]]:
+        raise ApiError(429, "wait", headers={"retry-after": " 7\r\nset-cookie: a=b\udcff "})
+        yield {}
+
+    with running_edge(FakeRouter(script=refuse)) as edge:
+        refused = ask(edge)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "7set-cookie: a=b")
+        assert "set-cookie" not in refused.headers
+
+
 def row(name: str, key: str, **more: Any) -> ApiKey:
     return ApiKey(name, hash_of(key.encode()), **more)
 
@@ -323,6 +375,7 @@ def test_sigterm_lets_answers_finish() -> None:
                 assert httpx.get(f"{url}/health/live").status_code == 200
                 new = httpx.post(f"{url}/v1/chat/completions", json=BODY)
                 assert (new.status_code, new.headers["retry-after"]) == (503, "1")
+                assert new.headers["connection"] == "close"
                 process.stdin.close()
                 rest = list(lines)
             assert rest[-2:] == ["data: [DONE]", ""]

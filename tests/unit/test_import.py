@@ -69,3 +69,26 @@ def test_a_file_of_that_name_is_named(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "babylon_tasks")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(str(tmp_path / "workers.py"))
+
+
+LEAN = """
+import sys
+HEAVY = {"torch", "transformers", "peft", "art", "litellm", "starlette"}
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.settings import load_settings
+from workers.serve import service
+settings = load_settings()
+made = service.make_backends(settings, Lineage.of_deployment(settings))
+print(*(backend.kind for backend in made.all))
+"""
+
+
+def test_in_front_of_vllm_and_wandb_no_torch_is_needed(tmp_path: Path) -> None:
+    urls = "http://gpu1:8001,http://gpu2:8001"
+    done = run(tmp_path, "-P", "-c", LEAN, VLLM_URLS=urls, WANDB_API_KEY="k" * 40)
+    assert (done.returncode, done.stdout.split()) == (0, ["vllm", "vllm", "wandb"]), done.stderr

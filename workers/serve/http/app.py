@@ -97,7 +97,10 @@ class Endpoint:
     ) -> None:
         if self.draining or self.in_flight >= self._limits.requests:
             why = "is about to end" if self.draining else f"has {self.in_flight} requests under way"
-            raise ApiError(503, f"this server {why}", code="busy", headers={"retry-after": "1"})
+            headers = {"retry-after": "1"}
+            if self.draining:
+                headers["connection"] = "close"  # the next try may reach another server
+            raise ApiError(503, f"this server {why}", code="busy", headers=headers)
         self.in_flight += 1
         self._metrics.began()
         try:

@@ -29,6 +29,10 @@ class ClientGone(Exception):
     """The client closed the connection, or does not read what it is sent."""
 
 
+def _plain(value: str) -> bytes:
+    return "".join(c for c in value if " " <= c <= "~").strip().encode()
+
+
 class Exchange:
     """Reads a request's body and writes the response, within the limits."""
 
@@ -163,7 +167,8 @@ class Exchange:
     ) -> None:
         self.status = status
         listed = [(b"content-type", kind), (b"x-request-id", self.id.encode()), *more]
-        listed += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        # A backend's server may have said anything; h11 refuses what is no header.
+        listed += [(name.encode(), _plain(value)) for name, value in headers.items()]
         if not self._body_read and not self._without_body():
             listed.append((b"connection", b"close"))  # what is left of the body is not waited for
         await self._send({"type": "http.response.start", "status": status, "headers": listed})
