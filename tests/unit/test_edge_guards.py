@@ -136,6 +136,12 @@ def test_a_body_has_to_come_and_to_be_small() -> None:
             headers={"content-type": "application/json"},
         )
         assert chunked.status_code == 413
+        asks_first = send(
+            edge,
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n"
+            b"content-type: application/json\r\ncontent-length: 5000\r\n\r\n",
+        )
+        assert read_all(asks_first).startswith(b"HTTP/1.1 413 ")
         assert ask(edge).status_code == 200
 
 

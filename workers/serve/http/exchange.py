@@ -97,8 +97,8 @@ class Exchange:
 
     async def _skip_body(self) -> None:
         """Read what comes of the body: a client that is still sending would not see the answer."""
-        if self._body_read or self._without_body():
-            return
+        if self._body_read or self._without_body() or self.header(b"expect"):
+            return  # a client that asks first need not send it
         with suppress(TimeoutError):
             async with asyncio.timeout(_SKIP_SECONDS):
                 while True:

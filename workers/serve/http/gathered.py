@@ -55,6 +55,8 @@ class Gathered:
         text = said.get("content") or said.get("text")
         if text:
             choice.texts.append(text)
+        if prompt := one.get("prompt_token_ids"):  # of a text, vLLM tells them here
+            self.prompt_tokens = max(self.prompt_tokens, len(prompt))
         tokens = one.get("token_ids")
         if tokens:
             choice.token_ids += tokens
