@@ -122,6 +122,23 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
         assert router.stopped == 2
 
 
+def test_a_document_that_is_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_SECONDS", 0.3)
+    cut: list[int] = []
+    cut_off = server.BoundedConnection._cut_off
+
+    def noted(connection: server.BoundedConnection) -> None:
+        cut.append(connection.transport.get_write_buffer_size())
+        cut_off(connection)
+
+    monkeypatch.setattr(server.BoundedConnection, "_cut_off", noted)
+    with running_edge(FakeRouter(words=["word " * 4_000_000])) as edge:
+        line = send(edge, request(BODY))
+        wait_for(lambda: cut)
+        assert cut[0] > 0
+        assert not read_all(line).endswith(b"}")
+
+
 def test_a_body_has_to_come_and_to_be_small() -> None:
     with running_edge(limits=Limits(body_bytes=1000, body_seconds=0.3)) as edge:
         promised = send(edge, request(BODY)[:-10])
@@ -196,7 +213,7 @@ def test_headers_have_a_most() -> None:
 NO_HTTP = [
     b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET / HTTP/9.9\r\nconnection: close\r\n\r\n",
     b"GET /\x00 HTTP/1.1\r\nhost: h\r\n\r\n",
     b"GET http://127.0.0.1/healthz HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
     b"GET /%ff%00%2e%2e/healthz HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
@@ -208,7 +225,8 @@ NO_HTTP = [
     b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     b"transfer-encoding: chunked\r\n\r\nzz\r\n",
     b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b"connection: close\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n"
+    b"5\r\nhello\r\n0\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: \xff\xfe\r\n"
     b"content-length: 2\r\nconnection: close\r\n\r\n{}",
     b"GET /healthz HTTP/1.1\r\n" + b"a: b\r\n" * 20_000 + b"\r\n",

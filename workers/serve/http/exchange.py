@@ -40,6 +40,7 @@ class Exchange:
         self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._body_read = False
+        self._is_stream = False
         self._writing_since: float | None = None
         self.id = uuid.uuid4().hex
         self.status: int | None = None  # of the response, once it has begun
@@ -118,14 +119,16 @@ class Exchange:
             pass
 
     async def error(self, error: ApiError) -> None:
-        """Answer with an error, or end a stream that has begun with it."""
+        """Answer with an error, or end a stream that has begun with it; cut a document off."""
         body = error_object(error)
         if self.status is None:
             if error.status != 408:  # it does not come
                 await self._skip_body()
             await self.json(body, error.status, error.headers)
-        else:
+        elif self._is_stream:
             await self._write_last(b"data: " + _encode(body) + b"\n\n")
+        else:
+            self.abort()
 
     async def json(
         self, body: Any, status: int = 200, headers: Mapping[str, str] | None = None
@@ -143,6 +146,7 @@ class Exchange:
 
     async def begin_stream(self, headers: Mapping[str, str]) -> None:
         """Begin to answer with a stream of events."""
+        self._is_stream = True
         # A proxy such as nginx would keep events back until it has a page of them.
         more = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await self._start(200, b"text/event-stream; charset=utf-8", headers, more)

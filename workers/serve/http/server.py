@@ -17,6 +17,7 @@ from workers.serve.http.app import Endpoint
 from workers.serve.http.exchange import Receive, Scope, Send
 
 HEADER_SECONDS = 10.0  # for a connection to send a whole request's headers
+READ_SECONDS = 30.0  # for a client to read the last of a response
 # Longer than clients keep theirs, or one would be closed as a client sends its next request.
 KEEP_ALIVE_SECONDS = 75
 _CLOSE_SECONDS = 10  # for what is left after `drain_seconds`
@@ -49,6 +50,16 @@ class BoundedConnection(H11Protocol):
             self._stop_waiting()
         elif self._deadline is None:
             self._wait_for_headers()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request; a whole response that nobody reads is not kept for ever."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(READ_SECONDS, self._cut_off)
+
+    def _cut_off(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
