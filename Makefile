@@ -1,5 +1,6 @@
 # `make` lists the targets. PYTHON=python3.12 chooses the interpreter of a new .venv. `demo`
-# installs what it needs, every other target all but vLLM: what the other has left stays.
+# installs what it needs, every other target all but vLLM, which has an environment of its own: what
+# the other has left stays.
 #
 # On Linux the default package index serves torch with its CUDA libraries (gigabytes). Without a
 # GPU, export PIP_EXTRA_INDEX_URL (an index that has CPU builds) or PIP_FIND_LINKS (a folder of
@@ -12,6 +13,7 @@ SEED ?= 1
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO_STAMP := .venv/.demo
+VLLM_STAMP := .venv-vllm/.installed
 SET := pyproject.toml constraints.txt scripts/install.py
 # CI's log says which tests take long. A tiny model gains nothing from a second thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal $(if $(CI),--durations=25)
@@ -20,10 +22,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal $(if $(CI),--duration
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint check test deployments slow chaos format clean
+.PHONY: help venv demo lint check test deployments slow chaos test-vllm format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make .venv with everything but vLLM, as constraints.txt says
 
@@ -59,9 +61,16 @@ slow: deployments ## Those, then 100,000 examples for each door
 chaos: venv ## Every fault ROUNDS times, a soak of SECONDS with kills drawn from SEED, and a table
 	$(BIN)/pytest tests/chaos -m '' --rounds $(ROUNDS) --seconds $(SECONDS) --seed $(SEED)
 
+$(VLLM_STAMP): constraints-vllm.txt scripts/install_vllm.py
+	$(PYTHON) scripts/install_vllm.py
+	@touch $@
+
+test-vllm: venv $(VLLM_STAMP) ## Real vLLM, in .venv-vllm, with adapters that are trained here
+	$(PYTEST) -m vllm tests/vllm
+
 format: venv ## Mend style where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove .venv and what the tools left; .babylon stays
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove .venv, .venv-vllm and what the tools left; .babylon stays
+	rm -rf .venv .venv-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,6 +13,8 @@ import yaml
 from celery.bin.celery import celery as celery_command
 
 from babylon_tasks.cli import babylon
+from babylon_tasks.settings import Settings
+from workers.serve.vllm.process import Served
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())[
@@ -117,7 +119,7 @@ def test_named_volumes_are_declared_and_writable() -> None:
     used = set()
     for name, service in SERVICES.items():
         for mount in service.get("volumes", []):
-            volume, folder = mount.split(":")
+            volume, folder, *_ = mount.split(":")
             used.add(volume)
             assert name not in OURS or f" {folder}" in dockerfile
     assert used == declared
@@ -126,4 +128,28 @@ def test_named_volumes_are_declared_and_writable() -> None:
 def test_every_variable_is_in_the_example_file() -> None:
     names = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text()))
     example = (ROOT / ".env.example").read_text()
-    assert {n for n in names if f"#{n}=" not in example} == {"PIP_EXTRA_INDEX_URL"}
+    of_others = {"PIP_EXTRA_INDEX_URL", "HF_TOKEN"}
+    assert {n for n in names if f"#{n}=" not in example} == of_others
+
+
+def test_vllm_sees_the_checkpoints_and_nobody_but_the_endpoint_sees_vllm() -> None:
+    vllm, serve = SERVICES["vllm"], SERVICES["serve"]
+    assert vllm["profiles"] == ["vllm"]
+    assert "ports" not in vllm
+    store = next(mount for mount in serve["volumes"] if mount.startswith("checkpoints:"))
+    assert f"{store}:ro" in vllm["volumes"]
+    pinned = re.search(r"^vllm==(\S+)", (ROOT / "constraints-vllm.txt").read_text(), re.M)
+    assert pinned is not None
+    assert vllm["image"].endswith(f":v{pinned[1]}")
+    check_flags(vllm["command"])
+    assert vllm["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+
+
+def check_flags(command: list[str]) -> None:
+    """The flags fit our defaults, and are those of the server that the endpoint starts itself."""
+    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in command if "=" in flag)
+    adapters, rank = Settings().serve_adapters, Settings().lora_rank
+    for flag in Served("x", None, rank, adapters).arguments()[3:]:
+        if flag not in ("--enable-prefix-caching", "--disable-uvicorn-access-log"):
+            assert flag in command
+    assert flags["model"].endswith(f"{Settings().base_model}}}")

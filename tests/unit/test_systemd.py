@@ -52,9 +52,26 @@ def documented_commands() -> list[list[str]]:
 
 
 def test_the_roles_are_there() -> None:
-    assert [unit.stem for unit in UNITS] == [f"babylon-{role}" for role in ROLES]
+    assert [unit.stem for unit in UNITS] == [f"babylon-{role}" for role in (*ROLES, "vllm")]
     install = (FOLDER / "README.md").read_text()
-    assert all(f"babylon-{role}" in install for role in ROLES)
+    assert all(unit.stem in install for unit in UNITS)
+
+
+def test_vllm_runs_as_in_compose_without_the_passwords_of_others() -> None:
+    unit = options("vllm")
+    text = (FOLDER / "babylon-vllm.service").read_text().replace("\\\n", "")
+    (line,) = re.findall(r"^ExecStart=(.*)$", text, re.M)
+    python, *arguments = shlex.split(line)
+    assert python == "/opt/babylon-vllm/bin/python"
+    assert arguments[:4] == ["-P", "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1"]
+    theirs = [flag for flag in SERVICES["vllm"]["command"] if not flag.startswith("--model")]
+    assert set(theirs) | {"--model=${BASE_MODEL}"} == set(arguments[4:])
+    assert unit["EnvironmentFile"] == ["/etc/babylon-vllm.env"]
+    assert environment("vllm")["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    for shared in ("User", "StateDirectory", "ProtectSystem", "PrivateTmp", "ReadWritePaths"):
+        assert unit[shared] == options("serve")[shared]  # the checkpoints, and copies of them
+    assert unit["Restart"] == ["always"]
+    assert "PrivateDevices" not in unit  # or it would see no GPU
 
 
 @each_unit
@@ -126,7 +143,7 @@ def test_a_role_may_write_its_own_folder_only(role: str) -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
     for unit in UNITS:
-        text = re.sub(re.escape(BIN) + r"\w+", "/bin/true", unit.read_text())
+        text = re.sub(r"/opt/babylon-\w+/bin/\w+", "/bin/true", unit.read_text())
         (tmp_path / unit.name).write_text(text)
     said = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *sorted(map(str, tmp_path.iterdir()))],
