@@ -64,16 +64,22 @@ def test_it_is_started_ended_and_started_again(
             await replica.load(version)
             await replica.load(doomed)
             # The engine alone is killed: vLLM's server ends, and is started again.
-            (engine, *_) = [pid for pid in processes(groups[0]) if pid != groups[0]]
+            (engine,) = [
+                pid
+                for pid in processes(groups[0])
+                if "EngineCor" in Path(f"/proc/{pid}/comm").read_text()
+            ]
             os.kill(engine, signal.SIGKILL)
-            while await replica.look():
-                await asyncio.sleep(0.05)
+            async with asyncio.timeout(60):
+                while await replica.look():
+                    await asyncio.sleep(0.05)
             with pytest.raises(BackendAway):
                 await replica.answer(version, ASK)
             assert version.checkpoint is not None
             shutil.rmtree(doomed.checkpoint or "")
-            while process._process.pid == groups[0]:
-                await asyncio.sleep(0.2)
+            async with asyncio.timeout(60):
+                while process._process.pid == groups[0]:
+                    await asyncio.sleep(0.2)
             groups.append(process._process.pid)
             await up(replica)
             assert not replica.loaded()
