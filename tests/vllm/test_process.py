@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from babylon_tasks.settings import Settings
-from tests.unit.test_vllm_process import have_ended
+from tests.integration.test_vllm_process import have_ended
 from tests.vllm.conftest import Base
 from tests.vllm.servers import ENVIRONMENT, ON_A_CPU, PYTHON
 from workers.serve.backend import BackendAway, Question

@@ -186,7 +186,7 @@ def test_it_ends_with_the_endpoint(tmp_path: Path) -> None:
     code = f"""
         import asyncio, os, signal
         from pathlib import Path
-        from tests.unit.test_vllm_process import SERVED, run, settings
+        from tests.integration.test_vllm_process import SERVED, run, settings
         from workers.serve.vllm.process import VllmProcess
 
         async def do(replica):
