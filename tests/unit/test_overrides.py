@@ -142,7 +142,7 @@ def test_what_belongs_to_the_deployment_cannot_be_overridden() -> None:
     secrets = {name for name in fixed if "SecretStr" in str(_annotation(name))}
     assert secrets == {
         "DATABASE_URL", "REDIS_URL", "JUDGE_API_KEY", "LOGPROBS_API_KEY", "WANDB_API_KEY",
-        "SERVE_API_KEY",
+        "SERVE_API_KEY", "VLLM_API_KEY",
     }  # fmt: skip
     assert fixed - secrets == {
         "MODEL_NAME", "PRIMARY", "BASE_MODEL", "BASE_MODEL_REVISION", "CHECKPOINT_STORE",

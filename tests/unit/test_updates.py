@@ -382,7 +382,8 @@ def test_passes_cost_no_forward_pass_more(
     monkeypatch.setattr(LanguageModel, "logprobs", counted)
     many = {"passes": 4, "windows_per_update": 1, "unrecorded_ratio": "base"}
     run(trainer, make_request(tmp_path, base_model, two_sided(), **many))
-    assert sum(rows) == 3 * 16
+    proof = 2  # of the step and of the base model, of one text
+    assert sum(rows) == 3 * 16 + proof
 
 
 # --- advantages, rates, and how far the policy moved ---
