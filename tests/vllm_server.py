@@ -63,6 +63,7 @@ class State:
     remember: bool = True
     running: int = 0
     most_running: int = 0
+    tokens_made: int = 0
 
     def card(self, name: str, root: str, parent: str | None) -> dict[str, Any]:
         return {
@@ -143,7 +144,11 @@ def _models(state: State) -> dict[str, Any]:
 
 
 def _metrics(state: State) -> str:
-    return f'vllm:num_requests_running{{engine="0",model_name="{state.base}"}} {state.running}.0\n'
+    labels = f'{{engine="0",model_name="{state.base}"}}'
+    return (
+        f"vllm:num_requests_running{labels} {state.running}.0\n"
+        f"vllm:iteration_tokens_total_sum{labels} {state.tokens_made}.0\n"
+    )
 
 
 @dataclass
@@ -246,6 +251,7 @@ class _Answers(_Endpoint):
         async with answer.run():
             for _ in range(answer.count):
                 await asyncio.sleep(state.token_seconds)
+                state.tokens_made += 1
         return Response(json.dumps(answer.whole()), headers=JSON)
 
 
@@ -301,6 +307,7 @@ class _Answer:
             for number in range(self.count):
                 if self._state.token_seconds:
                     await asyncio.sleep(self._state.token_seconds)
+                self._state.tokens_made += 1
                 if self._state.engine_dead:
                     yield _event(json.loads(error(500, DEAD, "InternalServerError").body))
                     break

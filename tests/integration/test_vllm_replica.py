@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from babylon_tasks.settings import Settings
 from tests.checkpoints import make_version
 from tests.vllm_server import Running, serving
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
 from workers.serve.upstream import Upstream
-from workers.serve.vllm.replica import Replica
+from workers.serve.vllm import signs
+from workers.serve.vllm.replica import Replica, replicas
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 BASE = Version("agent", 0, None, "/models/base")
@@ -53,6 +55,13 @@ def run(
 
 def chat(stream: bool = False, captured: bool = False, **more: Any) -> Question:
     return Question("chat", {**HI, **more}, stream, captured)
+
+
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
 
 
 def text_of(answer: dict[str, Any]) -> str:
@@ -275,6 +284,29 @@ def test_a_dead_engine_does_not_live(vllm: Running, tmp_path: Path) -> None:
     run(vllm, do)
 
 
+def test_an_engine_that_hangs_does_not_live_whatever_its_health_says(
+    vllm: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signs, "STALL_SECONDS", 0.0)
+
+    async def do(replica: Replica) -> None:
+        await replica.load(BASE)
+        vllm.state.token_seconds = 600.0
+        asking = asyncio.create_task(replica.answer(BASE, chat()))
+        while not vllm.state.running:
+            await asyncio.sleep(0.005)
+        assert await replica.look()  # the first count
+        assert not await replica.look()
+        vllm.state.tokens_made += 1
+        assert await replica.look()  # it works on something
+        assert not await replica.look()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert await replica.look()  # nobody waits
+
+    run(vllm, do)
+
+
 @pytest.mark.parametrize("kind", ["chat", "text"])
 @pytest.mark.parametrize("captured", [True, False])
 def test_a_stream_has_what_the_whole_answer_has(vllm: Running, kind: Any, captured: bool) -> None:
@@ -391,6 +423,26 @@ def test_a_wrong_key_is_no_fault_of_the_client(vllm: Running) -> None:
     with pytest.raises(BackendAway) as away:
         run(vllm, lambda replica: replica.load(BASE), key="a-wrong-one")
     assert "a-wrong-one" not in str(away.value)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("odd", ["\ud800", nested(100_000)], ids=["half", "deep"])
+def test_what_cannot_be_written_as_json_is_the_clients_fault(
+    vllm: Running, stream: bool, odd: Any
+) -> None:
+    async def do(replica: Replica) -> None:
+        await replica.load(BASE)
+        question = chat(stream, stop=odd)
+        with pytest.raises(ApiError) as refused:
+            await (collect(replica, BASE, question) if stream else replica.answer(BASE, question))
+        assert refused.value.status == 400
+
+    run(vllm, do)
+
+
+def test_replicas_are_named_without_their_passwords() -> None:
+    settings = Settings(vllm_urls="http://u:secret@gpu1:8001/v1, https://gpu2")
+    assert [replica.name for replica in replicas(settings)] == ["gpu1:8001", "gpu2"]
 
 
 @pytest.mark.parametrize(

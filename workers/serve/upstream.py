@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 from pydantic import SecretStr
 
-from babylon_tasks.text import one_line
+from babylon_tasks.text import first_line, one_line
 from workers.serve.backend import ApiError, BackendAway
 from workers.serve.events import Events
 
@@ -130,7 +130,7 @@ class Upstream:
         self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Ask, and yield an answer that is no error; a body that is not read to its end is cut."""
-        data = None if body is None else msgspec.json.encode(body)
+        data = None if body is None else _encoded(body)
         limit = aiohttp.ClientTimeout(
             total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=self._answer_seconds
         )
@@ -158,7 +158,10 @@ class Upstream:
                 else aiohttp.TCPConnector(**keep)
             )
             self._session = aiohttp.ClientSession(
-                connector=connector, headers=self._headers, read_bufsize=1 << 20
+                connector=connector,
+                headers=self._headers,
+                read_bufsize=1 << 20,
+                trust_env=self._url.startswith("https:"),  # a proxy is for what is outside
             )
         return self._session
 
@@ -184,6 +187,18 @@ class Upstream:
             code=code if isinstance(code, str) else None,
             headers=retry,
         )
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """Return a body as JSON.
+
+    Raises:
+        ApiError: It holds half a character, or lists in lists without end.
+    """
+    try:
+        return msgspec.json.encode(body)
+    except (UnicodeError, RecursionError) as error:
+        raise ApiError(400, f"the request cannot be passed on: {first_line(error)}") from None
 
 
 def _code_of(error: Any) -> int:

@@ -7,7 +7,9 @@ import logging
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+from babylon_tasks.settings import Settings
 from babylon_tasks.text import one_line
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
 from workers.serve.upstream import Upstream
@@ -212,3 +214,16 @@ class Replica:
             await adapters.unload(self._upstream, name)
         except ApiError as error:
             log.info("%s: %s is not unloaded: %s", self.name, name, one_line(str(error)))
+
+
+def replicas(settings: Settings) -> list[Replica]:
+    """Return the servers of VLLM_URLS; they are named by host and port."""
+    key, seconds = settings.vllm_api_key, settings.serve_seconds
+    return [
+        Replica(Upstream(url, key, _host_of(url), seconds), settings.serve_adapters)
+        for url in settings.vllm_servers()
+    ]
+
+
+def _host_of(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
