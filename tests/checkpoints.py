@@ -23,7 +23,7 @@ def proof_of(step: int) -> Proof:
 
 
 def make_version(
-    store: Path,
+    store: Path | str,
     step: int,
     *,
     lineage: str = "agent",

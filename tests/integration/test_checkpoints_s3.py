@@ -21,8 +21,10 @@ from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable, LeaseLost, UserError
 from babylon_tasks.work.context import Context
 from tests.chaos.proxy import Proxy
+from tests.checkpoints import make_version
 from tests.rows import add_window, commit_steps, hours_ago, query, states
 from workers.gpu.client import TrainerOptions, TrainerProcess
+from workers.serve.vllm.names import open_adapter
 
 try:
     import s3fs
@@ -486,3 +488,17 @@ def test_a_bucket_that_is_away_as_a_step_ends_costs_no_step(
     assert states(context) == {hours_ago(2): "trained"}
     (attempt,) = query(context, "SELECT outcome FROM rl.attempts WHERE stage = 'train'")
     assert attempt["outcome"] == "done"
+
+
+def test_vllm_gets_a_copy_that_stays_while_it_is_loaded(bucket: Bucket) -> None:
+    """It reads the files again when it likes, and only the copies used last are kept."""
+    first, *others = [make_version(bucket.store, step) for step in range(1, 8)]
+    adapter = open_adapter(first)
+    assert (adapter.folder / "adapter_model.safetensors").is_file()
+    for version in others:
+        assert adapter.keep()
+        last = open_adapter(version)
+    assert adapter.keep()
+    assert last.keep()
+    assert len(list(adapter.folder.parent.iterdir())) < len(others)
+    assert open_adapter(first).name == adapter.name
