@@ -151,6 +151,7 @@ def listen(endpoint: Endpoint, host: str, port: int, drain_seconds: float) -> No
         http=BoundedConnection,
         ws="none",
         lifespan="on",
+        proxy_headers=False,  # who asks is told by the key
         log_config=None,  # its loggers are as ours
         log_level="warning",
         access_log=False,
