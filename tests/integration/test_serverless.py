@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -14,6 +15,7 @@ pytest.importorskip("art")
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import LeaseLost, NotRecorded, RemoteUnavailable, TrainerDied, UserError
+from babylon_tasks.local import ask
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from babylon_tasks.store import jobs
 from babylon_tasks.training.wandb_jobs import OFFERED
@@ -261,6 +263,34 @@ def test_what_was_done_badly_is_sent_with_its_tokens_beside_the_rest_of_its_run(
     assert one(context, "SELECT trajectories FROM rl.steps")["trajectories"] == 4
     reward = one(context, 'SELECT "avgReward" AS mean FROM trained_models')["mean"]
     assert reward == pytest.approx(sum(scores.values()) / 4)
+
+
+def test_what_wandb_trained_is_answered_by_the_lineages_name(
+    on_wandb: Callable[..., Context], server: WandbServer
+) -> None:
+    """Through the endpoint, which has the key; its client has none."""
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("aiohttp")
+    context = on_wandb()
+    scored_windows(context, 2, recorded=True)
+    assert pipeline.train(context, InProcess())
+    pipeline.publish(context)
+    env = {
+        "DATABASE_URL": context.settings.postgres(),
+        "BASE_MODEL": context.settings.base_model,
+        "WANDB_API_KEY": KEY,
+        "SERVERLESS_URL": server.url,
+        "TRAIN_RL_LOCAL": "true",
+    }
+    with ask.serving(env) as url:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        body = {"model": "babylon-agent", "messages": [{"role": "user", "content": "Now?"}]}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body)
+    assert answer.json()["choices"][0]["message"]["content"] == "Wait for a dip."
+    assert answer.json()["model"] == "babylon-agent@1"
+    assert answer.headers["x-babylon-version"] == "babylon-agent-v1.0.0"
+    assert server.asked[-1]["model"] == f"{NAME}:step1"
+    assert KEY not in answer.text + str(answer.headers)
 
 
 def test_a_lineage_does_not_change_its_kind_of_trainer(
