@@ -97,7 +97,7 @@ def _run(options: _Options) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so small a model is faster without
     for package in ("babylon_tasks", "workers"):
         logging.getLogger(package).setLevel(logging.WARNING)  # the roles log to their files
-    _say(started, "starting PostgreSQL, Redis, beat, workers, model server, Flower")
+    _say(started, "starting PostgreSQL, Redis, beat, workers, endpoint, Flower")
     with _place(options.keep) as place:
         _say(started, f"all of them run; Flower: {place.flower_url}")
         model = Path(place.context.settings.base_model)

@@ -46,7 +46,7 @@ def starting(env: Mapping[str, str], log: Path | None = None) -> Iterator[Callab
         for line in stdout:
             if line.startswith("listening on "):
                 return line.removeprefix("listening on ").strip()
-        raise ServerUnavailable(f"the model server ended with code {process.wait()}")
+        raise ServerUnavailable(f"the endpoint ended with code {process.wait()}")
 
     try:
         yield wait
@@ -57,7 +57,7 @@ def starting(env: Mapping[str, str], log: Path | None = None) -> Iterator[Callab
 
 @contextmanager
 def serving(env: Mapping[str, str]) -> Iterator[str]:
-    """Run our model server on a free port of loopback, and yield its base URL.
+    """Run our endpoint on a free port of loopback, and yield its base URL.
 
     Raises:
         ServerUnavailable: It did not start; its own message is on standard error.
@@ -105,6 +105,6 @@ def _complete(
         response.raise_for_status()
         return str(response.json()["choices"][0]["message"]["content"])
     except httpx.HTTPError as error:
-        raise ServerUnavailable(f"the model server did not answer: {error}") from error
+        raise ServerUnavailable(f"the endpoint did not answer: {error}") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise ServerUnavailable(f"the model server's answer cannot be read: {error}") from error
+        raise ServerUnavailable(f"the endpoint's answer cannot be read: {error}") from error

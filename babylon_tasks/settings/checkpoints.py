@@ -22,7 +22,7 @@ class Checkpoints(Group):
     role. For a server that is not AWS's (MinIO, Ceph, R2) set
     `AWS_ENDPOINT_URL=https://host:9000`, scheme included, and, if it refuses uploads for their
     checksums, `AWS_REQUEST_CHECKSUM_CALCULATION=when_required`. All of these belong in the
-    environment of GPU workers and model servers. (Docker Compose hands `.env` on. A process that
+    environment of GPU workers and endpoints. (Docker Compose hands `.env` on. A process that
     you start yourself does not read them there.)
 
     A server that refuses connections is reported after at most about 3 seconds; a server that

@@ -1,4 +1,4 @@
-"""The model server loads a hub's base model at the lineage's revision, whatever `main` is now."""
+"""The endpoint loads a hub's base model at the lineage's revision, whatever `main` is now."""
 
 from __future__ import annotations
 
