@@ -623,6 +623,26 @@ def test_role_without_rights_is_told_so(role_with_password: tuple[str, str]) -> 
         migrate(role_with_password[0])
 
 
+def test_who_does_not_own_the_apps_versions_is_told_so(
+    fresh_database: str, role_with_password: tuple[str, str]
+) -> None:
+    """The triggers on them need it; nothing of that migration is written."""
+    url, role = role_with_password
+    run(fresh_database, PRISMA.read_text())
+    name = urlsplit(url).path[1:]
+    run(fresh_database, f'GRANT CREATE ON DATABASE "{name}" TO {role}')
+    run(fresh_database, f"GRANT CREATE ON SCHEMA public TO {role}")
+    run(fresh_database, f'ALTER TABLE "trajectories" OWNER TO {role}')
+    run(fresh_database, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    run(fresh_database, f'REVOKE TRIGGER ON "trained_models" FROM {role}')
+    with pytest.raises(UserError, match="table trained_models; run it as the owner of Babylon's"):
+        migrate(url)
+    assert rows(fresh_database, "SELECT to_regclass('rl.promotions')") == [(None,)]
+    run(fresh_database, f'ALTER TABLE "trained_models" OWNER TO {role}')
+    assert migrate(url) == NAMES[15:]
+    run(fresh_database, f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}")
+
+
 @pytest.mark.parametrize("function", [migrate, pending])
 def test_wrong_password(
     fresh_database: str, role_with_password: tuple[str, str], function: Any
