@@ -250,6 +250,24 @@ def test_more_requests_than_memory_wait(
     assert 1 < max(sizes) <= 4
 
 
+def test_versions_take_turns_where_layers_do_not_see_rows(
+    asked: Asked, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts get tokens of any row; a batch then has one version, and the others wait."""
+    work = [(versions[n // 2], chat(text, temperature=0)) for n, text in enumerate(QUESTIONS)]
+    alone = [asked.text(*each) for each in work]
+    overlay, used = base_of(asked, versions[0]).overlay, []
+    use = overlay.use
+    monkeypatch.setattr(overlay, "use", lambda adapters: (used.append(adapters), use(adapters)))
+    assert asked.texts(*work) == alone
+    assert max(len({*map(id, adapters)}) for adapters in used) > 1
+    used.clear()
+    monkeypatch.setattr(overlay, "mixes", False)
+    assert asked.texts(*work) == alone
+    assert max(map(len, used)) > 1
+    assert max(len({*map(id, adapters)}) for adapters in used) == 1
+
+
 def test_an_unloaded_version_is_not_answered_and_a_running_one_ends(
     asked: Asked, versions: list[Version], base_model: str
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_bfloat16_model_keeps_its_adapters_in_float32() -> None:
     inputs = torch.randn(3, 2, 32).bfloat16()
     down, up = torch.randn(4, 32), torch.randn(4, 48)
     with torch.inference_mode():
+        overlay.use([None] * 3)
         base = network(inputs)
         overlay.use([None, Adapter({"0": (down, up)}), None])
         out = network(inputs)
@@ -166,3 +167,27 @@ def test_a_bfloat16_model_keeps_its_adapters_in_float32() -> None:
     assert out.dtype == torch.bfloat16
     assert torch.equal(out[[0, 2]], base[[0, 2]])
     torch.testing.assert_close(out[1].float(), expected, rtol=0.02, atol=0.1)
+
+
+def test_a_layer_that_sees_tokens_of_any_row_is_noticed() -> None:
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 8)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.layer(inputs.view(-1, 8)).view(inputs.shape)
+
+    network, inputs = Flat(), torch.randn(2, 3, 8)
+    overlay = Overlay(network)
+    adapter = Adapter({"layer": (torch.randn(4, 8), torch.randn(4, 8))})
+    with torch.inference_mode():
+        overlay.use([None, None])
+        base = network(inputs)
+        assert not overlay.mixes
+        overlay.use([adapter, adapter])
+        down, up = adapter.layers["layer"]
+        torch.testing.assert_close(network(inputs), base + inputs @ down.t() @ up)
+        overlay.use([adapter, None])
+        with pytest.raises(RuntimeError, match="does not see the rows"):
+            network(inputs)

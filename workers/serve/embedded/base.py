@@ -87,13 +87,19 @@ class Base:
             values = logits.float().log_softmax(-1).gather(1, tokens_bt[0, 1:, None])
         return [float(value) for value in values.squeeze(1).clamp(max=0)]
 
+    def goes_with(self, adapter: Adapter | None, others: Sequence[Adapter | None]) -> bool:
+        """Tell whether rows with this adapter may be in a batch with these."""
+        return self.overlay.mixes or all(adapter is other for other in others)
+
     def _probe(self) -> tuple[int | None, int]:
         """Return the layers of a cache that rows can join, or None, and the bytes of a token.
 
         Some architectures keep a state, or a window of tokens, in which rows of other lengths
         cannot be put; some know no positions but those of the cache.
         """
-        plain = self.network(input_ids=torch.tensor([[0, 1, 2, 3]]).to(self.device), use_cache=True)
+        self.overlay.use([None, None])
+        some = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+        plain = self.network(input_ids=some.to(self.device), use_cache=True)
         cache = getattr(plain, "past_key_values", None)
         if not isinstance(cache, DynamicCache) or not cache.layers:
             return None, 1 << 20
@@ -112,17 +118,20 @@ class Base:
         rows = [[0, 1, 2, 3, 4, 5], [5, 4, 3]]
         try:
             caches = [new_cache(layers) for _ in rows]
+            self.overlay.use([None])
             for row, cache in zip(rows, caches, strict=True):
                 self.forward(torch.tensor([row[:-1]]), None, [0], cache)
             both = merged([Part(caches[0], [0], [0]), Part(caches[1], [0], [1])], 5)
             mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
             ends = torch.tensor([row[-1:] for row in rows])
+            self.overlay.use([None, None])
             together = self.forward(ends, mask, [5, 2], both)
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             return False
-        alone = [
-            self.network(input_ids=torch.tensor([r]).to(self.device)).logits[0, -1] for r in rows
-        ]
-        apart = (together - torch.stack(alone)).abs().max()
+        self.overlay.use([None])
+        alone = torch.stack(
+            [self.network(input_ids=torch.tensor([r]).to(self.device)).logits[0, -1] for r in rows]
+        )
+        apart = (together - alone).abs().max()
         rounding = 1e-3 if self.network.dtype == torch.float32 else 0.1
-        return bool(apart <= rounding * torch.stack(alone).abs().max())
+        return bool(apart <= rounding * alone.abs().max())

@@ -66,7 +66,9 @@ class Batch:
                 longest = max(longest, request.longest)
                 prefill = max(len(each.prompt) for each in (*admitted, request))
                 full = more > MOST_ROWS or more * longest > self._base.cache_tokens
-                if rows and full:
+                others = [*running[:1], *(row for each in admitted[:1] for row in each.rows)]
+                adapters = [row.request.adapter for row in others]
+                if rows and (full or not self._base.goes_with(request.adapter, adapters)):
                     break
                 if admitted and prefill * (len(admitted) + 1) > PREFILL_TOKENS:
                     break

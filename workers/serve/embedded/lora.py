@@ -36,9 +36,15 @@ class Adapter(NamedTuple):
 
 
 class Overlay:
-    """Adds adapters to the linear layers of a network; `use` says which rows have which."""
+    """Adds adapters to the linear layers of a network; `use` says which rows have which.
+
+    `mixes` turns false where a layer sees no rows, but a mixture of tokens (an expert, say): then
+    all rows must have one adapter.
+    """
 
     def __init__(self, network: torch.nn.Module) -> None:
+        self.mixes = True
+        self._rows = 0
         self._spans: list[tuple[int, int, Adapter]] = []
         self._shapes: dict[str, tuple[int, int]] = {}
         self._device = next(network.parameters()).device
@@ -52,6 +58,7 @@ class Overlay:
 
     def use(self, adapters: Sequence[Adapter | None]) -> None:
         """Choose the adapter of each row of the next forward passes; equal ones side by side."""
+        self._rows = len(adapters)
         self._spans = []
         for row, adapter in enumerate(adapters):
             if self._spans and self._spans[-1][2] is adapter and self._spans[-1][1] == row:
@@ -61,14 +68,16 @@ class Overlay:
 
     def _forward(self, base: Any, name: str, inputs: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = base(inputs)
+        if inputs.ndim != 3 or len(inputs) != self._rows:
+            self.mixes = False
         for begin, end, adapter in self._spans:
             if weights := adapter.layers.get(name):
-                rows, changed = (
-                    (inputs, out)
-                    if end - begin == len(out)
-                    else (inputs[begin:end], out[begin:end])
-                )
-                _add(rows, changed, *weights)
+                if end - begin == self._rows:
+                    _add(inputs, out, *weights)
+                elif self.mixes:
+                    _add(inputs[begin:end], out[begin:end], *weights)
+                else:
+                    raise RuntimeError(f"{name} does not see the rows of a batch")
         return out
 
     def read(self, folder: Path) -> Adapter:

@@ -45,7 +45,8 @@ class TogetherBatch:
                 rows += len(request.rows)
                 longest = max(longest, request.longest)
                 full = rows > MOST_ROWS or rows * longest > self._base.cache_tokens
-                if requests and full:
+                adapters = [each.adapter for each in requests]
+                if requests and (full or not self._base.goes_with(request.adapter, adapters)):
                     break
                 requests.append(request)
             waiting.popleft()
