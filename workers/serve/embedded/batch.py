@@ -100,7 +100,7 @@ class Batch:
         """Put the rows that go on and the new ones together."""
         held = [(row, self._cache, at) for at, row in enumerate(self.rows)]
         going = [each for each in (*held, *new) if not each[0].done]
-        if len(going) == len(held) and all(row.done for row, _, _ in new):
+        if going == held:
             return
         going.sort(key=lambda each: id(each[0].request.adapter))
         self.rows = [row for row, _, _ in going]
@@ -115,7 +115,6 @@ class Batch:
             part.to.append(to)
         self._cache = merged([*parts.values()], length)
         self._pads = [length + 1 - row.length for row in self.rows]
-        self._base.overlay.use([row.request.adapter for row in self.rows])
 
     def _decode(self) -> None:
         self._base.overlay.use([row.request.adapter for row in self.rows])
