@@ -34,8 +34,10 @@ from babylon_tasks.local.supervisor import Stack, roles
 from babylon_tasks.settings import Settings, load_settings, running
 from babylon_tasks.settings.overrides import OVERRIDABLE
 from babylon_tasks.simulation.game.endpoint import Endpoint
+from babylon_tasks.simulation.game.hour import Answer, Question
 from babylon_tasks.simulation.game.prompts import describe, messages
 from babylon_tasks.simulation.tiny_model import make_tiny_model
+from babylon_tasks.store import heads
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.signals import interrupt
@@ -204,12 +206,20 @@ def _play(place: _Place, url: str, game: Game) -> list[Round]:
 
     settings = place.context.settings
     agents = Endpoint(url, _MODEL, settings.serve_api_key, game.seed)
+
+    def ask_newest(questions: Sequence[Question]) -> Sequence[Answer]:
+        """Ask once the endpoint has followed the last promotion."""
+        with place.context.database.transaction() as tx:
+            head = heads.read(tx, _MODEL)
+        ask.wait_until_served(url, _MODEL, head.published_step if head else 0)
+        return agents(questions)
+
     rounds: list[Round] = []
     with (
         contextlib.closing(slots.make_trainer(1, settings)) as trainer,
         demo_screen.status() as say,
     ):
-        loop = Loop(place.context, place.roles, game, agents, trainer, HOME)
+        loop = Loop(place.context, place.roles, game, ask_newest, trainer, HOME)
         for done in loop.rounds(say):
             click.echo(demo_screen.line(done) if rounds else demo_screen.first_lines(done))
             rounds.append(done)

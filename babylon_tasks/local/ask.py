@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from pydantic import SecretStr
 from babylon_tasks.child import end_with_parent
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.settings import load_settings
+
+_FOLLOW_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
 
 QUESTION = (
     {"role": "system", "content": "You are a trading agent."},
@@ -64,6 +68,25 @@ def serving(env: Mapping[str, str]) -> Iterator[str]:
     """
     with starting(env) as wait:
         yield wait()
+
+
+def wait_until_served(base_url: str, lineage: str, step: int) -> None:
+    """Wait until a lineage's name answers with this step; our server follows within seconds.
+
+    Raises:
+        ServerUnavailable: It does not come to that, or does not answer.
+    """
+    ends_at = time.monotonic() + _FOLLOW_SECONDS
+    while True:
+        try:
+            health = httpx.get(f"{base_url}/health/ready", timeout=_FOLLOW_SECONDS).json()["health"]
+            if health["promoted"].get(lineage) == step:
+                return
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise ServerUnavailable(f"the model server does not tell its state: {error}") from error
+        if time.monotonic() > ends_at:
+            raise ServerUnavailable(f"the model server does not come to serve {lineage}@{step}")
+        time.sleep(_LOOK_SECONDS)
 
 
 def ask(base_url: str, model: str, messages: tuple[dict[str, str], ...] = QUESTION) -> str:
