@@ -20,6 +20,7 @@ from babylon_tasks.settings import Settings
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.migrate import migrate, pending
 from babylon_tasks.work.context import Context
+from tests.captured import answer, remember
 from tests.conftest import with_database
 from tests.pgbouncer import pgbouncer
 from tests.rows import add_window, hours_ago, one, query, states
@@ -181,3 +182,13 @@ def test_options_that_it_does_not_pass_on_are_named(
     with pytest.raises(UserError, match="takes no options=…: leave it out") as caught:
         query(make_context(database_url=url), "SELECT 1")
     assert isinstance(caught.value, ServerRefused)
+
+
+def test_the_endpoint_remembers_through_it(
+    by_transaction: str, make_context: Callable[..., Context], settings: Settings
+) -> None:
+    context = make_context(database_url=behind(by_transaction, settings))
+    for _ in range(3):
+        remember(context, [answer()] * 2)
+    assert one(context, "SELECT count(*) AS n FROM rl.calls")["n"] == 6
+    assert one(context, "SELECT answers FROM rl.assignments")["answers"] == 6
