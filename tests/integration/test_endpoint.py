@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -20,22 +15,23 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 pytest.importorskip("art")
 pytest.importorskip("openai")
 
-import openai
-
-from babylon_tasks.local.ask import serving
 from babylon_tasks.serving import promote
 from babylon_tasks.work.context import Context
+from tests.endpoint import (
+    FOLLOW_SECONDS,
+    MESSAGES,
+    ask,
+    client_of,
+    endpoint,
+    pestered,
+    problems,
+    within,
+)
 from tests.outage import Outage
 from tests.rows import commit_steps, one, query
 from tests.unit.tiny import make_tiny_model
 from tests.vllm_server import serving as vllm
 from workers.trainer.torch.trainer import TorchTrainer
-
-FOLLOW_SECONDS = 5.0  # within these a promotion is answered
-MESSAGES = [
-    {"role": "system", "content": "You are a trading agent."},
-    {"role": "user", "content": "Balance: $100. Say YES or NO."},
-]
 
 
 @pytest.fixture(scope="module")
@@ -51,60 +47,6 @@ def trained(make_context: Callable[..., Context], base_model: str) -> Context:
     )
     commit_steps(context, TorchTrainer("cpu-0"), 3)
     return context
-
-
-@contextmanager
-def endpoint(context: Context, **env: str) -> Iterator[str]:
-    """Run the endpoint on a lineage until the block ends; yield its base URL once it is ready."""
-    settings = context.settings
-    mine = {
-        "DATABASE_URL": settings.postgres(),
-        "BASE_MODEL": settings.base_model,
-        "CHECKPOINT_STORE": settings.checkpoint_store,
-        "TRAIN_RL_LOCAL": "true",
-    }
-    with serving(mine | env) as url:
-        within(30, lambda: httpx.get(f"{url}/health/ready").status_code == 200)
-        yield url
-
-
-def within(seconds: float, holds: Callable[[], Any]) -> None:
-    """Wait until something holds; it must within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def client_of(url: str) -> Any:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
-def ask(url: str, model: str = "babylon-agent", **more: Any) -> Any:
-    of = {"messages": MESSAGES, "max_tokens": 12, "temperature": 0, **more}
-    return client_of(url).chat.completions.create(model=model, **of)
-
-
-class Pestering(threading.Thread):
-    """A client that never pauses: which versions answered, and what went wrong."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self._url, self.over = url, threading.Event()
-        self.models: list[str] = []
-        self.errors: list[str] = []
-
-    def run(self) -> None:
-        streamed = False
-        while not self.over.is_set():
-            streamed = not streamed
-            try:
-                answer = ask(self._url, stream=streamed, max_tokens=4)
-                models = {chunk.model for chunk in answer} if streamed else {answer.model}
-                (model,) = models
-                self.models.append(model)
-            except Exception as error:  # noqa: BLE001 - whatever goes wrong, the test shows it
-                self.errors.append(repr(error))
 
 
 def test_every_version_answers_as_itself_and_is_remembered(trained: Context) -> None:
@@ -136,42 +78,28 @@ def test_every_version_answers_as_itself_and_is_remembered(trained: Context) -> 
 
 def test_promotions_are_followed_and_nobody_notices(trained: Context) -> None:
     """By hand, by the app, and with Postgres away in between."""
-    with endpoint(trained) as url:
-        pestering = Pestering(url)
-        pestering.start()
-        try:
-            promote.roll_back(trained, "1", "it lost money")
-            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@1")
-            promote.promote(trained, "2", "it did not")
-            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@2")
-            query(  # as the app's page does it
-                trained,
-                """UPDATE trained_models SET status = 'deployed', "agentsUsing" = 5,
-                          "deployedAt" = now() WHERE version = 'v1.0.2' RETURNING 1""",
-            )
-            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@3")
+    with endpoint(trained) as url, pestered(url) as client:
+        promote.roll_back(trained, "1", "it lost money")
+        within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@1")
+        promote.promote(trained, "2", "it did not")
+        within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@2")
+        query(  # as the app's page does it
+            trained,
+            """UPDATE trained_models SET status = 'deployed', "agentsUsing" = 5,
+                      "deployedAt" = now() WHERE version = 'v1.0.2' RETURNING 1""",
+        )
+        within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@3")
 
-            outage = Outage(trained, None)
-            outage.begin()
-            within(10, lambda: problems(url))
-            assert problems(url) == ["Postgres"]
-            assert httpx.get(f"{url}/health/ready").status_code == 200
-            assert ask(url).model == "babylon-agent@3"
-            outage.end()
-            promote.roll_back(trained, None, "and again")
-            within(FOLLOW_SECONDS + 5, lambda: ask(url).model == "babylon-agent@2")
-        finally:
-            pestering.over.set()
-            pestering.join()
-    assert pestering.errors == []
-    seen = [model for model, _ in itertools.groupby(pestering.models)]
-    assert seen == [f"babylon-agent@{step}" for step in (3, 1, 2, 3, 2)]
-
-
-def problems(url: str) -> list[str]:
-    """What the endpoint says is stale or away."""
-    told = httpx.get(f"{url}/health/ready").json()["health"]["problems"]
-    return sorted(each["what"] for each in told)
+        outage = Outage(trained, None)
+        outage.begin()
+        within(10, lambda: problems(url))
+        assert problems(url) == ["Postgres"]
+        assert httpx.get(f"{url}/health/ready").status_code == 200
+        assert ask(url).model == "babylon-agent@3"
+        outage.end()
+        promote.roll_back(trained, None, "and again")
+        within(FOLLOW_SECONDS + 5, lambda: ask(url).model == "babylon-agent@2")
+    assert client.seen == [f"babylon-agent@{step}" for step in (3, 1, 2, 3, 2)]
 
 
 def remembered(trained: Context, url: str) -> None:
@@ -197,30 +125,22 @@ def test_two_vllm_servers_of_which_one_dies_and_comes_back(trained: Context) -> 
     with vllm(root=root) as one_server, vllm(root=root) as other:
         servers = (one_server, other)
         urls = ",".join(server.url for server in servers)
-        with endpoint(trained, VLLM_URLS=urls) as url:
+        with endpoint(trained, VLLM_URLS=urls) as url, pestered(url) as client:
             within(10, lambda: all(len(server.state.loaded) == 1 for server in servers))
-            pestering = Pestering(url)
-            pestering.start()
-            try:
-                one_server.die()
-                within(10, lambda: problems(url))
-                promote.roll_back(trained, "1", "with one server alone")
-                within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@1")
-                one_server.start()
-                within(10, lambda: not problems(url) and one_server.state.loaded)
-                promote.promote(trained, "2", "with both")
-                within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@2")
-                one_server.state.answers_as_base = True  # so the proof of another one fails
-                promote.promote(trained, "3", "with the other alone")
-                within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@3")
-                within(5, lambda: problems(url))
-            finally:
-                pestering.over.set()
-                pestering.join()
+            one_server.die()
+            within(10, lambda: problems(url))
+            promote.roll_back(trained, "1", "with one server alone")
+            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@1")
+            one_server.start()
+            within(10, lambda: not problems(url) and one_server.state.loaded)
+            promote.promote(trained, "2", "with both")
+            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@2")
+            one_server.state.answers_as_base = True  # so the proof of another one fails
+            promote.promote(trained, "3", "with the other alone")
+            within(FOLLOW_SECONDS, lambda: ask(url).model == "babylon-agent@3")
+            within(5, lambda: problems(url))
             (problem,) = problems(url)
             assert problem.startswith("babylon-agent@3 on ")
             names = {name for server in servers for name in server.state.loaded}
             assert all(name.count("/") == 1 for name in names), names
-    assert pestering.errors == []
-    seen = [model for model, _ in itertools.groupby(pestering.models)]
-    assert seen == [f"babylon-agent@{step}" for step in (3, 1, 2, 3)]
+    assert client.seen == [f"babylon-agent@{step}" for step in (3, 1, 2, 3)]
