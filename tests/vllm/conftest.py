@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "tests/vllm" in str(item.path):
             item.add_marker(pytest.mark.vllm)
             item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.filterwarnings("ignore:cov"))  # ART's, of training
 
 
 @dataclass(frozen=True)
