@@ -21,6 +21,7 @@ class FakeBackend:
         self.cannot: dict[Version, str] = {}
         self.load_seconds = self.unload_seconds = 0.0
         self.refuses = False
+        self.lost: set[Version] = set()  # taken away by others, which nobody knows yet
         self.going: set[Version] = set()
         self.chunks = 3
         self.gate: asyncio.Event | None = None  # answers wait for it before their last chunk
@@ -72,6 +73,9 @@ class FakeBackend:
         self, version: Version, question: Question
     ) -> AsyncGenerator[dict[str, Any], None]:
         assert version not in self.going, "asked while it is unloaded"
+        if version in self.lost:
+            self.lost.discard(version)
+            self.has.discard(version)
         if self.refuses or not self.alive or version not in self.has:
             raise BackendAway(f"{self.name} is away")
         self.running.append(version)

@@ -293,6 +293,21 @@ def test_loads_at_once_stay_within_the_slots() -> None:
     run(test)
 
 
+def test_a_version_that_was_taken_away_is_loaded_again() -> None:
+    """As by another endpoint in front of the same vLLM."""
+
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend])
+        await world.follow()
+        assert await world.ask("agent@3") == "agent@3"
+        backend.lost = {version(3)}
+        assert await world.ask("agent@3") == "agent@3"
+        assert backend.loads == ["agent@0", "agent@3", "agent@3"]
+
+    run(test)
+
+
 def test_a_replica_that_refuses_is_asked_once() -> None:
     async def test() -> None:
         one, two = FakeBackend("one"), FakeBackend("two")

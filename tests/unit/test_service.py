@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ pytest.importorskip("aiohttp")
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.settings import Settings, load_settings
-from workers.serve import service
+from workers.serve import backends, service
 from workers.serve.__main__ import main
 
 KEY = "a-key-of-24-letters-is-ok"
@@ -95,22 +96,32 @@ def settings(**more: Any) -> Settings:
 def test_the_settings_choose_the_backends(more: dict[str, Any], kinds: list[str]) -> None:
     pytest.importorskip("peft")
     given = settings(**more)
-    made = service.make_backends(given, Lineage.of_deployment(given))
+    made = backends.make_backends(given, Lineage.of_deployment(given))
     assert [each.kind for each in made.all] == kinds
     assert (made.process is not None) == ("vllm_python" in more)
 
 
 def test_a_password_in_an_address_is_not_shown() -> None:
     given = settings(vllm_urls="http://u:s3cret@a:1")
-    (backend,) = service.make_backends(given, Lineage.of_deployment(given)).all
+    (backend,) = backends.make_backends(given, Lineage.of_deployment(given)).all
     assert backend.name == "a:1"
 
 
 def test_without_packages_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "find_spec", lambda name: None)
-    given = settings()
-    with pytest.raises(UserError, match=r"torch is not installed: set VLLM_URLS, or pip install"):
-        service.make_backends(given, Lineage.of_deployment(given))
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    for more, said in (
+        ({}, r"torch is not installed: set VLLM_URLS, or pip install 'babylon-tasks\[train\]'"),
+        ({"vllm_urls": "http://a:1"}, r"aiohttp is not installed: pip install .*\[serve\]"),
+    ):
+        given = settings(**more)
+        with pytest.raises(UserError, match=said):
+            backends.make_backends(given, Lineage.of_deployment(given))
+
+
+def test_our_own_engine_needs_no_client_of_other_servers() -> None:
+    """The demo is installed without aiohttp."""
+    program = "import sys; sys.modules['aiohttp'] = None; import workers.serve.service, workers.serve.embedded.backend"  # noqa: E501
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_its_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:

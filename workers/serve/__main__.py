@@ -15,9 +15,8 @@ def main() -> None:
     Raises:
         SystemExit: It cannot start; stderr says what to do.
     """
-    missing = [package for package in ("uvicorn", "aiohttp") if find_spec(package) is None]
-    if missing:
-        sys.stderr.write(f"{missing[0]} is not installed: pip install 'babylon-tasks[serve]'\n")
+    if find_spec("uvicorn") is None:
+        sys.stderr.write("uvicorn is not installed: pip install 'babylon-tasks[serve]'\n")
         raise SystemExit(2)
     # On a CPU that others use too, threads that spin while they wait cost three times as much.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

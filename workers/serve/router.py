@@ -74,6 +74,7 @@ class Router:
 
     async def _begin(self, ends: AsyncExitStack, version: Version, question: Question) -> Answering:
         tried: list[Backend] = []
+        reloaded = False
         while True:
             backend = await self._loader.backend_for(version, question, tried)
             async with AsyncExitStack() as attempt:
@@ -85,6 +86,9 @@ class Router:
                     first = await anext(chunks)
                 except BackendAway as error:
                     log.warning("%s does not answer: %s", backend.name, error)
+                    if not (reloaded or self._loader.has(backend, version)):
+                        reloaded = True  # it has lost the version, and may get it once more
+                        continue
                     tried.append(backend)
                     if not self._loader.others(version, tried):
                         raise

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from urllib.parse import urlsplit
 
-from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.logs import configure_logging
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.settings import Settings, load_settings
@@ -20,7 +16,7 @@ from babylon_tasks.store import lineages
 from babylon_tasks.store.database import Database
 from babylon_tasks.work.signals import stop
 from workers.serve import directory
-from workers.serve.backend import Backend
+from workers.serve.backends import make_backends
 from workers.serve.capture import Capture
 from workers.serve.directory import Directory
 from workers.serve.follower import Follower
@@ -32,13 +28,8 @@ from workers.serve.http.metrics import Metrics
 from workers.serve.http.server import listen
 from workers.serve.loader import Loader
 from workers.serve.router import Router
-from workers.serve.upstream import Upstream
-from workers.serve.vllm.process import Served, VllmProcess
-from workers.serve.vllm.replica import Replica
-from workers.serve.wandb import Wandb
 
 _ANSWER_SECONDS = 3.0  # for Postgres, which nobody waits for
-_VLLM_LOG = Path(".babylon/logs/vllm.log")
 _DRAIN_SECONDS = 25.0  # for answers under way at the end: supervisors kill after 30
 
 
@@ -119,57 +110,6 @@ def _own_lineage(settings: Settings, rows: Database) -> Lineage:
     with contextlib.suppress(ServerUnavailable), rows.transaction() as tx:
         return next(iter(lineages.read(tx, [own.name])), own)
     return own
-
-
-@dataclass(frozen=True, slots=True)
-class Backends:
-    """What can answer; `process` is the vLLM server that is ours to run."""
-
-    all: Sequence[Backend]
-    process: VllmProcess | None
-
-
-def make_backends(settings: Settings, own: Lineage) -> Backends:
-    """Return what can answer, by the settings: vLLM or our own engine, and W&B with its key.
-
-    Raises:
-        UserError: The packages of our own engine are missing, or VLLM_PYTHON cannot be run.
-    """
-    backends: list[Backend] = []
-    process = None
-    if urls := settings.vllm_servers():
-        backends += [_vllm_at(settings, url) for url in urls]
-    elif settings.vllm_python:
-        process = _vllm_process(settings, own)
-        backends.append(Replica(process.upstream(), settings.serve_adapters))
-    elif settings.trainer != "serverless" or settings.wandb_api_key is None:
-        backends.append(_embedded())
-    if settings.wandb_api_key is not None:
-        url = settings.serverless_url.rstrip("/").removesuffix("/v1")
-        backends.append(Wandb(Upstream(url, settings.wandb_api_key, "W&B", settings.serve_seconds)))
-    return Backends(backends, process)
-
-
-def _embedded() -> Backend:
-    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"{missing[0]} is not installed: set VLLM_URLS, or pip install 'babylon-tasks[train]'"
-        )
-    from workers.serve.embedded.backend import EmbeddedBackend  # late: torch takes seconds
-
-    return EmbeddedBackend()
-
-
-def _vllm_at(settings: Settings, url: str) -> Backend:
-    host = urlsplit(url).netloc.rpartition("@")[2]  # without a password
-    upstream = Upstream(url, settings.vllm_api_key, host, settings.serve_seconds)
-    return Replica(upstream, settings.serve_adapters)
-
-
-def _vllm_process(settings: Settings, own: Lineage) -> VllmProcess:
-    served = Served(own.base_model, own.base_revision, settings.lora_rank, settings.serve_adapters)
-    return VllmProcess(settings, served, _VLLM_LOG)
 
 
 def _captured(capture: Capture) -> Mapping[str, int]:

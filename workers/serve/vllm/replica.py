@@ -156,7 +156,7 @@ class Replica:
             try:
                 answer = await self._upstream.post(PATHS[question.kind], body)
             except ApiError as error:
-                raise self._told(error) from error
+                raise self._told(version, error) from error
             self._signs.came()
         if not isinstance(answer, dict) or "choices" not in answer:
             raise BackendAway(f"{self.name} answers in another form than OpenAI's")
@@ -174,7 +174,7 @@ class Replica:
                         self._signs.came()
                         yield chunk
             except ApiError as error:
-                raise self._told(error) from error
+                raise self._told(version, error) from error
 
     async def close(self) -> None:
         """Close the connections; what is loaded stays, for the next endpoint."""
@@ -186,9 +186,10 @@ class Replica:
             raise BackendAway(f"{self.name} does not have {version.name}")
         return name
 
-    def _told(self, error: ApiError) -> ApiError:
+    def _told(self, version: Version, error: ApiError) -> ApiError:
         """Hide from clients what is between the endpoint and vLLM."""
-        if error.status == 404:  # it was started again, and the next look will see that
+        if error.status == 404:  # it was started again, or another endpoint took the name away
+            self._forget(version)
             return BackendAway(f"{self.name} has lost the version")
         return error
 
