@@ -9,7 +9,7 @@ import pytest
 
 from babylon_tasks.serving import promote
 from babylon_tasks.work.context import Context
-from tests.endpoint import FOLLOW_SECONDS, ask, endpoint, pestered, problems, within
+from tests.endpoint import ask, endpoint, pestered, problems, within
 from tests.rows import commit_steps, one, query
 from tests.vllm.conftest import FLAGS
 from tests.vllm.servers import START_SECONDS, VllmServer, vllm_servers
@@ -37,13 +37,16 @@ def trained(make_context: Callable[..., Context], tiny_model: Path) -> Context:
 def test_promotions_rollbacks_and_a_server_that_dies(
     trained: Context, servers: list[VllmServer]
 ) -> None:
-    """Nobody notices; five versions pass through three slots."""
+    """Nobody notices; five versions pass through three slots.
+
+    How soon they are followed is the benchmark's: two engines share this CPU with the test.
+    """
     urls = ",".join(server.url for server in servers)
     with endpoint(trained, VLLM_URLS=urls, SERVE_ADAPTERS="3") as url, pestered(url) as client:
         expected = [5]
 
         def follow(step: int) -> None:
-            within(2 * FOLLOW_SECONDS, lambda: ask(url).model == f"babylon-agent@{step}")
+            within(60, lambda: ask(url).model == f"babylon-agent@{step}")
             expected.append(step)
 
         for step in (4, 1):
@@ -53,7 +56,7 @@ def test_promotions_rollbacks_and_a_server_that_dies(
             promote.promote(trained, str(step), "a test")
             follow(step)
         servers[0].kill()
-        within(10, lambda: problems(url))
+        within(30, lambda: problems(url))
         promote.roll_back(trained, "2", "with one server alone")
         follow(2)
         servers[0].start()
@@ -63,7 +66,7 @@ def test_promotions_rollbacks_and_a_server_that_dies(
         commit_steps(trained, TorchTrainer("cpu-0"), 1)
         promote.resume(trained, "a test")
         commit_steps(trained, TorchTrainer("cpu-0"), 1)
-        within(15, lambda: ask(url).model == "babylon-agent@7")
+        within(60, lambda: ask(url).model == "babylon-agent@7")
     assert client.seen[: len(expected)] == [f"babylon-agent@{step}" for step in expected]
     assert client.seen[-1] == "babylon-agent@7"
     captured = (

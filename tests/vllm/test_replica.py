@@ -184,7 +184,7 @@ def test_more_versions_than_slots_answer_as_themselves(tiny: Base, tiny_vllm: Vl
             adapter = open_adapter(version)
             assert adapter.proof is not None
             assert replica._base is not None
-            asked = (replica._upstream, replica._base.id, adapter.name, adapter.proof)
+            asked = (replica._upstream, replica._base.id, adapter.name, adapter.proof, {})
             assert await adapters.doubt_of(*asked) is None
         questions = [Question("chat", ASKED, False, False)] * len(versions)
         await asyncio.gather(*map(replica.answer, versions, questions))

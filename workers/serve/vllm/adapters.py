@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-from babylon_tasks.records.proofs import Proof, doubt
+from babylon_tasks.records.proofs import Proof, doubt, doubt_of_base
 from babylon_tasks.text import one_line
 from workers.serve.backend import ApiError, BackendAway, CannotServe
 from workers.serve.upstream import Failed, Upstream
@@ -121,14 +121,27 @@ async def unload(upstream: Upstream, name: str) -> None:
     await upstream.post("/v1/unload_lora_adapter", {"lora_name": name}, LOOK_SECONDS)
 
 
-async def doubt_of(upstream: Upstream, base: str, name: str, proof: Proof) -> str | None:
+# By the tokens of a proof: the log-probabilities of a server's base model, once they were right.
+BaseValues = dict[tuple[int, ...], list[float]]
+
+
+async def doubt_of(
+    upstream: Upstream, base: str, name: str, proof: Proof, known: BaseValues
+) -> str | None:
     """Say why a server does not answer as the version under an adapter's name; None if it does.
+
+    The base model is asked once: vLLM's CPU kernels take a row without an adapter for one of the
+    last slot where others of the batch have one, so under load its base model is not itself.
 
     Raises:
         BackendAway: It does not answer.
     """
     try:
-        by_base = await _logprobs(upstream, base, proof.token_ids)
+        by_base = known.get(proof.token_ids)
+        if by_base is None:
+            by_base = await _logprobs(upstream, base, proof.token_ids)
+            if doubt_of_base(proof, by_base) is None:
+                known[proof.token_ids] = by_base
         by_step = await _logprobs(upstream, name, proof.token_ids)
     except BackendAway:
         raise

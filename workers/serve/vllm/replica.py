@@ -40,6 +40,7 @@ class Replica:
         self._served: dict[Version, str] = {}  # and their names in vLLM
         self._adapters: dict[Version, Adapter] = {}  # of those with weights of their own
         self._proven_bases: set[str] = set()
+        self._base_values: adapters.BaseValues = {}
         self._loading = asyncio.Lock()
         self._signs = Signs()
         self._unproven: set[str] = set()  # names of adapters without a proof, which were told of
@@ -67,9 +68,11 @@ class Replica:
             return False
         if self._base is not None and (base.id, base.root) != (self._base.id, self._base.root):
             self._proven_bases.clear()
+            self._base_values.clear()
         self._base, self._cards = base, cards
         for version, name in before:  # what was loaded meanwhile is not in `cards`
-            if name != base.id and name not in cards:
+            if name != base.id and name not in cards:  # it was started again, maybe with another
+                self._base_values.clear()
                 self._forget(version)
         await self._drop_what_has_no_files()
         return True
@@ -125,7 +128,9 @@ class Replica:
                     self.name, version.name,
                 )  # fmt: skip
             return
-        reason = await adapters.doubt_of(self._upstream, base.id, adapter.name, adapter.proof)
+        reason = await adapters.doubt_of(
+            self._upstream, base.id, adapter.name, adapter.proof, self._base_values
+        )
         if reason is not None:
             raise CannotServe(f"{self.name} does not answer as {version.name}: {reason}")
         self._proven_bases.add(version.base_model)
