@@ -87,7 +87,7 @@ def test_answers_are_the_same_alone_and_in_a_batch(
 ) -> None:
     """All versions at once: prompts of other lengths, answers of other lengths, drawn and not."""
     work = [
-        (each, chat(text, max_tokens=5 + 4 * n, temperature=0 if n % 2 else 1.2, seed=n, top_p=0.9))
+        (each, chat(text, max_tokens=4 + 2 * n, temperature=0 if n % 2 else 1.2, seed=n, top_p=0.9))
         for n, text in enumerate(QUESTIONS)
         for each in versions
     ]

@@ -310,7 +310,7 @@ messages = st.lists(
 @given(
     st.sampled_from(["chat", "text"]), st.dictionaries(names, json_values | messages, max_size=5)
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_body_is_taken_or_refused_with_a_name(kind: Any, body: dict[str, Any]) -> None:
     question = Question(kind, body, stream=False, captured=False)
     try:
