@@ -1,6 +1,6 @@
 """The endpoint under load: promotions that nobody notices, what it adds, and how soon it follows.
 
-    python benchmarks/serve.py [--promotions 50] [--rollbacks 10] [--steps 6] [--json]
+    python benchmarks/serve.py [--promotions 50] [--rollbacks 10] [--vllm-python PATH] [--json]
 
 - Promotions: clients that never pause ask an endpoint of its own process (with the engine of its
   own, a tiny model with adapters trained here) while versions are promoted and rolled back. An
@@ -10,6 +10,9 @@
 - Added: 50 streams at once of a server that speaks vLLM's protocol, asked directly and through the
   endpoint in turns: the difference of the medians and of the 99th percentiles of the time to the
   first token, and of the whole answer.
+- The engine of our own: 8 requests at once against 8 in turn, by serve_engine.py.
+
+`--vllm-python` of an environment with vLLM adds the seconds from commit to answer with real vLLM.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ STALE_SECONDS = 5.0
 STREAMS = 50
 TOKENS = 24  # of a streamed answer
 TOKEN_SECONDS = 0.03
+VLLM_ON_A_CPU = "--enforce-eager --dtype bfloat16 --max-model-len 2048"
 _QUESTION = [{"role": "user", "content": "Market 7 stands at 0.43. Buy, sell or hold?"}]
 _STEP = "babylon-agent@"
 
@@ -83,7 +87,7 @@ def endpoint(settings: Settings, **more: str) -> Iterator[str]:
         else:
             raise SystemExit(f"the endpoint ended with code {process.wait()}")
         url = line.removeprefix("listening on ").strip()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # vLLM takes minutes on a CPU
         while httpx.get(f"{url}/health/ready").status_code != 200:
             if time.monotonic() > deadline:
                 raise SystemExit(f"not ready: {httpx.get(f'{url}/health/ready').text}")
@@ -228,6 +232,11 @@ def followed(answers: list[Answer], moves: list[tuple[float, int]]) -> dict[str,
     return {"median": round(statistics.median(seconds), 2), "most": round(max(seconds), 2)}
 
 
+def commits_to_answers(url: str, context: Context, trainer: Any) -> list[float]:
+    """Return the seconds of three commits to their first answers."""
+    return [round(asyncio.run(commit_to_answer(url, context, trainer)), 2) for _ in range(3)]
+
+
 async def commit_to_answer(url: str, context: Context, trainer: Any) -> float:
     """Return seconds from the commit of one more step to the first answer of its version."""
     await asyncio.to_thread(commit_steps, context, trainer, 1)
@@ -323,6 +332,14 @@ def percentile(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
+def engine_speedup(base_model: str) -> float:
+    """Return how much more 8 requests at once get than 8 in turn, from a process of its own."""
+    script = Path(__file__).with_name("serve_engine.py")
+    command = [sys.executable, str(script), base_model, "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(json.loads(done.stdout)["embedded_speedup"])
+
+
 # --- the whole ---------------------------------------------------------------------------------
 
 
@@ -334,6 +351,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=1.5, help="seconds between two of them")
     parser.add_argument("--steps", type=int, default=6, help="versions to choose from")
     parser.add_argument("--rounds", type=int, default=4, help="of the streams")
+    parser.add_argument("--vllm-python", help="Python of an environment that has vLLM")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with run_server() as server:
@@ -360,11 +378,15 @@ def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     with endpoint(settings) as own:
         found |= asyncio.run(under_promotions(own, context, args))
         promote.resume(context, "benchmark")
-        seconds = [asyncio.run(commit_to_answer(own, context, trainer)) for _ in range(3)]
-        found["commit_to_answer_seconds"] = [round(each, 2) for each in seconds]
+        found["commit_to_answer_seconds"] = commits_to_answers(own, context, trainer)
+    if args.vllm_python:
+        more = {"VLLM_PYTHON": args.vllm_python, "VLLM_ARGUMENTS": VLLM_ON_A_CPU}
+        with endpoint(settings, **more) as own:
+            found["commit_to_answer_seconds_vllm"] = commits_to_answers(own, context, trainer)
     with vllm(base_model) as direct, endpoint(settings, VLLM_URLS=direct) as through:
         adapter = asyncio.run(newest_adapter(direct))
         found |= asyncio.run(added(direct, through, adapter, args.rounds))
+    found["embedded_speedup"] = engine_speedup(base_model)
     return found
 
 
