@@ -55,7 +55,6 @@ def make_answers(count: int, tokens: int, rng: random.Random) -> list[CapturedCa
                 lineage="babylon-agent",
                 step=rng.randrange(20),
                 agent=f"agent-{rng.randrange(AGENTS):019d}",
-                key=None,
                 prompt_hash=os.urandom(16),
                 response_hash=os.urandom(16),
                 backend="vllm",

@@ -28,7 +28,6 @@ def answer(
         "lineage": "babylon-agent",
         "step": 1,
         "agent": "agent-0",
-        "key": None,
         "prompt_hash": prompt_hash(messages),
         "response_hash": response_hash(response),
         "backend": "embedded",

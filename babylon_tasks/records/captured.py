@@ -34,7 +34,6 @@ class CapturedCall:
         at: When it was asked for, with a time zone; it is of that hour's window.
         lineage, step: The version that answered.
         agent: As the request names it, if it does.
-        key: Name of the key that the request came with, if any.
         prompt_hash: None if the prompt cannot be read (`call_hashes.prompt_hash`).
         backend: Its kind: vllm, embedded or wandb.
         token_ids: Of the answer; none if the backend does not tell them.
@@ -46,7 +45,6 @@ class CapturedCall:
     lineage: str
     step: int
     agent: str | None
-    key: str | None
     prompt_hash: bytes | None
     response_hash: bytes
     backend: str

@@ -84,17 +84,16 @@ class Endpoint:
         if path in _OPEN:
             await self._say_health(exchange)
             return
-        asker = self._keys.identify(exchange.header(b"authorization"), exchange.header(b"host"))
+        authorization, host = exchange.header(b"authorization"), exchange.header(b"host")
+        _, budget = self._keys.identify(authorization, host)
         if path == "/metrics":
             await exchange.whole(self._metrics.text(), CONTENT_TYPE)
         elif kind is None:
             await self._list_models(exchange)
         else:
-            await self._complete(exchange, kind, asker)
+            await self._complete(exchange, kind, budget)
 
-    async def _complete(
-        self, exchange: Exchange, kind: Any, asker: tuple[str | None, Budget | None]
-    ) -> None:
+    async def _complete(self, exchange: Exchange, kind: Any, budget: Budget | None) -> None:
         if self.draining or self.in_flight >= self._limits.requests:
             why = "is about to end" if self.draining else f"has {self.in_flight} requests under way"
             headers = {"retry-after": "1"}
@@ -104,7 +103,7 @@ class Endpoint:
         self.in_flight += 1
         self._metrics.began()
         try:
-            await self._completions.answer(exchange, kind, asker)
+            await self._completions.answer(exchange, kind, budget)
         finally:
             self.in_flight -= 1
             self._metrics.ended()

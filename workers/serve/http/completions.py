@@ -79,7 +79,6 @@ class _Attempt:
     asked: Asked
     gathered: Gathered
     version: Version
-    key: str | None
     backend: Backend | None = None
 
 
@@ -104,15 +103,14 @@ class Completions:
         self,
         exchange: Exchange,
         kind: Literal["chat", "text"],
-        asker: tuple[str | None, Budget | None],
+        budget: Budget | None,
     ) -> None:
-        """Answer a request of the named key, and count what it costs.
+        """Answer a request, and count what it costs its key.
 
         Raises:
             ApiError: What the client is to be told.
             ClientGone: The client has left.
         """
-        key, budget = asker
         gathered = Gathered()
         body = await exchange.json_body()
         if budget is not None:
@@ -121,7 +119,7 @@ class Completions:
         agent = header.decode("utf-8", "replace") if header else None
         asked = parse(kind, body, agent, self._captures)
         version = self._router.resolve(asked.model, asked.agent)
-        attempt = _Attempt(asked, gathered, version, key)
+        attempt = _Attempt(asked, gathered, version)
         status = 500
         try:
             await self._while_connected(exchange, self._pass_on(exchange, attempt))
@@ -195,7 +193,7 @@ class Completions:
         """Hand the answers over, before the client can know that they are whole."""
         asked, kind = attempt.asked, answering.backend.kind
         try:
-            for one in attempt.gathered.captured(answering.version, kind, asked, attempt.key):
+            for one in attempt.gathered.captured(answering.version, kind, asked):
                 self._on_answer(one)
         except Exception as error:  # noqa: BLE001 - the client has its answer
             log.error("an answer was not captured: %s", one_line(place_of(error)))  # noqa: TRY400

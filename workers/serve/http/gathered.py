@@ -85,9 +85,7 @@ class Gathered:
         """Return the seconds since the request."""
         return time.monotonic() - self.began_at
 
-    def captured(
-        self, version: Version, backend: str, asked: Asked, key: str | None
-    ) -> list[CapturedCall]:
+    def captured(self, version: Version, backend: str, asked: Asked) -> list[CapturedCall]:
         """Return the choices that came to their end; `backend` is its kind."""
         first = self.first_token_seconds if asked.question.stream else None
         latency_ms = round(self.seconds() * 1000)
@@ -104,7 +102,6 @@ class Gathered:
                 lineage=version.lineage,
                 step=version.step,
                 agent=asked.agent,
-                key=key,
                 prompt_hash=hashes[number],
                 response_hash=response_hash("".join(choice.texts)),
                 backend=backend,
