@@ -189,7 +189,7 @@ def test_every_answer_is_handed_over(edge: Edge) -> None:
     assert len(edge.answers) == 2
     first = edge.answers[0]
     assert (first.lineage, first.step, first.backend) == ("agent", 12, "vllm")
-    assert (first.agent, first.key, first.finish_reason) == ("trader-1", None, "stop")
+    assert (first.agent, first.finish_reason) == ("trader-1", "stop")
     assert first.prompt_hash == prompt_hash(HELLO)
     assert first.response_hash == response_hash("YES or NO")
     assert list(first.token_ids) == [100, 101, 102]
@@ -462,5 +462,5 @@ def test_a_key_is_asked_for_where_there_is_one() -> None:
         assert post(edge, {}, headers=bearer).status_code == 200
         own = {b"authorization": b"Bearer " + ("ü" * 16).encode()}
         assert post(edge, {}, headers=own).status_code == 200
-        assert [answer.key for answer in edge.answers] == ["app", "SERVE_API_KEY"]
+        assert len(edge.answers) == 2
         assert KEY not in httpx.get(f"{edge.url}/metrics", headers=bearer).text
