@@ -21,7 +21,12 @@ START_SECONDS = 300.0
 
 # For a CPU that others use, too: no compilation, a small cache.
 ON_A_CPU = ("--enforce-eager", "--dtype=bfloat16", "--max-model-len=2048")
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else all servers are bound to the same core
+}
 
 
 class VllmServer:
