@@ -44,7 +44,7 @@ class Serving(Group):
     )
     serve_adapters: int = Field(
         4,
-        ge=2,
+        ge=3,
         le=64,
         description="Adapters that a backend keeps loaded at once: what is promoted, a share, what "
         "was promoted before, and one to load. vLLM needs `--max-loras` of at least as many.",

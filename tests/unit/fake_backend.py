@@ -20,7 +20,7 @@ class FakeBackend:
         self.has: set[Version] = set()
         self.cannot: dict[Version, str] = {}
         self.load_seconds = self.unload_seconds = 0.0
-        self.refuses = False
+        self.refuses = self.loses_loads = False
         self.lost: set[Version] = set()  # taken away by others, which nobody knows yet
         self.going: set[Version] = set()
         self.chunks = 3
@@ -45,7 +45,7 @@ class FakeBackend:
 
     async def load(self, version: Version) -> None:
         await asyncio.sleep(self.load_seconds)
-        if not self.alive:
+        if not self.alive or self.loses_loads:
             raise BackendAway(f"{self.name} is away")
         if version in self.cannot:
             raise CannotServe(self.cannot[version])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,10 +13,12 @@ import pytest
 pytest.importorskip("starlette")
 
 from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.records.shares import Share
 from tests.unit.fake_backend import FakeBackend, version
 from workers.serve import follower as follower_module
+from workers.serve import router as router_module
 from workers.serve.backend import ApiError, BackendAway, Question, Version
-from workers.serve.directory import Directory, Entry, Share
+from workers.serve.directory import Directory, Entry
 from workers.serve.follower import Follower
 from workers.serve.loader import Loader
 from workers.serve.router import Router
@@ -30,6 +34,7 @@ class World:
         self.backends = list(backends) or [FakeBackend()]
         self.promoted = {"agent": 0}
         self.shares: dict[str, tuple[int, float]] = {}
+        self.share_starts_at = datetime.now(UTC) - timedelta(minutes=1)
         self.steps = 12
         self.postgres_answers = True
         self.loader = Loader(self.backends, slots)
@@ -46,8 +51,7 @@ class World:
             entries[name] = Entry(
                 name=name,
                 promoted=steps[step],
-                share=Share(steps[share[0]], share[1]) if share else None,
-                paused=False,
+                shares=(Share(self.share_starts_at, *share),) if share else (),
                 mark="",
                 steps=steps,
                 numbers={f"v1.0.{number}": number for number in range(1, self.steps + 1)},
@@ -136,7 +140,7 @@ def test_the_old_version_answers_until_the_new_one_is_loaded() -> None:
 
 def test_a_request_in_flight_keeps_its_version_over_promotions() -> None:
     async def test() -> None:
-        world = World(slots=2)
+        world = World(slots=3)
         world.promoted["agent"] = 1
         await world.follow()
         gate = world.backends[0].gate = asyncio.Event()
@@ -149,7 +153,7 @@ def test_a_request_in_flight_keeps_its_version_over_promotions() -> None:
             assert await world.ask() == f"agent@{step}"
         gate.set()
         assert await asking == "agent@1"
-        assert world.backends[0].most <= 2
+        assert world.backends[0].most <= 3
 
     run(test)
 
@@ -323,6 +327,111 @@ def test_a_replica_that_refuses_is_asked_once() -> None:
     run(test)
 
 
+def test_clients_that_pin_versions_do_not_hold_a_promotion_up() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend], slots=4)
+        world.promoted["agent"] = 1
+        await world.follow()
+        gate = backend.gate = asyncio.Event()
+        pinned = [asyncio.create_task(world.ask(f"agent@{step}")) for step in (2, 3, 4, 5)]
+        await asyncio.sleep(0.05)
+        backend.gate = None
+        assert await world.ask() == "agent@1"  # it has kept its slot
+        world.promoted["agent"] = 7
+        await world.follow(3)
+        refused = [task for task in pinned if task.done()]
+        assert len(refused) == 1
+        with pytest.raises(ApiError, match="SERVE_ADAPTERS"):
+            await refused[0]
+        gate.set()
+        await world.follow(4)
+        assert await world.ask() == "agent@7"
+        assert len(await asyncio.gather(*(task for task in pinned if task not in refused))) == 3
+        assert backend.most <= 4
+
+    run(test)
+
+
+def test_a_version_by_its_number_gets_no_new_requests_where_a_promotion_needs_its_slot() -> None:
+    """Else clients that ask for it again and again would hold the promotion up for ever."""
+
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend], slots=3)
+        world.promoted["agent"] = 1
+        await world.follow()
+        over = asyncio.Event()
+
+        async def pester(step: int) -> None:
+            while not over.is_set():
+                with contextlib.suppress(ApiError):
+                    await world.ask(f"agent@{step}")
+                await asyncio.sleep(0)
+
+        pestering = [asyncio.create_task(pester(step)) for step in (2, 3) for _ in range(5)]
+        for step in (7, 8, 9):
+            world.promoted["agent"] = step
+            await world.follow(6)
+            assert await world.ask() == f"agent@{step}"
+        over.set()
+        await asyncio.gather(*pestering)
+
+    run(test)
+
+
+def test_a_replica_that_cannot_load_does_not_stand_in_the_others_way() -> None:
+    async def test() -> None:
+        one, two = FakeBackend("one"), FakeBackend("two")
+        world = World([one, two])
+        await world.follow()
+        one.cannot[version(7)] = "wrong path"
+        assert await world.ask("agent@7") == "agent@7"
+        one.die()  # and nobody has looked yet
+        assert await world.ask("agent@8") == "agent@8"
+
+    run(test)
+
+
+def test_a_server_that_fails_to_load_is_a_problem() -> None:
+    async def test() -> None:
+        one = FakeBackend("one")
+        world = World([one])
+        await world.follow()
+        one.loses_loads = True
+        world.promoted["agent"] = 2
+        await world.follow()
+        assert await world.ask() == "agent@0"
+        (problem,) = world.router.health().problems
+        assert (problem.what, problem.why) == ("agent@2 on one", "one is away")
+
+    run(test)
+
+
+def test_a_lineage_that_nobody_asked_for_long_falls_back_if_its_new_version_is_broken() -> None:
+    async def test() -> None:
+        world = World(slots=3)
+        world.promoted = {"agent": 1, "one": 1, "two": 1, "three": 1}
+        await world.follow()
+        for name in ("one", "two", "three"):
+            await world.ask(name)
+            await world.follow()
+        assert await world.ask("one") == "one@1"
+        for name in ("two", "three"):
+            await world.ask(name)
+            await world.follow()
+        world.backends[0].cannot[version(2, "one")] = "damaged"
+        world.promoted["one"] = 2
+        world.backends[0].has.add(version(1, "one"))  # a slot was left for it
+        await world.follow()
+        with pytest.raises(ApiError, match="damaged"):
+            await world.ask("one")
+        await world.follow()
+        assert await world.ask("one") == "one@1"
+
+    run(test)
+
+
 def test_with_every_slot_in_use_a_further_version_is_refused() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -367,6 +476,39 @@ def test_a_share_takes_the_same_agents_each_time() -> None:
         world.shares.clear()
         await world.follow()
         assert {await world.ask(agent=agent) for agent in agents} == {"agent@3"}
+
+    run(test)
+
+
+def test_a_share_begins_with_its_window_on_every_replica() -> None:
+    """By the database's clock, between two looks at the rows."""
+
+    async def test() -> None:
+        world = World()
+        world.promoted["agent"] = 3
+        world.shares["agent"] = (5, 100.0)
+        world.share_starts_at = datetime.now(UTC) + timedelta(seconds=0.3)
+        await world.follow()
+        assert await world.ask(agent="some") == "agent@3"
+        assert version(5) in world.backends[0].has  # loaded before it begins
+        await asyncio.sleep(0.35)
+        assert await world.ask(agent="some") == "agent@5"
+
+    run(test)
+
+
+def test_a_share_that_failed_once_stays_out_for_its_window() -> None:
+    async def test() -> None:
+        world = World()
+        world.promoted["agent"] = 3
+        world.backends[0].cannot[version(5)] = "not there yet"
+        world.shares["agent"] = (5, 100.0)
+        await world.follow(3)
+        assert await world.ask(agent="some") == "agent@3"
+        world.backends[0].cannot.clear()
+        world.loader.failures.clear()
+        await world.follow(3)
+        assert await world.ask(agent="some") == "agent@3"
 
     run(test)
 
@@ -468,5 +610,41 @@ def test_what_is_listed_can_be_asked() -> None:
         await world.follow()
         found: list[Version] = [world.router.resolve(name, None) for name in world.router.models()]
         assert len(set(found)) == 13
+
+    run(test)
+
+
+def test_an_engine_without_tokens_is_silent_and_a_long_answer_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(router_module, "_SILENT_SECONDS", 0.1)
+
+    async def test() -> None:
+        one, two = FakeBackend("one"), FakeBackend("two")
+        world = World([one, two])
+        await world.follow()
+        one.gate = two.gate = asyncio.Event()
+
+        async def ask(question: Question) -> None:
+            async with world.router.ask(world.router.resolve("agent", None), question) as answering:
+                async for _ in answering.chunks:
+                    pass
+
+        asking = [asyncio.create_task(ask(WHOLE)) for _ in range(2)]
+        await asyncio.sleep(0.15)
+        asking.append(asyncio.create_task(ask(ASKED)))  # a stream joins a long whole answer
+        await asyncio.sleep(0.05)
+        assert world.router.silent() == {}
+        await asyncio.sleep(0.15)
+        assert world.router.silent() == {}  # the other backend is not known to be silent
+        assert [each.why for each in world.router.health().problems] == [
+            "no tokens come though requests wait"
+        ]
+        asking.append(asyncio.create_task(ask(ASKED)))
+        await asyncio.sleep(0.15)
+        assert set(world.router.silent()) == {"one", "two"}
+        one.gate.set()
+        await asyncio.gather(*asking)
+        assert world.router.silent() == {}
 
     run(test)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from babylon_tasks.records.lineages import Lineage
-from babylon_tasks.records.shares import share_at
+from babylon_tasks.records.shares import Share, share_at
 from babylon_tasks.serving.shares import takes_share
 from babylon_tasks.store import serving
 from babylon_tasks.store.database import Connection, now
@@ -20,37 +21,41 @@ _VERSION = re.compile(r"(.+)-(v[0-9]+\.[0-9]+\.[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """A second version that answers `percent` of the agents."""
-
-    version: Version
-    percent: float
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
     """A lineage: what its name answers with, and every version that can be asked for.
 
-    `steps` has the versions by their numbers, 0 for the base model; `numbers` the step of each
-    version such as `v1.0.12`; `removed` says since when a step's files are gone. `mark` changes
-    when these do.
+    `shares` are the one in force and the next, as far as there are. `steps` has the versions by
+    their numbers, 0 for the base model; `numbers` the step of each version such as `v1.0.12`;
+    `removed` says since when a step's files are gone. `mark` changes when these do.
     """
 
     name: str
     promoted: Version
-    share: Share | None
-    paused: bool
+    shares: tuple[Share, ...]
     mark: str
     steps: Mapping[int, Version]
     numbers: Mapping[str, int]
     removed: Mapping[int, datetime]
 
+    def shared(self, moment: datetime) -> tuple[Version, float] | None:
+        """Return the version that has a share at a moment, and its percentage."""
+        share = share_at(self.shares, moment)
+        if share is None or share.step not in self.steps or share.step in self.removed:
+            return None
+        return self.steps[share.step], share.percent
+
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """All lineages that answer, by name."""
+    """All lineages that answer, by name; `at` was the database's time as they were read."""
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    read_at: float = field(default_factory=time.monotonic)
+
+    def now(self) -> datetime:
+        """Return the database's time: a share begins on all replicas at once."""
+        return self.at + timedelta(seconds=time.monotonic() - self.read_at)
 
     def names(self) -> list[str]:
         """List the names of `GET /v1/models`: of each lineage its own, and its versions'."""
@@ -87,9 +92,9 @@ class Directory:
         return entry.steps[step]
 
     def _answering(self, entry: Entry, agent: str | None) -> Version:
-        share = entry.share
-        if share and agent is not None and takes_share(entry.name, agent, share.percent):
-            return share.version
+        shared = entry.shared(self.now())
+        if shared and agent is not None and takes_share(entry.name, agent, shared[1]):
+            return shared[0]
         return entry.promoted
 
 
@@ -116,8 +121,9 @@ def read(tx: Connection, own: Lineage, before: Directory) -> Directory:
         entry = before.entries.get(name)
         if entry is None or entry.mark != mark:
             entry = _with_steps(row, mark, serving.steps_to_serve(tx, name))
-        entries[name] = _now(entry, row, at)
-    return Directory(entries)
+        promoted = entry.steps.get(row.published_step, entry.steps[0])
+        entries[name] = replace(entry, promoted=promoted, shares=row.shares)
+    return Directory(entries, at)
 
 
 def _with_steps(row: ServingRow, mark: str, steps: Sequence[StepToServe]) -> Entry:
@@ -137,23 +143,9 @@ def _with_steps(row: ServingRow, mark: str, steps: Sequence[StepToServe]) -> Ent
     return Entry(
         name=row.name,
         promoted=base,
-        share=None,
-        paused=False,
+        shares=(),
         mark=mark,
         steps={0: base} | versions,
         numbers={version: step for step, version in own.items()},
         removed={each.step: each.removed_at for each in steps if each.removed_at},
-    )
-
-
-def _now(entry: Entry, row: ServingRow, at: datetime) -> Entry:
-    """Return the entry with what the rows say of its promoted version and its share."""
-    share = share_at(row.shares, at)
-    return replace(
-        entry,
-        promoted=entry.steps.get(row.published_step, entry.steps[0]),
-        share=Share(entry.steps[share.step], share.percent)
-        if share and share.step in entry.steps
-        else None,
-        paused=row.promotion_paused_at is not None,
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.serve.backend import Version
+from workers.serve.backend import Backend, Version
 from workers.serve.follower import Follower
 from workers.serve.loader import Loader
 
@@ -38,8 +38,8 @@ class Health:
     promotions: int = 0
 
 
-def read_health(follower: Follower, loader: Loader) -> Health:
-    """Return the endpoint's state; nobody is asked."""
+def read_health(follower: Follower, loader: Loader, silent: Mapping[Backend, float]) -> Health:
+    """Return the endpoint's state; nobody is asked. `silent` has seconds without a token."""
     own = follower.directory.entries.get(follower.own)
     read_at = follower.read_at
     return Health(
@@ -49,19 +49,23 @@ def read_health(follower: Follower, loader: Loader) -> Health:
             backend.name: sorted(version.name for version in backend.loaded())
             for backend in loader.backends
         },
-        problems=list(_problems(follower, loader)),
+        problems=list(_problems(follower, loader, silent)),
         postgres_seconds=None if read_at is None else time.monotonic() - read_at,
         promotions=follower.moves,
     )
 
 
-def _problems(follower: Follower, loader: Loader) -> Iterator[Problem]:
+def _problems(
+    follower: Follower, loader: Loader, silent: Mapping[Backend, float]
+) -> Iterator[Problem]:
     now = time.monotonic()
     if follower.away is not None:
         since = now - (follower.read_at or follower.began_at)
         yield Problem("Postgres", since, follower.away)
     for backend, since in loader.away_since.items():
         yield Problem(backend.name, now - since, "it does not answer")
+    for backend, seconds in silent.items():
+        yield Problem(backend.name, seconds, "no tokens come though requests wait")
     for (backend, version), failure in loader.failures.items():
         if version in loader.wanted:
             what = f"{version.name} on {backend.name}"

@@ -22,9 +22,13 @@ _Pair = tuple[Backend, Version]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a version cannot be loaded on a backend, and when that is tried again (monotonic)."""
+    """Why a version is not loaded on a backend, and when that is tried again (monotonic).
+
+    `broken`: it cannot be. Otherwise the backend is away, or has no slot for it.
+    """
 
     reason: str
+    broken: bool
     since: float
     pause_seconds: float
     retry_at: float
@@ -48,7 +52,8 @@ class Loader:
         self._going: set[_Pair] = set()  # being unloaded
         self._reserved: set[_Pair] = set()  # slots of adapters that are being loaded
         self.failures: dict[_Pair, Failure] = {}
-        self.wanted: set[Version] = set()  # evicted last: what the names stand for
+        self.wanted: set[Version] = set()  # what the names stand for: these go last
+        self.kept: set[Version] = set()  # of these, what others may not push out
 
     # --- what is there ---
 
@@ -85,8 +90,9 @@ class Loader:
         return [b for b in self.of(version) if self.alive(b) and not self.has(b, version)]
 
     def failed(self, backends: Collection[Backend], version: Version) -> bool:
-        """Tell whether a version could not be loaded on any of these backends."""
-        return bool(backends) and all((each, version) in self.failures for each in backends)
+        """Tell whether a version cannot be loaded on any of these backends."""
+        failures = [self.failures.get((each, version)) for each in backends]
+        return bool(failures) and all(each is not None and each.broken for each in failures)
 
     # --- for a request ---
 
@@ -114,12 +120,27 @@ class Loader:
             async with asyncio.timeout(_LOAD_SECONDS):
                 # It may be unloaded again before this request holds it.
                 while not (ready := [each for each in living if self.has(each, version)]):
-                    await self.load(min(living, key=self._busy), version)
+                    await self._load_on_one_of(living, version)
         except TimeoutError:
             raise BackendAway(f"{version.name} is still being loaded") from None
-        except CannotServe as error:
-            raise ApiError(503, f"{version.name} cannot be served: {error}") from error
         return min(ready, key=self._busy)
+
+    async def _load_on_one_of(self, backends: Sequence[Backend], version: Version) -> None:
+        """Load a version on the least busy backend; where that fails, on the next.
+
+        Raises:
+            ApiError: It fails on all of them; the error is that of the last.
+        """
+        failed: CannotServe | ApiError | None = None
+        for backend in sorted(backends, key=self._busy):
+            try:
+                return await self.load(backend, version)
+            except (CannotServe, ApiError) as error:
+                failed = error
+        if isinstance(failed, CannotServe):
+            raise ApiError(503, f"{version.name} cannot be served: {failed}") from failed
+        assert failed is not None
+        raise failed
 
     def hold(self, backend: Backend, version: Version) -> Callable[[], None]:
         """Keep a version on a backend until what this returns is called."""
@@ -152,7 +173,7 @@ class Loader:
         pair = backend, version
         failed = self.failures.get(pair)
         if failed and time.monotonic() < failed.retry_at:
-            raise CannotServe(failed.reason)
+            raise CannotServe(failed.reason) if failed.broken else BackendAway(failed.reason)
         task = self._loading.get(pair)
         if task is None:
             task = self._loading[pair] = asyncio.create_task(self._load(pair))
@@ -166,8 +187,10 @@ class Loader:
                 async with self._making_room[backend]:
                     await self._make_room(pair)
             await backend.load(version)
-        except CannotServe as error:
-            self._note_failure(pair, str(error))
+        except (CannotServe, ApiError) as error:
+            # That a slot is missing, or a server away, says nothing about a version by its number.
+            if isinstance(error, CannotServe) or version in self.wanted:
+                self._note_failure(pair, error)
             raise
         finally:
             self._reserved.discard(pair)
@@ -175,40 +198,48 @@ class Loader:
         self._used_at[pair] = time.monotonic()
         log.info("%s has %s", backend.name, version.full_name)
 
-    def _note_failure(self, pair: _Pair, reason: str) -> None:
-        before = self.failures.get(pair)
+    def _note_failure(self, pair: _Pair, error: CannotServe | ApiError) -> None:
+        before, reason = self.failures.get(pair), str(error)
         pause = min(2 * before.pause_seconds, _LONGEST_PAUSE_SECONDS) if before else 1.0
         now = time.monotonic()
         since = before.since if before else now
-        self.failures[pair] = Failure(reason, since, pause, now + pause)
+        broken = isinstance(error, CannotServe)
+        self.failures[pair] = Failure(reason, broken, since, pause, now + pause)
         if before is None or before.reason != reason:
             log.error("%s cannot serve %s: %s", pair[0].name, pair[1].name, reason)
 
     async def _make_room(self, pair: _Pair) -> None:
         """Unload what was not used for longest until there is a slot; then reserve it.
 
+        What is kept is not unloaded for another version. For itself it takes a slot even from
+        requests: another version gets no new ones, and goes when those have ended.
+
         Raises:
             ApiError: Requests use all of them.
         """
-        backend = pair[0]
+        backend, version = pair
         while True:
             adapters = [each for each in backend.loaded() if each.step]
             coming = [each for each in self._reserved if each[0] is backend]
             if len(adapters) + len(coming) < self._slots:
                 self._reserved.add(pair)
                 return
-            free = [each for each in adapters if not self._held[backend, each]]
-            if not free and coming:  # it may be free as soon as it is there
+            may_go = [each for each in adapters if each not in self.kept]
+            free = [each for each in may_go if not self._held[backend, each]]
+            if free:
+                await self._unload(backend, min(free, key=lambda each: self._worth(backend, each)))
+            elif coming:  # it may be free as soon as it is there
                 await asyncio.sleep(_WAIT_SECONDS)
-                continue
-            if not free:
+            elif may_go and version in self.kept:
+                busy = min(may_go, key=lambda each: self._worth(backend, each))
+                await self._unload(backend, busy)
+            else:
                 raise ApiError(
                     503,
                     f"requests use all {self._slots} adapters of {backend.name}: raise "
                     "SERVE_ADAPTERS, or ask for fewer versions at once",
                     headers={"retry-after": "5"},
                 )
-            await self._unload(backend, min(free, key=lambda each: self._worth(backend, each)))
 
     def _worth(self, backend: Backend, version: Version) -> tuple[bool, float]:
         return version in self.wanted, self._used_at.get((backend, version), 0.0)
@@ -217,6 +248,8 @@ class Loader:
         pair = backend, version
         self._going.add(pair)  # from here on no request takes it
         try:
+            while self._held[pair]:
+                await asyncio.sleep(_WAIT_SECONDS)
             await backend.unload(version)
         finally:
             self._going.discard(pair)

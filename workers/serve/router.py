@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workers.serve.backend import Backend, BackendAway, Question, Version
@@ -33,11 +33,27 @@ class Answering:
 
 @dataclass(slots=True)
 class _Traffic:
-    """A backend's requests under way; `moved_at` is when the first began or the last chunk came."""
+    """A backend's requests under way (monotonic times).
+
+    `moved_at`: the last chunk came, or the first request after a rest began. `streams` has, by a
+    key of each stream, when it began or its last chunk came.
+    """
 
     moved_at: float
-    streamed: int = 0
-    whole: int = 0
+    under_way: int = 0
+    streams: dict[object, float] = field(default_factory=dict)
+
+    def silent_seconds(self, whole_seconds: float) -> float | None:
+        """Return for how long nothing came though requests wait; None if that is no sign.
+
+        Of an answer that is not streamed, nothing comes before it is whole.
+        """
+        now = time.monotonic()
+        silent = now - self.moved_at
+        waits = max((now - moved_at for moved_at in self.streams.values()), default=0.0)
+        if min(silent, waits) > _SILENT_SECONDS or (self.under_way and silent > whole_seconds):
+            return silent
+        return None
 
 
 class Router:
@@ -102,39 +118,44 @@ class Router:
 
     def health(self) -> Health:
         """Return what answers now."""
-        return read_health(self._follower, self._loader)
+        return read_health(self._follower, self._loader, self._silent())
 
     def silent(self) -> dict[str, float]:
-        """Return the backends of which nothing comes though requests wait: seconds by name.
+        """Return the seconds without a sign of life by backend, if no busy backend gives any."""
+        busy = [each for each in self._traffic.values() if each.under_way]
+        silent = self._silent()
+        if len(silent) < len(busy):
+            return {}
+        return {backend.name: seconds for backend, seconds in silent.items()}
 
-        Of answers that are not streamed, nothing comes before they are whole.
-        """
-        now = time.monotonic()
-        silent = {}
-        for backend, traffic in self._traffic.items():
-            limit = _SILENT_SECONDS if traffic.streamed else self._serve_seconds
-            seconds = now - traffic.moved_at
-            if traffic.streamed + traffic.whole and seconds > limit:
-                silent[backend.name] = seconds
-        return silent
+    def _silent(self) -> dict[Backend, float]:
+        found = {
+            backend: traffic.silent_seconds(self._serve_seconds)
+            for backend, traffic in self._traffic.items()
+        }
+        return {backend: seconds for backend, seconds in found.items() if seconds is not None}
 
     async def _watched(
         self, backend: Backend, question: Question, chunks: AsyncGenerator[dict[str, Any], None]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        traffic = self._traffic.setdefault(backend, _Traffic(0.0))
-        if not traffic.streamed + traffic.whole:
-            traffic.moved_at = time.monotonic()
-        streamed = int(question.stream)
-        traffic.streamed += streamed
-        traffic.whole += 1 - streamed
+        now = time.monotonic()
+        traffic = self._traffic.setdefault(backend, _Traffic(now))
+        if not traffic.under_way:
+            traffic.moved_at = now
+        traffic.under_way += 1
+        stream = object()
+        if question.stream:
+            traffic.streams[stream] = now
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     traffic.moved_at = time.monotonic()
+                    if question.stream:
+                        traffic.streams[stream] = traffic.moved_at
                     yield chunk
         finally:
-            traffic.streamed -= streamed
-            traffic.whole -= 1 - streamed
+            traffic.under_way -= 1
+            traffic.streams.pop(stream, None)
 
 
 async def _answers(
