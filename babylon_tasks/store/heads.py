@@ -13,7 +13,7 @@ from babylon_tasks.errors import StaleClaim, UserError
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.promotions import PromotionKind
 from babylon_tasks.records.versions import Head
-from babylon_tasks.store import promotions
+from babylon_tasks.store import promotions, shares
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim
 from babylon_tasks.store.queries import load
@@ -108,7 +108,7 @@ def move(connection: Connection, claim: Claim, from_step: int, to_step: int, why
     """Move the head, which is locked, to another step; return what this gives up and takes back.
 
     In the app's table the versions of given-up steps are archived, those of steps on the way to the
-    head are not any more.
+    head are not any more. Shares of given-up steps end.
 
     Raises:
         StaleClaim: The head is not at `from_step`; roll back.
@@ -125,6 +125,8 @@ def move(connection: Connection, claim: Claim, from_step: int, to_step: int, why
         PromotionKind.RESET,
         (claim.holder, why),
     )
+    given_up = [row["step"] for row in rows if row["given_up"]]
+    shares.end(connection, claim.model_name, given_up, (claim.holder, f"reset: {why}"))
     models = {"published_step": head["published_step"], "changed": [row["step"] for row in rows]}
     connection.execute(_SQL["change_models"], {**values, **models})
     connection.execute(_SQL["insert_reset"], {**values, "why": why, "holder": claim.holder})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -41,6 +42,15 @@ def start(
     assert row is not None
     starts_at: datetime = row["starts_at"]
     return starts_at
+
+
+def end(tx: Connection, model_name: str, steps: Sequence[int], by: tuple[str, str]) -> None:
+    """End the shares of these steps at once, those that are to start too; `by` is as in `start`."""
+    holder, why = by
+    tx.execute(
+        _SQL["end_shares"],
+        {"model_name": model_name, "steps": list(steps), "holder": holder, "why": why},
+    )
 
 
 def listing(tx: Connection, model_name: str) -> list[ShareListing]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from babylon_tasks.records.shares import Share, share_at
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.store import heads, serving
+from babylon_tasks.store.database import now
 from babylon_tasks.store.serving import ServingRow
+from babylon_tasks.training.reset import reset
 from babylon_tasks.work.context import Context
 from tests.rows import commit_steps, one, query
 
@@ -79,3 +81,27 @@ def test_the_share_in_force_and_the_next_one_are_read(context: Context) -> None:
     assert share_at(row.shares, first.starts_at) == first
     assert share_at(row.shares, following.starts_at) == following
     assert isinstance(following, Share)
+
+
+def test_a_reset_ends_the_shares_of_steps_that_it_gives_up(
+    context: Context, trainer: Trainer
+) -> None:
+    """At once: what is in force, and what is to start. Others stay."""
+    commit_steps(context, trainer, 4)
+    query(
+        context,
+        """INSERT INTO rl.shares (model_name, starts_at, step, percent, holder, why, at)
+           VALUES ('babylon-agent', rl.now() - interval '2 hours', 1, 10, 'me', 'x', rl.now()),
+                  ('babylon-agent', rl.now() - interval '1 minute', 3, 20, 'me', 'x', rl.now()),
+                  ('babylon-agent', rl.now() + interval '1 hour', 4, 30, 'me', 'x', rl.now()),
+                  ('babylon-agent', rl.now() + interval '2 hours', 1, 40, 'me', 'x', rl.now())
+           RETURNING 1""",
+    )
+    reset(context, "2", "a broken feed")
+    rows = query(context, "SELECT step, percent::int, why FROM rl.shares ORDER BY starts_at")
+    assert [(row["step"], row["percent"]) for row in rows] == [
+        (1, 10), (3, 20), (3, 0), (4, 0), (1, 40),
+    ]  # fmt: skip
+    assert rows[2]["why"] == "reset: a broken feed"
+    with context.database.transaction() as tx:
+        assert share_at(row_of(context, context.lineage.name).shares, now(tx)) is None

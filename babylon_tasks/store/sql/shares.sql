@@ -21,3 +21,22 @@ SELECT DISTINCT step
   FROM (SELECT step, percent, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at
           FROM rl.shares WHERE model_name = %(model_name)s) s
  WHERE percent > 0 AND (ends_at IS NULL OR ends_at > rl.clock_timestamp())
+
+-- end_shares --
+-- Those of steps that were given up: at once, not with the window. One that is to start stays without
+-- an agent.
+WITH open AS (
+    SELECT * FROM (SELECT s.*, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at
+                     FROM rl.shares s WHERE model_name = %(model_name)s) s
+     WHERE percent > 0 AND (ends_at IS NULL OR ends_at > rl.clock_timestamp())
+       AND step = ANY (%(steps)s)
+), to_start AS (
+    UPDATE rl.shares s
+       SET percent = 0, holder = %(holder)s, why = %(why)s, at = rl.clock_timestamp()
+      FROM open
+     WHERE s.model_name = open.model_name AND s.starts_at = open.starts_at
+       AND s.starts_at > rl.clock_timestamp()
+)
+INSERT INTO rl.shares (model_name, starts_at, step, percent, holder, why, at)
+SELECT model_name, rl.clock_timestamp(), step, 0, %(holder)s, %(why)s, rl.clock_timestamp()
+  FROM open WHERE starts_at <= rl.clock_timestamp()
