@@ -8,9 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from babylon_tasks import pipeline
+from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import window_id_at
+from babylon_tasks.store import lineages
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.fleet import Fleet
 
 _ids = itertools.count(1_000_001)  # sorted as text as they are by number
 
@@ -123,6 +126,23 @@ def commit_steps(context: Context, trainer: Trainer, count: int, publish: bool =
         assert pipeline.train(context, trainer)
         if publish:
             pipeline.publish(context)
+
+
+def fork(context: Context, name: str, step: int) -> Context:
+    """A fork of MODEL_NAME's lineage at that step."""
+    fleet = Fleet(context.database, context.settings, context.holder)
+    fleet.active()
+    new = Lineage(
+        name,
+        context.lineage.base_model,
+        primary=False,
+        forked_from=context.lineage.name,
+        forked_step=step,
+        created_by="test",
+    )
+    with context.database.transaction() as tx:
+        assert lineages.create(tx, new)
+    return fleet.context(name)
 
 
 def add_request(context: Context, batch_id: str, window_id: str | None, version: str) -> None:

@@ -12,11 +12,10 @@ from babylon_tasks import pipeline
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Trainer
-from babylon_tasks.store import lineages, serving
+from babylon_tasks.store import serving
 from babylon_tasks.work.context import Context
-from babylon_tasks.work.fleet import Fleet
 from tests.outage import Outage
-from tests.rows import commit_steps, query
+from tests.rows import commit_steps, fork, query
 from workers.serve import directory
 from workers.serve.backend import ApiError, Version
 from workers.serve.directory import Directory
@@ -30,23 +29,6 @@ def read(context: Context, before: Directory | None = None) -> Directory:
 
 def find(context: Context, name: str, agent: str | None = None) -> Version:
     return read(context).find(name, agent)
-
-
-def fork(context: Context, name: str, step: int) -> Context:
-    """A fork of MODEL_NAME's lineage at that step."""
-    fleet = Fleet(context.database, context.settings, context.holder)
-    fleet.active()
-    new = Lineage(
-        name,
-        context.lineage.base_model,
-        primary=False,
-        forked_from=context.lineage.name,
-        forked_step=step,
-        created_by="test",
-    )
-    with context.database.transaction() as tx:
-        assert lineages.create(tx, new)
-    return fleet.context(name)
 
 
 def test_before_its_first_step_a_lineage_answers_with_its_base_model(context: Context) -> None:

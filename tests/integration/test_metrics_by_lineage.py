@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Trainer
-from babylon_tasks.store import lineages
 from babylon_tasks.work.context import Context
-from babylon_tasks.work.fleet import Fleet
-from tests.rows import commit_steps
+from tests.rows import commit_steps, fork
 from workers.watch.metrics import PipelineCollector
-
-
-def fleet_of(context: Context) -> Fleet:
-    fleet = Fleet(context.database, context.settings, context.holder)
-    fleet.active()
-    return fleet
-
-
-def fork(context: Context, name: str, step: int) -> Context:
-    """A fork of MODEL_NAME's lineage at that step."""
-    fleet = fleet_of(context)
-    with context.database.transaction() as tx:
-        assert lineages.create(
-            tx,
-            Lineage(
-                name,
-                context.lineage.base_model,
-                primary=False,
-                forked_from=context.lineage.name,
-                forked_step=step,
-                created_by="test",
-            ),
-        )
-    return fleet.context(name)
 
 
 def test_metrics_name_the_lineage(context: Context, trainer: Trainer) -> None:
