@@ -9,9 +9,11 @@ import redis
 from celery import current_app
 
 from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.records.steps import Trainer
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.context import Context
+from tests.rows import commit_steps, fork
 from workers import queues
 from workers.watch.metrics import PipelineCollector
 
@@ -88,3 +90,17 @@ def test_a_redis_that_refuses_a_running_role_is_one_that_is_away(
         assert scraped(context)["babylon_up redis"] == 0
     finally:
         client.config_set("requirepass", old)
+
+
+def test_metrics_name_the_lineage(context: Context, trainer: Trainer) -> None:
+    commit_steps(context, trainer, 2)
+    fork(context, "fork", 1)
+    values = {
+        (metric.name, *sample.labels.values()): sample.value
+        for metric in PipelineCollector(context.settings)._postgres()
+        for sample in metric.samples
+    }
+    assert values["babylon_step", "babylon-agent", "newest"] == 2
+    assert values["babylon_step", "fork", "published"] == 1
+    assert values["babylon_windows", "babylon-agent", "trained"] == 2
+    assert values["babylon_windows", "fork", "trained"] == 1
