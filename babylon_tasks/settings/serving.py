@@ -82,6 +82,8 @@ class Serving(Group):
     def _one_source_of_vllm(self) -> Self:
         if self.vllm_urls and self.vllm_python:
             raise ValueError("VLLM_URLS and VLLM_PYTHON exclude each other: unset one of them")
-        if not all(url.startswith(("http://", "https://")) for url in self.vllm_servers()):
+        servers = self.vllm_servers()
+        named = all(url.startswith(("http://", "https://")) for url in servers)
+        if not named or (self.vllm_urls and not servers):
             raise ValueError("VLLM_URLS: each is a URL such as http://host:8001")
         return self

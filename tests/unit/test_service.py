@@ -61,6 +61,7 @@ def test_an_address_that_is_none_is_one_line(
     [
         ({"VLLM_URLS": "http://a:1", "VLLM_PYTHON": "/bin/true"}, "exclude each other"),
         ({"VLLM_URLS": "gpu1:8001"}, "VLLM_URLS"),
+        ({"VLLM_URLS": " , "}, "VLLM_URLS"),
         ({"VLLM_PYTHON": "/no/such/python"}, "VLLM_PYTHON=/no/such/python is no program"),
         ({"VLLM_PYTHON": "/bin/true", "VLLM_ARGUMENTS": "'"}, "VLLM_ARGUMENTS cannot be read"),
         ({"VLLM_PYTHON": "/bin/true", "LORA_RANK": "1024"}, "LORA_RANK"),
