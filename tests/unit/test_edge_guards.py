@@ -350,6 +350,20 @@ def test_other_machines_need_a_key() -> None:
     away.require_one("0.0.0.0")  # keys may exist: it lets nobody in before it knows
 
 
+def test_a_role_that_may_not_read_the_keys_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would be ready, and answer every request with 503."""
+    keys = KeysInMemory([])
+
+    def refuse(used: object) -> list[ApiKey]:
+        raise UserError("permission denied for table api_keys: run `babylon migrate`")
+
+    monkeypatch.setattr(keys, "_exchange", refuse)
+    with pytest.raises(UserError, match="permission denied"):
+        keys.require_one("127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("page.example:8000", 403),

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from pydantic import SecretStr
 
-from babylon_tasks.errors import BabylonError, UserError
+from babylon_tasks.errors import BabylonError, ServerUnavailable, UserError
 from babylon_tasks.records.api_keys import SETTINGS_KEY, ApiKey, hash_of
 from babylon_tasks.store import api_keys
 from babylon_tasks.store.database import Database
@@ -91,11 +91,12 @@ class Keys:
         """Read the keys a first time, and refuse to listen to other machines without one.
 
         Raises:
-            UserError: Others can reach this address, and there is no key.
+            UserError: Others can reach this address, and there is no key; or this role may not
+                read the keys.
         """
         try:
             self._synchronize({})
-        except BabylonError as error:
+        except ServerUnavailable as error:
             self._say(error)
             return  # nobody is let in before it answers
         if not (self._loopback or self._settings_key or self._names):
