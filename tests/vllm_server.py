@@ -86,13 +86,13 @@ class State:
         while len(self.engine) > self.max_cpu_loras:
             self.engine.popitem(last=False)
 
-    def prompt_logprobs(self, name: str, token_ids: list[int]) -> list[float]:
-        """Return the log-probabilities of all tokens but the first."""
+    def prompt_logprobs(self, path: str | None, token_ids: list[int]) -> list[float]:
+        """Return the log-probabilities of all tokens but the first, with the adapter of a path."""
         base = self.base_values.get(tuple(token_ids), [-1.0] * (len(token_ids) - 1))
         values = base
-        if name != self.base and not self.answers_as_base:
+        if path is not None and not self.answers_as_base:
             with contextlib.suppress(OSError):
-                proof = json.loads(Path(self.loaded[name], "proof.json").read_text())
+                proof = json.loads(Path(path, "proof.json").read_text())
                 if proof["token_ids"] == token_ids:
                     values = proof["step"]
         return [v - 1.0 if self.other_base else v for v in values]
@@ -260,6 +260,7 @@ class _Answer:
 
     def __init__(self, state: State, body: dict[str, Any], chat: bool) -> None:
         self._state, self._body, self._chat = state, body, chat
+        self._path = state.loaded.get(str(body.get("model")))  # the name may go meanwhile
         wanted = body.get("max_completion_tokens") or body.get("max_tokens")
         self.count = int(wanted or state.tokens)
         self._choices = int(body.get("n") or 1)
@@ -285,7 +286,7 @@ class _Answer:
         for index in range(self._choices):
             choice = self._part(index, range(self.count), "length")
             if self._body.get("prompt_logprobs") is not None:
-                values = self._state.prompt_logprobs(self._body["model"], self._prompt_ids)
+                values = self._state.prompt_logprobs(self._path, self._prompt_ids)
                 pairs = zip(self._prompt_ids[1:], values, strict=True)
                 choice["prompt_logprobs"] = [None, *({str(i): _likely(v)} for i, v in pairs)]
             if self._chat:

@@ -19,7 +19,8 @@ from tests.checkpoints import make_version
 from tests.vllm_server import Running, serving
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
 from workers.serve.upstream import Upstream
-from workers.serve.vllm import signs
+from workers.serve.vllm import adapters, signs
+from workers.serve.vllm.names import Adapter
 from workers.serve.vllm.replica import Replica, replicas
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -247,6 +248,43 @@ def test_what_an_earlier_endpoint_loaded_is_used_again(vllm: Running, tmp_path: 
     run(vllm, lambda replica: replica.load(version))
     run(vllm, lambda replica: replica.load(version))
     assert len(vllm.state.loaded) == 1
+
+
+def test_what_another_endpoint_takes_away_before_it_is_proven_is_loaded_again(
+    vllm: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, load, times = make_version(tmp_path, 3), adapters.load, 1
+
+    async def load_and_lose(upstream: Upstream, adapter: Adapter) -> None:
+        nonlocal times
+        await load(upstream, adapter)
+        if times:
+            times -= 1
+            del vllm.state.loaded[adapter.name]
+
+    monkeypatch.setattr(adapters, "load", load_and_lose)
+    run(vllm, lambda replica: replica.load(version))
+    assert len(vllm.state.loaded) == 1
+    times = 100
+    with pytest.raises(BackendAway, match="has lost the version"):
+        run(vllm, lambda replica: replica.load(make_version(tmp_path, 4)))
+
+
+@pytest.mark.parametrize(
+    ("status", "why"), [(401, "refuses our key (401)"), (404, "answers 404: is it the URL of a")]
+)
+def test_why_a_server_is_away_is_kept_and_not_logged_each_second(
+    vllm: Running, status: int, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    vllm.state.refuse = status
+
+    async def do(replica: Replica) -> None:
+        assert not await replica.look()
+        assert not await replica.look()
+        assert why in replica.why_away
+
+    run(vllm, do)
+    assert not caplog.records
 
 
 def test_an_adapter_without_files_is_taken_away_before_it_ends_the_engine(

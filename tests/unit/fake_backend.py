@@ -13,6 +13,7 @@ class FakeBackend:
     """Loads at once unless told otherwise; remembers the most adapters that it had at once."""
 
     kind: Literal["vllm", "embedded", "wandb"] = "vllm"
+    why_away = "it is dead"
 
     def __init__(self, name: str = "one", slots: int = 64) -> None:
         self.name, self.slots = name, slots

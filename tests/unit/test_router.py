@@ -224,7 +224,42 @@ def test_with_all_away_it_says_so() -> None:
         with pytest.raises(BackendAway):
             await world.ask()
         await world.follow()
-        assert not world.router.health().ready
+        health = world.router.health()
+        assert not health.ready
+        assert [each.why for each in health.problems] == ["it is dead", "it is dead"]
+
+    run(test)
+
+
+def test_an_endpoint_that_starts_before_its_backend_logs_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.die()
+        world = World([backend])
+        await world.follow(3)
+        assert [r.message for r in caplog.records] == [
+            "one does not answer as it should: it is dead"
+        ]
+
+    run(test)
+
+
+@pytest.mark.parametrize("why", ["it has lost its files", "nobody has looked since it died"])
+def test_what_one_replica_cannot_load_another_answers(why: str) -> None:
+    async def test() -> None:
+        one, two = FakeBackend("one"), FakeBackend("two")
+        world = World([one, two])
+        await world.follow()
+        one.cannot = {version(3): why}
+        if "died" in why:
+            one.die()
+        assert await world.ask("agent@3") == "agent@3"
+        assert await world.ask("agent@3") == "agent@3"
+        two.die()
+        with pytest.raises(ApiError):
+            await world.ask("agent@4" if "died" in why else "agent@3")
 
     run(test)
 

@@ -88,6 +88,7 @@ class Backend(Protocol):
     """One place that generates answers: a vLLM server, our own engine, or W&B."""
 
     name: str  # for metrics and messages; without a password
+    why_away: str  # why the last look saw no life, for a person; without a secret
 
     @property
     def kind(self) -> Literal["vllm", "embedded", "wandb"]:

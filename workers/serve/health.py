@@ -63,11 +63,11 @@ def _problems(
         since = now - (follower.read_at or follower.began_at)
         yield Problem("Postgres", since, follower.away)
     for backend, since in loader.away_since.items():
-        yield Problem(backend.name, now - since, "it does not answer")
+        yield Problem(backend.name, now - since, backend.why_away)
     for backend, seconds in silent.items():
         yield Problem(backend.name, seconds, "no tokens come though requests wait")
     for (backend, version), failure in loader.failures.items():
-        if version in loader.wanted:
+        if version in loader.wanted and loader.alive(backend):
             what = f"{version.name} on {backend.name}"
             yield Problem(what, now - failure.since, failure.reason)
 

@@ -45,6 +45,7 @@ class Loader:
         self._slots = slots
         now = time.monotonic()
         self.away_since: dict[Backend, float] = dict.fromkeys(backends, now)  # of those not alive
+        self._told: dict[Backend, str | None] = {}  # what the log has: why one is away
         self._held: Counter[_Pair] = Counter()
         self._used_at: dict[_Pair, float] = {}
         self._loading: dict[_Pair, asyncio.Task[None]] = {}
@@ -61,13 +62,21 @@ class Loader:
         """Look at every backend at once."""
         alive = await asyncio.gather(*(backend.look() for backend in self.backends))
         for backend, lives in zip(self.backends, alive, strict=True):
-            if lives != self.alive(backend):
-                level = logging.INFO if lives else logging.WARNING
-                log.log(level, "%s %s", backend.name, "answers" if lives else "does not answer")
             if lives:
                 self.away_since.pop(backend, None)
             else:
                 self.away_since.setdefault(backend, time.monotonic())
+            self._tell(backend, None if lives else backend.why_away)
+
+    def _tell(self, backend: Backend, why_away: str | None) -> None:
+        """Log what has changed since the last look."""
+        if backend in self._told and self._told[backend] == why_away:
+            return
+        self._told[backend] = why_away
+        if why_away is None:
+            log.info("%s answers", backend.name)
+        else:
+            log.warning("%s does not answer as it should: %s", backend.name, why_away)
 
     def alive(self, backend: Backend) -> bool:
         """Tell whether the backend lived at the last look."""
@@ -115,7 +124,7 @@ class Loader:
                 503, f"no backend here can answer {version.name}; its weights are {where}"
             )
         able[0].check(question)  # backends of one sort can do the same
-        living = [each for each in able if self.alive(each)] or able
+        living = [each for each in able if self.alive(each)] or [*able]
         try:
             async with asyncio.timeout(_LOAD_SECONDS):
                 # It may be unloaded again before this request holds it.

@@ -20,6 +20,7 @@ from workers.serve.loader import Loader
 log = logging.getLogger(__name__)
 
 _SILENT_SECONDS = 60.0  # without a token of a streamed answer
+_RELOADS = 3  # for one request, of a version that other endpoints take away from vLLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Router:
 
     async def _begin(self, ends: AsyncExitStack, version: Version, question: Question) -> Answering:
         tried: list[Backend] = []
-        reloaded = False
+        reloads_left = _RELOADS
         while True:
             backend = await self._loader.backend_for(version, question, tried)
             async with AsyncExitStack() as attempt:
@@ -102,8 +103,8 @@ class Router:
                     first = await anext(chunks)
                 except BackendAway as error:
                     log.warning("%s does not answer: %s", backend.name, error)
-                    if not (reloaded or self._loader.has(backend, version)):
-                        reloaded = True  # it has lost the version, and may get it once more
+                    if reloads_left and not self._loader.has(backend, version):
+                        reloads_left -= 1  # it has lost the version, and may get it again
                         continue
                     tried.append(backend)
                     if not self._loader.others(version, tried):

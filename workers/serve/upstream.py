@@ -140,7 +140,8 @@ class Upstream:
             ) as response:
                 if response.status != 200:
                     content = await response.content.read(_MOST_ERROR_BYTES)
-                    raise self._failed(response.status, content, response.headers)
+                    level = logging.DEBUG if method == "GET" else logging.WARNING  # each second
+                    raise self._failed(response.status, content, response.headers, level)
                 yield response
         except TimeoutError:
             raise BackendAway(f"{self.name} does not answer in time") from None
@@ -166,14 +167,18 @@ class Upstream:
         return self._session
 
     def _failed(
-        self, status: int, content: bytes, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        content: bytes,
+        headers: Mapping[str, str] | None = None,
+        level: int = logging.WARNING,
     ) -> ApiError:
         """Make the error for an answer that is one."""
         error = _error_of(content)
         message = one_line(str(error.get("message") or "it says nothing more"), 2000)
         if status not in _OF_THE_CLIENT:
             # Clients are not told what it says: it may speak of other requests.
-            log.warning("%s says %d: %s", self.name, status, one_line(message, 300))
+            log.log(level, "%s says %d: %s", self.name, status, one_line(message, 300))
             told = f"{self.name} fails ({status})"
             if status in (401, 403):
                 told = f"{self.name} refuses our key ({status})"

@@ -22,6 +22,8 @@ class Wandb:
 
     kind: Literal["wandb"] = "wandb"
 
+    why_away = "it did not answer the last request"
+
     def __init__(self, upstream: Upstream) -> None:
         self.name = upstream.name
         self._upstream = upstream

@@ -43,6 +43,7 @@ class EmbeddedBackend:
 
     kind: Literal["embedded"] = "embedded"
     name = "embedded"
+    why_away = "no tokens come out"
 
     def __init__(self) -> None:
         need_no_semaphore()  # uvicorn ends by the signal that it was sent

@@ -34,6 +34,7 @@ class Replica:
 
     def __init__(self, upstream: Upstream, most_adapters: int) -> None:
         self.name = upstream.name
+        self.why_away = "it was not asked yet"
         self._upstream, self._most_adapters = upstream, most_adapters
         self._base: Card | None = None  # as the last look saw it
         self._cards: Mapping[str, Card] = {}
@@ -61,10 +62,16 @@ class Replica:
             if self._signs.doubtful():
                 metrics = await self._upstream.get("/metrics", LOOK_SECONDS)
                 if not self._signs.counted(metrics):
-                    log.warning("%s: no tokens come out", self.name)
+                    self.why_away = "no tokens come out"
                     return False
-        except (ApiError, ValueError) as error:
-            log.debug("%s: %s", self.name, error)
+        except BackendAway as error:
+            self.why_away = str(error)
+            return False
+        except ApiError as error:
+            self.why_away = f"it answers {error.status}: is it the URL of a vLLM server?"
+            return False
+        except ValueError:
+            self.why_away = "it answers in another form than vLLM: is it the URL of a vLLM server?"
             return False
         if self._base is not None and (base.id, base.root) != (self._base.id, self._base.root):
             self._proven_bases.clear()
@@ -110,13 +117,23 @@ class Replica:
         card = self._cards.get(adapter.name)
         if card is not None and card.root != str(adapter.folder):
             await self._unload(adapter.name)  # loaded from a copy that may be gone
-        await adapters.load(self._upstream, adapter)
-        try:
-            await self._prove(version, adapter, base)
-        except CannotServe:
-            await self._unload(adapter.name)
-            raise
+        await self._load_proven(version, adapter, base)
         self._served[version], self._adapters[version] = adapter.name, adapter
+
+    async def _load_proven(self, version: Version, adapter: Adapter, base: Card) -> None:
+        """Load it, and again where another endpoint takes it away before it is proven."""
+        for tries_left in (2, 1, 0):
+            await adapters.load(self._upstream, adapter)
+            try:
+                await self._prove(version, adapter, base)
+            except adapters.Lost:
+                if not tries_left:
+                    raise
+            except CannotServe:
+                await self._unload(adapter.name)
+                raise
+            else:
+                return
 
     async def _prove(self, version: Version, adapter: Adapter, base: Card) -> None:
         if adapter.proof is None:
