@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,52 @@ def test_what_is_used_while_postgres_is_away_is_written_later(context: Context) 
     asyncio.run(in_an_outage())
     with context.database.transaction() as tx:
         assert api_keys.read(tx)[0].tokens_today == 7
+
+
+def test_a_key_that_is_deleted_by_hand_ends_no_reading_of_the_others(context: Context) -> None:
+    """Its use cannot be written any more: that ended the task, and no revocation was seen."""
+    create(context)
+    keys = keys_of(context)
+    _, budget = keys.identify(BEARER)
+    assert budget is not None
+    budget.spend(7)
+    query(context, "DELETE FROM rl.api_keys RETURNING 1")
+
+    async def refused() -> None:
+        async with keys.kept_fresh():
+            await asyncio.sleep(0)
+            await keys._refresh()
+            with pytest.raises(ApiError):
+                keys.identify(BEARER)
+
+    create_other = ApiKey("other", hash_of(b"bk-other"), created_by="me")
+    with context.database.transaction() as tx:
+        api_keys.create(tx, create_other)
+    asyncio.run(refused())
+
+
+def test_whatever_goes_wrong_keys_are_read_again(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(context)
+    keys, times = keys_of(context), 0
+    monkeypatch.setattr("workers.serve.http.keys.REFRESH_SECONDS", 0.01)
+    exchange = keys._exchange
+
+    def fail_once(used: Any) -> list[ApiKey]:
+        nonlocal times
+        times += 1
+        if times == 1:
+            raise RuntimeError("what nobody thought of")
+        return exchange(used)
+
+    monkeypatch.setattr(keys, "_exchange", fail_once)
+    with context.database.transaction() as tx:
+        api_keys.revoke(tx, "app")
+
+    async def seen() -> None:
+        async with keys.kept_fresh():
+            while keys._names:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(seen(), 10))

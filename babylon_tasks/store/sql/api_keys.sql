@@ -18,7 +18,9 @@ SELECT k.name, k.key_hash, k.requests_per_minute, k.tokens_per_day, k.created_by
 UPDATE rl.api_keys SET revoked_at = COALESCE(revoked_at, rl.now()) WHERE name = %(name)s
 
 -- add_api_key_use --
+-- A key that was deleted by hand counts no more.
 INSERT INTO rl.api_key_usage AS u (name, day, requests, tokens)
-VALUES (%(name)s, (rl.now() AT TIME ZONE 'UTC')::date, %(requests)s, %(tokens)s)
+SELECT k.name, (rl.now() AT TIME ZONE 'UTC')::date, %(requests)s, %(tokens)s
+  FROM rl.api_keys k WHERE k.name = %(name)s
 ON CONFLICT (name, day) DO UPDATE
    SET requests = u.requests + excluded.requests, tokens = u.tokens + excluded.tokens

@@ -120,7 +120,10 @@ class Keys:
 
     async def _keep_fresh(self) -> None:
         while True:
-            await asyncio.shield(self._refresh())
+            try:
+                await asyncio.shield(self._refresh())
+            except Exception:  # else a key that is revoked later would be accepted for ever
+                log.exception("keys are as they were")
             await asyncio.sleep(REFRESH_SECONDS)
 
     async def _refresh(self) -> None:
