@@ -309,6 +309,26 @@ def test_an_adapter_without_files_is_taken_away_before_it_ends_the_engine(
     assert not vllm.state.engine_dead
 
 
+def test_a_store_that_is_away_takes_no_version_away(vllm: Running, tmp_path: Path) -> None:
+    """Unmounted, say: what vLLM has loaded answers on."""
+    store = tmp_path / "store"
+    store.mkdir()
+    version = make_version(store, 1)
+
+    async def do(replica: Replica) -> None:
+        await replica.load(version)
+        store.rename(tmp_path / "unmounted")
+        store.mkdir()
+        assert await replica.look()
+        assert version in replica.loaded()
+        (tmp_path / "unmounted" / "agent").rename(store / "agent")
+        shutil.rmtree(str(version.checkpoint))
+        assert await replica.look()
+        assert version not in replica.loaded()
+
+    run(vllm, do)
+
+
 def test_a_dead_engine_does_not_live(vllm: Running, tmp_path: Path) -> None:
     async def do(replica: Replica) -> None:
         await replica.load(BASE)

@@ -33,13 +33,19 @@ class Adapter(msgspec.Struct, frozen=True):
     copied: bool
 
     def keep(self) -> bool:
-        """Tell whether its files are there, and have a copy kept."""
+        """Tell whether its files are there, and have a copy kept.
+
+        A whole store that is away, unmounted say, takes no version away: it comes back. The folder
+        of a lineage stays where one of its versions is removed.
+        """
         try:
             if self.copied:
                 os.utime(self.folder)
-            return (self.folder / _CONFIG).is_file()
-        except OSError:
+            return (self.folder / _CONFIG).is_file() or not self.folder.parent.is_dir()
+        except FileNotFoundError:
             return False
+        except OSError:  # it cannot be read just now
+            return True
 
 
 def open_adapter(version: Version) -> Adapter:
