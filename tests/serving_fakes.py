@@ -254,12 +254,14 @@ def running_edge(
 
 
 @contextmanager
-def serving(endpoint: Endpoint, listener: socket.socket) -> Iterator[DrainingServer]:
+def serving(
+    endpoint: Endpoint, listener: socket.socket, drain_seconds: float = 5
+) -> Iterator[DrainingServer]:
     config = uvicorn.Config(
         endpoint, http=BoundedConnection, ws="none", lifespan="on", log_config=None,
         log_level="warning", timeout_graceful_shutdown=2,
     )  # fmt: skip
-    server = DrainingServer(config, endpoint, drain_seconds=5)
+    server = DrainingServer(config, endpoint, drain_seconds)
     started = threading.Event()
 
     async def serve() -> None:

@@ -24,7 +24,16 @@ pytest.importorskip("uvicorn")
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.api_keys import ApiKey, hash_of, new_key
-from tests.serving_fakes import AGENT, Edge, FakeRouter, KeysInMemory, chunk_of, running_edge
+from tests.serving_fakes import (
+    AGENT,
+    Edge,
+    FakeRouter,
+    KeysInMemory,
+    chunk_of,
+    make_edge,
+    running_edge,
+    serving,
+)
 from workers.serve.backend import ApiError, Question
 from workers.serve.http import keys as keys_module
 from workers.serve.http import server
@@ -420,3 +429,31 @@ def test_sigterm_lets_answers_finish() -> None:
             assert process.wait(20) == 0
         finally:
             process.kill()
+
+
+def test_an_answer_that_does_not_end_is_told_so_and_holds_no_end_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Supervisors kill after 30 s, and then nothing is written any more."""
+    router = FakeRouter()
+
+    async def endless(question: Question) -> AsyncIterator[dict[str, Any]]:
+        yield chunk_of(question, 0, "word", 0, last=False)
+        await asyncio.sleep(600)
+
+    router.script = endless
+    edge = make_edge(router)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        serving(edge.endpoint, listener, drain_seconds=0.2) as ending,
+    ):
+        edge.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        body = {"model": "agent", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        with httpx.stream("POST", f"{edge.url}/v1/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            ending.handle_exit(signal.SIGTERM, None)
+            rest = "".join(lines)
+    assert "this server ends" in rest
+    assert "[DONE]" not in rest
+    assert not [record for record in caplog.records if record.exc_info]

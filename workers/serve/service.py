@@ -30,7 +30,7 @@ from workers.serve.loader import Loader
 from workers.serve.router import Router
 
 _ANSWER_SECONDS = 3.0  # for Postgres, which nobody waits for
-_DRAIN_SECONDS = 25.0  # for answers under way at the end: supervisors kill after 30
+_DRAIN_SECONDS = 18.0  # for answers under way at the end: supervisors kill after 30
 
 
 def run() -> None:

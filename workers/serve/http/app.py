@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
@@ -44,6 +45,8 @@ class Endpoint:
         self._metrics, self._limits, self._services = metrics, limits, services
         self.in_flight = 0
         self.draining = False  # no new question is answered: this process is about to end
+        self._answering: set[asyncio.Task[Any] | None] = set()
+        self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or live through the server's life."""
@@ -100,13 +103,31 @@ class Endpoint:
             if self.draining:
                 headers["connection"] = "close"  # the next try may reach another server
             raise ApiError(503, f"this server {why}", code="busy", headers=headers)
+        task = asyncio.current_task()
         self.in_flight += 1
+        self._answering.add(task)
         self._metrics.began()
         try:
             await self._completions.answer(exchange, kind, budget)
+        except asyncio.CancelledError:
+            if not self._ended or task is None:
+                raise
+            task.uncancel()
+            raise ApiError(
+                503, "this server ends", code="busy", headers={"retry-after": "1"}
+            ) from None
         finally:
             self.in_flight -= 1
+            self._answering.discard(task)
             self._metrics.ended()
+
+    def end_answers(self) -> None:
+        """Break off what is under way; its clients are told."""
+        if not self._ended:
+            self._ended = True
+            for task in self._answering:
+                if task is not None:
+                    task.cancel()
 
     async def _list_models(self, exchange: Exchange) -> None:
         name = exchange.path.removeprefix(_MODELS).removeprefix("/")

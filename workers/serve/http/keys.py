@@ -24,7 +24,7 @@ from workers.serve.http.budgets import Budget, Use
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 3.0
-_LAST_WRITE_SECONDS = 5.0  # at the end
+_LAST_WRITE_SECONDS = 3.0  # at the end
 _SAY_SECONDS = 60.0
 
 

@@ -20,7 +20,7 @@ HEADER_SECONDS = 10.0  # for a connection to send a whole request's headers
 READ_SECONDS = 30.0  # for a client to read the last of a response
 # Longer than clients keep theirs, or one would be closed as a client sends its next request.
 KEEP_ALIVE_SECONDS = 75
-_CLOSE_SECONDS = 10  # for what is left after `drain_seconds`
+_CLOSE_SECONDS = 1  # for what is left after `drain_seconds` to be told, and to be read
 
 
 class BoundedConnection(H11Protocol):
@@ -110,10 +110,12 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Tell, ten times a second, whether it is time to end."""
-        if self._ends_at is not None and (
-            self._endpoint.in_flight == 0 or time.monotonic() > self._ends_at
-        ):
-            return True
+        if self._ends_at is not None:
+            late = time.monotonic() - self._ends_at
+            if late > 0:
+                self._endpoint.end_answers()
+            if self._endpoint.in_flight == 0 or late > _CLOSE_SECONDS:
+                return True
         return await super().on_tick(counter)
 
 
