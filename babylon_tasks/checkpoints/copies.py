@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ from babylon_tasks.scratch import own_folder, scratch
 
 log = logging.getLogger(__name__)
 
-_KEPT = 4  # of a model's steps
+_KEPT = 4  # of a model's steps, beside those in use
+# Since a copy was last opened or touched: who has it loaded touches it once a second.
+_IN_USE_SECONDS = 600.0
 _WAIT_SECONDS = 120.0  # for another fetch of the same copy; it may be suspended
 _LOOK_SECONDS = 0.1
 
@@ -72,6 +75,7 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
     try:
         marked = (folder / MANIFEST).read_bytes()
         require_sizes(folder, manifest, "")
+        os.utime(folder)  # it is in use now
     except (OSError, CheckpointUnreadable):
         return False
     return marked == msgspec.json.encode(manifest)
@@ -118,7 +122,12 @@ def _one_at_a_time(url: str, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def _forget_old(model: Path) -> None:
-    """Delete all but the newest copies, which a trainer and a server may be reading."""
-    copies = sorted(model.iterdir(), key=lambda copy: copy.stat().st_mtime)
-    for old in copies[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    """Delete the oldest copies; not what a trainer or an endpoint may be reading."""
+    touched: dict[Path, float] = {}
+    for copy_ in model.iterdir():
+        with suppress(OSError):  # another process has deleted it
+            touched[copy_] = copy_.stat().st_mtime
+    in_use_since = time.time() - _IN_USE_SECONDS
+    for old in sorted(touched, key=touched.__getitem__)[:-_KEPT]:
+        if touched[old] < in_use_since:
+            shutil.rmtree(old, ignore_errors=True)

@@ -490,15 +490,26 @@ def test_a_bucket_that_is_away_as_a_step_ends_costs_no_step(
     assert attempt["outcome"] == "done"
 
 
-def test_vllm_gets_a_copy_that_stays_while_it_is_loaded(bucket: Bucket) -> None:
-    """It reads the files again when it likes, and only the copies used last are kept."""
-    first, *others = [make_version(bucket.store, step) for step in range(1, 8)]
-    adapter = open_adapter(first)
-    assert (adapter.folder / "adapter_model.safetensors").is_file()
-    for version in others:
-        assert adapter.keep()
-        last = open_adapter(version)
-    assert adapter.keep()
-    assert last.keep()
-    assert len(list(adapter.folder.parent.iterdir())) < len(others)
-    assert open_adapter(first).name == adapter.name
+def test_a_copy_that_is_loaded_stays(bucket: Bucket) -> None:
+    """VLLM reads it again when it likes. Two endpoints of this machine have five adapters each."""
+    loaded = [open_adapter(make_version(bucket.store, step)) for step in range(1, 11)]
+    endpoints = loaded[:5], loaded[5:]
+    for step in range(11, 14):
+        for endpoint in endpoints:
+            assert all(adapter.keep() for adapter in endpoint)
+        last = open_adapter(make_version(bucket.store, step))
+    assert all(adapter.keep() for adapter in (*loaded, last))
+
+
+def test_of_the_copies_that_nobody_uses_the_newest_stay(bucket: Bucket) -> None:
+    versions = [make_version(bucket.store, step) for step in range(1, 10)]
+    adapters = [open_adapter(version) for version in versions[:8]]
+    for age, adapter in enumerate(reversed(adapters), start=1):
+        os.utime(adapter.folder, (0, time.time() - 3600 * age))
+    opened_again, loaded = adapters[0], adapters[1]
+    assert open_adapter(versions[0]) == opened_again  # as a trainer does, which touches nothing
+    assert loaded.keep()
+    open_adapter(versions[8])
+    assert [each.folder.is_dir() for each in adapters] == [True, True, *[False] * 5, True]
+    assert len(list(loaded.folder.parent.iterdir())) == 4
+    assert open_adapter(versions[5]).name == adapters[5].name  # fetched again

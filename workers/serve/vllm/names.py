@@ -24,7 +24,7 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 class Adapter(msgspec.Struct, frozen=True):
     """The files of a version on this machine, its name in vLLM, and its proof if it has one.
 
-    `copied`: the folder is a copy of a remote one, of which only those used last are kept.
+    `copied`: the folder is a copy of a remote one, which is deleted when it was not used for long.
     """
 
     name: str
