@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,29 @@ def test_a_name_is_that_of_the_weights(vllm: Running, tmp_path: Path) -> None:
         await replica.unload(first)
         await replica.load(first)
         assert vllm.state.loaded == before
+
+    run(vllm, do)
+
+
+def test_a_name_stays_as_long_as_a_version_has_it(vllm: Running, tmp_path: Path) -> None:
+    """After an upgrade the first step pins the base model's revision: two versions, one step."""
+    before = make_version(tmp_path, 3)
+    pinned = replace(before, base_revision="1f")
+
+    async def do(replica: Replica) -> None:
+        await replica.load(before)
+        await replica.load(pinned)
+        (name,) = vllm.state.loaded
+        await replica.unload(before)
+        assert await replica.look()
+        assert set(replica.loaded()) == {pinned}
+        assert text_of(await replica.answer(pinned, chat())).startswith(name)
+        await replica.load(before)
+        assert before.checkpoint is not None
+        shutil.rmtree(before.checkpoint)
+        assert await replica.look()
+        assert not replica.loaded()
+        assert not vllm.state.loaded
 
     run(vllm, do)
 

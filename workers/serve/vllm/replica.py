@@ -227,12 +227,16 @@ class Replica:
         """
         held = list(self._adapters.items())
         gone = await asyncio.to_thread(lambda: [one for one in held if not one[1].keep()])
-        for version, adapter in gone:
+        for version, _ in gone:
             log.warning("%s: the files of %s are gone", self.name, version.name)
             self._forget(version)
-            await self._unload(adapter.name)
+        for name in {adapter.name for _, adapter in gone}:
+            await self._unload(name)
 
     async def _unload(self, name: str) -> None:
+        """Take a name away, unless another version has it: the same weights, say, once pinned."""
+        if name in self._served.values():
+            return
         try:
             await adapters.unload(self._upstream, name)
         except ApiError as error:
