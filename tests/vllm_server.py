@@ -52,6 +52,7 @@ class State:
     hang: bool = False  # accepts, and does not answer
     refuse: int | None = None  # answers everything with this status
     engine_dead: bool = False  # /health is 503, answers are 500
+    deadly: str | None = None  # a text that ends the engine
     answers_as_base: bool = False  # whatever adapter is asked
     other_base: bool = False  # other weights than those of the proofs
     die_after: int | None = None  # chunks, after which connections are cut
@@ -243,6 +244,8 @@ class _Answers(_Endpoint):
             return error(400, told, "BadRequestError", "temperature")
         if name != state.base:
             state.use(name)
+        if state.deadly and state.deadly in json.dumps(body):
+            state.engine_dead = True
         if state.engine_dead:
             return error(500, DEAD, "InternalServerError")
         answer = _Answer(state, body, self.chat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from workers.serve import events as events_module
 from workers.serve.backend import ApiError, BackendAway
 from workers.serve.events import Events
-from workers.serve.upstream import Upstream
+from workers.serve.upstream import Lost, Upstream
 
 STREAM = b'data: {"a":1}\n\n: ping\n\nevent: x\ndata: {"b":"\xc3\xa9"}\n\ndata: [DONE]\n\nrest'
 
@@ -110,6 +111,25 @@ def test_another_may_be_asked_before_the_first_chunk_and_not_after_it(
         assert "secret" not in str(each)
         with pytest.raises(ApiError, match=told):
             raise each
+
+
+def test_who_is_gone_before_the_question_is_told_from_who_ends_with_it() -> None:
+    """What ends a server may end the next: after that, only one other is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def read_and_end() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1)
+            connection.close()
+
+        ending = threading.Thread(target=read_and_end)
+        ending.start()
+        assert type(stream(url)[1]) is Lost
+        ending.join()
+    assert type(stream(url)[1]) is BackendAway
+    with answering(b"") as url:
+        assert type(stream(url)[1]) is Lost
 
 
 def test_an_error_of_the_client_within_the_stream_is_the_clients() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -10,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
@@ -19,6 +20,9 @@ from babylon_tasks.settings import Settings
 from tests.checkpoints import make_version
 from tests.vllm_server import Running, serving
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
+from workers.serve.follower import Follower
+from workers.serve.loader import Loader
+from workers.serve.router import Router
 from workers.serve.upstream import Upstream
 from workers.serve.vllm import adapters, signs
 from workers.serve.vllm.names import Adapter
@@ -389,6 +393,37 @@ def test_an_engine_that_hangs_does_not_live_whatever_its_health_says(
     run(vllm, do)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_that_ends_servers_is_asked_twice_and_others_are_answered(stream: bool) -> None:
+    async def main(servers: list[Running]) -> None:
+        backends = [Replica(Upstream(s.url, None, s.url, 20), 4) for s in servers]
+        loader = Loader(backends, 4)
+        router = Router(cast(Follower, None), loader, 60.0)
+
+        async def ask(text: str) -> None:
+            question = Question("chat", {"messages": [{"role": "user", "content": text}]},
+                                stream, captured=False)  # fmt: skip
+            async with router.ask(BASE, question) as answering:
+                assert [chunk async for chunk in answering.chunks]
+
+        await loader.look()
+        for backend in backends:
+            await loader.load(backend, BASE)
+        await ask("Now?")
+        for server in servers:
+            server.state.deadly = "poison"
+        with pytest.raises(ApiError, match=r" fails \(500\)") as failed:
+            await ask("poison")
+        assert failed.value.status == 502
+        assert [server.state.engine_dead for server in servers].count(False) == 1
+        for _ in range(4):  # before anybody looks
+            await ask("Now?")
+        await loader.close()
+
+    with contextlib.ExitStack() as running:
+        asyncio.run(main([running.enter_context(serving()) for _ in range(3)]))
+
+
 @pytest.mark.parametrize("kind", ["chat", "text"])
 @pytest.mark.parametrize("captured", [True, False])
 def test_a_stream_has_what_the_whole_answer_has(vllm: Running, kind: Any, captured: bool) -> None:
@@ -478,8 +513,8 @@ def test_a_server_that_ends_in_the_middle_is_told_apart_from_one_that_did_not_be
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_errors_are_told_to_whom_they_concern(vllm: Running, stream: bool) -> None:
-    async def ask(replica: Replica, **more: Any) -> None:
-        question = chat(stream, **more)
+    async def ask(replica: Replica, question: Question | None = None, **more: Any) -> None:
+        question = question or chat(stream, **more)
         await (collect(replica, BASE, question) if stream else replica.answer(BASE, question))
 
     async def do(replica: Replica) -> None:
@@ -488,10 +523,15 @@ def test_errors_are_told_to_whom_they_concern(vllm: Running, stream: bool) -> No
             await ask(replica, temperature=-1)
         assert not isinstance(refused.value, BackendAway)
         assert (refused.value.status, refused.value.param) == (400, "temperature")
-        for status in (500, 503, 302):
+        question = chat(stream)
+        for status in (401, 500, 503):
             vllm.state.refuse = status
-            with pytest.raises(BackendAway, match=f"gpu1:8001 fails .{status}"):
-                await ask(replica)
+            with pytest.raises(BackendAway, match=f"gpu1:8001 .*.{status}"):
+                await ask(replica, question)
+        vllm.state.refuse = 500
+        with pytest.raises(ApiError, match=r"gpu1:8001 fails .500") as failed:
+            await ask(replica, question)  # it may be what makes it fail
+        assert (failed.value.status, type(failed.value)) == (502, ApiError)
         vllm.state.refuse, vllm.state.hang = None, True
         with pytest.raises(BackendAway, match="does not answer in time"):
             await ask(replica)

@@ -9,7 +9,7 @@ client did not ask for, and writes `model`.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from babylon_tasks.errors import BabylonError
@@ -48,12 +48,15 @@ class Question:
     """A request that was checked; `body` has what the client sent but `model`, `stream`, `user`.
 
     `captured`: the answer is to have token ids and log-probabilities, whoever asked for them.
+    `failed_at` has the servers that failed or ended while they may have worked on it: maybe because
+    of it, so one other is asked, and no third.
     """
 
     kind: Literal["chat", "text"]
     body: Mapping[str, Any]
     stream: bool
     captured: bool
+    failed_at: list[str] = field(default_factory=list, compare=False)
 
 
 class ApiError(BabylonError):

@@ -35,6 +35,10 @@ class Failed(BackendAway):
         self.said_status, self.said = said_status, said
 
 
+class Lost(BackendAway):
+    """The server took the request, and ended or was silent before it began to answer."""
+
+
 class Upstream:
     """One server, with its pool of connections.
 
@@ -118,7 +122,7 @@ class Upstream:
     def _cut(self, begun: bool, what: str) -> ApiError:
         """Make the error for an answer without its end: another server may give a whole one."""
         told = f"{self.name} {what}"
-        return ApiError(502, told, code="backend_failed") if begun else BackendAway(told)
+        return ApiError(502, told, code="backend_failed") if begun else Lost(told)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -143,11 +147,13 @@ class Upstream:
                     level = logging.DEBUG if method == "GET" else logging.WARNING  # each second
                     raise self._failed(response.status, content, response.headers, level)
                 yield response
-        except TimeoutError:
-            raise BackendAway(f"{self.name} does not answer in time") from None
+        except TimeoutError as error:
+            fault = BackendAway if isinstance(error, aiohttp.ConnectionTimeoutError) else Lost
+            raise fault(f"{self.name} does not answer in time") from None
         except (aiohttp.ClientError, OSError) as error:
+            fault = BackendAway if isinstance(error, aiohttp.ClientConnectorError) else Lost
             # The error's text may quote the URL, and with it a password.
-            raise BackendAway(f"{self.name} cannot be asked ({type(error).__name__})") from None
+            raise fault(f"{self.name} cannot be asked ({type(error).__name__})") from None
 
     def _open(self) -> aiohttp.ClientSession:
         """Return the session; it is made where the event loop runs."""

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from babylon_tasks.settings import Settings
 from babylon_tasks.text import one_line
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
-from workers.serve.upstream import Upstream
+from workers.serve.upstream import Failed, Lost, Upstream
 from workers.serve.vllm import adapters
 from workers.serve.vllm.adapters import LOOK_SECONDS, Card
 from workers.serve.vllm.names import Adapter, open_adapter
@@ -20,6 +20,11 @@ from workers.serve.vllm.question import PATHS, body_of, check
 from workers.serve.vllm.signs import Signs
 
 log = logging.getLogger(__name__)
+
+# Of errors: our key is refused, or what is between the endpoint and vLLM says that it is away.
+_NOT_BEGUN = (401, 403, 502, 503, 504)
+
+_ENGINE_ENDED = "EngineCore encountered an issue"  # of all requests, until the server ends too
 
 
 class Replica:
@@ -44,6 +49,7 @@ class Replica:
         self._base_values: adapters.BaseValues = {}
         self._loading = asyncio.Lock()
         self._signs = Signs()
+        self._engine_ended = False  # as an answer said, since the last look
         self._unproven: set[str] = set()  # names of adapters without a proof, which were told of
 
     def serves(self, version: Version) -> bool:
@@ -76,7 +82,7 @@ class Replica:
         if self._base is not None and (base.id, base.root) != (self._base.id, self._base.root):
             self._proven_bases.clear()
             self._base_values.clear()
-        self._base, self._cards = base, cards
+        self._base, self._cards, self._engine_ended = base, cards, False
         for version, name in before:  # what was loaded meanwhile is not in `cards`
             if name != base.id and name not in cards:  # it was started again, maybe with another
                 self._base_values.clear()
@@ -178,7 +184,7 @@ class Replica:
             try:
                 answer = await self._upstream.post(PATHS[question.kind], body)
             except ApiError as error:
-                raise self._told(version, error) from error
+                raise self._told(version, question, error) from error
             self._signs.came()
         if not isinstance(answer, dict) or "choices" not in answer:
             raise BackendAway(f"{self.name} answers in another form than OpenAI's")
@@ -196,7 +202,7 @@ class Replica:
                         self._signs.came()
                         yield chunk
             except ApiError as error:
-                raise self._told(version, error) from error
+                raise self._told(version, question, error) from error
 
     async def close(self) -> None:
         """Close the connections; what is loaded stays, for the next endpoint."""
@@ -204,15 +210,27 @@ class Replica:
 
     def _name_of(self, version: Version) -> str:
         name = self._served.get(version)
+        if self._engine_ended:
+            raise BackendAway(f"{self.name} has no engine")
         if name is None:
             raise BackendAway(f"{self.name} does not have {version.name}")
         return name
 
-    def _told(self, version: Version, error: ApiError) -> ApiError:
-        """Hide from clients what is between the endpoint and vLLM."""
+    def _told(self, version: Version, question: Question, error: ApiError) -> ApiError:
+        """Hide from clients what is between the endpoint and vLLM, and bound what a question harms.
+
+        As its engine ends, vLLM answers 500 to whatever is under way, and is gone then. So another
+        server is asked after a 500; but once, since the question itself may be what ends engines.
+        """
         if error.status == 404:  # it was started again, or another endpoint took the name away
             self._forget(version)
             return BackendAway(f"{self.name} has lost the version")
+        failed = isinstance(error, Failed) and error.said_status not in _NOT_BEGUN
+        self._engine_ended |= isinstance(error, Failed) and error.said.startswith(_ENGINE_ENDED)
+        if failed or isinstance(error, Lost):
+            if question.failed_at:
+                return ApiError(502, str(error), code="backend_failed")
+            question.failed_at.append(self.name)
         return error
 
     def _forget(self, version: Version) -> str | None:
