@@ -25,6 +25,7 @@ from workers.serve.loader import Loader
 from workers.serve.router import Router
 from workers.serve.upstream import Upstream
 from workers.serve.vllm import adapters, signs
+from workers.serve.vllm import replica as replica_module
 from workers.serve.vllm.names import Adapter
 from workers.serve.vllm.replica import Replica, replicas
 
@@ -374,6 +375,7 @@ def test_an_engine_that_hangs_does_not_live_whatever_its_health_says(
     vllm: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signs, "STALL_SECONDS", 0.0)
+    monkeypatch.setattr(replica_module, "PROBE_SECONDS", 0.1)
 
     async def do(replica: Replica) -> None:
         await replica.load(BASE)
@@ -388,7 +390,12 @@ def test_an_engine_that_hangs_does_not_live_whatever_its_health_says(
         assert not await replica.look()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert await replica.look()  # nobody waits
+        for _ in range(2):  # nobody waits, and it still hangs
+            assert not await replica.look()
+        vllm.state.token_seconds = 0.0
+        while not await replica.look():  # the next token that we ask for comes
+            await asyncio.sleep(0.01)
+        assert await replica.look()
 
     run(vllm, do)
 

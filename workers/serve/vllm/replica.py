@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 # Of errors: our key is refused, or what is between the endpoint and vLLM says that it is away.
 _NOT_BEGUN = (401, 403, 502, 503, 504)
 
+PROBE_SECONDS = 60.0  # as long as a first request may compile
 _ENGINE_ENDED = "EngineCore encountered an issue"  # of all requests, until the server ends too
 
 
@@ -49,6 +51,7 @@ class Replica:
         self._base_values: adapters.BaseValues = {}
         self._loading = asyncio.Lock()
         self._signs = Signs()
+        self._probing: asyncio.Task[None] | None = None
         self._engine_ended = False  # as an answer said, since the last look
         self._unproven: set[str] = set()  # names of adapters without a proof, which were told of
 
@@ -69,6 +72,7 @@ class Replica:
                 metrics = await self._upstream.get("/metrics", LOOK_SECONDS)
                 if not self._signs.counted(metrics):
                     self.why_away = "no tokens come out"
+                    self._probe(base.id)
                     return False
         except BackendAway as error:
             self.why_away = str(error)
@@ -89,6 +93,19 @@ class Replica:
                 self._forget(version)
         await self._drop_what_has_no_files()
         return True
+
+    def _probe(self, base: str) -> None:
+        """Ask for a token meanwhile: nobody else asks a server that hangs, so none would come."""
+        if self._probing is not None and not self._probing.done():
+            return
+
+        async def ask() -> None:
+            body = {"model": base, "prompt": "a", "max_tokens": 1}
+            with contextlib.suppress(ApiError):
+                await self._upstream.post(PATHS["text"], body, PROBE_SECONDS)
+                self._signs.came()
+
+        self._probing = asyncio.create_task(ask())
 
     def loaded(self) -> Collection[Version]:
         """Return the versions that were loaded and proven, and that vLLM still has."""
@@ -206,6 +223,9 @@ class Replica:
 
     async def close(self) -> None:
         """Close the connections; what is loaded stays, for the next endpoint."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
         await self._upstream.close()
 
     def _name_of(self, version: Version) -> str:

@@ -20,12 +20,13 @@ class Signs:
         self._in_flight = 0
         self._last_at = time.monotonic()
         self._tokens: float | None = None
+        self.hangs = False  # until something comes, whether or not requests wait
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """Count a request while it is under way."""
         if not self._in_flight:
-            self.came()
+            self._last_at = time.monotonic()
         self._in_flight += 1
         try:
             yield
@@ -35,15 +36,21 @@ class Signs:
     def came(self) -> None:
         """Note that something came."""
         self._last_at = time.monotonic()
+        self.hangs = False
 
     def doubtful(self) -> bool:
-        """Tell whether requests wait, and nothing came for long: then `counted` decides."""
-        return self._in_flight > 0 and time.monotonic() - self._last_at >= STALL_SECONDS
+        """Tell whether requests wait, and nothing came for long: then `counted` decides.
+
+        A server that hangs stays so when nobody waits any more, else it would be the least busy.
+        """
+        silent = self._in_flight > 0 and time.monotonic() - self._last_at >= STALL_SECONDS
+        return silent or self.hangs
 
     def counted(self, metrics: bytes) -> bool:
         """Tell by the server's metrics whether it has worked on tokens since the last count."""
         tokens = sum(float(value) for value in _TOKENS.findall(metrics))
         if tokens == self._tokens:
+            self.hangs = True
             return False
         self._tokens = tokens
         self.came()
