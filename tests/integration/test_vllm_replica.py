@@ -477,6 +477,29 @@ def test_what_the_client_said_is_passed_on_and_openais_defaults_are_set(vllm: Ru
     assert "chat_template_kwargs" not in text
 
 
+def test_a_schema_is_passed_on_and_what_is_so_anyway_is_not(vllm: Running) -> None:
+    """VLLM refuses `tools: []`, a `tool_choice` without tools, and `structured_outputs: {}`."""
+    schema = {"structured_outputs": {"choice": ["buy", "wait"]}}
+    anyway = {"tools": [], "tool_choice": "auto", "structured_outputs": {}, "logit_bias": {},
+              "chat_template_kwargs": {"enable_thinking": False}}  # fmt: skip
+    plain = {"echo": False, "suffix": "", "structured_outputs": {}}
+    questions = [chat(), chat(**anyway), chat(**schema),
+                 Question("text", {"prompt": "hi"}, False, False),
+                 Question("text", {"prompt": "hi", **plain}, False, False)]  # fmt: skip
+
+    async def do(replica: Replica) -> None:
+        await replica.load(BASE)
+        for question in questions:
+            replica.check(question)
+            await replica.answer(BASE, question)
+
+    run(vllm, do)
+    bodies = [body for _, body in vllm.state.asked]
+    assert bodies[1] == bodies[0]
+    assert bodies[2] == {**bodies[0], **schema}
+    assert bodies[4] == bodies[3]
+
+
 def test_a_stream_that_the_client_leaves_ends_in_vllm(vllm: Running) -> None:
     vllm.state.token_seconds = 0.005
 

@@ -50,7 +50,9 @@ def test_a_version_is_asked_by_its_name_there(wandb_server: Stub) -> None:
         assert wandb.serves(VERSION)
         assert not wandb.serves(Version("agent", 3, "v1.0.3", "Qwen/Qwen3", checkpoint="/x"))
         assert set(wandb.loaded()) == {VERSION}
-        answer = await wandb.answer(VERSION, chat(stop="x", seed=None))
+        question = chat(stop="x", seed=None, tools=[], tool_choice="none")
+        wandb.check(question)
+        answer = await wandb.answer(VERSION, question)
         assert answer["choices"][0]["message"]["content"] == "x"
         await wandb.unload(VERSION)
         assert not wandb.loaded()

@@ -16,8 +16,8 @@ ALLOWED = {
     "parallel_tool_calls", "presence_penalty", "prompt", "reasoning_effort", "repetition_penalty",
     "response_format", "return_token_ids", "return_tokens_as_token_ids", "seed",
     "skip_special_tokens", "spaces_between_special_tokens", "stop", "stop_token_ids", "stream",
-    "stream_options", "suffix", "temperature", "thinking_token_budget", "tool_choice", "tools",
-    "top_k", "top_logprobs", "top_p", "user",
+    "stream_options", "structured_outputs", "suffix", "temperature", "thinking_token_budget",
+    "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "user",
 }  # fmt: skip
 CODE = """
 import json

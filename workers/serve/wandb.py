@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from workers.serve.backend import ApiError, BackendAway, Question, Version
 from workers.serve.upstream import Upstream
-from workers.serve.vllm.question import PATHS, check
+from workers.serve.vllm.question import PATHS, check, given
 
 _AWAY_SECONDS = 5.0  # for which a server that did not answer counts as away
 
@@ -90,12 +90,12 @@ class Wandb:
 
     def _body(self, version: Version, question: Question) -> tuple[dict[str, Any], set[str]]:
         """Return the body to send, and the names of what we added to the client's."""
-        given = {name: value for name, value in question.body.items() if value is not None}
-        added = {name for name in self._wanted if question.captured and name not in given}
+        asked = given(question)
+        added = {name for name in self._wanted if question.captured and name not in asked}
         if question.kind == "text":
             added.discard("logprobs")  # there it is a number, and would show other tokens too
         wanted = {name: _WANTED[name] for name in added}
-        body = {"temperature": 1.0, "top_p": 1.0, **given, **wanted, "stream": question.stream}
+        body = {"temperature": 1.0, "top_p": 1.0, **asked, **wanted, "stream": question.stream}
         return {**body, "model": version.inference_name}, added
 
     def _note(self, error: ApiError, added: set[str]) -> None:

@@ -31,7 +31,7 @@ REFUSED = frozenset({
     "media_io_kwargs", "mm_payload", "mm_processor_kwargs", "priority", "prompt_embeds",
     "prompt_logprobs", "repetition_detection", "request_id", "return_mm_kwargs",
     "return_prompt_text", "return_token_offsets", "routed_experts_prompt_start", "session_id",
-    "stream_interval", "structured_outputs", "truncate_prompt_tokens", "truncation_side",
+    "stream_interval", "truncate_prompt_tokens", "truncation_side",
     "use_beam_search", "vllm_xargs", "watermarking",
 })  # fmt: skip
 
@@ -42,7 +42,7 @@ def check(question: Question) -> None:
     Raises:
         ApiError: A field may not be set, or a message has a part that is no text.
     """
-    for name in question.body:
+    for name in given(question):
         if name in REFUSED:
             raise ApiError(400, f"{name} is not supported", param=name)
     # vLLM would fetch the URL of a picture from its own network.
@@ -54,10 +54,29 @@ def check(question: Question) -> None:
                 raise ApiError(400, f"content of type {kind!r} is not supported", param="messages")
 
 
+def given(question: Question) -> dict[str, Any]:
+    """Return what the client asks for, without what is so anyway: vLLM refuses even that."""
+    return {name: value for name, value in question.body.items() if not _neutral(question, name)}
+
+
+def _neutral(question: Question, name: str) -> bool:
+    value = question.body[name]
+    if value is None:
+        return True
+    if name == "echo":
+        return value is False
+    if name in ("tools", "suffix", "structured_outputs", "logit_bias"):
+        return not value
+    if name == "tool_choice":
+        return value in ("none", "auto") and not question.body.get("tools")
+    if name == "chat_template_kwargs":
+        return isinstance(value, dict) and value.items() <= _TEMPLATE.items()
+    return False
+
+
 def body_of(question: Question, model: str) -> dict[str, Any]:
     """Return the body to send; `model` is vLLM's name of the version."""
-    given = {name: value for name, value in question.body.items() if value is not None}
-    body = {**_DEFAULTS, **given, "model": model, "stream": question.stream}
+    body = {**_DEFAULTS, **given(question), "model": model, "stream": question.stream}
     if question.kind == "chat":
         body["chat_template_kwargs"] = _TEMPLATE
     if question.captured:
