@@ -21,6 +21,7 @@ from tests.checkpoints import make_version
 from tests.vllm_server import Running, serving
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
 from workers.serve.follower import Follower
+from workers.serve.http.gathered import Gathered
 from workers.serve.loader import Loader
 from workers.serve.router import Router
 from workers.serve.upstream import Upstream
@@ -449,7 +450,7 @@ def test_a_stream_has_what_the_whole_answer_has(vllm: Running, kind: Any, captur
             )
             assert streamed == (choice["message"]["content"] if kind == "chat" else choice["text"])
             ids = [token for part in parts for token in part.get("token_ids") or ()]
-            assert ids == (choice["token_ids"] if captured else [])
+            assert ids == choice["token_ids"]
             assert (choice["logprobs"] is not None) == captured
 
     run(vllm, do)
@@ -466,7 +467,7 @@ def test_what_the_client_said_is_passed_on_and_openais_defaults_are_set(vllm: Ru
     run(vllm, do)
     plain, captured, text = [body for _, body in vllm.state.asked]
     assert plain == {
-        **HI, "model": "base", "stream": False, "stop": ["x"], "seed": 3,
+        **HI, "model": "base", "stream": False, "stop": ["x"], "seed": 3, "return_token_ids": True,
         "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
         "chat_template_kwargs": {"enable_thinking": False, "preserve_thinking": True},
     }  # fmt: skip
@@ -498,6 +499,23 @@ def test_a_schema_is_passed_on_and_what_is_so_anyway_is_not(vllm: Running) -> No
     assert bodies[1] == bodies[0]
     assert bodies[2] == {**bodies[0], **schema}
     assert bodies[4] == bodies[3]
+
+
+def test_the_tokens_of_a_stream_that_is_cut_are_known(vllm: Running) -> None:
+    """A key's budget counts them, whether or not answers are remembered."""
+
+    async def do(replica: Replica) -> None:
+        await replica.load(BASE)
+        gathered = Gathered()
+        async with aclosing(replica.stream(BASE, chat(True, n=2))) as chunks:
+            async for chunk in chunks:
+                gathered.add(chunk)
+                if gathered.completion_tokens == 6:
+                    assert gathered.prompt_tokens == 3
+                    return
+        pytest.fail("they were not counted")
+
+    run(vllm, do)
 
 
 def test_a_stream_that_the_client_leaves_ends_in_vllm(vllm: Running) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.openai_server import Stub, completion
 from tests.vllm_server import serving
 from workers.serve import wandb as wandb_module
 from workers.serve.backend import ApiError, BackendAway, Question, Version
+from workers.serve.http.gathered import Gathered
 from workers.serve.upstream import Upstream
 from workers.serve.wandb import Wandb
 
@@ -59,7 +61,7 @@ def test_a_version_is_asked_by_its_name_there(wandb_server: Stub) -> None:
 
     run(wandb_server.url, do)
     expected = {"model": NAME, "stream": False, "temperature": 1.0, "top_p": 1.0, "stop": "x"}
-    assert wandb_server.bodies == [{**HI, **expected}]
+    assert wandb_server.bodies == [{**HI, **expected, "return_token_ids": True}]
     assert wandb_server.paths == {"/v1/chat/completions"}
     assert wandb_server.keys == {f"Bearer {KEY}"}
 
@@ -109,6 +111,26 @@ def test_it_counts_as_away_for_a_while_after_it_did_not_answer(
         assert await wandb.look()
 
     run(wandb_server.url, do)
+
+
+@pytest.mark.parametrize("tells_ids", [True, False])
+def test_the_tokens_of_a_stream_that_is_cut_are_known(tells_ids: bool) -> None:
+    """A key's budget counts them: by their ids, else by the pieces of text."""
+    with serving(base=NAME) as server:
+
+        async def do(wandb: Wandb) -> None:
+            gathered = Gathered()
+            async with aclosing(wandb.stream(VERSION, Question("chat", HI, True, False))) as chunks:
+                async for chunk in chunks:
+                    if not tells_ids:
+                        for choice in chunk["choices"]:
+                            choice.pop("token_ids", None)
+                    gathered.add(chunk)
+                    if gathered.completion_tokens == 4:
+                        return
+            pytest.fail("fewer were counted")
+
+        run(server.url, do)
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -13,7 +13,8 @@ from workers.serve.vllm.question import PATHS, check, given
 
 _AWAY_SECONDS = 5.0  # for which a server that did not answer counts as away
 
-# What is asked for besides, where an answer is to be remembered; vLLM's, which W&B may refuse.
+# What is asked for besides; vLLM's, which W&B may refuse. Ids also for a key's budget, which counts
+# them where an answer is cut; log-probabilities where an answer is to be remembered.
 _WANTED = {"return_token_ids": True, "logprobs": True}
 
 
@@ -91,8 +92,8 @@ class Wandb:
     def _body(self, version: Version, question: Question) -> tuple[dict[str, Any], set[str]]:
         """Return the body to send, and the names of what we added to the client's."""
         asked = given(question)
-        added = {name for name in self._wanted if question.captured and name not in asked}
-        if question.kind == "text":
+        added = self._wanted - asked.keys()
+        if question.kind == "text" or not question.captured:
             added.discard("logprobs")  # there it is a number, and would show other tokens too
         wanted = {name: _WANTED[name] for name in added}
         body = {"temperature": 1.0, "top_p": 1.0, **asked, **wanted, "stream": question.stream}

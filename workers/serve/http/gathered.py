@@ -72,8 +72,8 @@ class Gathered:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all choices, as far as they are known."""
-        known = sum(len(choice.token_ids) for choice in self.choices.values())
+        """Tokens of all choices, as far as they are known: at least one for each piece of text."""
+        known = sum(max(len(one.token_ids), len(one.texts)) for one in self.choices.values())
         return max(self._completion_tokens, known)
 
     @property

@@ -79,8 +79,8 @@ def body_of(question: Question, model: str) -> dict[str, Any]:
     body = {**_DEFAULTS, **given(question), "model": model, "stream": question.stream}
     if question.kind == "chat":
         body["chat_template_kwargs"] = _TEMPLATE
+    body["return_token_ids"] = True  # a key's budget counts them where an answer is cut
     if question.captured:
-        body["return_token_ids"] = True
         if question.kind == "chat":
             body["logprobs"] = True
         else:
