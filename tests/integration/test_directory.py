@@ -91,6 +91,9 @@ def test_a_fork_answers_with_its_ancestors_steps_under_its_own_name(
     assert find(context, "fork").checkpoint == report.checkpoint
     assert find(context, f"fork-{report.version}").step == 3
     assert find(context, "babylon-agent@3").checkpoint != report.checkpoint
+    names = [name for name in read(context).names() if name.startswith("fork")]
+    of_its_own = ["fork", "fork@3", f"fork-{report.version}"]
+    assert names == [*of_its_own, "fork@2", "fork@1", "fork@0"]  # each once
 
 
 @pytest.fixture

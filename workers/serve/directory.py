@@ -64,7 +64,9 @@ class Directory:
             names.append(entry.name)
             for step, version in sorted(entry.steps.items(), reverse=True):
                 if step not in entry.removed:
-                    names += [version.name] if step == 0 else [version.name, version.full_name]
+                    names += [version.name]
+                    if version.version:  # the base model has none, nor has what was inherited
+                        names += [version.full_name]
         return names
 
     def find(self, name: str, agent: str | None) -> Version:
