@@ -589,6 +589,22 @@ def test_more_lineages_than_slots_are_loaded_in_turn() -> None:
     run(test)
 
 
+def test_more_lineages_than_slots_leave_the_deployments_own_ready() -> None:
+    """Else load balancers would take the endpoint away, and the other one likewise."""
+
+    async def test() -> None:
+        world = World(slots=2)
+        world.promoted = {"agent": 3, "other": 1, "third": 2}
+        await world.follow()
+        for name in ("other", "third", "other", "third"):
+            assert await world.ask(name) == f"{name}@{world.promoted[name]}"
+            assert world.router.health().ready
+            await world.follow()
+        assert world.backends[0].loads.count("agent@3") == 1
+
+    run(test)
+
+
 def test_leaving_an_answer_stops_it() -> None:
     async def test() -> None:
         backend = FakeBackend()

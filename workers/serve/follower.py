@@ -148,8 +148,9 @@ class Follower:
 
     def _loaded_early(self) -> list[Version]:
         """Return the versions to load before they are asked for, as many as slots allow."""
-        newest_first = sorted(self._asked_at, key=lambda name: self._asked_at[name], reverse=True)
-        entries = [self.rows.entries[name] for name in newest_first if name in self.rows.entries]
+        others = sorted(self._asked_at, key=lambda name: self._asked_at[name], reverse=True)
+        names = dict.fromkeys([self.own, *others])  # without its own it is not ready
+        entries = [self.rows.entries[name] for name in names if name in self.rows.entries]
         soon = self.rows.now() + _SHARE_EARLY
         versions = []
         for entry in entries:
