@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import shutil
 import time
@@ -22,6 +23,7 @@ from tests.vllm_server import Running, serving
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
 from workers.serve.follower import Follower
 from workers.serve.http.gathered import Gathered
+from workers.serve.http.requests import parse
 from workers.serve.loader import Loader
 from workers.serve.router import Router
 from workers.serve.upstream import Upstream
@@ -499,6 +501,44 @@ def test_a_schema_is_passed_on_and_what_is_so_anyway_is_not(vllm: Running) -> No
     assert bodies[1] == bodies[0]
     assert bodies[2] == {**bodies[0], **schema}
     assert bodies[4] == bodies[3]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("first", ["base", "adapter"])
+def test_the_base_model_beside_an_adapter_is_not_remembered(
+    vllm: Running, tmp_path: Path, stream: bool, first: str
+) -> None:
+    """On a CPU vLLM answers with the adapter, and so with the policy of another version."""
+    version = make_version(tmp_path, 3)
+
+    async def why_not(replica: Replica, asked: Version) -> str | None:
+        gathered, body = Gathered(), {**HI, "max_tokens": 6, "model": "agent", "stream": stream}
+        parsed = parse("chat", json.dumps(body).encode(), None, captured=True)
+        if stream:
+            for chunk in await collect(replica, asked, parsed.question):
+                gathered.add(chunk)
+        else:
+            gathered.add(await replica.answer(asked, parsed.question))
+        (call,) = gathered.captured(asked, "vllm", parsed)
+        return call.why_not_kept()
+
+    async def do(replica: Replica) -> None:
+        await replica.load(BASE)
+        await replica.load(version)
+        assert await why_not(replica, BASE) is None
+        vllm.state.token_seconds = 0.02
+        order = (BASE, version) if first == "base" else (version, BASE)
+        begun = asyncio.create_task(why_not(replica, order[0]))
+        while not vllm.state.running:
+            await asyncio.sleep(0.002)
+        reasons = dict(zip(order, [None, await why_not(replica, order[1])], strict=True))
+        reasons[order[0]] = await begun
+        assert reasons[version] is None
+        assert reasons[BASE] in ("no_tokens", "odd_logprobs")
+        vllm.state.token_seconds = 0.0
+        assert await why_not(replica, BASE) is None
+
+    run(vllm, do)
 
 
 def test_the_tokens_of_a_stream_that_is_cut_are_known(vllm: Running) -> None:

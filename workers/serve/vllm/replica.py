@@ -18,6 +18,7 @@ from workers.serve.vllm import adapters
 from workers.serve.vllm.adapters import LOOK_SECONDS, Card
 from workers.serve.vllm.names import Adapter, open_adapter
 from workers.serve.vllm.question import PATHS, body_of, check
+from workers.serve.vllm.rows import Rows
 from workers.serve.vllm.signs import Signs
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Replica:
         self._base_values: adapters.BaseValues = {}
         self._loading = asyncio.Lock()
         self._signs = Signs()
+        self._rows = Rows()
         self._probing: asyncio.Task[None] | None = None
         self._engine_ended = False  # as an answer said, since the last look
         self._unproven: set[str] = set()  # names of adapters without a proof, which were told of
@@ -168,9 +170,10 @@ class Replica:
                     self.name, version.name,
                 )  # fmt: skip
             return
-        reason = await adapters.doubt_of(
-            self._upstream, base.id, adapter.name, adapter.proof, self._base_values
-        )
+        with self._rows.asking(adapter=True):
+            reason = await adapters.doubt_of(
+                self._upstream, base.id, adapter.name, adapter.proof, self._base_values
+            )
         if reason is not None:
             raise CannotServe(f"{self.name} does not answer as {version.name}: {reason}")
         self._proven_bases.add(version.base_model)
@@ -197,7 +200,7 @@ class Replica:
     async def answer(self, version: Version, question: Question) -> dict[str, Any]:
         """Return the whole answer; see `Backend`."""
         body = body_of(question, self._name_of(version))
-        with self._signs.asking():
+        with self._signs.asking(), self._rows.asking(adapter=version.checkpoint is not None) as row:
             try:
                 answer = await self._upstream.post(PATHS[question.kind], body)
             except ApiError as error:
@@ -205,6 +208,7 @@ class Replica:
             self._signs.came()
         if not isinstance(answer, dict) or "choices" not in answer:
             raise BackendAway(f"{self.name} answers in another form than OpenAI's")
+        row.check(answer, question)
         return answer
 
     async def stream(
@@ -212,11 +216,12 @@ class Replica:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the answer's chunks; closing it closes the connection, and vLLM ends the work."""
         body = body_of(question, self._name_of(version))
-        with self._signs.asking():
+        with self._signs.asking(), self._rows.asking(adapter=version.checkpoint is not None) as row:
             try:
                 async with aclosing(self._upstream.stream(PATHS[question.kind], body)) as chunks:
                     async for chunk in chunks:
                         self._signs.came()
+                        row.check(chunk, question)
                         yield chunk
             except ApiError as error:
                 raise self._told(version, question, error) from error
