@@ -23,12 +23,17 @@ from workers.serve.upstream import Lost, Upstream
 STREAM = b'data: {"a":1}\n\n: ping\n\nevent: x\ndata: {"b":"\xc3\xa9"}\n\ndata: [DONE]\n\nrest'
 
 
-@given(st.lists(st.integers(0, len(STREAM)), max_size=20))
-def test_events_are_the_same_in_any_pieces(cuts: list[int]) -> None:
-    at = [0, *sorted(cuts), len(STREAM)]
+@given(
+    st.lists(st.integers(0, 2 * len(STREAM)), max_size=20), st.sampled_from([b"\n", b"\r\n", b"\r"])
+)
+def test_events_are_the_same_in_any_pieces_and_with_any_end_of_line(
+    cuts: list[int], end_of_line: bytes
+) -> None:
+    stream = STREAM.replace(b"\n", end_of_line)
+    at = [0, *sorted(cuts), len(stream)]
     events, got = Events(), []
     for start, end in itertools.pairwise(at):
-        got += list(events.feed(STREAM[start:end]))
+        got += list(events.feed(stream[start:end]))
     assert got == [b'{"a":1}', b'{"b":"\xc3\xa9"}']
     assert events.done
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 MOST_BYTES = 16 << 20  # of one event; one with a long prompt's log-probabilities has a megabyte
+
+# An empty line; lines end with CR LF, LF or CR. The second half of a CR LF may be yet to come.
+_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_LONGEST_END = 4
 
 _KNOWN = (b"data:", b":", b"event:", b"id:", b"retry:")
 
@@ -18,6 +23,7 @@ class Events:
     def __init__(self) -> None:
         self.done = False
         self._rest = bytearray()
+        self._searched = 0  # bytes of it in which no event ends
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Yield the data of each event that is complete now; comments are left out.
@@ -27,9 +33,10 @@ class Events:
         """
         rest = self._rest
         rest += piece
-        while not self.done and (end := rest.find(b"\n\n")) >= 0:
-            lines = bytes(rest[:end]).split(b"\n")
-            del rest[: end + 2]
+        while not self.done and (end := _END.search(rest, self._searched)):
+            lines = bytes(rest[: end.start()]).splitlines()
+            del rest[: end.end()]
+            self._searched = 0
             if not all(line.startswith(_KNOWN) for line in lines if line):
                 raise ValueError("not a stream of server-sent events")
             data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
@@ -37,5 +44,6 @@ class Events:
                 self.done = True
             elif data:
                 yield b"\n".join(data)
+        self._searched = max(0, len(rest) - _LONGEST_END)
         if len(rest) > MOST_BYTES:
             raise ValueError("an event that is too long")
