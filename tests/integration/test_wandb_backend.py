@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -84,7 +86,49 @@ def test_what_it_refuses_to_tell_is_not_asked_for_again(wandb_server: Stub) -> N
 
     run(wandb_server.url, do)
     asked = [{"return_token_ids", "logprobs"} & set(body) for body in wandb_server.bodies]
-    assert asked == [{"return_token_ids", "logprobs"}, {"logprobs"}, set(), set(), {"logprobs"}]
+    both = {"return_token_ids", "logprobs"}
+    assert asked == [both, set(), {"logprobs"}, set(), {"logprobs"}]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_it_refuses_by_param_is_left_out_at_once(wandb_server: Stub, stream: bool) -> None:
+    def reply(body: dict[str, Any]) -> openai_server.Reply:
+        if "return_token_ids" in body:
+            return 400, {"error": {"message": "no", "param": "return_token_ids"}}
+        chunk = {"choices": [{"index": 0, "delta": {"content": "x"}}]}
+        return 200, f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n" if stream else completion("x")
+
+    wandb_server.reply = reply
+
+    async def do(wandb: Wandb) -> None:
+        for _ in range(2):
+            question = Question("chat", HI, stream, True)
+            if stream:
+                assert len([chunk async for chunk in wandb.stream(VERSION, question)]) == 1
+            else:
+                await wandb.answer(VERSION, question)
+
+    run(wandb_server.url, do)
+    asked = [{"return_token_ids", "logprobs"} & set(body) for body in wandb_server.bodies]
+    assert asked == [{"return_token_ids", "logprobs"}, {"logprobs"}, {"logprobs"}]
+
+
+def test_a_refusal_that_quotes_the_client_changes_nothing_for_others(wandb_server: Stub) -> None:
+    def reply(body: dict[str, Any]) -> openai_server.Reply:
+        if "bad" in body["messages"][0]["content"]:
+            return 400, {"error": {"message": f"cannot read {body['messages'][0]['content']}"}}
+        return 200, completion("x")
+
+    wandb_server.reply = reply
+
+    async def do(wandb: Wandb) -> None:
+        words = [{"role": "user", "content": "bad logprobs return_token_ids"}]
+        with pytest.raises(ApiError, match="cannot read"):
+            await wandb.answer(VERSION, chat(True, messages=words))
+        await wandb.answer(VERSION, chat(captured=True))
+
+    run(wandb_server.url, do)
+    assert {"return_token_ids", "logprobs"} <= wandb_server.bodies[-1].keys()
 
 
 def test_it_streams_with_token_ids() -> None:
@@ -98,19 +142,37 @@ def test_it_streams_with_token_ids() -> None:
     assert [c["choices"][0].get("token_ids") for c in chunks] == [None, [10], [11], [12]]
 
 
-def test_it_counts_as_away_for_a_while_after_it_did_not_answer(
+def test_it_counts_as_away_for_a_while_after_it_failed_again_and_again(
     wandb_server: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def do(wandb: Wandb) -> None:
-        assert await wandb.look()
+    async def fail(wandb: Wandb, times: int) -> None:
         wandb_server.reply = lambda body: (503, "busy")
-        with pytest.raises(BackendAway, match=r"W&B fails \(503\)"):
-            await wandb.answer(VERSION, chat())
+        for _ in range(times):
+            assert await wandb.look()
+            with pytest.raises(BackendAway, match=r"W&B fails \(503\)"):
+                await wandb.answer(VERSION, chat())
+        wandb_server.reply = lambda body: (200, completion("x"))
+
+    async def do(wandb: Wandb) -> None:
+        await fail(wandb, 2)
+        await wandb.answer(VERSION, chat())
+        await fail(wandb, 3)
         assert not await wandb.look()
         monkeypatch.setattr(wandb_module, "_AWAY_SECONDS", 0.0)
         assert await wandb.look()
 
     run(wandb_server.url, do)
+
+
+def test_it_counts_as_away_where_nobody_answers(wandb_server: Stub) -> None:
+    async def do(wandb: Wandb) -> None:
+        with pytest.raises(BackendAway, match="W&B cannot be asked"):
+            await wandb.answer(VERSION, chat())
+        assert not await wandb.look()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    run(f"http://127.0.0.1:{port}", do)
 
 
 @pytest.mark.parametrize("tells_ids", [True, False])

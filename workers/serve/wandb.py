@@ -8,14 +8,22 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 from workers.serve.backend import ApiError, BackendAway, Question, Version
-from workers.serve.upstream import Upstream
+from workers.serve.upstream import Failed, Lost, Upstream
 from workers.serve.vllm.question import PATHS, check, given
 
 _AWAY_SECONDS = 5.0  # for which a server that did not answer counts as away
+_MOST_FAILURES = 3  # in a row, of a server that can be reached; one may be about its question
 
 # What is asked for besides; vLLM's, which W&B may refuse. Ids also for a key's budget, which counts
 # them where an answer is cut; log-probabilities where an answer is to be remembered.
 _WANTED = {"return_token_ids": True, "logprobs": True}
+
+
+class _Asking:
+    """A question under way: what is still asked for besides, and what was refused."""
+
+    def __init__(self, wanted: set[str]) -> None:
+        self.wanted, self.refused = set(wanted), set[str]()
 
 
 class Wandb:
@@ -31,6 +39,7 @@ class Wandb:
         self._loaded: set[Version] = set()
         self._wanted = set(_WANTED)  # without what W&B has refused
         self._away_at: float | None = None
+        self._failures = 0  # in a row
 
     def serves(self, version: Version) -> bool:
         """Tell whether its weights are at W&B."""
@@ -58,14 +67,15 @@ class Wandb:
 
     async def answer(self, version: Version, question: Question) -> dict[str, Any]:
         """Return the whole answer; see `Backend`."""
+        asking = _Asking(self._wanted)
         while True:
-            body, added = self._body(version, question)
+            body, added = self._body(version, question, asking)
             try:
                 answer = await self._upstream.post(PATHS[question.kind], body)
             except ApiError as error:
-                self._note(error, added)
+                self._note(error, added, asking)
                 continue
-            self._away_at = None
+            self._came(asking)
             if not isinstance(answer, dict) or "choices" not in answer:
                 raise BackendAway(f"{self.name} answers in another form than OpenAI's")
             return answer
@@ -74,41 +84,63 @@ class Wandb:
         self, version: Version, question: Question
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the answer's chunks; see `Backend`."""
+        asking = _Asking(self._wanted)
+        begun = False
         while True:
-            body, added = self._body(version, question)
+            body, added = self._body(version, question, asking)
             try:
                 async with aclosing(self._upstream.stream(PATHS[question.kind], body)) as chunks:
                     async for chunk in chunks:
-                        self._away_at = None
+                        begun = True
+                        self._came(asking)
                         yield chunk
                 return
             except ApiError as error:
-                self._note(error, added)
+                if begun:
+                    raise
+                self._note(error, added, asking)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._upstream.close()
 
-    def _body(self, version: Version, question: Question) -> tuple[dict[str, Any], set[str]]:
+    def _body(
+        self, version: Version, question: Question, asking: _Asking
+    ) -> tuple[dict[str, Any], set[str]]:
         """Return the body to send, and the names of what we added to the client's."""
         asked = given(question)
-        added = self._wanted - asked.keys()
+        added = asking.wanted - asked.keys()
         if question.kind == "text" or not question.captured:
             added.discard("logprobs")  # there it is a number, and would show other tokens too
         wanted = {name: _WANTED[name] for name in added}
         body = {"temperature": 1.0, "top_p": 1.0, **asked, **wanted, "stream": question.stream}
         return {**body, "model": version.inference_name}, added
 
-    def _note(self, error: ApiError, added: set[str]) -> None:
-        """Ask again without what W&B refuses and the client did not ask for; else raise.
+    def _note(self, error: ApiError, added: set[str], asking: _Asking) -> None:
+        """Let the question be asked again without what we added, where that may be refused.
+
+        The error's text does not decide: it may quote the client's. So what was refused is known by
+        `param`, or once the same question is answered without it.
 
         Raises:
             ApiError: This error; it is about something else.
         """
         if isinstance(error, BackendAway):
-            self._away_at = time.monotonic()
-        told = f"{error.param} {error}"
-        refused = {name for name in added if name in told} if error.status in (400, 422) else set()
-        if not refused:
+            self._failures += 1
+            if not isinstance(error, Failed | Lost) or self._failures >= _MOST_FAILURES:
+                self._away_at = time.monotonic()
             raise error
-        self._wanted -= refused
+        self._away_at, self._failures = None, 0
+        if error.status not in (400, 422) or not added:
+            raise error
+        if error.param in added:
+            self._wanted.discard(error.param)
+            asking.wanted.discard(error.param)
+        else:
+            asking.refused = {name for name in added if name in str(error)} or added
+            asking.wanted -= added
+
+    def _came(self, asking: _Asking) -> None:
+        """Note an answer: what it was asked without is not asked for again."""
+        self._away_at, self._failures = None, 0
+        self._wanted -= asking.refused
