@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+from babylon_tasks.training.wandb_jobs import OFFERED
+
 KEY = "wandb-test-key-0123456789abcdef0123456789abcdef"
 
 
@@ -192,7 +194,7 @@ class WandbServer:
         return {"data": data, "has_more": len(steps) > limit}
 
     def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """What a trained version says."""
+        """What a trained version or a base model says; with tokens as vLLM tells them."""
         with self.lock:
             self.asked.append(body)
             known = {
@@ -200,10 +202,16 @@ class WandbServer:
                 for id_, m in self.models.items()
                 for step in self.steps[id_]
             }
-        if body["model"] not in known:
+        if body["model"] not in known | set(OFFERED):
             return 404, _error(f"no such model: {body['model']}")
-        message = {"role": "assistant", "content": "Wait for a dip."}
-        return 200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        words = ["Wait", " for", " a", " dip", "."]
+        message = {"role": "assistant", "content": "".join(words)}
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [101, 102, 103, 104, 105]
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [{"token": w, "logprob": -0.5} for w in words]}
+        return 200, {"choices": [choice]}
 
     @contextlib.contextmanager
     def connected(self, connection: socket.socket) -> Any:

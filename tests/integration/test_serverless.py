@@ -38,6 +38,7 @@ from workers.trainer.wandb import job
 from workers.trainer.wandb.trainer import ServerlessTrainer
 
 NAME = "wandb-artifact:///team/babylon-rl/babylon-agent"
+AGENTS = ("agent-0", "agent-1", "agent-2")
 
 
 class InProcess:
@@ -291,6 +292,63 @@ def test_what_wandb_trained_is_answered_by_the_lineages_name(
     assert answer.headers["x-babylon-version"] == "babylon-agent-v1.0.0"
     assert server.asked[-1]["model"] == f"{NAME}:step1"
     assert KEY not in answer.text + str(answer.headers)
+
+
+def test_with_w_and_b_alone_the_first_step_comes_from_what_the_base_model_answered(
+    on_wandb: Callable[..., Context], server: WandbServer
+) -> None:
+    """No vLLM and no model here: the endpoint asks W&B for step 0, and remembers its tokens."""
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("aiohttp")
+    context = on_wandb()
+    env = {
+        "DATABASE_URL": context.settings.postgres(),
+        "BASE_MODEL": context.settings.base_model,
+        "WANDB_API_KEY": KEY,
+        "SERVERLESS_URL": server.url,
+        "TRAIN_RL_LOCAL": "true",
+    }
+
+    with ask.serving(env) as url:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+
+        def answer_of(agent: str, asked: str) -> httpx.Response:
+            messages = [{"role": "system", "content": "You trade."},
+                        {"role": "user", "content": asked}]  # fmt: skip
+            body = {"model": "babylon-agent", "messages": messages, "user": agent}
+            answered = httpx.post(f"{url}/v1/chat/completions", json=body)
+            assert answered.status_code == 200, answered.text
+            return answered
+
+        for number, agent in enumerate(AGENTS):
+            answer = answer_of(agent, f"Step of {agent}?").json()
+            assert answer["model"] == "babylon-agent@0"
+            said = answer["choices"][0]["message"]["content"]
+            call = {"systemPrompt": "You trade.", "userPrompt": f"Step of {agent}?",
+                    "response": said}  # fmt: skip
+            state = {"agentBalance": 1000, "agentPnL": 100.0 * number, "openPositions": 1}
+            step = {"environmentState": state, "llmCalls": [call],
+                    "action": {"actionType": "BUY_SHARES", "success": True}}  # fmt: skip
+            add_trajectory(context, hours_ago(2), agent, stepsJson=json.dumps([step]))
+        assert {body["model"] for body in server.asked} == {OFFERED[0]}
+        wait_until(lambda: one(context, "SELECT count(*) AS n FROM rl.calls")["n"] == len(AGENTS))
+        pipeline.produce(context)
+        pipeline.score(context)
+        assert pipeline.train(context, InProcess())
+        pipeline.publish(context)
+        wait_until(lambda: answer_of("a", "Now?").json()["model"] == "babylon-agent@1")
+        assert server.asked[-1]["model"] == f"{NAME}:step1"
+    tokens = [
+        token
+        for trajectory in server.jobs[0].trajectories
+        for message in trajectory["messages_and_choices"]
+        if "finish_reason" in message
+        for token in message["logprobs"]["content"]
+    ]
+    assert len(tokens) == 5 * len(AGENTS)
+    assert {(t["token"], t["logprob"]) for t in tokens} == {
+        (f"token_id:{id_}", -0.5) for id_ in range(101, 106)
+    }
 
 
 def test_a_lineage_does_not_change_its_kind_of_trainer(

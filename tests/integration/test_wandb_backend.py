@@ -29,7 +29,7 @@ KEY = "a-key-that-nobody-may-see"
 
 def run(url: str, do: Callable[[Wandb], Awaitable[Any]]) -> Any:
     async def main() -> Any:
-        wandb = Wandb(Upstream(url, SecretStr(KEY), "W&B", 5))
+        wandb = Wandb(Upstream(url, SecretStr(KEY), "W&B", 5), base_models=False)
         await wandb.load(VERSION)
         try:
             return await do(wandb)
@@ -53,6 +53,7 @@ def test_a_version_is_asked_by_its_name_there(wandb_server: Stub) -> None:
     async def do(wandb: Wandb) -> None:
         assert wandb.serves(VERSION)
         assert not wandb.serves(Version("agent", 3, "v1.0.3", "Qwen/Qwen3", checkpoint="/x"))
+        assert not wandb.serves(Version("agent", 0, None, "Qwen/Qwen3"))  # others have it
         assert set(wandb.loaded()) == {VERSION}
         question = chat(stop="x", seed=None, tools=[], tool_choice="none")
         wandb.check(question)

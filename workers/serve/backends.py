@@ -36,7 +36,7 @@ def make_backends(settings: Settings, own: Lineage) -> Backends:
     chosen = _chosen(settings, own)
     if settings.wandb_api_key is None:
         return chosen
-    return Backends([*chosen.all, _wandb(settings)], chosen.process)
+    return Backends([*chosen.all, _wandb(settings, alone=not chosen.all)], chosen.process)
 
 
 def _chosen(settings: Settings, own: Lineage) -> Backends:
@@ -65,13 +65,14 @@ def _own_vllm(settings: Settings, own: Lineage) -> Backends:
     return Backends([Replica(process.upstream(), settings.serve_adapters)], process)
 
 
-def _wandb(settings: Settings) -> Backend:
+def _wandb(settings: Settings, *, alone: bool) -> Backend:
     _require("serve", "aiohttp")
     from workers.serve.upstream import Upstream
     from workers.serve.wandb import Wandb
 
     url = settings.serverless_url.rstrip("/").removesuffix("/v1")
-    return Wandb(Upstream(url, settings.wandb_api_key, "W&B", settings.serve_seconds))
+    upstream = Upstream(url, settings.wandb_api_key, "W&B", settings.serve_seconds)
+    return Wandb(upstream, base_models=alone)
 
 
 def _require(extra: str, *packages: str) -> None:

@@ -1,4 +1,4 @@
-"""W&B's inference as a backend, for versions whose weights are at W&B; the key stays here."""
+"""W&B's inference as a backend: its trainer's versions, and base models; the key stays here."""
 
 from __future__ import annotations
 
@@ -27,14 +27,21 @@ class _Asking:
 
 
 class Wandb:
-    """W&B holds the weights of its trainer's steps, and answers by their names."""
+    """W&B holds the weights of its trainer's steps, and answers by their names.
+
+    Args:
+        upstream: The server.
+        base_models: It answers as a lineage's step 0, too, by the base model's id: for where
+            nothing else can, since its trainer needs what such answers tell to make step 1.
+    """
 
     kind: Literal["wandb"] = "wandb"
 
-    why_away = "it did not answer the last request"
+    why_away = "it did not answer the last requests"
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, *, base_models: bool) -> None:
         self.name = upstream.name
+        self._base_models = base_models
         self._upstream = upstream
         self._loaded: set[Version] = set()
         self._wanted = set(_WANTED)  # without what W&B has refused
@@ -43,7 +50,7 @@ class Wandb:
 
     def serves(self, version: Version) -> bool:
         """Tell whether its weights are at W&B."""
-        return version.inference_name is not None
+        return version.inference_name is not None or (self._base_models and version.step == 0)
 
     def check(self, question: Question) -> None:
         """Refuse what a server of vLLM's kind must not get."""
@@ -114,7 +121,7 @@ class Wandb:
             added.discard("logprobs")  # there it is a number, and would show other tokens too
         wanted = {name: _WANTED[name] for name in added}
         body = {"temperature": 1.0, "top_p": 1.0, **asked, **wanted, "stream": question.stream}
-        return {**body, "model": version.inference_name}, added
+        return {**body, "model": version.inference_name or version.base_model}, added
 
     def _note(self, error: ApiError, added: set[str], asking: _Asking) -> None:
         """Let the question be asked again without what we added, where that may be refused.
