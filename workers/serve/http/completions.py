@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar, TypeVarTuple
 
 from babylon_tasks.records.captured import CapturedCall
 from babylon_tasks.text import one_line, place_of
@@ -26,7 +27,11 @@ log = logging.getLogger(__name__)
 
 AGENT_HEADER = b"x-babylon-agent"
 _CLIENT_LEFT = 499  # as nginx counts it; nobody is there to be told
+# Bytes of a body that is read, and hashed, in a thread: others' streams go on meanwhile.
+_LONG_BODY = 2**15
 OnAnswer = Callable[[CapturedCall], None]
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 
 class Answering(Protocol):
@@ -79,6 +84,7 @@ class _Attempt:
     asked: Asked
     gathered: Gathered
     version: Version
+    is_long: bool
     backend: Backend | None = None
 
 
@@ -98,6 +104,7 @@ class Completions:
     ) -> None:
         self._router, self._metrics, self._limits = router, metrics, limits
         self._on_answer, self._captures = on_answer, captures
+        self._long_bodies = ThreadPoolExecutor(1, "long-bodies")
 
     async def answer(
         self,
@@ -117,9 +124,10 @@ class Completions:
             budget.take_request()
         header = exchange.header(AGENT_HEADER)
         agent = header.decode("utf-8", "replace") if header else None
-        asked = parse(kind, body, agent, self._captures)
+        is_long = len(body) > _LONG_BODY
+        asked = await self._do(is_long, parse, kind, body, agent, self._captures)
         version = self._router.resolve(asked.model, asked.agent)
-        attempt = _Attempt(asked, gathered, version)
+        attempt = _Attempt(asked, gathered, version, is_long)
         status = 500
         try:
             await self._while_connected(exchange, self._pass_on(exchange, attempt))
@@ -136,6 +144,12 @@ class Completions:
             name = attempt.backend.name if attempt.backend else ""
             streamed = asked.question.stream
             self._metrics.answered(attempt.version, name, status, gathered, streamed)
+
+    async def _do(self, is_long: bool, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
+        if not is_long:
+            return work(*arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._long_bodies, work, *arguments)
 
     async def _while_connected(self, exchange: Exchange, work: Awaitable[None]) -> None:
         """Do this as long as the client is there and there is time."""
@@ -172,7 +186,7 @@ class Completions:
             else:
                 whole = await anext(answering.chunks)
                 attempt.gathered.add(whole)
-                self._capture(attempt, answering)
+                await self._capture(attempt, answering)
                 show(whole, answering.version, asked.shown)
                 await exchange.json(whole, headers=headers)
 
@@ -186,14 +200,16 @@ class Completions:
             add(chunk)
             if show(chunk, version, shown):
                 await exchange.event(chunk)
-        self._capture(attempt, answering)
+        await self._capture(attempt, answering)
         await exchange.end_stream()
 
-    def _capture(self, attempt: _Attempt, answering: Answering) -> None:
+    async def _capture(self, attempt: _Attempt, answering: Answering) -> None:
         """Hand the answers over, before the client can know that they are whole."""
         asked, kind = attempt.asked, answering.backend.kind
         try:
-            for one in attempt.gathered.captured(answering.version, kind, asked):
+            captured = attempt.gathered.captured
+            calls = await self._do(attempt.is_long, captured, answering.version, kind, asked)
+            for one in calls:
                 self._on_answer(one)
         except Exception as error:  # noqa: BLE001 - the client has its answer
             log.error("an answer was not captured: %s", one_line(place_of(error)))  # noqa: TRY400

@@ -13,6 +13,8 @@ from babylon_tasks.records.parts import NotReadable
 from workers.serve.backend import Version
 from workers.serve.http.requests import Asked
 
+_MOST_ARGUMENTS = 2**18  # characters of a conversation's calls that are read for its hash
+
 
 @dataclass(slots=True)
 class Choice:
@@ -123,6 +125,9 @@ def _prompt_hash(asked: Asked, number: int) -> bytes | None:
         prompt = body["prompt"]
         several = isinstance(prompt, list) and not isinstance(prompt[0], int)
         return text_hash(prompt[number] if several else prompt)
+    calls = (call for message in body["messages"] for call in message.get("tool_calls") or ())
+    if sum(len(call["function"]["arguments"]) for call in calls) > _MOST_ARGUMENTS:
+        return None
     try:
         return prompt_hash(body["messages"], body.get("tools"))
     except NotReadable:  # it has a picture, say

@@ -51,6 +51,12 @@ class ToolCall(Struct, forbid_unknown_fields=True, kw_only=True):
     index: int | UnsetType = UNSET  # in chunks that a client put together
 
 
+class Annotation(Struct, kw_only=True):
+    """What a part of an answer refers to."""
+
+    type: str
+
+
 class Message(Struct, forbid_unknown_fields=True, kw_only=True):
     """One message of the conversation."""
 
@@ -64,7 +70,7 @@ class Message(Struct, forbid_unknown_fields=True, kw_only=True):
     reasoning_content: str | UnsetType | None = UNSET
 
     # Answers have them, empty, and clients send answers back as they came.
-    annotations: list[Any] | UnsetType | None = UNSET
+    annotations: list[Annotation] | UnsetType | None = UNSET
     audio: UnsetType | None = UNSET
     function_call: UnsetType | None = UNSET
 

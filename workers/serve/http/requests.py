@@ -11,7 +11,12 @@ import msgspec
 
 from babylon_tasks.text import one_line
 from workers.serve.backend import ApiError, Question
-from workers.serve.http.parameters import ChatParameters, Parameters, TextParameters
+from workers.serve.http.parameters import (
+    MOST_ANSWERS,
+    ChatParameters,
+    Parameters,
+    TextParameters,
+)
 
 # What never reaches a backend: it says how to answer, or means nothing here.
 _NOT_PASSED_ON = (
@@ -33,10 +38,28 @@ _DEEPEST = 64  # levels of lists and objects in a schema
 _LARGEST_INTEGER = 2**63 - 1
 _AGENT_LENGTH = 256
 
+# Texts may be long. Of all else there is a most, since each value costs time that others wait for.
+_MOST_BESIDE = 2**18  # bytes beside `messages` and `prompt`
+_MOST_STRINGS = 100_000  # in `messages`, names of fields included
+_MOST_TOKENS = 2**20  # in `prompt`
+
 _decoders: dict[str, msgspec.json.Decoder[Any]] = {
     "chat": msgspec.json.Decoder(ChatParameters),
     "text": msgspec.json.Decoder(TextParameters),
 }
+
+
+class _Long(msgspec.Struct):
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+
+
+_long = msgspec.json.Decoder(_Long)
+_lists: dict[bytes, msgspec.json.Decoder[Any]] = {  # by how the first item begins
+    b'"': msgspec.json.Decoder(list[str]),
+    b"[": msgspec.json.Decoder(list[list[int]]),
+}
+_tokens = msgspec.json.Decoder(list[int])
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _PLACE = re.compile(r" - at `([^`]*)`$")
@@ -65,10 +88,13 @@ class Asked:
 def parse(kind: Literal["chat", "text"], body: bytes, agent: str | None, captured: bool) -> Asked:
     """Check a request's body; `agent` is what its header names.
 
+    A long body takes a while, but never long in one piece: other threads go on meanwhile.
+
     Raises:
         ApiError: It is no such request; the message names the parameter.
     """
     try:
+        _require_few_values(_long.decode(body), len(body))
         given: Parameters = _decoders[kind].decode(body)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from None
@@ -80,7 +106,7 @@ def parse(kind: Literal["chat", "text"], body: bytes, agent: str | None, capture
         if value is not None and name not in _NOT_PASSED_ON
     }
     for name, value in values.items():
-        if name != "messages":
+        if name not in ("messages", "prompt"):  # these have no such values
             _require_plain(name, value)
     if given.stream:  # for the key's budget; the client sees it only where it asked
         values["stream_options"] = {"include_usage": True}
@@ -91,6 +117,28 @@ def parse(kind: Literal["chat", "text"], body: bytes, agent: str | None, capture
         question=Question(kind, values, bool(given.stream), captured and not echoed),
         shown=_shown(given),
     )
+
+
+def _require_few_values(long: _Long, size: int) -> None:
+    """Refuse a body with more values than one request needs, before they are made."""
+    messages, prompt = bytes(long.messages), bytes(long.prompt)
+    beside = size - len(messages) - len(prompt)
+    if beside > _MOST_BESIDE:
+        raise ApiError(400, f"{beside} bytes beside messages and prompt: {_MOST_BESIDE} at most")
+    # A quote within a text is escaped, and each text has two that are not.
+    if messages.count(b'"') - messages.count(b'\\"') > 2 * _MOST_STRINGS:
+        raise ApiError(400, "messages: too many parts, calls or fields", param="messages")
+    if prompt.startswith(b"["):
+        first = prompt[1:].lstrip()[:1]
+        if prompt.count(b",") > _MOST_TOKENS:
+            raise ApiError(400, f"prompt: more than {_MOST_TOKENS} tokens", param="prompt")
+        if first == b"[" and prompt.count(b"[") > 1 + MOST_ANSWERS:
+            raise ApiError(400, f"prompt: more than {MOST_ANSWERS} lists", param="prompt")
+        try:
+            _lists.get(first, _tokens).decode(prompt)
+        except msgspec.ValidationError:
+            reason = "neither a text, nor tokens, nor a list of one of them"
+            raise ApiError(400, f"prompt: {reason}", param="prompt") from None
 
 
 def _shown(given: Parameters) -> Shown:
