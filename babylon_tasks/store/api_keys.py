@@ -40,7 +40,7 @@ def revoke(connection: Connection, name: str) -> bool:
 
 
 def add_use(connection: Connection, name: str, requests: int, tokens: int) -> None:
-    """Add to what a key has used today, by the database's clock."""
+    """Add to what a key has used today, by the database's clock; nothing if its row is gone."""
     connection.execute(
         _SQL["add_api_key_use"], {"name": name, "requests": requests, "tokens": tokens}
     )

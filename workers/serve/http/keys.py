@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from pydantic import SecretStr
 
-from babylon_tasks.errors import BabylonError, ServerUnavailable, UserError
+from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.records.api_keys import SETTINGS_KEY, ApiKey, hash_of
 from babylon_tasks.store import api_keys
 from babylon_tasks.store.database import Database
@@ -95,7 +95,7 @@ class Keys:
                 read the keys.
         """
         try:
-            self._synchronize({})
+            self._take_over(self._exchange({}))
         except ServerUnavailable as error:
             self._say(error)
             return  # nobody is let in before it answers
@@ -131,23 +131,19 @@ class Keys:
             await self._write_and_read()
 
     async def _write_and_read(self) -> None:
-        used = {
-            name: use
-            for name, budget in self._budgets.items()
-            if name != SETTINGS_KEY and (use := budget.take_use()) != Use()
-        }
+        used: dict[str, Use] = {}
         try:
-            rows = await asyncio.to_thread(self._exchange, used)
-        except BabylonError as error:
+            # First, and alone: a revoked key ends, whether or not anything can be written.
+            self._take_over(await asyncio.to_thread(self._exchange, {}))
+            for name in self._budgets.keys() - {SETTINGS_KEY}:
+                if (use := self._budgets[name].take_use()) != Use():
+                    used[name] = use
+            if used:
+                self._take_over(await asyncio.to_thread(self._exchange, used))
+        except Exception as error:  # noqa: BLE001 - the next round may do better
             for name, use in used.items():
-                if name in self._budgets:
-                    self._budgets[name].give_back(use)
+                self._budgets[name].give_back(use)
             self._say(error)
-        else:
-            self._take_over(rows)
-
-    def _synchronize(self, used: Mapping[str, Use]) -> None:
-        self._take_over(self._exchange(used))
 
     def _exchange(self, used: Mapping[str, Use]) -> list[ApiKey]:
         with self._database.transaction() as tx:
@@ -166,7 +162,7 @@ class Keys:
         # Budgets of revoked keys stay: their last answers still count.
         self._names = {row.key_hash: name for name, row in active.items()}
 
-    def _say(self, error: BabylonError) -> None:
+    def _say(self, error: Exception) -> None:
         now = time.monotonic()
         if now >= self._say_at:
             self._say_at = now + _SAY_SECONDS
