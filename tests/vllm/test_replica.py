@@ -248,6 +248,30 @@ def test_work_for_a_client_that_left_ends(tiny: Base, tiny_vllm: VllmServer) -> 
     assert tiny_vllm.metric("vllm:generation_tokens_total") - made < 1500
 
 
+def test_a_choice_binds_the_answer_and_what_is_so_anyway_is_no_error(
+    tiny: Base, tiny_vllm: VllmServer
+) -> None:
+    bound = {**ASKED, "structured_outputs": {"choice": ["YES", "NO"]}}
+    anyway = {**ASKED, "tools": [], "tool_choice": "auto", "structured_outputs": {},
+              "logit_bias": {}, "chat_template_kwargs": {"enable_thinking": False}}  # fmt: skip
+    plain = {"prompt": "x", "max_tokens": 2, "echo": False, "suffix": ""}
+
+    async def do(replica: Replica) -> None:
+        await replica.load(tiny.itself)
+        for question in (
+            Question("chat", bound, False, False),
+            Question("chat", anyway, False, False),
+            Question("text", plain, False, False),
+        ):
+            replica.check(question)
+            answer = await replica.answer(tiny.itself, question)
+            assert len(answer["choices"][0]["token_ids"]) == answer["usage"]["completion_tokens"]
+            if question.body is bound:
+                assert answer["choices"][0]["message"]["content"] in ("YES", "NO")
+
+    run(tiny_vllm, do)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_vllm_refuses_is_told_in_its_words(
     tiny: Base, tiny_vllm: VllmServer, stream: bool
