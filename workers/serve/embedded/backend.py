@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import msgspec
-
 from babylon_tasks.checkpoints.files import open_local
+from babylon_tasks.checkpoints.proof import read_proof
 from babylon_tasks.errors import BabylonError
-from babylon_tasks.records.proofs import PROOF, Proof, doubt
+from babylon_tasks.records.proofs import doubt
 from babylon_tasks.text import first_line
 from workers.serve.backend import ApiError, BackendAway, CannotServe, Question, Version
 from workers.serve.embedded.answer_text import AnswerText
@@ -27,6 +27,9 @@ from workers.serve.embedded.prompt import check_prompt, prompt_tokens
 from workers.serve.embedded.request import Piece, Request
 from workers.serve.embedded.sampler import Sampling
 from workers.trainer.bars import need_no_semaphore
+
+_MOST_BASES = 4  # base models in memory
+_IDLE_SECONDS = 600.0  # without a request, after which one makes room for another
 
 
 class _Loaded(NamedTuple):
@@ -51,6 +54,8 @@ class EmbeddedBackend:
         self._bases = Bases()
         self._versions: dict[Version, _Loaded] = {}
         self._loading = asyncio.Lock()
+        # Long prompts take seconds; whoever else needs a thread does not wait for them.
+        self._tokenizing = ThreadPoolExecutor(2, "tokenizing")
 
     def serves(self, version: Version) -> bool:
         """Tell whether the weights are files, and not at W&B."""
@@ -85,12 +90,35 @@ class EmbeddedBackend:
         async with self._loading:
             if version in self._versions:
                 return
+            if self._bases.find(version) is None:
+                self._make_room()
             used = {loaded.base for loaded in self._versions.values()}
             base = await asyncio.to_thread(self._bases.get, version, used)
             adapter = None
             if version.step > 0:
                 adapter = await self._load_adapter(version, base)
             self._versions[version] = _Loaded(base, adapter)
+
+    def _make_room(self) -> None:
+        """Forget a base model that no step needs, if there are many.
+
+        Raises:
+            CannotServe: All of them are used.
+        """
+        bases = {loaded.base for loaded in self._versions.values()}
+        if len(bases) < _MOST_BASES:
+            return
+        needed = {loaded.base for version, loaded in self._versions.items() if version.step}
+        oldest = min(bases - needed, key=lambda base: base.used_at, default=None)
+        if oldest is None or time.monotonic() - oldest.used_at < _IDLE_SECONDS:
+            raise CannotServe(
+                f"{_MOST_BASES} base models are in memory, and all are used: serve with vLLM"
+            )
+        self._versions = {
+            version: loaded
+            for version, loaded in self._versions.items()
+            if loaded.base is not oldest
+        }
 
     async def unload(self, version: Version) -> None:
         """Forget a version; requests that run keep its weights until they end."""
@@ -133,6 +161,7 @@ class EmbeddedBackend:
 
     async def close(self) -> None:
         """End the thread; requests that run fail."""
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._engine.close)
         self._versions.clear()
 
@@ -141,10 +170,10 @@ class EmbeddedBackend:
             raise CannotServe(f"{version.name} has no files: its checkpoint was removed")
         try:
             folder = await asyncio.to_thread(open_local, version.checkpoint)
+            proof = await asyncio.to_thread(read_proof, folder)
         except BabylonError as error:
             raise CannotServe(str(error)) from error
         adapter = await asyncio.to_thread(base.overlay.read, folder)
-        proof = await asyncio.to_thread(_read_proof, folder)
         if proof is not None:
             ids = proof.token_ids
             if not base.chat.facts.knows([*ids]) or len(ids) > base.chat.facts.positions:
@@ -165,11 +194,14 @@ class EmbeddedBackend:
         if loaded is None:
             raise BackendAway(f"{version.name} is not loaded here")
         options = read_options(question)
-        chat = loaded.base.chat
-        prompt = await asyncio.to_thread(prompt_tokens, chat, question)
+        base, chat = loaded.base, loaded.base.chat
+        base.used_at = time.monotonic()
+        most = base.most_characters
+        loop = asyncio.get_running_loop()
+        prompt = await loop.run_in_executor(self._tokenizing, prompt_tokens, chat, question, most)
         room = chat.facts.positions - len(prompt)
         request = Request(
-            base=loaded.base,
+            base=base,
             adapter=loaded.adapter,
             prompt=prompt,
             max_tokens=min(options.wanted_tokens, room),
@@ -178,6 +210,13 @@ class EmbeddedBackend:
         for sampling in _samplings(options, question.kind):
             text = AnswerText(chat, options.stops, raw=question.kind == "text")
             request.add_row(sampling, text)
+        if len(request.rows) * request.longest > base.cache_tokens:
+            raise ApiError(
+                400,
+                f"{len(request.rows)} answers of {request.longest} tokens, the prompt included, "
+                f"are more than the {base.cache_tokens} that fit into memory",
+                param="n" if len(request.rows) > 1 else "max_tokens",
+            )
         return request, Answer(version, question, options, chat, prompt)
 
     async def _pieces(self, request: Request) -> AsyncGenerator[Piece, None]:
@@ -205,13 +244,3 @@ def _samplings(options: Options, kind: Literal["chat", "text"]) -> list[Sampling
         drawn = random.Random(seed)  # noqa: S311 - no secret
         samplings.append(Sampling(temperature, top_p, drawn, options.alternatives(kind)))
     return samplings
-
-
-def _read_proof(folder: Path) -> Proof | None:
-    """Return a checkpoint's proof; None for one of an earlier release, which has none."""
-    try:
-        return msgspec.json.decode((folder / PROOF).read_bytes(), type=Proof)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise CannotServe(f"cannot read {folder / PROOF}: {error}") from error

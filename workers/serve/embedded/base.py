@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ GPU_CACHE_SHARE = 0.5  # of what is free once the model is loaded
 class Base:
     """A network with its chat format; `layers` of a cache in which rows can join, or None.
 
+    A prompt of more than `most_characters` has more tokens than the model takes.
+
     Raises:
         UserError: It cannot be loaded.
     """
@@ -33,6 +36,9 @@ class Base:
         # Its own defaults (top_k, a penalty) would change what was trained.
         network.generation_config = GenerationConfig()
         self.network: Any = network.eval()
+        longest = max(map(len, self.chat.tokenizer.get_vocab()))
+        self.most_characters = longest * self.chat.facts.positions
+        self.used_at = time.monotonic()
         self.overlay = Overlay(network)
         parameters = inspect.signature(network.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}

@@ -23,6 +23,16 @@ class Bases:
         self._bases: list[Base] = []
         self._lock = threading.Lock()
 
+    def find(self, version: Version) -> Base | None:
+        """Return the base model of a version, if it is in memory."""
+        for base in self._bases:
+            if base.base_model == version.base_model and version.base_revision in (
+                None,
+                base.revision,
+            ):
+                return base
+        return None
+
     def get(self, version: Version, used: Collection[Base]) -> Base:
         """Return the base model of a version; one that is not among `used` makes room for it.
 
@@ -30,12 +40,8 @@ class Bases:
             CannotServe: It cannot be loaded, or is not the revision that the version needs.
         """
         with self._lock:
-            for base in self._bases:
-                if base.base_model == version.base_model and version.base_revision in (
-                    None,
-                    base.revision,
-                ):
-                    return base
+            if (base := self.find(version)) is not None:
+                return base
             try:
                 revision = base_revision(version.base_model, version.base_revision)
                 self._bases = [base for base in self._bases if base in used]

@@ -27,8 +27,10 @@ def check_prompt(question: Question) -> None:
         _text(question.body)
 
 
-def prompt_tokens(chat: ChatFormat, question: Question) -> list[int]:
+def prompt_tokens(chat: ChatFormat, question: Question, most_characters: int) -> list[int]:
     """Return the token ids of a question that was checked; takes a while for a long one.
+
+    One of more than `most_characters` is too long without a look at its tokens.
 
     Raises:
         ApiError: 400; the template refuses the messages, or the model has not these tokens.
@@ -36,14 +38,20 @@ def prompt_tokens(chat: ChatFormat, question: Question) -> list[int]:
     param = "messages" if question.kind == "chat" else "prompt"
     if question.kind == "chat":
         try:
-            (tokens,) = chat.encode([chat.prompt(_messages(question.body))])
+            text = chat.prompt(_messages(question.body))
+            _require_short(len(text), most_characters, param)
+            (tokens,) = chat.encode([text])
         except jinja2.TemplateError as error:
             raise ApiError(
                 400, f"the model's chat template refuses the messages: {error}", param=param
             ) from error
     else:
-        text = _text(question.body)
-        tokens = text if isinstance(text, list) else list(chat.tokenizer(text)["input_ids"])
+        given = _text(question.body)
+        if isinstance(given, str):
+            _require_short(len(given), most_characters, param)
+            tokens = list(chat.tokenizer(given)["input_ids"])
+        else:
+            tokens = given
     if not tokens:
         raise ApiError(400, "the prompt is empty", param=param)
     if not chat.facts.knows(tokens):
@@ -61,13 +69,23 @@ def prompt_tokens(chat: ChatFormat, question: Question) -> list[int]:
     return tokens
 
 
+def _require_short(characters: int, most: int, param: str) -> None:
+    if characters > most:
+        raise ApiError(
+            400,
+            f"the prompt has {characters} characters, the model takes {most} at most",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
 def _text(body: Mapping[str, Any]) -> str | list[int]:
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]  # a list of one prompt
     if isinstance(prompt, str):
         return _whole_characters(prompt)
-    if isinstance(prompt, list) and all(type(token) is int and token >= 0 for token in prompt):
+    if isinstance(prompt, list) and {*map(type, prompt)} <= {int} and min(prompt, default=0) >= 0:
         return prompt
     raise ApiError(400, "`prompt` is a text or a list of token ids, one a request", param="prompt")
 

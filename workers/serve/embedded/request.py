@@ -16,6 +16,8 @@ from workers.serve.embedded.base import Base
 from workers.serve.embedded.lora import Adapter
 from workers.serve.embedded.sampler import Chosen, Sampling
 
+_QUIET_SECONDS = 5.0  # of a stream without text, after which its tokens are sent all the same
+
 
 class Piece(NamedTuple):
     """A part of one answer: text that is certain, and the tokens since the piece before."""
@@ -61,6 +63,7 @@ class Row:
         self._text, self._shown = text, ""
         self._left = request.max_tokens
         self._tokens: list[Chosen] = []
+        self._sent_at = time.monotonic()
 
     @property
     def done(self) -> bool:
@@ -90,7 +93,10 @@ class Row:
             self._shown += self._text.end()
             if self._text.stopped:
                 reason = "stop"
-        if reason or (self.request.streamed and self._shown):
+        now = time.monotonic()
+        due = self._shown or now - self._sent_at > _QUIET_SECONDS  # a sign of life
+        if reason or (self.request.streamed and due):
+            self._sent_at = now
             outbox.put(self.request, Piece(self.index, self._shown, self._tokens, reason))
             self._shown, self._tokens = "", []
 
