@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 from babylon_tasks.errors import BabylonError
@@ -149,11 +150,21 @@ class Endpoint:
             health = self._router.health()
             ready = health.ready and not self.draining
             body = {"status": "ok" if ready else "draining" if self.draining else "not ready"}
+            if not self._is_known(exchange):
+                health = replace(health, problems=[replace(p, why="") for p in health.problems])
             await exchange.json({**body, "health": health}, 200 if ready else 503)
             return
         silent = self._router.silent()
         status = "no tokens come" if silent else "ok"
         await exchange.json({"status": status, "silent": silent}, 503 if silent else 200)
+
+    def _is_known(self, exchange: Exchange) -> bool:
+        """Tell whether this caller may ask: reasons have paths, hosts and a backend's words."""
+        try:
+            self._keys.identify(exchange.header(b"authorization"), exchange.header(b"host"))
+        except ApiError:
+            return False
+        return True
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

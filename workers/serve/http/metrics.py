@@ -138,7 +138,9 @@ class _State(Collector):
     def collect(self) -> Iterator[Metric]:
         health = self._health()
         yield GaugeMetricFamily(
-            "babylon_serve_ready", "Whether all promoted versions answer.", int(health.ready)
+            "babylon_serve_ready",
+            "Whether what the deployment's own lineage answers with is loaded.",
+            int(health.ready),
         )
         promoted = GaugeMetricFamily(
             "babylon_serve_promoted_step",
