@@ -35,6 +35,7 @@ from tests.serving_fakes import (
     serving,
 )
 from workers.serve.backend import ApiError, Question
+from workers.serve.health import Health, Problem
 from workers.serve.http import keys as keys_module
 from workers.serve.http import server
 from workers.serve.http.gathered import Gathered
@@ -315,6 +316,29 @@ def test_a_stream_that_was_cut_costs_its_tokens() -> None:
     assert keys.used["app"].tokens > 3  # the prompt's three, and those of the answer
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_a_cut_stream_costs_its_pieces_where_tokens_are_not_told(path: str) -> None:
+    """W&B tells no token ids, and the usage comes at the end alone."""
+    key = new_key()
+    keys = KeysInMemory([row("app", key)])
+
+    async def bare(question: Question) -> AsyncIterator[dict[str, Any]]:
+        for number in range(7):
+            chunk = chunk_of(question, 0, "word ", number, last=False)
+            chunk.pop("prompt_token_ids", None)
+            chunk["choices"][0].pop("token_ids", None)
+            yield chunk
+        raise ApiError(503, "it is gone")
+
+    with running_edge(FakeRouter(script=bare), keys) as edge:
+        body = {"model": "agent", "stream": True}
+        body |= {"messages": BODY["messages"]} if "chat" in path else {"prompt": "x"}
+        headers = {"authorization": f"Bearer {key}"}
+        answer = httpx.post(f"{edge.url}/v1/{path}", json=body, headers=headers, timeout=20)
+        assert "it is gone" in answer.text
+    assert keys.used["app"].tokens == 7
+
+
 def test_keys_change_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys_module, "REFRESH_SECONDS", 0.02)
     first, second = new_key(), new_key()
@@ -347,6 +371,22 @@ def test_nobody_is_let_in_before_the_keys_are_known(monkeypatch: pytest.MonkeyPa
         assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "3")
         keys.away = False
         wait_for(lambda: ask(edge).status_code == 200)
+
+
+def test_health_says_why_to_those_who_may_ask() -> None:
+    """A reason may have a path of the store, the database's host, or a backend's own words."""
+    key = new_key()
+    why = "cannot read /srv/store/agent/12"
+    state = Health(ready=True, problems=[Problem("agent@12 on gpu1:8001", 5.0, why)])
+    with running_edge(FakeRouter(state=state), KeysInMemory([row("app", key)])) as edge:
+        for given, reason in ((None, ""), ("wrong", ""), (key, why)):
+            headers = {"authorization": f"Bearer {given}"} if given else {}
+            answer = httpx.get(f"{edge.url}/health/ready", headers=headers)
+            (problem,) = answer.json()["health"]["problems"]
+            assert answer.status_code == 200
+            assert problem == {"what": "agent@12 on gpu1:8001", "since_seconds": 5.0, "why": reason}
+    with running_edge(FakeRouter(state=state)) as edge:  # no key is needed
+        assert why in httpx.get(f"{edge.url}/health/ready").text
 
 
 def test_other_machines_need_a_key() -> None:

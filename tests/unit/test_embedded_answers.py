@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from workers.serve.embedded.options import read_options
 from workers.serve.embedded.prompt import check_prompt
 from workers.trainer.torch.chat_format import ChatFormat
 
+USAGE = {"include_usage": True}
 STORY = "The momentum is weak 👩‍👩‍👧: sell é€😀, at once."
 
 
@@ -195,10 +197,15 @@ def test_logprobs_of_a_continued_text(asked: Asked, base: Version) -> None:
     assert asked.answer(base, complete("rise", logprobs=0))["choices"][0]["logprobs"] is not None
 
 
-def test_token_ids_of_the_prompt_are_told_where_asked(asked: Asked, base: Version) -> None:
-    answer = asked.answer(base, chat(return_token_ids=True))
+def test_token_ids_of_the_prompt_are_told_before_the_answer(asked: Asked, base: Version) -> None:
+    """A stream that is cut has told how long its prompt was."""
+    answer = asked.answer(base, chat())
     assert len(answer["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]
-    assert "prompt_token_ids" not in asked.answer(base, chat())
+    for question in (chat(stream=True), complete([5, 6, 7], stream=True)):
+        first, *_, last = asked.chunks(
+            base, replace(question, body={**question.body, "stream_options": USAGE})
+        )
+        assert len(first["prompt_token_ids"]) == last["usage"]["prompt_tokens"]
 
 
 @pytest.mark.parametrize(

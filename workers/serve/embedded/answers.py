@@ -41,6 +41,7 @@ class Answer:
         }
         self._tells_logprobs = options.wants_logprobs or question.captured
         self._by_id = bool(options.return_tokens_as_token_ids) or not options.wants_logprobs
+        self._begun = False
         self._rows = [_Row(chat) for _ in range(options.n or 1)]
 
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -68,7 +69,9 @@ class Answer:
             choice = {**self._choice(piece), "delta": {"content": piece.text}}
         else:
             choice = {**self._choice(piece), "text": piece.text}
-        return {**self._head, "choices": [choice]}
+        first = {} if self._is_chat or self._begun else self._prompt_ids()
+        self._begun = True
+        return {**self._head, "choices": [choice], **first}
 
     def last_chunks(self) -> list[dict[str, Any]]:
         """Return the chunk after the last one, if it was asked for: the tokens used."""
@@ -145,7 +148,8 @@ class Answer:
         }
 
     def _prompt_ids(self) -> dict[str, Any]:
-        return {"prompt_token_ids": self._prompt} if self._options.return_token_ids else {}
+        """Of a stream that is cut, nothing else tells how long the prompt was."""
+        return {"prompt_token_ids": self._prompt}
 
 
 class _Row:

@@ -13,6 +13,7 @@ from babylon_tasks.records.parts import NotReadable
 from workers.serve.backend import Version
 from workers.serve.http.requests import Asked
 
+_OTHER_PIECES = ("tool_calls", "reasoning", "reasoning_content")
 _MOST_ARGUMENTS = 2**18  # characters of a conversation's calls that are read for its hash
 
 
@@ -24,6 +25,7 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
+    pieces: int = 0  # that came
 
 
 class Gathered:
@@ -60,9 +62,14 @@ class Gathered:
         if prompt := one.get("prompt_token_ids"):  # of a text, vLLM tells them here
             self.prompt_tokens = max(self.prompt_tokens, len(prompt))
         tokens = one.get("token_ids")
+        piece = (
+            text or said.get("tool_calls") or said.get("reasoning") or said.get("reasoning_content")
+        )
         if tokens:
             choice.token_ids += tokens
-        if (tokens or text or said.get("tool_calls")) and self.first_token_at is None:
+        if piece:
+            choice.pieces += 1
+        if (tokens or piece) and self.first_token_at is None:
             self.first_token_at = time.monotonic()
         logprobs = one.get("logprobs")
         if logprobs:
@@ -74,8 +81,8 @@ class Gathered:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all choices, as far as they are known: at least one for each piece of text."""
-        known = sum(max(len(one.token_ids), len(one.texts)) for one in self.choices.values())
+        """Tokens of all choices, as far as they are known: at least one for each piece."""
+        known = sum(max(len(one.token_ids), one.pieces) for one in self.choices.values())
         return max(self._completion_tokens, known)
 
     @property
