@@ -128,13 +128,18 @@ def forget_some(connection: Connection, days: float, rows: int, at_once: int) ->
     deleted += connection.execute(
         _SQL["forget_assignments"], some | {"days": ASSIGNMENT_DAYS}
     ).rowcount
-    excess = _count(connection, "span_of_calls") - rows
-    if excess > 0:  # ids that no row has are counted too
-        excess = _count(connection, "count_calls") - rows
-    if excess > 0:
-        # A hundredth more, so that the rows need not be counted again each time.
-        most = min(excess + rows // 100, at_once)
-        deleted += connection.execute(_SQL["forget_oldest_calls"], {"at_once": most}).rowcount
+    # First what is never less than the number of rows, and quickly found.
+    for at_most, count, oldest in (
+        ("span_of_calls", "count_calls", "forget_oldest_calls"),
+        ("most_assignments", "count_assignments", "forget_oldest_assignments"),
+    ):
+        excess = _count(connection, at_most) - rows
+        if excess > 0:
+            excess = _count(connection, count) - rows
+        if excess > 0:
+            # A hundredth more, so that the rows need not be counted again each time.
+            most = min(excess + rows // 100, at_once)
+            deleted += connection.execute(_SQL[oldest], {"at_once": most}).rowcount
     return deleted >= at_once
 
 

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from babylon_tasks import pipeline
+from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.serving import remembered
 from babylon_tasks.serving.remembered import forget_old_calls
 from babylon_tasks.store import calls as call_rows
@@ -35,6 +36,7 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits between writes, and a short patience with Postgres."""
     monkeypatch.setattr(capturing, "_FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(capturing, "_TELL_SECONDS", 0.05)
+    monkeypatch.setattr(capturing, "_COUNT_SECONDS", 0.05)
     monkeypatch.setattr(capturing, "_WAIT_SECONDS", (0.05, 0.1))
     monkeypatch.setattr(capturing, "_ANSWER_SECONDS", 1.0)
 
@@ -153,6 +155,20 @@ def test_a_row_that_postgres_refuses_costs_no_later_one(context: Context, captur
     capture.close()
     assert len(kept(context)) == 1
     assert sum(assigned(context).values()) == 2
+
+
+def test_a_row_that_postgres_refuses_costs_none_of_its_batch(
+    context: Context, capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(context, "LOCK TABLE rl.calls, rl.assignments IN ACCESS EXCLUSIVE MODE"):
+        for number in range(40):
+            odd = {"finish_reason": "a\0b"} if number == 13 else {}
+            capture.add(answer(agent=f"a{number}", lineage="a\0" if number == 5 else "l", **odd))
+    wait_until(lambda: capture.counts.captured == 38)
+    capture.close()
+    assert capture.counts.dropped == {"refused": 2, "agent_refused": 1}
+    assert len(kept(context)) == 38
+    assert len(assigned(context)) == 39
 
 
 def test_whatever_it_is_given_it_does_not_raise(context: Context, capture: Capture) -> None:
@@ -341,9 +357,6 @@ def test_what_is_too_old_is_forgotten(
     forget_old_calls(context.database, context.settings)
     assert len(kept(context)) == 4
     assert len(assigned(context)) == 4  # which are kept for longer
-    with context.database.transaction() as tx:
-        tx.execute("INSERT INTO rl.lineages (name, base_model, created_by, created_at) "
-                   "VALUES ('babylon-agent', 'm', 't', now())")  # fmt: skip
     move_clock(context, (call_rows.ASSIGNMENT_DAYS - 2) * 86400)
     forget_old_calls(context.database, context.settings)
     assert (len(kept(context)), len(assigned(context))) == (0, 1)
@@ -357,6 +370,27 @@ def test_the_oldest_of_too_many_are_forgotten(
     remember(context, [answer(step=number) for number in range(50)])
     forget_old_calls(context.database, context.settings)
     assert [row["step"] for row in kept(context)] == list(range(30, 50))
+
+
+def test_the_oldest_of_too_many_agents_are_forgotten(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent without a name of its own is a row for each of its prompts."""
+    monkeypatch.setattr(remembered, "_AT_ONCE", 70)
+    context = make_context(capture_rows=200)
+    now = datetime.now(UTC)
+    hours = [now - timedelta(hours=4 - n // 100) for n in range(500)]
+    remember(
+        context,
+        [answer(agent=f"a{n}", at=at, lineage=f"l{n % 3}") for n, at in enumerate(hours)],
+    )
+    forget_old_calls(context.database, context.settings)
+    left = assigned(context)
+    assert 190 <= len(left) <= 200
+    assert {window for _, window, _, _ in left} == {
+        window_id_at(hours[-1]),
+        window_id_at(hours[-101]),
+    }
 
 
 def test_ids_that_no_row_has_do_not_count(make_context: MakeContext) -> None:

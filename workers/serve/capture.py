@@ -12,9 +12,10 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import psycopg
 
@@ -33,6 +34,7 @@ _ANSWER_SECONDS = 3.0  # for Postgres
 _FLUSH_SECONDS = 0.2
 _WAIT_SECONDS = (1.0, 15.0)  # after a fault: at first, and at most
 _TELL_SECONDS = 5.0  # between two writes into the app's table
+_COUNT_SECONDS = 60.0  # between two counts of each version's agents, which reads all steps
 _SAY_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
 _ROWS_AT_ONCE = 2000
@@ -40,6 +42,8 @@ _MOST_ROWS = 50_000  # in memory
 _MOST_BYTES = 64_000_000
 _MOST_AGENTS = 100_000  # of which answers are added up in memory
 _MOST_AGENT_LETTERS = 200  # of a name; what is longer is cut
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -69,7 +73,8 @@ class Capture:
         self._assigned: dict[Assigned, Answers] = {}
         self._inferences: Counter[tuple[str, int]] = Counter()
         self._closing = threading.Event()
-        self._tell_at = self._say_at = 0.0
+        self._tell_at = self._count_at = 0.0
+        self._say_at: dict[str, float] = {}
         self._thread: threading.Thread | None = None  # from the first answer on
 
     @property
@@ -163,16 +168,16 @@ class Capture:
             some = list(itertools.islice(self._queue, _ROWS_AT_ONCE))
         if not some:
             return False
-        written = self._written(lambda tx: calls.add(tx, some))
-        for _ in some:
-            self._queue.popleft()
-        size = sum(map(_size, some))
-        with self._lock:
-            self._bytes -= size
-            if written:
-                self.counts.captured += len(some)
-            else:
-                self.counts.dropped["refused"] += len(some)
+        for part, written in self._parts(calls.add, some):
+            for _ in part:
+                self._queue.popleft()
+            size = sum(map(_size, part))
+            with self._lock:
+                self._bytes -= size
+                if written:
+                    self.counts.captured += len(part)
+                else:
+                    self.counts.dropped["refused"] += len(part)
         return self.queued > 0
 
     def _write_assigned(self) -> None:
@@ -186,11 +191,34 @@ class Capture:
         if not assigned:
             return
         try:
-            self._written(lambda tx: calls.add_assignments(tx, assigned))
+
+            def add(tx: Connection, keys: Sequence[Assigned]) -> None:
+                calls.add_assignments(tx, {key: assigned[key] for key in keys})
+
+            for part, written in self._parts(add, [*assigned]):
+                answers = sum(assigned.pop(key).count for key in part)
+                if not written:
+                    self.counts.dropped["agent_refused"] += answers
         except BabylonError:
             with self._lock:
                 self._merge(assigned)
             raise
+
+    def _parts(
+        self, write: Callable[[Connection, Sequence[_T]], None], rows: Sequence[_T]
+    ) -> Iterator[tuple[Sequence[_T], bool]]:
+        """Write rows, and yield them as they are done: written, or each that Postgres refuses.
+
+        Raises:
+            BabylonError: Postgres is away or too slow; what was not yielded is not written.
+        """
+        written = self._written(lambda tx: write(tx, rows))
+        if written or len(rows) == 1:
+            yield rows, written
+            return
+        half = len(rows) // 2
+        yield from self._parts(write, rows[:half])
+        yield from self._parts(write, rows[half:])
 
     def _written(self, write: Callable[[Connection], None]) -> bool:
         """Write in one transaction; False if Postgres refuses it, as it would each time.
@@ -220,9 +248,11 @@ class Capture:
         try:
             if answers:
                 answers = self._add_inferences(answers)
-            self._count_agents()
+            if now >= self._count_at or at_once:
+                self._count_at = now + _COUNT_SECONDS
+                self._count_agents()
         except (BabylonError, psycopg.Error) as error:
-            self._say(f"trained_models: {one_line(str(error))}")
+            self._say(one_line(str(error)), "trained_models")
         with self._lock:
             self._inferences.update(answers)
 
@@ -238,12 +268,12 @@ class Capture:
         with self._database.transaction() as tx:
             calls.count_agents(tx, windows)
 
-    def _say(self, what: str) -> None:
-        """Log a fault, but not each time."""
+    def _say(self, what: str, about: str = "what the endpoint remembers") -> None:
+        """Log a fault, but not each time; what is about one thing hides no other."""
         now = time.monotonic()
-        if now >= self._say_at:
-            self._say_at = now + _SAY_SECONDS
-            log.warning("what the endpoint remembers: %s; %d answers wait", what, self.queued)
+        if now >= self._say_at.get(about, 0.0):
+            self._say_at[about] = now + _SAY_SECONDS
+            log.warning("%s: %s; %d answers wait", about, what, self.queued)
 
 
 def stored_agent(agent: str | None) -> str | None:

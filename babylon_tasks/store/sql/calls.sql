@@ -56,14 +56,31 @@ SELECT count(*) AS calls FROM rl.calls
 DELETE FROM rl.calls WHERE id IN (SELECT id FROM rl.calls ORDER BY id LIMIT %(at_once)s)
 
 -- forget_assignments --
--- Of lineages that have a row, by the index.
+-- By the index: of each name in turn.
+WITH RECURSIVE names AS (
+    SELECT min(model_name) AS name FROM rl.assignments
+     UNION ALL
+    SELECT (SELECT min(a.model_name) FROM rl.assignments a WHERE a.model_name > names.name)
+      FROM names WHERE names.name IS NOT NULL
+)
 DELETE FROM rl.assignments
  WHERE ctid = ANY (ARRAY(SELECT a.ctid
-                           FROM rl.lineages l
-                           JOIN rl.assignments a ON a.model_name = l.name
+                           FROM names
+                           JOIN rl.assignments a ON a.model_name = names.name
                             AND a.window_id < to_char((rl.now() - make_interval(days => %(days)s))
                                                       AT TIME ZONE 'utc', 'YYYY-MM-DD"T"HH24:MI')
                           LIMIT %(at_once)s))
+
+-- most_assignments --
+-- Never less than the number of rows, of which each takes more than 64 bytes.
+SELECT pg_relation_size('rl.assignments') / 64 AS calls
+
+-- count_assignments --
+SELECT count(*) AS calls FROM rl.assignments
+
+-- forget_oldest_assignments --
+DELETE FROM rl.assignments
+ WHERE ctid = ANY (ARRAY(SELECT ctid FROM rl.assignments ORDER BY window_id LIMIT %(at_once)s))
 
 -- one_forgets --
 -- Until the transaction ends.
