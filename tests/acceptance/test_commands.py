@@ -366,14 +366,14 @@ def test_an_output_that_cannot_be_written_is_one_line(deployment: Deployment) ->
     assert "Traceback" not in odd.stderr
 
 
-def test_a_model_server_without_its_packages_is_one_line(deployment: Deployment) -> None:
+def test_an_endpoint_without_its_packages_is_one_line(deployment: Deployment) -> None:
     code = (
         "import runpy, sys; sys.modules['uvicorn'] = None; sys.argv = ['serve'];"
         "runpy.run_module('workers.serve', run_name='__main__')"
     )
     done = deployment.run("-c", code)
     assert done.returncode == 2
-    assert done.stderr == "uvicorn is not installed: pip install 'babylon-tasks[train]'\n"
+    assert done.stderr == "uvicorn is not installed: pip install 'babylon-tasks[serve]'\n"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_version_that_fails_on_purpose_gets_the_lowest_reward(
 ) -> None:
     commit_steps(make_context(), trainer, 1)  # v1.0.0
     context = make_context(scoring=scoring, min_actions=3)
-    window = hours_ago(1)
+    window = hours_ago(9)
     good = [
         add_trajectory(context, window, f"a{n}", stepsJson=by("gpt-4o", run(200.0 * n, 6 + n, n)))
         for n in range(3)
@@ -121,7 +121,7 @@ def test_bad_calls_of_a_version_train_beside_the_good_ones(
     context: Context, trainer: TrainerProcess, tmp_path: Path
 ) -> None:
     commit_steps(context, trainer, 1)
-    window = hours_ago(1)
+    window = hours_ago(9)
     own = {"modelVersion": "v1.0.0"}
     cut = call("BUY, for", finish_reason="length", **own)
     mixed = add_trajectory(
@@ -181,7 +181,7 @@ def test_without_versions_everything_is_as_it_was(
 
 def test_a_window_of_bad_runs_alone_is_skipped(context: Context, trainer: TrainerProcess) -> None:
     commit_steps(context, trainer, 1)
-    window = hours_ago(1)
+    window = hours_ago(9)
     for n in range(3):
         failed = by("v1.0.0", run(100.0 * n, 4, 4))
         add_trajectory(context, window, f"a{n}", stepsJson=failed)
@@ -197,7 +197,7 @@ def test_no_judge_sees_or_is_paid_for_a_bad_run(
     make_judged: MakeContext, server: judge_server.JudgeServer, trainer: TrainerProcess
 ) -> None:
     commit_steps(make_judged(scoring="heuristic"), trainer, 1)
-    window = hours_ago(1)
+    window = hours_ago(9)
     context = make_judged()
     good = [add_trajectory(context, window, f"a{n}", stepsJson=run(200.0 * n, 6)) for n in range(4)]
     failed = add_trajectory(context, window, "b", stepsJson=by("v1.0.0", run(900, 4, 3)))
