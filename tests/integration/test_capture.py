@@ -158,12 +158,12 @@ def test_a_row_that_postgres_refuses_costs_no_later_one(context: Context, captur
 
 
 def test_a_row_that_postgres_refuses_costs_none_of_its_batch(
-    context: Context, capture: Capture, monkeypatch: pytest.MonkeyPatch
+    context: Context, capture: Capture
 ) -> None:
     with locked(context, "LOCK TABLE rl.calls, rl.assignments IN ACCESS EXCLUSIVE MODE"):
         for number in range(40):
-            odd = {"finish_reason": "a\0b"} if number == 13 else {}
-            capture.add(answer(agent=f"a{number}", lineage="a\0" if number == 5 else "l", **odd))
+            lineage, reason = "a\0" if number == 5 else "l", "a\0b" if number == 13 else "stop"
+            capture.add(answer(agent=f"a{number}", lineage=lineage, finish_reason=reason))
     wait_until(lambda: capture.counts.captured == 38)
     capture.close()
     assert capture.counts.dropped == {"refused": 2, "agent_refused": 1}

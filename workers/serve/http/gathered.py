@@ -62,9 +62,7 @@ class Gathered:
         if prompt := one.get("prompt_token_ids"):  # of a text, vLLM tells them here
             self.prompt_tokens = max(self.prompt_tokens, len(prompt))
         tokens = one.get("token_ids")
-        piece = (
-            text or said.get("tool_calls") or said.get("reasoning") or said.get("reasoning_content")
-        )
+        piece = text or any(map(said.get, _OTHER_PIECES))
         if tokens:
             choice.token_ids += tokens
         if piece:
