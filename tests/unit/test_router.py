@@ -484,6 +484,24 @@ def test_with_every_slot_in_use_a_further_version_is_refused() -> None:
     run(test)
 
 
+def test_who_finds_every_slot_in_use_for_a_moment_waits() -> None:
+    """With more lineages than slots half of the requests of two clients were refused."""
+
+    async def test() -> None:
+        backend = FakeBackend()
+        world = World([backend], slots=2)
+        world.promoted = {"agent": 1, "other": 1, "third": 1}
+        await world.follow()
+        gate = backend.gate = asyncio.Event()
+        asking = [asyncio.create_task(world.ask(name)) for name in ("other", "third")]
+        await asyncio.sleep(0.1)
+        gate.set()
+        assert await asyncio.gather(*asking) == ["other@1", "third@1"]
+        assert await world.ask("other") == "other@1"
+
+    run(test)
+
+
 def test_many_who_ask_for_a_version_load_it_once() -> None:
     async def test() -> None:
         backend = FakeBackend()

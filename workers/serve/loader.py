@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_SECONDS = 120.0  # that a request waits for a version that is not loaded yet
 _WAIT_SECONDS = 0.05
+_ROOM_SECONDS = 2.0  # that a lineage's name waits for a slot that requests use
 _LONGEST_PAUSE_SECONDS = 10.0  # after a failure; the first is 1 s, each other twice as long
 
 _Pair = tuple[Backend, Version]
@@ -193,12 +194,12 @@ class Loader:
         backend, version = pair
         try:
             if version.step:
-                async with self._making_room[backend]:
-                    await self._make_room(pair)
+                await self._wait_for_room(pair)
             await backend.load(version)
         except (CannotServe, ApiError) as error:
-            # That a slot is missing, or a server away, says nothing about a version by its number.
-            if isinstance(error, CannotServe) or version in self.wanted:
+            # That a slot is missing, or a server away, says nothing about a version that is loaded
+            # only for who asks: the next who asks need not wait for a pause to end.
+            if isinstance(error, CannotServe) or version in self.kept:
                 self._note_failure(pair, error)
             raise
         finally:
@@ -216,6 +217,22 @@ class Loader:
         self.failures[pair] = Failure(reason, broken, since, pause, now + pause)
         if before is None or before.reason != reason:
             log.error("%s cannot serve %s: %s", pair[0].name, pair[1].name, reason)
+
+    async def _wait_for_room(self, pair: _Pair) -> None:
+        """Reserve a slot; what a lineage's name stands for waits for one a short while.
+
+        Raises:
+            ApiError: Requests use all of them.
+        """
+        ends_at = time.monotonic() + _ROOM_SECONDS
+        while True:
+            try:
+                async with self._making_room[pair[0]]:
+                    return await self._make_room(pair)
+            except ApiError:
+                if pair[1] not in self.wanted or time.monotonic() >= ends_at:
+                    raise
+            await asyncio.sleep(_WAIT_SECONDS)
 
     async def _make_room(self, pair: _Pair) -> None:
         """Unload what was not used for longest until there is a slot; then reserve it.
