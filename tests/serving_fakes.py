@@ -30,6 +30,7 @@ from workers.serve.http.keys import Keys
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
 from workers.serve.http.server import BoundedConnection, DrainingServer, listen
+from workers.serve.router import Answering
 
 AGENT = Version("agent", 12, "v1.0.12", "tiny")
 PROMPT_TOKENS = [5, 6, 7]
@@ -42,15 +43,6 @@ class FakeBackend:
 
     kind: str = "vllm"
     name: str = "gpu1:8001"
-
-
-@dataclass
-class FakeAnswering:
-    """An answer that has begun."""
-
-    version: Version
-    backend: Backend
-    chunks: Any
 
 
 @dataclass
@@ -76,12 +68,12 @@ class FakeRouter:
         return replace(AGENT, step=0, version=None) if model == "agent@0" else AGENT
 
     @asynccontextmanager
-    async def ask(self, version: Version, question: Question) -> AsyncIterator[FakeAnswering]:
+    async def ask(self, version: Version, question: Question) -> AsyncIterator[Answering]:
         self.asked.append((version, question))
         script = self.script or self.say
         chunks = self._count(script(question))
         try:
-            yield FakeAnswering(version, cast(Backend, FakeBackend()), chunks)
+            yield Answering(version, cast(Backend, FakeBackend()), chunks)
         finally:
             await chunks.aclose()
 

@@ -318,7 +318,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
                 }
             ]
         },
-        "messages[0].content[0].image_url",
+        "messages[0].content[0].type",
     ),
     ({"tools": [{"type": "custom"}]}, "tools[0].type"),
     ({"tool_choice": "required"}, "tool_choice"),

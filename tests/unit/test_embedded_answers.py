@@ -288,11 +288,11 @@ def test_what_changes_nothing_is_taken(asked: Asked) -> None:
     asked.backend.check(
         chat(
             tools=[], tool_choice="none", response_format={"type": "text"}, frequency_penalty=0,
-            presence_penalty=0.0, repetition_penalty=1.0, logit_bias={}, top_k=-1, user="u",
+            presence_penalty=0.0, repetition_penalty=1.0, logit_bias={}, top_k=-1,
             parallel_tool_calls=True, chat_template_kwargs={"enable_thinking": False}, min_p=0,
         )
     )  # fmt: skip
-    asked.backend.check(complete("x", echo=False, best_of=1, suffix=None, logprobs=5, top_k=0))
+    asked.backend.check(complete("x", echo=False, suffix=None, logprobs=5, top_k=0))
 
 
 json_values = st.recursive(

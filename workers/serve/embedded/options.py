@@ -76,8 +76,6 @@ def _is(*values: object) -> Callable[[object], bool]:
 _NEUTRAL: dict[str, Callable[[object], bool]] = {
     "tools": _is([]),
     "tool_choice": _is("none", "auto"),
-    "functions": _is([]),
-    "function_call": _is("none", "auto"),
     "response_format": _is({"type": "text"}),
     "frequency_penalty": _is(0),
     "presence_penalty": _is(0),
@@ -86,34 +84,20 @@ _NEUTRAL: dict[str, Callable[[object], bool]] = {
     "top_k": _is(0, -1),
     "min_p": _is(0),
     "min_tokens": _is(0),
-    "best_of": _is(1),
     "echo": _is(False),
     "suffix": _is(""),
-    "modalities": _is(["text"]),
     "ignore_eos": _is(False),
     "skip_special_tokens": _is(True),
-    "spaces_between_special_tokens": _is(True),
     "include_stop_str_in_output": _is(False),
-    "add_generation_prompt": _is(True),
-    "continue_final_message": _is(False),
-    "use_beam_search": _is(False),
     "stop_token_ids": _is([]),
-    "bad_words": _is([]),
-    "documents": _is([]),
     # What the template is told is what the trainer told it.
     "chat_template_kwargs": lambda value: (
         isinstance(value, Mapping)
         and value.items() <= {"enable_thinking": False, "preserve_thinking": True}.items()
     ),
 }
-# Fields that are about the request, and not about the answer's text.
-_OF_NO_EFFECT = frozenset(
-    {
-        "messages", "prompt", "model", "stream", "user", "metadata", "store", "service_tier",
-        "parallel_tool_calls", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "priority", "request_id",
-    }
-)  # fmt: skip
+# Fields that change nothing in an answer.
+_OF_NO_EFFECT = frozenset({"messages", "prompt", "parallel_tool_calls"})
 _KNOWN = frozenset(Options.__struct_fields__) | _OF_NO_EFFECT
 
 

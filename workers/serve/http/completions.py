@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, TypeVarTuple
+from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
 from babylon_tasks.records.captured import CapturedCall
 from babylon_tasks.text import one_line, place_of
@@ -22,6 +22,7 @@ from workers.serve.http.gathered import Gathered
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
 from workers.serve.http.requests import Asked, parse
+from workers.serve.router import Answering
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +35,8 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
-class Answering(Protocol):
-    """An answer that has begun."""
-
-    @property
-    def version(self) -> Version:
-        """What answers."""
-        ...
-
-    @property
-    def backend(self) -> Backend:
-        """Where."""
-        ...
-
-    @property
-    def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Chunks, or one whole answer."""
-        ...
-
-
 class Router(Protocol):
-    """Finds versions, and takes questions to them; see `workers/serve/router.py`."""
+    """The router as it is asked here: tests of HTTP have one without backends."""
 
     def models(self) -> list[str]:
         """Return the names that answer."""

@@ -10,29 +10,15 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Part(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A part of a message's content."""
+    """A part of a message's content: text, since no backend takes anything else."""
 
-    type: Literal["text", "refusal", "image_url", "input_audio"]
+    type: Literal["text", "refusal"]
     text: str | UnsetType = UNSET
     refusal: str | UnsetType = UNSET
-    image_url: ImageUrl | UnsetType = UNSET
-    input_audio: dict[str, str] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if getattr(self, self.type) is UNSET:
             raise ValueError(f"a part of type {self.type} needs `{self.type}`")
-
-
-class ImageUrl(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A picture; only one that the request brings along."""
-
-    url: str
-    detail: str | UnsetType = UNSET
-
-    def __post_init__(self) -> None:
-        # A server that fetches any URL can be sent to addresses that only it can reach.
-        if not self.url.startswith("data:"):
-            raise ValueError("only data: URLs are accepted")
 
 
 class CalledFunction(Struct, forbid_unknown_fields=True, kw_only=True):
