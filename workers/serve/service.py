@@ -116,5 +116,5 @@ def _captured(capture: Capture) -> Mapping[str, int]:
     counts = capture.counts
     return {
         "captured": counts.captured,
-        **{f"dropped_{reason}": count for reason, count in counts.dropped.items()},
+        **{f"dropped_{reason}": count for reason, count in dict(counts.dropped).items()},
     }
