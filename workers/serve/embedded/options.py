@@ -11,11 +11,9 @@ import msgspec
 from workers.serve.backend import ApiError, Question
 
 MAX_TOKENS = 256  # where the client names none
-MOST_ANSWERS = 16  # `n`
 MOST_STOP = 1000  # characters
 
-_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-_Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_STOP)]
+_Stop = Annotated[str, msgspec.Meta(max_length=MOST_STOP)]
 
 
 class StreamOptions(msgspec.Struct):
@@ -25,17 +23,20 @@ class StreamOptions(msgspec.Struct):
 
 
 class Options(msgspec.Struct):
-    """The fields that the engine obeys, beside `messages` and `prompt`."""
+    """The fields that the engine obeys, beside `messages` and `prompt`; ranges are checked before.
 
-    max_tokens: _Count | None = None
-    max_completion_tokens: _Count | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: _Stop | Annotated[list[_Stop], msgspec.Meta(max_length=4)] | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=MOST_ANSWERS)] | None = None
-    logprobs: bool | Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
-    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    `http/parameters.py` has them.
+    """
+
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: _Stop | list[_Stop] | None = None
+    n: int | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = None  # vLLM's: a token is `token_id:N`, not its text
     return_token_ids: bool | None = None
@@ -124,10 +125,4 @@ def read_options(question: Question) -> Options:
     except msgspec.ValidationError as error:
         place = re.search(r"\$\.(\w+)", str(error))
         raise ApiError(400, str(error), param=place[1] if place else None) from None
-    if question.kind == "chat" and not isinstance(options.logprobs, bool | None):
-        raise ApiError(400, "`logprobs` of a chat is true or false", param="logprobs")
-    if question.kind == "text" and options.top_logprobs is not None:
-        raise ApiError(400, "`top_logprobs` is for chats: use `logprobs`", param="top_logprobs")
-    if question.kind == "chat" and options.top_logprobs and not options.logprobs:
-        raise ApiError(400, "`top_logprobs` needs `logprobs: true`", param="top_logprobs")
     return options
