@@ -55,6 +55,8 @@ class Bucket:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Bucket]:
     """A server and a client of our own to look into it."""
+    # The tests of a module may run in two parts, each with a server: a client keeps its address.
+    s3fs.S3FileSystem.clear_instance_cache()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

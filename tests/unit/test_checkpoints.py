@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +130,15 @@ def test_a_store_that_is_not_mounted_here_says_nothing(tmp_path: Path) -> None:
 def test_copies_of_old_steps_go(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Those that nobody has touched for an hour."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     opened = []
     for step in range(1, 7):
         url = checkpoint_files.folder_of("memory://old-steps", "m", step, step)
         checkpoint_files.save(source, url, "nonce")
         opened.append(checkpoint_files.open_local(url))
+        long_ago = time.time() - 3600 + step
+        os.utime(opened[-1], (long_ago, long_ago))
     assert [folder.exists() for folder in opened] == [False, False, True, True, True, True]
 
 
