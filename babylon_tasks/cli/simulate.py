@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -15,7 +16,8 @@ from pydantic import SecretStr
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
 from babylon_tasks.cli.windows import wake_scorers
-from babylon_tasks.errors import UserError
+from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.local.ask import wait_until_served
 from babylon_tasks.records.windows import State, Window, parse_window_id
 from babylon_tasks.settings import load_settings
 from babylon_tasks.simulation.game.endpoint import Endpoint
@@ -107,6 +109,8 @@ def simulate(
                 continue
             shown.append({"window": window_id, "hour": number, **asdict(stands)})
             ended = _wait(context, window_id) if wait else None
+            if ended and options["url"]:
+                _let_follow(options["url"], context)
             if ended:
                 shown[-1] |= {"state": ended.state, "step": ended.trained_step}
             if not as_json:
@@ -231,6 +235,16 @@ def _wait(context: Context, window_id: str) -> Window:
             said_at = time.monotonic()
             click.echo(f"{window_id} is {window.state}: waiting for the workers", err=True)
         time.sleep(_POLL_SECONDS)
+
+
+def _let_follow(url: str, context: Context) -> None:
+    """Wait until our own endpoint answers with what serves; another one does not say."""
+    name = context.lineage.name
+    with context.database.transaction() as tx:
+        head = heads.read(tx, name)
+    with contextlib.suppress(ServerUnavailable):
+        endpoint = url.rstrip("/").removesuffix("/v1")
+        wait_until_served(endpoint, name, head.published_step if head else 0)
 
 
 def _line(window_id: str, stands: Standing, ended: Window | None) -> str:
