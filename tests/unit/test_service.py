@@ -27,6 +27,8 @@ NOWHERE = "postgresql://u:p4ssw0rd@127.0.0.1:1/db"
 def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("DATABASE_URL", NOWHERE)
     monkeypatch.setenv("SERVE_API_KEY", KEY)
+    # Or the log of all later tests would go to this test's standard error, which is closed then.
+    monkeypatch.setattr(service, "configure_logging", lambda level: None)
     load_settings.cache_clear()
     yield
     load_settings.cache_clear()
