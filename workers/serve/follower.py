@@ -143,8 +143,9 @@ class Follower:
         broken = self._loader.failed(self._loader.of(promoted), promoted)
         if broken and before:
             return before  # the last one that answered goes on
-        moves = now is None or now.promoted == promoted or promoted not in early
-        return promoted if moves or self._may_move(promoted) or now is None else now.promoted
+        if now is None or now.promoted == promoted or promoted not in early:
+            return promoted
+        return promoted if self._may_move(promoted) else now.promoted
 
     def _loaded_early(self) -> list[Version]:
         """Return the versions to load before they are asked for, as many as slots allow."""

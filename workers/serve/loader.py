@@ -125,7 +125,7 @@ class Loader:
                 503, f"no backend here can answer {version.name}; its weights are {where}"
             )
         able[0].check(question)  # backends of one sort can do the same
-        living = [each for each in able if self.alive(each)] or [*able]
+        living = [each for each in able if self.alive(each)] or able
         try:
             async with asyncio.timeout(_LOAD_SECONDS):
                 # It may be unloaded again before this request holds it.

@@ -120,17 +120,14 @@ class Keys:
 
     async def _keep_fresh(self) -> None:
         while True:
-            try:
-                await asyncio.shield(self._refresh())
-            except Exception:  # else a key that is revoked later would be accepted for ever
-                log.exception("keys are as they were")
+            await asyncio.shield(self._refresh())
             await asyncio.sleep(REFRESH_SECONDS)
 
     async def _refresh(self) -> None:
         async with self._refreshing:
-            await self._write_and_read()
+            await self._read_and_write()
 
-    async def _write_and_read(self) -> None:
+    async def _read_and_write(self) -> None:
         used: dict[str, Use] = {}
         try:
             # First, and alone: a revoked key ends, whether or not anything can be written.
@@ -140,7 +137,7 @@ class Keys:
                     used[name] = use
             if used:
                 self._take_over(await asyncio.to_thread(self._exchange, used))
-        except Exception as error:  # noqa: BLE001 - the next round may do better
+        except Exception as error:  # noqa: BLE001 - rounds go on: a key may be revoked later
             for name, use in used.items():
                 self._budgets[name].give_back(use)
             self._say(error)

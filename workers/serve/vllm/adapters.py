@@ -18,13 +18,11 @@ LOOK_SECONDS = 5.0
 _LOAD_SECONDS = 120.0  # of files on a slow disk
 _PROOF_SECONDS = 120.0  # a server's first request compiles
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` takes
-
-
-class Lost(BackendAway):
-    """The server does not know an adapter's name any more: another endpoint took it away, say."""
-
-
 _RANK = re.compile(r"LoRA rank (\d+) is greater than max_lora_rank (\d+)")
+
+
+class NameLost(BackendAway):
+    """The server does not know an adapter's name any more: another endpoint took it away, say."""
 
 
 class Card(msgspec.Struct, frozen=True):
@@ -139,7 +137,7 @@ async def doubt_of(
     last slot where others of the batch have one, so under load its base model is not itself.
 
     Raises:
-        Lost: It does not know the name.
+        NameLost: It does not know the name.
         BackendAway: It does not answer.
     """
     try:
@@ -153,7 +151,7 @@ async def doubt_of(
         raise
     except ApiError as error:
         if error.status == 404:
-            raise Lost(f"{upstream.name} has lost the version") from error
+            raise NameLost(f"{upstream.name} has lost the version") from error
         return f"it refuses to be asked: {error}"
     except (ValueError, KeyError) as error:
         return f"it gives no log-probabilities of a prompt ({one_line(str(error), 100)})"

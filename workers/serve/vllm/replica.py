@@ -151,7 +151,7 @@ class Replica:
             await adapters.load(self._upstream, adapter)
             try:
                 await self._prove(version, adapter, base)
-            except adapters.Lost:
+            except adapters.NameLost:
                 if not tries_left:
                     raise
             except CannotServe:
