@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,21 @@ def test_what_was_done_badly_is_sent_with_its_tokens_beside_the_rest_of_its_run(
     assert reward == pytest.approx(sum(scores.values()) / 4)
 
 
+@contextmanager
+def endpoint(context: Context, server: WandbServer) -> Iterator[str]:
+    """Run an endpoint that has the key of this W&B, and yield its URL once it is ready."""
+    env = {
+        "DATABASE_URL": context.settings.postgres(),
+        "BASE_MODEL": context.settings.base_model,
+        "WANDB_API_KEY": KEY,
+        "SERVERLESS_URL": server.url,
+        "TRAIN_RL_LOCAL": "true",
+    }
+    with ask.serving(env) as url:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        yield url
+
+
 def test_what_wandb_trained_is_answered_by_the_lineages_name(
     on_wandb: Callable[..., Context], server: WandbServer
 ) -> None:
@@ -276,15 +292,7 @@ def test_what_wandb_trained_is_answered_by_the_lineages_name(
     scored_windows(context, 2, recorded=True)
     assert pipeline.train(context, InProcess())
     pipeline.publish(context)
-    env = {
-        "DATABASE_URL": context.settings.postgres(),
-        "BASE_MODEL": context.settings.base_model,
-        "WANDB_API_KEY": KEY,
-        "SERVERLESS_URL": server.url,
-        "TRAIN_RL_LOCAL": "true",
-    }
-    with ask.serving(env) as url:
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+    with endpoint(context, server) as url:
         body = {"model": "babylon-agent", "messages": [{"role": "user", "content": "Now?"}]}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body)
     assert answer.json()["choices"][0]["message"]["content"] == "Wait for a dip."
@@ -301,16 +309,7 @@ def test_with_w_and_b_alone_the_first_step_comes_from_what_the_base_model_answer
     pytest.importorskip("uvicorn")
     pytest.importorskip("aiohttp")
     context = on_wandb()
-    env = {
-        "DATABASE_URL": context.settings.postgres(),
-        "BASE_MODEL": context.settings.base_model,
-        "WANDB_API_KEY": KEY,
-        "SERVERLESS_URL": server.url,
-        "TRAIN_RL_LOCAL": "true",
-    }
-
-    with ask.serving(env) as url:
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+    with endpoint(context, server) as url:
 
         def answer_of(agent: str, asked: str) -> httpx.Response:
             messages = [{"role": "system", "content": "You trade."},
