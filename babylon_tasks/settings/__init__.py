@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from babylon_tasks.settings import running
 from babylon_tasks.settings.checkpoints import Checkpoints
 from babylon_tasks.settings.filters import Filters
+from babylon_tasks.settings.gate import Gate
 from babylon_tasks.settings.group import DAY, INT32, load, one_line
 from babylon_tasks.settings.judge import Judge
 from babylon_tasks.settings.lineage import Lineage
@@ -40,6 +41,7 @@ class Settings(
     Judge,
     Logprobs,
     Training,
+    Gate,
     Wandb,
     Worker,
     Serving,

@@ -12,8 +12,8 @@ from babylon_tasks.records.steps import JobNote, Remote, StepResult
 from babylon_tasks.records.windows import Window
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Step
-from babylon_tasks.training.samples import StepSamples
 from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.samples import StepSamples
 
 
 class TrainingBackend(Protocol):

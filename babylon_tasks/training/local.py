@@ -8,9 +8,9 @@ from pathlib import Path
 from babylon_tasks.records.steps import JobNote, StepResult
 from babylon_tasks.records.windows import Window
 from babylon_tasks.store.database import Connection
-from babylon_tasks.training.samples import StepSamples
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.samples import StepSamples
 
 
 class LocalBackend:

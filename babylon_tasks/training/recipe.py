@@ -23,8 +23,8 @@ from babylon_tasks.records.steps import Hyperparameters, StepRequest, StepResult
 from babylon_tasks.settings import Settings
 from babylon_tasks.settings.overrides import OVERRIDABLE
 from babylon_tasks.store.steps import Step
-from babylon_tasks.training.samples import StepSamples
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.samples import StepSamples
 
 _WINDOW_DIGITS = 16  # of a window's digest: they tell which window changed, and prove nothing
 

@@ -20,10 +20,10 @@ from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Step
 from babylon_tasks.training.recipe import digest_of, this_machine, with_result
-from babylon_tasks.training.samples import Staleness, StepSamples, collect
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import Fleet
+from babylon_tasks.work.samples import Staleness, StepSamples, collect
 from babylon_tasks.work.step_names import find_step
 
 _NOT_AGAIN = {

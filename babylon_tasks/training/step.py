@@ -28,17 +28,16 @@ from babylon_tasks.scratch import scratch as scratch_folder
 from babylon_tasks.store import attempts, heads, steps, training_batches
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Commit, Step
-from babylon_tasks.training import left_out
 from babylon_tasks.training.backend import TrainingBackend, require_same_kind
 from babylon_tasks.training.recipe import (
     hyperparameters_in_force,
     recipe_of_request,
     with_result,
 )
-from babylon_tasks.training.samples import Staleness, StepSamples, collect
-from babylon_tasks.work import aio
+from babylon_tasks.work import aio, left_out
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.samples import Staleness, StepSamples, collect
 from babylon_tasks.work.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)

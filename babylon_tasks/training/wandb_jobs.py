@@ -25,9 +25,9 @@ from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.jobs import Job, Sent
-from babylon_tasks.training.samples import StepSamples
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.samples import StepSamples
 
 log = logging.getLogger(__name__)
 

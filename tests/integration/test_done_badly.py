@@ -19,9 +19,9 @@ from babylon_tasks.scoring.compare import choose_windows, compare
 from babylon_tasks.store import steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.training.recipe import digest_of
-from babylon_tasks.training.samples import Staleness, collect
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.samples import Staleness, collect
 from tests import judge_server
 from tests.integration.test_filters import call, funnel_of, run, scored_ids
 from tests.integration.test_train import Scripted

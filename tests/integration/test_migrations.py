@@ -53,6 +53,7 @@ NAMES = [
     "017_add_calls",
     "018_add_api_keys",
     "019_one_deployed_version",
+    "020_add_gate",
 ]
 INDEX = "rl_trajectories_window_idx"
 DEPLOYED_INDEX = "rl_trained_models_deployed_idx"

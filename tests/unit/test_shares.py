@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_tasks.records.shares import Share, share_at
-from babylon_tasks.serving.shares import takes_share
+from babylon_tasks.records.shares import Share, share_at, takes_share
 
 AGENTS = [f"agent-{n}" for n in range(10_000)]
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from babylon_tasks.records.lineages import Lineage
-from babylon_tasks.records.shares import Share, share_at
-from babylon_tasks.serving.shares import takes_share
+from babylon_tasks.records.shares import Share, share_at, takes_share
 from babylon_tasks.store import serving
 from babylon_tasks.store.database import Connection, now
 from babylon_tasks.store.serving import ServingRow, StepToServe

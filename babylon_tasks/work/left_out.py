@@ -8,9 +8,9 @@ from babylon_tasks.records.windows import State
 from babylon_tasks.store import attempts, leases, training_batches, transitions
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.transitions import WindowEnd
-from babylon_tasks.training.samples import LeftOut
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.samples import LeftOut
 
 
 def settle(context: Context, keeper: LeaseKeeper, windows: Sequence[LeftOut]) -> None:
