@@ -22,8 +22,8 @@ class Compared(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `difference` is the candidate's less that of the version that serves, from `low` to `high` with
     95 % confidence (a bootstrap over the `runs`). Without these, `left_out` says why. `worse`: the
-    candidate fails by this figure alone. `samples` is the effective sample size, where the runs
-    have weights.
+    candidate fails by this figure alone. `samples` is the number of sampled answers, or the
+    effective sample size where the runs have weights.
     """
 
     served: float | None = None
