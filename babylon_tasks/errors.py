@@ -52,6 +52,10 @@ class LeaseLost(Retryable):
     """The lease ran out or went to another holder: the work done since then must be discarded."""
 
 
+class BadWeights(Final):
+    """The files of a step are there, and no answer can be computed with them."""
+
+
 class DamagedRow(Final):
     """Postgres cannot read a row of the window."""
 

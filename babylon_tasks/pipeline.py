@@ -2,6 +2,7 @@
 
     produce   trajectories → rl.windows `due`                   (cpu, every minute)
     score     `due` → `scored` or `skipped`, with rl.scores     (cpu)
+    evaluate  the newest step on these windows: may it go on?   (gpu, before it trains)
     train     every scored window up to a limit → one step      (gpu)
     publish   the head becomes the step that serves             (cpu)
     sweep     find due work that nobody does                    (cpu, every few seconds)
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from babylon_tasks.evaluation import stage as evaluation
 from babylon_tasks.intake import stage as intake
 from babylon_tasks.records.steps import Progress, Trainer
 from babylon_tasks.records.windows import Window
@@ -66,6 +68,9 @@ def train(
 ) -> StepReport | None:
     """Claim the lineage and train the scored windows that are due, until one step is committed.
 
+    They examine its newest step first, unless PUBLISH is `always`: without a verdict nothing
+    continues it, and one that fails is continued by none.
+
     A step that fails is tried again at once, then by halves, so that an attempt counts only against
     a window that fails alone. Returns the committed step, or None if nothing is due or another
     worker holds the lineage.
@@ -78,6 +83,7 @@ def train(
         Retryable: A step failed twice, and its job at W&B is still running.
         OSError: This machine cannot read or write its files; the windows wait.
     """
+    evaluation.examine(context, trainer, only, on_progress)
     return training.train(
         context,
         trainer,

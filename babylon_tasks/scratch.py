@@ -22,7 +22,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_KINDS = ("steps", "replays", "fetching")
+_KINDS = ("exams", "steps", "replays", "fetching")
 _LOCK_SECONDS = 5.0  # a process that is suspended just then must not hold up the others
 # What release 0.1.0 left, which locked nothing: its steps take hours at most.
 _OLD_NAMES = ("babylon-step-*", "babylon-replay-*")

@@ -176,6 +176,7 @@ def _environment(database_url: str, redis_url: str) -> dict[str, str]:
         "BASE_MODEL": str((HOME / "base-model").resolve()),
         "CHECKPOINT_STORE": str((HOME / "checkpoints").resolve()),
         "SWEEP_SECONDS": "0.5",
+        "EXPERIMENT_PERCENT": "0",  # its hours are over in seconds: the exam alone decides
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(HOME.resolve()),
     }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from babylon_tasks import pipeline
 from babylon_tasks.cockpit.status import database_status
 from babylon_tasks.local.supervisor import Stack
 from babylon_tasks.records.windows import State
@@ -36,7 +37,7 @@ def progress_until_idle(context: Context, running: Stack) -> Iterator[str]:
         if line != shown or now - shown_at >= _SILENCE_SECONDS:
             shown, shown_at = line, now
             yield line
-        if _is_idle(status):
+        if _is_idle(context, status):
             return
         time.sleep(_POLL_SECONDS)
 
@@ -48,19 +49,18 @@ def wait_until_idle(context: Context, running: Stack) -> None:
         UserError: A role refused to start.
         ServerUnavailable: An embedded server ended.
     """
-    while not _is_idle(database_status(context)):
+    while not _is_idle(context, database_status(context)):
         running.keep_running()
         time.sleep(_SHORT_POLL_SECONDS)
 
 
-def _is_idle(status: dict[str, Any]) -> bool:
-    """Tell whether no window is due or scored, and the newest step is published if it may be.
+def _is_idle(context: Context, status: dict[str, Any]) -> bool:
+    """Tell whether no window is due or scored, and every step that may serve has been published.
 
     A window that waits for its next attempt is due or scored as well.
     """
     waiting = status["windows"][State.DUE] or status["windows"][State.SCORED]
-    published = status["step"] == status["published_step"] or status["promotion_paused"]
-    return not waiting and bool(published)
+    return not waiting and not pipeline.sweep(context, 1).publish
 
 
 def _line(status: dict[str, Any]) -> str:

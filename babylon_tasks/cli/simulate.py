@@ -227,9 +227,7 @@ def _wait(context: Context, window_id: str) -> Window:
     while True:
         with context.database.transaction() as tx:
             (window,) = window_rows.read(tx, context.lineage.name, [window_id])
-            head = heads.read(tx, context.lineage.name)
-        published = head is None or head.step == head.published_step or head.promotion_paused_at
-        if window.state in _ENDED and published:
+        if window.state in _ENDED and not pipeline.sweep(context, 1).publish:
             return window
         if time.monotonic() - said_at > _SAY_SECONDS:
             said_at = time.monotonic()

@@ -17,7 +17,7 @@ from babylon_tasks.pipeline import SCORE_BATCH
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import State
 from babylon_tasks.settings import Settings, changed, load_settings
-from babylon_tasks.store import promotions
+from babylon_tasks.store import exams, promotions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.training.step import StepReport, loss_text
 from babylon_tasks.work.context import Context
@@ -78,8 +78,8 @@ def train(as_json: bool, lineage: str | None, **options: int | float | str | Non
         print_json({"steps": done, "published": published, "left": waiting})
     else:
         _print_end(published, waiting)
-        if steps and not published:
-            _print_pause(context)
+        if steps:
+            _print_waiting(context)
     if steps:
         log_steps(settings)  # last: W&B may let it wait
 
@@ -146,9 +146,14 @@ def _count_waiting(context: Context, trained: bool) -> dict[str, int]:
     return waiting
 
 
-def _print_pause(context: Context) -> None:
+def _print_waiting(context: Context) -> None:
+    """Say why the newest step does not serve."""
+    name = context.lineage.name
     with context.database.transaction() as tx:
-        paused = promotions.current_pause(tx, context.lineage.name)
+        paused = promotions.current_pause(tx, name)
+        waits = exams.awaited(tx, name) if context.settings.publish != "always" else None
+    if waits:
+        click.echo(f"step {waits.step} is examined on the next window, before it may serve")
     if paused:
         click.echo(f"not promoted: that is paused {paused}")
 

@@ -31,11 +31,13 @@ class Likelihood(msgspec.Struct, frozen=True):
     """What a model thinks of one trajectory: the sum of its tokens' log-probabilities.
 
     `tokens` counts the response tokens of all calls that were not dropped, end tokens included.
+    `entropy` is the sum of the model's entropies where these were chosen, in nats.
     """
 
     trajectory_id: str
     tokens: int
     logprob: float
+    entropy: float = 0.0
 
 
 class EvaluateResult(msgspec.Struct, frozen=True, tag="evaluate_result"):

@@ -40,6 +40,8 @@ def publish(context: Context) -> list[str]:
     Raises:
         ServerUnavailable: Postgres does not answer, or the app holds a row of a version just now.
     """
+    if context.settings.publish != "always":
+        return []
     with context.database.transaction() as tx:
         versions = promotions.publish(tx, context.lineage.name, context.holder)
     if versions:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Progress, Trainer
 from babylon_tasks.records.windows import Window
-from babylon_tasks.store import attempts, clock, heads, leases, lineages
+from babylon_tasks.store import attempts, clock, exams, heads, leases, lineages
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.training.backend import TrainingBackend
 from babylon_tasks.training.choice import WindowChoice
@@ -79,6 +79,9 @@ def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]]
             leases.release(tx, [lease])
             return None
         heads.ensure(tx, lineage)
+        if settings.publish != "always" and exams.awaited(tx, lineage.name):
+            leases.release(tx, [lease])  # it has no verdict yet, so nothing may continue it
+            return None
         lost = attempts.reap_steps(tx, lineage.name, settings.max_attempts)
         failures.answer_for(tx, lost)
         windows = choice.next(tx)

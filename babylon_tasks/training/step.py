@@ -22,7 +22,7 @@ from babylon_tasks.records.steps import (
     Trainer,
     WindowShare,
 )
-from babylon_tasks.records.versions import Distances, Head, Versions
+from babylon_tasks.records.versions import Head
 from babylon_tasks.records.windows import Window
 from babylon_tasks.scratch import scratch as scratch_folder
 from babylon_tasks.store import attempts, heads, steps, training_batches
@@ -37,7 +37,7 @@ from babylon_tasks.training.recipe import (
 from babylon_tasks.work import aio, left_out
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
-from babylon_tasks.work.samples import Staleness, StepSamples, collect
+from babylon_tasks.work.samples import Staleness, StepSamples, collect, staleness_at
 from babylon_tasks.work.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -121,11 +121,10 @@ class StepAttempt:
         with self._context.database.transaction() as tx:
             head = heads.ensure(tx, lineage)
             parent = steps.read(tx, lineage.name, head.step)
-            versions = Versions(lineage.name, steps.steps_of_versions(tx, lineage.name))
-            distances = Distances(steps.parents(tx, lineage.name), head.step)
+            staleness = staleness_at(tx, self._context, head.step)
         require_same_kind(lineage, self._settings.trainer, parent)
         self._stopwatch.end("claim")
-        return head, parent, Staleness(self._settings, versions, distances)
+        return head, parent, staleness
 
     def _read(self, scratch: Path, staleness: Staleness) -> StepSamples:
         """Write the samples that can be trained into the scratch folder."""

@@ -22,7 +22,8 @@ from babylon_tasks.records.traces import Trace, decode
 from babylon_tasks.records.versions import Distances, Versions
 from babylon_tasks.records.windows import Window
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import logprobs, scores
+from babylon_tasks.store import logprobs, scores, steps
+from babylon_tasks.store.database import Connection
 from babylon_tasks.store.scores import Source, StoredScore
 from babylon_tasks.store.traces import TraceReader, open_reader
 from babylon_tasks.work.context import Context
@@ -102,6 +103,13 @@ class Staleness:
     def too_many(self, steps: int | None) -> bool:
         """Tell whether a call of that age is left out."""
         return self._most is not None and steps is not None and steps > self._most
+
+
+def staleness_at(tx: Connection, context: Context, head: int) -> Staleness:
+    """Return the ages of calls, counted from this step of the context's lineage."""
+    name = context.lineage.name
+    versions = Versions(name, steps.steps_of_versions(tx, name))
+    return Staleness(context.settings, versions, Distances(steps.parents(tx, name), head))
 
 
 @dataclass(slots=True)

@@ -25,13 +25,14 @@ NOTED = b'{"noted":true}\n'
 
 _MESSAGE_CHARACTERS = 2000  # what rl.windows.last_error keeps
 
-ErrorKind = Literal["final", "user", "retryable", "checkpoint", "away"]
+ErrorKind = Literal["final", "user", "retryable", "checkpoint", "away", "weights"]
 
 # The most exact class first: CheckpointUnreadable is a UserError too.
 _ERRORS: dict[ErrorKind, type[errors.BabylonError]] = {
     "away": errors.RemoteUnavailable,
     "checkpoint": errors.CheckpointUnreadable,
     "user": errors.UserError,
+    "weights": errors.BadWeights,
     "final": errors.Final,
     "retryable": errors.Retryable,
 }

@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from babylon_tasks.errors import CheckpointUnreadable, UserError
+from babylon_tasks.errors import BadWeights, CheckpointUnreadable, UserError
 from babylon_tasks.records.steps import StepRequest
-from babylon_tasks.text import first_line
+from babylon_tasks.text import first_line, one_line
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.proof import write_proof
 
@@ -51,7 +51,8 @@ def policy(model: LanguageModel, checkpoint: str | None) -> Iterator[None]:
     """Make the model that of a step, or without a checkpoint the base model alone.
 
     Raises:
-        CheckpointUnreadable: A file is missing, damaged, or of another architecture.
+        CheckpointUnreadable: A file is missing or damaged.
+        BadWeights: They are of another architecture.
     """
     if checkpoint is None:
         with model.as_base():
@@ -62,8 +63,12 @@ def policy(model: LanguageModel, checkpoint: str | None) -> Iterator[None]:
         config = LoraConfig.from_pretrained(checkpoint)
         weights = load_file(folder / WEIGHTS)
     model.add_adapter(config.r, config.lora_alpha, seed=0)  # every weight of it is replaced
-    with _readable(folder):
+    try:
         _load_weights(model, weights)
+    except (ValueError, RuntimeError) as error:
+        raise BadWeights(
+            f"the weights of {folder} do not fit {model.base_model}: {one_line(str(error), 200)}"
+        ) from error
     yield
 
 

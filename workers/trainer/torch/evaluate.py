@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from babylon_tasks.errors import Final
+from babylon_tasks.errors import BadWeights, Final
 from babylon_tasks.records.steps import Progress, Sample
 from babylon_tasks.records.trainer_requests import EvaluateRequest, Likelihood
 from workers.trainer.torch.batches import StepTensors
@@ -37,7 +37,8 @@ def evaluate(
     """Sum the log-probabilities of each trajectory's response tokens, by the model as it is.
 
     Raises:
-        Final: One sequence does not fit the GPU, or a log-probability is not finite.
+        Final: One sequence does not fit the GPU.
+        BadWeights: A log-probability is not finite.
     """
     sequences = Sequences()
     counts: list[tuple[int, int]] = []  # calls and answer tokens of each sample
@@ -51,13 +52,15 @@ def evaluate(
     sums = iter(_sums(model, sequences, request, on_progress))
     likelihoods = []
     for sample, (calls, tokens) in zip(samples, counts, strict=True):
-        logprob = sum(itertools.islice(sums, calls), 0.0)
+        of_calls = list(itertools.islice(sums, calls))
+        logprob = sum((each for each, _ in of_calls), 0.0)
         if not math.isfinite(logprob):
-            raise Final(
+            raise BadWeights(
                 f"the log-probabilities of trajectory {sample.trajectory_id} are not finite: "
                 f"are the weights of {request.checkpoint or request.base_model} damaged?"
             )
-        likelihoods.append(Likelihood(sample.trajectory_id, tokens, logprob))
+        entropy = sum((each for _, each in of_calls), 0.0)
+        likelihoods.append(Likelihood(sample.trajectory_id, tokens, logprob, entropy))
     return Evaluation(likelihoods, len(sequences), dropped)
 
 
@@ -66,21 +69,22 @@ def _sums(
     sequences: Sequences,
     request: EvaluateRequest,
     on_progress: Callable[[Progress], None],
-) -> list[float]:
-    """Return the sum of each sequence's log-probabilities, in order."""
+) -> list[tuple[float, float]]:
+    """Return the sums of each sequence's log-probabilities and entropies, in order."""
     if not len(sequences):
         return []
     step = StepTensors.from_packed(sequences.unweighted())
 
     @torch.no_grad()
-    def run(batches: Batches) -> list[float]:
-        sums = torch.zeros(len(sequences), dtype=torch.float64, device=model.device)
+    def run(batches: Batches) -> list[tuple[float, float]]:
+        sums = torch.zeros(2, len(sequences), dtype=torch.float64, device=model.device)
         for done, rows in enumerate(batches, start=1):
             batch = step.take(rows, model.device)
-            logprobs_n, _ = model.logprobs(batch.inputs["tokens"], batch.predicts)
-            sums[rows] = batch.spread(logprobs_n.double()).sum(dim=1)
+            both = model.logprobs(batch.inputs["tokens"], batch.predicts)
+            for sum_s, values_n in zip(sums, both, strict=True):
+                sum_s[rows] = batch.spread(values_n.double()).sum(dim=1)
             on_progress(Progress("evaluate", done, len(batches)))
-        return sums.tolist()
+        return list(zip(*sums.tolist(), strict=True))
 
     try:
         most_tokens = min(request.micro_batch_tokens, model.most_tokens_at_once)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jinja2
 
-from babylon_tasks.errors import Final
+from babylon_tasks.errors import BadWeights, Final
 from babylon_tasks.records.steps import Progress
 from babylon_tasks.records.trainer_requests import GenerateRequest, Generation
 from workers.trainer.torch.language_model import LanguageModel
@@ -25,7 +25,8 @@ def generate(
     answers of another are.
 
     Raises:
-        Final: One prompt alone does not fit the GPU, or a log-probability is not finite.
+        Final: One prompt alone does not fit the GPU.
+        BadWeights: A log-probability is not finite.
     """
     prompts = _encode(model, request)
     # One row for each answer.
@@ -61,7 +62,7 @@ def generate(
     generations: list[list[Generation]] = [[] for _ in prompts]
     for row, number in enumerate(numbers):
         if not all(map(math.isfinite, generated[row].logprobs)):
-            raise Final(
+            raise BadWeights(
                 f"the log-probabilities of an answer to prompt {number + 1} are not finite: "
                 f"are the weights of {request.checkpoint or request.base_model} damaged?"
             )

@@ -1,0 +1,69 @@
+"""What follows from a step that may not serve: the head leaves it, and nothing continues it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from babylon_tasks.records.lineages import LineageState
+from babylon_tasks.store import exams, heads, lineages, steps, transitions
+from babylon_tasks.store.database import Connection
+from babylon_tasks.store.leases import Claim
+from babylon_tasks.work.context import Context
+
+log = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 3  # then nothing more is trained until a person has looked
+PAUSED_BY = "the gate"
+
+
+def reject(context: Context, tx: Connection, claim: Claim, step: int, reason: str) -> bool:
+    """Move the head from a step that failed its exam to its parent; pause after three in a row.
+
+    Returns whether the lineage is paused by it.
+
+    At W&B a model goes on from its own newest step: there the head stays, and does not serve.
+    """
+    name = context.lineage.name
+    row = steps.read(tx, name, step)
+    assert row is not None  # no row is ever deleted
+    if not _is_remote(tx, name, step):
+        _give_up(context, tx, claim, (step, row.parent_step), f"failed its exam: {reason}")
+    if exams.failures_in_a_row(tx, name) < FAILURES_IN_A_ROW:
+        return False
+    lineage = lineages.lock(tx, name)
+    assert lineage is not None
+    lineages.change(tx, replace(lineage, state=LineageState.PAUSED), PAUSED_BY)
+    return True
+
+
+def leave_rolled_back(context: Context, tx: Connection, claim: Claim) -> None:
+    """Move the head to the step that serves, if an experiment rolled back one on its way.
+
+    What came after that one continues it, and the two were only compared as a whole with what
+    serves. At W&B the head stays, as in `reject`.
+    """
+    name = context.lineage.name
+    bad = exams.rolled_back(tx, name)
+    head = heads.lock(tx, claim)
+    if bad is None or head is None or _is_remote(tx, name, head.step):
+        return
+    why = f"step {bad.step}: {bad.reason}"
+    _give_up(context, tx, claim, (head.step, head.published_step), why)
+    log.warning("%s goes on from step %d: %s", name, head.published_step, why)
+
+
+def _is_remote(tx: Connection, name: str, step: int) -> bool:
+    row = steps.read(tx, name, step)
+    return row is not None and row.trainer == "serverless"
+
+
+def _give_up(
+    context: Context, tx: Connection, claim: Claim, move: tuple[int, int], why: str
+) -> None:
+    """Move the head, which is locked; the windows of what it leaves are left or due again."""
+    name = context.lineage.name
+    moved = heads.move(tx, claim, *move, why)
+    if context.settings.rejected_windows == "retry":
+        for step in moved.given_up:
+            transitions.retry_step(tx, name, step)
