@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
-from msgspec.structs import replace
 
 from babylon_tasks.evaluation.intervals import (
-    LEAST_CLUSTERS,
     Clusters,
     Floats,
-    Statistic,
-    interval,
+    with_interval,
 )
 from babylon_tasks.evaluation.lift import lift
 from babylon_tasks.evaluation.ranking import ranking
@@ -153,7 +150,7 @@ def _share(clusters: Clusters, served: Sequence[bool], candidate: Sequence[bool]
         return Compared(left_out=_NO_ANSWERS)
     before, after = clusters.sums(served), clusters.sums(candidate)
     each = clusters.sums([1] * len(served))
-    return _with_interval(
+    return with_interval(
         Compared(
             served=float(before.sum()) / len(served),
             candidate=float(after.sum()) / len(served),
@@ -162,6 +159,7 @@ def _share(clusters: Clusters, served: Sequence[bool], candidate: Sequence[bool]
             samples=len(served),
         ),
         lambda draws: draws @ (after - before) / (draws @ each),
+        len(each),
     )
 
 
@@ -184,9 +182,10 @@ def _kl(answers: Sequence[Answered]) -> Compared:
     if not tokens.sum():
         return Compared(left_out="no sampled answer has log-probabilities of both versions")
     kl = float(ratios.sum() / tokens.sum())
-    return _with_interval(
+    return with_interval(
         Compared(candidate=kl, difference=kl, runs=len(ratios), samples=len(known)),
         lambda draws: (draws @ ratios) / (draws @ tokens),
+        len(ratios),
     )
 
 
@@ -202,7 +201,7 @@ def _length(clusters: Clusters, served: Sequence[int], candidate: Sequence[int])
             left_out="the served version's answers have no tokens" if served else _NO_ANSWERS
         )
     mean = float(before.sum()) / len(served)
-    return _with_interval(
+    return with_interval(
         Compared(
             served=mean,
             candidate=float(after.sum()) / len(served),
@@ -211,6 +210,7 @@ def _length(clusters: Clusters, served: Sequence[int], candidate: Sequence[int])
             samples=len(served),
         ),
         lambda draws: mean * ((draws @ after) / (draws @ before) - 1),
+        len(before),
     )
 
 
@@ -227,7 +227,7 @@ def _entropy(runs: Sequence[ExaminedRun]) -> Compared:
         return Compared(left_out="no run has entropies of both versions")
     before, after, tokens = (_array(numbers) for numbers in zip(*known, strict=True))
     total = float(tokens.sum())
-    return _with_interval(
+    return with_interval(
         Compared(
             served=float(before.sum()) / total,
             candidate=float(after.sum()) / total,
@@ -235,12 +235,5 @@ def _entropy(runs: Sequence[ExaminedRun]) -> Compared:
             runs=len(known),
         ),
         lambda draws: draws @ (after - before) / (draws @ tokens),
+        len(known),
     )
-
-
-def _with_interval(figure: Compared, statistic: Statistic) -> Compared:
-    bounds = interval(statistic, figure.runs)
-    if bounds is None:
-        said = f"an interval needs {LEAST_CLUSTERS} trajectories, and there are {figure.runs}"
-        return replace(figure, left_out=said)
-    return replace(figure, low=bounds[0], high=bounds[1])

@@ -13,7 +13,10 @@ from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
+
+from babylon_tasks.records.exams import Compared
 
 Floats = NDArray[np.float64]
 # Of draws, [draws, clusters] with how often each cluster was drawn, to a number for each: [draws].
@@ -43,31 +46,43 @@ class Clusters:
         return sums
 
 
-def interval(statistic: Statistic, clusters: int) -> tuple[float, float] | None:
+def with_interval(
+    figure: Compared, statistic: Statistic, clusters: int, fitted: int = 1
+) -> Compared:
+    """Return a figure with the interval of its difference, or why there is none."""
+    bounds = interval(statistic, clusters, fitted)
+    if bounds is None:
+        return replace(figure, left_out=f"{clusters} trajectories are too few for an interval")
+    return replace(figure, low=bounds[0], high=bounds[1])
+
+
+def interval(statistic: Statistic, clusters: int, fitted: int = 1) -> tuple[float, float] | None:
     """Return the 95 % interval of a statistic, or None if there are too few clusters.
 
-    Draws for which the statistic is not finite (nothing of what it divides by was drawn) do not
-    count; None if they are half or more.
+    `fitted` counts the means that were computed from the same clusters. Draws for which the
+    statistic is not finite (nothing of what it divides by was drawn) do not count; None if they are
+    half or more.
     """
-    if clusters < LEAST_CLUSTERS:
+    if clusters - fitted < LEAST_CLUSTERS - 1:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         values = statistic(_draws(clusters))
     values = values[np.isfinite(values)].round(_DECIMALS)
     if 2 * len(values) <= DRAWS:
         return None
-    tail = tail_of(clusters)
+    tail = tail_of(clusters, fitted)
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def tail_of(clusters: int) -> float:
+def tail_of(clusters: int, fitted: int = 1) -> float:
     """Return the share of draws that an interval leaves out at each end.
 
     It is less than 2.5 %, as draws of few clusters vary too little: the expanded percentile
     interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap").
     """
-    expanded = sqrt(clusters / (clusters - 1)) * _student(clusters - 1)
+    freedom = clusters - fitted
+    expanded = sqrt(clusters / freedom) * _student(freedom)
     return _NORMAL.cdf(-expanded)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from babylon_tasks.evaluation.intervals import Floats, interval
+from babylon_tasks.evaluation.intervals import Floats, with_interval
 from babylon_tasks.evaluation.windows import Windows
 from babylon_tasks.records.exams import Compared
 
-LEAST_RUNS = 5
+LEAST_RUNS = 6
 
 
 def lift(rewards: Floats, windows: Windows, served: Floats, candidate: Floats) -> Compared:
@@ -20,15 +20,23 @@ def lift(rewards: Floats, windows: Windows, served: Floats, candidate: Floats) -
     and Langford 2002). It needs no recorded log-probabilities. How hard a run is to
     say cancels in Δ, which is why it sees in 16 runs what `ranking` sees in 64.
     """
-    centred = windows.centred(rewards)
-    runs = int(np.count_nonzero(centred))
+    # A window in which all did alike tells nothing.
+    telling = [each for each in windows.members() if np.ptp(rewards[each]) > 0]
+    runs = sum(map(len, telling))
     if runs < LEAST_RUNS:
-        left_out = (
-            f"{runs} runs differ in reward from others of their window, and {LEAST_RUNS} are needed"
-        )
+        left_out = f"{runs} runs are of windows with unequal rewards, and {LEAST_RUNS} are needed"
         return Compared(runs=runs, left_out=left_out)
-    products = centred * windows.centred(candidate - served)
+    products = np.concatenate(
+        [_centred(rewards[each]) * _centred(candidate[each] - served[each]) for each in telling]
+    )
     mean = float(products.mean())
-    bounds = interval(lambda draws: draws @ products / draws.sum(axis=1), len(products))
-    low, high = bounds or (None, None)
-    return Compared(candidate=mean, difference=mean, low=low, high=high, runs=runs)
+    return with_interval(
+        Compared(candidate=mean, difference=mean, runs=runs),
+        lambda draws: draws @ products / runs,
+        runs,
+        fitted=1 + len(telling),
+    )
+
+
+def _centred(numbers: Floats) -> Floats:
+    return np.asarray(numbers - numbers.mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from babylon_tasks.evaluation.intervals import Floats, interval
+from babylon_tasks.evaluation.intervals import Floats, with_interval
 from babylon_tasks.evaluation.windows import Windows
 from babylon_tasks.records.exams import Compared
 
@@ -37,15 +37,13 @@ def ranking(rewards: Floats, windows: Windows, served: Floats, candidate: Floats
         return np.asarray(gained / sum(_drawn(draws[:, runs], b) for runs, b, _, _ in pairs))
 
     accuracy = [float(sum(p[n].sum() for p in pairs)) / count for n in (2, 3)]
-    low, high = interval(difference, len(rewards)) or (None, None)
-    return Compared(
+    figure = Compared(
         served=accuracy[0],
         candidate=accuracy[1],
         difference=accuracy[1] - accuracy[0],
-        low=low,
-        high=high,
         runs=in_pairs,
     )
+    return with_interval(figure, difference, len(rewards))
 
 
 def _likelier(logprobs: Floats) -> Floats:

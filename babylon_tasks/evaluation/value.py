@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from babylon_tasks.evaluation.intervals import Floats, interval
+from babylon_tasks.evaluation.intervals import Floats, with_interval
 from babylon_tasks.evaluation.windows import Windows
 from babylon_tasks.records.exams import Compared
 
@@ -44,14 +44,16 @@ def value(rewards: Floats, windows: Windows, served: Floats, candidate: Floats) 
 
     once = np.ones((1, runs))
     values = [level + float(gain(once, w)[0]) for w in weights]
-    bounds = interval(lambda draws: gain(draws, weights[1]) - gain(draws, weights[0]), runs)
-    low, high = bounds or (None, None)
-    return Compared(
+    figure = Compared(
         served=values[0],
         candidate=values[1],
         difference=values[1] - values[0],
-        low=low,
-        high=high,
         runs=runs,
         samples=samples,
+    )
+    return with_interval(
+        figure,
+        lambda draws: gain(draws, weights[1]) - gain(draws, weights[0]),
+        runs,
+        fitted=windows.count,
     )

@@ -13,12 +13,12 @@ from msgspec.structs import replace
 
 from babylon_tasks.records.exams import Compared, ExamState, Figures
 
-# A loss of form of this share counts, even if its interval cannot be told from 0: honest steps lost
-# 0.03 at most (580 of docs/learning.md). More than three answers: two or three are luck.
+# A loss of form above this share counts even if its interval has 0 in it: honest steps lost 0.03 at
+# most (580 steps of docs/learning.md). In more than three answers: two or three are luck.
 MOST_LOST = 0.1
 MOST_ANSWERS_LOST = 3
-# A smaller loss that is certain is let pass up to here: steps lose it, and win it back.
-LEAST_LOST = 0.02
+# Up to this a loss is let pass, however certain: it is what an honest step may lose, and win back.
+LEAST_LOST = 0.03
 # A step moves the mean answer by 0.2 nats at most (MAX_POLICY_CHANGE): 0.05 nats a token where
 # answers have four. Ten unpublished steps in one direction come to this.
 MOST_KL = 0.5

@@ -14,15 +14,15 @@ class Windows:
     """Tells which runs are of one window; runs are numbered from 0."""
 
     def __init__(self, window_ids: Sequence[str]) -> None:
-        _, self._number = np.unique(np.array(window_ids, dtype=np.str_), return_inverse=True)
+        numbers = {window_id: n for n, window_id in enumerate(dict.fromkeys(window_ids))}
+        self._number = np.array([numbers[each] for each in window_ids], dtype=np.intp)
+        self.count = len(numbers)
 
     def centred(self, numbers: Floats) -> Floats:
         """Return the runs' numbers, each less the mean of its window."""
-        if not len(numbers):
-            return numbers
         sums = np.bincount(self._number, weights=numbers)
-        return numbers - (sums / np.bincount(self._number))[self._number]
+        return np.asarray(numbers - (sums / np.bincount(self._number))[self._number])
 
     def members(self) -> list[NDArray[np.intp]]:
         """Return the runs of each window."""
-        return [np.flatnonzero(self._number == n) for n in np.unique(self._number)]
+        return [np.flatnonzero(self._number == n) for n in range(self.count)]
