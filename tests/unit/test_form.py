@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +18,7 @@ from babylon_tasks.simulation.game.hour import BROKEN
 from babylon_tasks.simulation.game.market import ACTIONS
 from babylon_tasks.simulation.game.prompts import write_answer
 
-# The time of the first limit at which a machine is only slow is no property of the code; these
-# texts take minutes where an algorithm is quadratic, and the test's own limit ends it.
+# Some of these take minutes where the search is quadratic; then the tests' own limit ends it.
 ODD = [
     '{"a":' * 100_000,
     '{"a":' * 100_000 + "1" + "}" * 100_000,
@@ -173,8 +174,6 @@ _json = st.recursive(
 @given(_json, st.integers(0, 300))
 @example({"action": {"action": {"action": {"action": {"action": {"action": "BUY"}}}}}}, 300)
 def test_any_json_has_an_answer_and_what_is_cut_off_has_no_action(value: object, kept: int) -> None:
-    import json
-
     text = json.dumps(value)
     assert well_formed(text) in (True, False)
     if isinstance(value, dict) and kept < len(text):
@@ -197,7 +196,7 @@ def test_a_deployment_brings_its_check(
     def check(text: str) -> int:
         return len(text) // int(text)  # ValueError for what is no number
 
-    monkeypatch.setitem(__import__("sys").modules, "ours", SimpleNamespace(check=check))
+    monkeypatch.setitem(sys.modules, "ours", SimpleNamespace(check=check))
     loaded = load_form_check("ours:check")
     assert loaded("7") is False  # 1 // 7
     assert loaded("1") is True
