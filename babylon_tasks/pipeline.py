@@ -4,7 +4,7 @@
     score     `due` → `scored` or `skipped`, with rl.scores     (cpu)
     evaluate  the newest step on these windows: may it go on?   (gpu, before it trains)
     train     every scored window up to a limit → one step      (gpu)
-    publish   the head becomes the step that serves             (cpu)
+    publish   a step that may serve does, or is tried           (cpu)
     sweep     find due work that nobody does                    (cpu, every few seconds)
 
 Each stage claims what is due in Postgres; it does not rely on the message that woke it. A stage may
@@ -94,7 +94,7 @@ def train(
 
 
 def publish(context: Context) -> list[str]:
-    """Let the head serve, unless that is paused; return the versions that came to serve.
+    """Let the steps serve that may, as PUBLISH says; return the versions that came to serve.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
@@ -109,7 +109,7 @@ def sweep(context: Context, limit: int) -> DueWork:
         ServerUnavailable: Postgres does not answer.
     """
     with context.database.transaction() as tx:
-        return lineages.sweep(tx, [context.lineage.name], limit)
+        return lineages.sweep(tx, {context.lineage.name: context.settings}, limit)
 
 
 # --- by hand -----------------------------------------------------------------------------------

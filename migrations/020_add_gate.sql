@@ -75,8 +75,33 @@ COMMENT ON COLUMN rl.scores.exam_only IS
 
 ALTER TABLE rl.assignments ADD COLUMN IF NOT EXISTS failed bigint NOT NULL DEFAULT 0;
 ALTER TABLE rl.assignments ADD COLUMN IF NOT EXISTS malformed bigint NOT NULL DEFAULT 0;
+ALTER TABLE rl.assignments ADD COLUMN IF NOT EXISTS pinned bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN rl.assignments.pinned IS
+    'Answers that were asked for by the version''s own name: they say nothing in an experiment.';
 COMMENT ON COLUMN rl.assignments.failed IS 'Requests that ended with an error of the version.';
 COMMENT ON COLUMN rl.assignments.malformed IS 'Answers that FORM_CHECK refuses.';
+
+-- The newest step that passed its exam and may serve next. What was experimented with is not tried
+-- again, nor anything before it. What follows a step that did harm waits until the head has moved
+-- back behind that.
+CREATE OR REPLACE FUNCTION rl.candidate(lineage text) RETURNS integer
+    LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT s.step
+      FROM rl.heads h
+      JOIN rl.steps s ON s.model_name = h.model_name AND s.step > h.published_step
+      JOIN rl.exams e ON e.model_name = s.model_name AND e.step = s.step AND e.state = 'passed'
+     WHERE h.model_name = $1 AND s.given_up_at IS NULL AND s.removed_at IS NULL
+       AND s.version IS NOT NULL AND s.checkpoint IS NOT NULL
+       AND NOT EXISTS (
+           SELECT FROM rl.experiments x
+             JOIN rl.steps t ON t.model_name = x.model_name AND t.step = x.step
+            WHERE x.model_name = s.model_name AND x.step > h.published_step
+              AND x.ended_at IS NOT NULL AND t.given_up_at IS NULL
+              AND (x.step >= s.step OR x.state = 'rolled_back'))
+     ORDER BY s.step DESC LIMIT 1
+$$;
+COMMENT ON FUNCTION rl.candidate(text) IS
+    'The newest step of a lineage that passed its exam and may serve next; NULL: none.';
 
 -- Before published_step moves: a worker of release 0.1.0 does not know that promotion is paused, and
 -- asks for no exam.

@@ -18,14 +18,14 @@ from pydantic import SecretStr
 
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.api_keys import ApiKey
-from babylon_tasks.records.captured import CapturedCall
+from babylon_tasks.records.captured import CapturedCall, FailedCall
 from babylon_tasks.store.database import Database
 from babylon_tasks.work.signals import stop
 from workers.serve.backend import ApiError, Backend, Question, Version
 from workers.serve.health import Health
 from workers.serve.http.app import Endpoint
 from workers.serve.http.budgets import Use
-from workers.serve.http.completions import Completions
+from workers.serve.http.completions import Completions, Memory
 from workers.serve.http.keys import Keys
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
@@ -210,6 +210,7 @@ class Edge:
     metrics: Metrics
     endpoint: Endpoint
     answers: list[CapturedCall]
+    failed: list[FailedCall] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -227,9 +228,11 @@ def make_edge(
     answers: list[CapturedCall] = []
     metrics.watch(router.health, lambda: {"captured": len(answers)}, lambda: 0)
     keys.require_one("127.0.0.1")
-    completions = Completions(router, metrics, limits, answers.append, captures=True)
+    failed: list[FailedCall] = []
+    memory = Memory(answers.append, failed.append, captures=True)
+    completions = Completions(router, metrics, limits, memory)
     endpoint = Endpoint(router, completions, keys, metrics, limits, (keys.kept_fresh(),))
-    return Edge("", router, keys, metrics, endpoint, answers)
+    return Edge("", router, keys, metrics, endpoint, answers, failed)
 
 
 @contextmanager

@@ -39,6 +39,8 @@ class CapturedCall:
         token_ids: Of the answer; none if the backend does not tell them.
         logprobs: One for each, before the temperature's effect.
         first_token_ms: None if it was not streamed.
+        pinned: It was asked for by the version's own name, not by the lineage's.
+        malformed: FORM_CHECK refuses it.
     """
 
     at: datetime
@@ -54,6 +56,8 @@ class CapturedCall:
     prompt_tokens: int
     latency_ms: int
     first_token_ms: int | None = None
+    pinned: bool = False
+    malformed: bool = False
 
     def why_not_kept(self) -> str | None:
         """Return why its tokens are of no use for training; None: they are."""
@@ -70,6 +74,17 @@ class CapturedCall:
         if min(self.token_ids) < 0 or max(self.token_ids) > _MOST_TOKEN_ID:
             return "odd_logprobs"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCall:
+    """A request of an agent that its version failed; the fields are as in `CapturedCall`."""
+
+    at: datetime
+    lineage: str
+    step: int
+    agent: str
+    pinned: bool
 
 
 class CallKey(NamedTuple):

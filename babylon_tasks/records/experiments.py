@@ -8,6 +8,10 @@ from enum import StrEnum
 
 import msgspec
 
+# A version has failed an agent in a window if at least this part of the agent's requests ended with
+# an error of the version, or with a malformed answer.
+FAILED_PART = 0.2
+
 
 class ExperimentState(StrEnum):
     """How it stands or ended; a person `stopped` it, by a promotion, a reset or a share by hand."""
@@ -51,6 +55,17 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class FailedAgents:
+    """Agents of a window that each version answered, and those of them that it failed."""
+
+    window_id: str
+    served: int
+    served_failed: int
+    candidate: int
+    candidate_failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """A row of `rl.experiments`; `percent` of the agents are the candidate's, `step`."""
 
@@ -70,10 +85,14 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentLook:
-    """A row of `rl.experiment_looks`: a window's evidence, and what was decided after it."""
+    """A row of `rl.experiment_looks`: a window's evidence, and what was decided after it.
+
+    `score_rev` is that of the window's scores then.
+    """
 
     window_id: str
     decision: str
+    score_rev: int
     evidence: WindowEvidence
     standing: Standing
     at: datetime

@@ -7,16 +7,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 
+from babylon_tasks.records.windows import window_id_at
+
 _POINTS = 10_000  # of a hundredth of a percent each
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """In force from the start of a window until the next share starts; 0 percent ends it."""
+    """In force from the start of a window until the next share starts; 0 percent ends it.
+
+    With `draw` its agents are drawn anew for each window, by this text.
+    """
 
     starts_at: datetime
     step: int
     percent: float
+    draw: str | None = None
+
+    def takes(self, lineage: str, agent: str, moment: datetime) -> bool:
+        """Tell whether an agent of a lineage is in it at a moment."""
+        key = lineage if self.draw is None else f"{self.draw} {window_id_at(moment)}"
+        return takes_share(key, agent, self.percent)
 
     @property
     def is_open(self) -> bool:

@@ -9,7 +9,9 @@ from datetime import datetime
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.promotions import Pause, PromotionKind
 from babylon_tasks.records.versions import Head
-from babylon_tasks.store import heads, lineages, promotions, shares
+from babylon_tasks.serving import experiment
+from babylon_tasks.serving.experiment import Outcome
+from babylon_tasks.store import experiments, heads, lineages, promotions, shares
 from babylon_tasks.store.database import Connection
 from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context
@@ -33,20 +35,35 @@ class Served:
 
 
 def publish(context: Context) -> list[str]:
-    """Let the step that trains next serve; return the versions that came to serve or before it.
+    """Let the steps serve that may, as PUBLISH says; return the versions that came to serve.
 
-    Nothing is done while automatic promotion is paused.
+    Those before them that can be asked for now are among them. `always`: the step that trains next.
+    `gate`: the newest that passed its exam, after an experiment. `manual`: none. Nothing is
+    promoted while automatic promotion is paused.
 
     Raises:
         ServerUnavailable: Postgres does not answer, or the app holds a row of a version just now.
     """
-    if context.settings.publish != "always":
-        return []
+    name, mode = context.lineage.name, context.settings.publish
     with context.database.transaction() as tx:
-        versions = promotions.publish(tx, context.lineage.name, context.holder)
-    if versions:
-        log.info("%s: promoted: %s", context.lineage.name, ", ".join(versions))
-    return versions
+        promotions.hold_head(tx, name)
+        head = heads.read(tx, name)
+        if head is None:
+            return []
+        experiments.set_gated(tx, name, mode != "always")
+        outcome = Outcome()
+        if mode == "gate":
+            outcome = experiment.follow(tx, context)
+        else:
+            experiment.stop(tx, context, f"PUBLISH is {mode}")
+        if mode == "always":
+            by = (context.holder, "the newest step")
+            outcome.versions += promotions.publish(tx, name, head.step, by)
+    for sentence in outcome.said:
+        log.info("%s: %s", name, sentence)
+    if outcome.versions:
+        log.info("%s: promoted: %s", name, ", ".join(outcome.versions))
+    return outcome.versions
 
 
 def promote(context: Context, version_or_step: str, why: str) -> Served:
@@ -68,7 +85,8 @@ def promote(context: Context, version_or_step: str, why: str) -> Served:
                 f"step {step} is older than step {head.published_step}, which serves: "
                 f"`babylon models rollback {version_or_step}`"
             )
-        if step != head.step and head.promotion_paused_at is None:
+        by_itself = context.settings.publish == "always" and head.promotion_paused_at is None
+        if step != head.step and by_itself:
             raise UserError(
                 f"step {head.step} is newer and will be promoted by itself: "
                 "`babylon models pause` first"
@@ -146,7 +164,9 @@ def share(context: Context, version_or_step: str, percent: float, why: str) -> t
     with context.database.transaction() as tx:
         _locked(tx, context)
         step = _servable(tx, context, version_or_step, ends=percent == 0)
-        return step, shares.start(tx, name, step, percent, (context.holder, why))
+        starts_at = shares.start(tx, name, step, percent, (context.holder, why))
+        experiment.stop(tx, context)
+        return step, starts_at
 
 
 def _reason(why: str) -> str:
@@ -202,6 +222,7 @@ def _move(tx: Connection, context: Context, step: int, kind: PromotionKind, why:
     head = heads.read(tx, context.lineage.name)
     assert head is not None
     promotions.move(tx, context.lineage.name, step, kind, (context.holder, why))
+    experiment.stop(tx, context)
     return _served(tx, context, head.published_step)
 
 

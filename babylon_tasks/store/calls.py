@@ -28,15 +28,24 @@ class Assigned(NamedTuple):
 
 @dataclass(slots=True)
 class Answers:
-    """How many answers there were, and when the first and the last of them was asked for."""
+    """How many answers there were, and when the first and the last of them was asked for.
+
+    `malformed` and `pinned` are among them, `failed` are requests without an answer beside them.
+    """
 
     count: int
     first_at: datetime
     last_at: datetime
+    failed: int = 0
+    malformed: int = 0
+    pinned: int = 0
 
     def add(self, other: Answers) -> None:
         """Count the other ones too."""
         self.count += other.count
+        self.failed += other.failed
+        self.malformed += other.malformed
+        self.pinned += other.pinned
         self.first_at = min(self.first_at, other.first_at)
         self.last_at = max(self.last_at, other.last_at)
 
@@ -74,6 +83,9 @@ def add_assignments(connection: Connection, assigned: Mapping[Assigned, Answers]
             "answers": [answers.count for _, answers in each],
             "first": [answers.first_at for _, answers in each],
             "last": [answers.last_at for _, answers in each],
+            "failed": [answers.failed for _, answers in each],
+            "malformed": [answers.malformed for _, answers in each],
+            "pinned": [answers.pinned for _, answers in each],
         },
     )
 

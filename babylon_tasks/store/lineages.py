@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import transitions
+from babylon_tasks.store import experiments, transitions
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.queries import load
 
@@ -22,7 +22,10 @@ Stage = Literal["score", "train"]
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """Due work that nobody holds: windows to score, a step to train, lineages to publish."""
+    """Due work that nobody holds: windows to score, a step to train, lineages to publish.
+
+    `publish` has those of which something is to serve, or an experiment has something to decide.
+    """
 
     due: list[str]
     train: bool
@@ -156,9 +159,12 @@ def take_turn(
     return row["name"] if row else None
 
 
-def sweep(connection: Connection, names: Sequence[str], limit: int) -> DueWork:
-    """Return the due work of these lineages that nobody holds, at most `limit` windows."""
-    with connection.cursor(row_factory=class_row(DueWork)) as cursor:
-        row = cursor.execute(_SQL["sweep"], {"names": list(names), "limit": limit}).fetchone()
+def sweep(connection: Connection, lineages: Mapping[str, Settings], limit: int) -> DueWork:
+    """Return the due work of these lineages that nobody holds, at most `limit` windows.
+
+    `lineages` has the settings of each by its name.
+    """
+    row = connection.execute(_SQL["sweep"], {"names": list(lineages), "limit": limit}).fetchone()
     assert row is not None
-    return row
+    modes = {name: settings.publish for name, settings in lineages.items()}
+    return DueWork(row["due"], row["train"], experiments.to_decide(connection, modes))

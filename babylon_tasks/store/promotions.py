@@ -11,13 +11,13 @@ from babylon_tasks.store.queries import load
 _SQL = load("promotions")
 
 
-def publish(tx: Connection, model_name: str, holder: str) -> list[str]:
-    """Promote the step that trains next; return the versions that came to serve or before it.
+def publish(tx: Connection, model_name: str, step: int, by: tuple[str, str]) -> list[str]:
+    """Let a step serve by itself; return the versions that came to serve or before it.
 
-    None while automatic promotion is paused.
+    The head must be locked; `by` says who, and why. None while automatic promotion is paused.
     """
-    values = {"model_name": model_name, "holder": holder}
-    tx.execute(_SQL["hold_head"], values)
+    holder, why = by
+    values = {"model_name": model_name, "step": step, "holder": holder, "why": why}
     rows = tx.execute(_SQL["publish"], values).fetchall()
     return [row["version"] for row in rows if row["version"]]
 

@@ -63,7 +63,12 @@ def serving_rows(tx: Connection) -> list[ServingRow]:
             published_step=row["published_step"],
             promotion_paused_at=row["promotion_paused_at"],
             shares=tuple(
-                Share(row[f"{which}_starts_at"], row[f"{which}_step"], row[f"{which}_percent"])
+                Share(
+                    row[f"{which}_starts_at"],
+                    row[f"{which}_step"],
+                    row[f"{which}_percent"],
+                    row[f"{which}_draw"],
+                )
                 for which in ("share", "next")
                 if row[f"{which}_starts_at"] is not None
             ),

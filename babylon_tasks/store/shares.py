@@ -22,35 +22,47 @@ class ShareListing:
     ends_at: datetime | None
     step: int
     percent: float
+    draw: str | None
     holder: str
     why: str
     at: datetime
 
 
 def start(
-    tx: Connection, model_name: str, step: int, percent: float, by: tuple[str, str]
+    tx: Connection,
+    model_name: str,
+    step: int,
+    percent: float,
+    by: tuple[str, str],
+    draw: str | None = None,
 ) -> datetime:
     """Let a step answer so many percent of the agents from the next window on; return its start.
 
-    One that was to start then is replaced. `by` says who, and why.
+    One that was to start then is replaced. `by` says who, and why. With `draw` the agents are drawn
+    anew for each window, by this text.
     """
     holder, why = by
-    row = tx.execute(
-        _SQL["start_share"],
-        {"model_name": model_name, "step": step, "percent": percent, "holder": holder, "why": why},
-    ).fetchone()
+    values = {"model_name": model_name, "step": step, "percent": percent, "draw": draw}
+    row = tx.execute(_SQL["start_share"], {**values, "holder": holder, "why": why}).fetchone()
     assert row is not None
     starts_at: datetime = row["starts_at"]
     return starts_at
 
 
-def end(tx: Connection, model_name: str, steps: Sequence[int], by: tuple[str, str]) -> None:
-    """End the shares of these steps at once, those that are to start too; `by` is as in `start`."""
+def end(
+    tx: Connection,
+    model_name: str,
+    steps: Sequence[int],
+    by: tuple[str, str],
+    draw: str | None = None,
+) -> None:
+    """End the shares of these steps, and those of `draw`, at once: those that are to start too.
+
+    `by` is as in `start`.
+    """
     holder, why = by
-    tx.execute(
-        _SQL["end_shares"],
-        {"model_name": model_name, "steps": list(steps), "holder": holder, "why": why},
-    )
+    values = {"model_name": model_name, "steps": list(steps), "draw": draw}
+    tx.execute(_SQL["end_shares"], {**values, "holder": holder, "why": why})
 
 
 def listing(tx: Connection, model_name: str) -> list[ShareListing]:

@@ -128,7 +128,7 @@ class Fleet:
         return self._sweep(self.active(), limit)
 
     def to_publish(self) -> list[Context]:
-        """Return the lineages whose newest step does not serve yet.
+        """Return the lineages of which a step is to serve, or an experiment is to decide.
 
         Raises:
             ServerUnavailable: Postgres does not answer.
@@ -138,9 +138,9 @@ class Fleet:
         return [context for context in active if context.lineage.name in names]
 
     def _sweep(self, contexts: Iterable[Context], limit: int) -> DueWork:
-        names = [context.lineage.name for context in contexts]
+        settings = {context.lineage.name: context.settings for context in contexts}
         with self.database.transaction() as tx:
-            return lineages.sweep(tx, names, limit)
+            return lineages.sweep(tx, settings, limit)
 
     def lineages(self, tx: Connection) -> list[Lineage]:
         """Return all lineages; MODEL_NAME has a row from now on."""

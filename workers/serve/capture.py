@@ -20,7 +20,7 @@ from typing import TypeVar
 import psycopg
 
 from babylon_tasks.errors import BabylonError
-from babylon_tasks.records.captured import CapturedCall
+from babylon_tasks.records.captured import CapturedCall, FailedCall
 from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import calls
@@ -90,18 +90,35 @@ class Capture:
                 call = replace(call, agent=agent)
             why_not = call.why_not_kept() if self._keeps else None
             with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
-                    self._thread.start()
+                self._start()
                 self._inferences[call.lineage, call.step] += 1
                 if agent:
-                    self._assign(call, agent)
+                    answers = Answers(1, call.at, call.at, 0, int(call.malformed), int(call.pinned))
+                    self._assign(
+                        Assigned(call.lineage, window_id_at(call.at), agent, call.step), answers
+                    )
                 if self._keeps:
                     why_not = why_not or self._enqueue(call)
                 if why_not:
                     self.counts.dropped[why_not] += 1
         except Exception:
             log.exception("an answer cannot be remembered")
+            self.counts.dropped["fault"] += 1
+
+    def add_failed(self, call: FailedCall) -> None:
+        """Count a request that its version failed, for its agent. It never waits, never raises."""
+        try:
+            agent = stored_agent(call.agent)
+            with self._lock:
+                self._start()
+                if agent:
+                    pinned = int(call.pinned)
+                    answers = Answers(0, call.at, call.at, failed=1, pinned=pinned)
+                    self._assign(
+                        Assigned(call.lineage, window_id_at(call.at), agent, call.step), answers
+                    )
+        except Exception:
+            log.exception("a failed request cannot be remembered")
             self.counts.dropped["fault"] += 1
 
     def close(self) -> None:
@@ -122,11 +139,16 @@ class Capture:
         self._bytes += size
         return None
 
-    def _assign(self, call: CapturedCall, agent: str) -> None:
-        """Count an answer for its agent; the caller has the lock."""
-        key = Assigned(call.lineage, window_id_at(call.at), agent, call.step)
+    def _start(self) -> None:
+        """Start the thread with the first answer; the caller has the lock."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+            self._thread.start()
+
+    def _assign(self, key: Assigned, answers: Answers) -> None:
+        """Count answers for their agent; the caller has the lock."""
         if key in self._assigned or len(self._assigned) < _MOST_AGENTS:
-            self._merge({key: Answers(1, call.at, call.at)})
+            self._merge({key: answers})
         else:
             self.counts.dropped["too_many_agents"] += 1
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from babylon_tasks.records.lineages import Lineage
-from babylon_tasks.records.shares import Share, share_at, takes_share
+from babylon_tasks.records.shares import Share, share_at
 from babylon_tasks.store import serving
 from babylon_tasks.store.database import Connection, now
 from babylon_tasks.store.serving import ServingRow, StepToServe
@@ -36,12 +36,12 @@ class Entry:
     numbers: Mapping[str, int]
     removed: Mapping[int, datetime]
 
-    def shared(self, moment: datetime) -> tuple[Version, float] | None:
-        """Return the version that has a share at a moment, and its percentage."""
+    def shared(self, moment: datetime) -> tuple[Version, Share] | None:
+        """Return the version that has a share at a moment, and the share."""
         share = share_at(self.shares, moment)
         if share is None or share.step not in self.steps or share.step in self.removed:
             return None
-        return self.steps[share.step], share.percent
+        return self.steps[share.step], share
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,9 @@ class Directory:
         return entry.steps[step]
 
     def _answering(self, entry: Entry, agent: str | None) -> Version:
-        shared = entry.shared(self.now())
-        if shared and agent is not None and takes_share(entry.name, agent, shared[1]):
+        now = self.now()
+        shared = entry.shared(now)
+        if shared and agent is not None and shared[1].takes(entry.name, agent, now):
             return shared[0]
         return entry.promoted
 

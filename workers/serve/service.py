@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.logs import configure_logging
+from babylon_tasks.records.form import load_form_check
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.settings import Settings, load_settings
 from babylon_tasks.store import lineages
@@ -21,7 +22,7 @@ from workers.serve.capture import Capture
 from workers.serve.directory import Directory
 from workers.serve.follower import Follower
 from workers.serve.http.app import Endpoint
-from workers.serve.http.completions import Completions
+from workers.serve.http.completions import Completions, Memory
 from workers.serve.http.keys import Keys, is_loopback
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
@@ -77,7 +78,13 @@ def make_endpoint(settings: Settings, keys: Keys) -> Endpoint:
     metrics = Metrics()
     metrics.watch(router.health, lambda: _captured(capture), lambda: capture.queued)
     limits = Limits(requests=settings.serve_requests, answer_seconds=settings.serve_seconds)
-    completions = Completions(router, metrics, limits, capture.add, settings.capture_calls)
+    memory = Memory(
+        capture.add,
+        capture.add_failed,
+        settings.capture_calls,
+        load_form_check(settings.form_check),
+    )
+    completions = Completions(router, metrics, limits, memory)
 
     @asynccontextmanager
     async def capturing() -> AsyncIterator[None]:

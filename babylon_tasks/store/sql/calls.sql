@@ -6,13 +6,16 @@ COPY rl.calls (at, model_name, step, prompt_hash, response_hash, agent, backend,
 
 -- add_assignments --
 -- In the order of the key: two endpoints that write the same rows never wait for each other in a circle.
-INSERT INTO rl.assignments AS a (model_name, window_id, agent, step, answers, first_at, last_at)
+INSERT INTO rl.assignments AS a (model_name, window_id, agent, step, answers, first_at, last_at,
+                                 failed, malformed, pinned)
 SELECT * FROM unnest(%(lineages)s::text[], %(windows)s::text[], %(agents)s::text[], %(steps)s::int[],
-                     %(answers)s::bigint[], %(first)s::timestamptz[], %(last)s::timestamptz[])
+                     %(answers)s::bigint[], %(first)s::timestamptz[], %(last)s::timestamptz[],
+                     %(failed)s::bigint[], %(malformed)s::bigint[], %(pinned)s::bigint[])
  ORDER BY 1, 2, 3, 4
 ON CONFLICT (model_name, window_id, agent, step) DO UPDATE
    SET answers = a.answers + excluded.answers, first_at = LEAST(a.first_at, excluded.first_at),
-       last_at = GREATEST(a.last_at, excluded.last_at)
+       last_at = GREATEST(a.last_at, excluded.last_at), failed = a.failed + excluded.failed,
+       malformed = a.malformed + excluded.malformed, pinned = a.pinned + excluded.pinned
 
 -- any_calls --
 SELECT EXISTS (SELECT FROM rl.calls) AS any

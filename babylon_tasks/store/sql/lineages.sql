@@ -173,8 +173,8 @@ SELECT %(name)s, stage, rl.clock_timestamp() FROM unnest(ARRAY['score', 'train']
 ON CONFLICT DO NOTHING
 
 -- sweep --
--- Due work that nobody holds, of these lineages: windows to score (at most a limit), whether there is
--- a step to train, and the lineages whose newest step is to serve and does not yet.
+-- Due work that nobody holds, of these lineages: windows to score (at most a limit), and whether there
+-- is a step to train. What is to serve is in experiments.sql.
 SELECT ARRAY(
            SELECT due.window_id
              FROM unnest(%(names)s::text[]) AS l (name)
@@ -197,8 +197,4 @@ SELECT ARRAY(
                       LIMIT 1) scored
                 WHERE NOT EXISTS (SELECT FROM rl.leases h
                                    WHERE h.resource = 'model/' || l.name
-                                     AND h.expires_at > rl.clock_timestamp())) AS train,
-       ARRAY(SELECT h.model_name FROM rl.heads h
-              WHERE h.model_name = ANY (%(names)s) AND h.step <> h.published_step
-                AND h.promotion_paused_at IS NULL
-              ORDER BY h.model_name) AS publish
+                                     AND h.expires_at > rl.clock_timestamp())) AS train

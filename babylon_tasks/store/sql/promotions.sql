@@ -5,12 +5,10 @@
 SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
 
 -- publish --
--- The step that trains next serves. Returns the versions up to it that came to be seen by that.
+-- A step serves by itself. Returns the versions up to it that came to be seen by that.
 WITH moved AS MATERIALIZED (
-    SELECT h.step, rl.promote(h.model_name, h.step, 'automatic', %(holder)s, 'the newest step')
-                       AS from_step
-      FROM rl.heads h
-     WHERE h.model_name = %(model_name)s AND h.step <> h.published_step
+    SELECT %(step)s::int AS step,
+           rl.promote(%(model_name)s, %(step)s, 'automatic', %(holder)s, %(why)s) AS from_step
 )
 SELECT s.version
   FROM moved m

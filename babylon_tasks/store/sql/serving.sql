@@ -28,9 +28,9 @@ SELECT seen.lineage AS name, COALESCE(l.base_model, h.base_model) AS base_model,
        COALESCE(h.step, 0) AS step, COALESCE(h.published_step, 0) AS published_step,
        h.promotion_paused_at, seen.steps_seen,
        share.starts_at AS share_starts_at, share.step AS share_step,
-       share.percent::float8 AS share_percent,
+       share.percent::float8 AS share_percent, share.draw AS share_draw,
        next.starts_at AS next_starts_at, next.step AS next_step,
-       next.percent::float8 AS next_percent
+       next.percent::float8 AS next_percent, next.draw AS next_draw
   FROM seen
   LEFT JOIN rl.lineages l ON l.name = seen.lineage
   LEFT JOIN rl.heads h ON h.model_name = seen.lineage

@@ -11,14 +11,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
-from babylon_tasks.records.captured import CapturedCall
+from babylon_tasks.records import form
+from babylon_tasks.records.captured import CapturedCall, FailedCall
 from babylon_tasks.text import one_line, place_of
 from workers.serve.backend import ApiError, Backend, Question, Version
 from workers.serve.health import Health
 from workers.serve.http.answers import show
 from workers.serve.http.budgets import Budget
 from workers.serve.http.exchange import ClientGone, Exchange
-from workers.serve.http.gathered import Gathered
+from workers.serve.http.gathered import Gathered, WellFormed
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
 from workers.serve.http.requests import Asked, parse
@@ -30,7 +31,6 @@ AGENT_HEADER = b"x-babylon-agent"
 _CLIENT_LEFT = 499  # as nginx counts it; nobody is there to be told
 # Bytes of a body that is read, and hashed, in a thread: others' streams go on meanwhile.
 _LONG_BODY = 2**15
-OnAnswer = Callable[[CapturedCall], None]
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
@@ -59,6 +59,20 @@ class Router(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is told of the answers.
+
+    `on_answer` gets each whole answer, with tokens and log-probabilities if `captures`; `on_failed`
+    each request of an agent that its version failed. `well_formed` judges the answers' texts.
+    """
+
+    on_answer: Callable[[CapturedCall], None]
+    on_failed: Callable[[FailedCall], None]
+    captures: bool
+    well_formed: WellFormed = form.well_formed
+
+
 @dataclass(slots=True)
 class _Attempt:
     """A request on its way to an answer; its version and backend once they are known."""
@@ -71,21 +85,11 @@ class _Attempt:
 
 
 class Completions:
-    """Answers chat and text completions.
+    """Answers chat and text completions."""
 
-    `on_answer` gets each whole answer, with tokens and log-probabilities if `captures`.
-    """
-
-    def __init__(
-        self,
-        router: Router,
-        metrics: Metrics,
-        limits: Limits,
-        on_answer: OnAnswer,
-        captures: bool,
-    ) -> None:
+    def __init__(self, router: Router, metrics: Metrics, limits: Limits, memory: Memory) -> None:
         self._router, self._metrics, self._limits = router, metrics, limits
-        self._on_answer, self._captures = on_answer, captures
+        self._memory = memory
         self._long_bodies = ThreadPoolExecutor(1, "long-bodies")
 
     async def answer(
@@ -100,14 +104,14 @@ class Completions:
             ApiError: What the client is to be told.
             ClientGone: The client has left.
         """
-        gathered = Gathered()
+        gathered = Gathered(self._memory.well_formed)
         body = await exchange.json_body()
         if budget is not None:
             budget.take_request()
         header = exchange.header(AGENT_HEADER)
         agent = header.decode("utf-8", "replace") if header else None
         is_long = len(body) > _LONG_BODY
-        asked = await self._do(is_long, parse, kind, body, agent, self._captures)
+        asked = await self._do(is_long, parse, kind, body, agent, self._memory.captures)
         version = self._router.resolve(asked.model, asked.agent)
         attempt = _Attempt(asked, gathered, version, is_long)
         status = 500
@@ -121,11 +125,23 @@ class Completions:
             status = _CLIENT_LEFT
             raise
         finally:
+            if status >= 500:
+                self._failed(attempt)
             if budget is not None:
                 budget.spend(gathered.prompt_tokens + gathered.completion_tokens)
             name = attempt.backend.name if attempt.backend else ""
             streamed = asked.question.stream
             self._metrics.answered(attempt.version, name, status, gathered, streamed)
+
+    def _failed(self, attempt: _Attempt) -> None:
+        """Note that an agent's request ended with an error that is not the client's."""
+        asked, version = attempt.asked, attempt.version
+        if asked.agent:
+            pinned = asked.model != version.lineage
+            at = attempt.gathered.began
+            self._memory.on_failed(
+                FailedCall(at, version.lineage, version.step, asked.agent, pinned)
+            )
 
     async def _do(self, is_long: bool, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         if not is_long:
@@ -192,6 +208,6 @@ class Completions:
             captured = attempt.gathered.captured
             calls = await self._do(attempt.is_long, captured, answering.version, kind, asked)
             for one in calls:
-                self._on_answer(one)
+                self._memory.on_answer(one)
         except Exception as error:  # noqa: BLE001 - the client has its answer
             log.error("an answer was not captured: %s", one_line(place_of(error)))  # noqa: TRY400

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from babylon_tasks.records import form
 from babylon_tasks.records.call_hashes import prompt_hash, response_hash, text_hash
 from babylon_tasks.records.captured import CapturedCall
 from babylon_tasks.records.parts import NotReadable
+from babylon_tasks.text import one_line, place_of
 from workers.serve.backend import Version
 from workers.serve.http.requests import Asked
 
+log = logging.getLogger(__name__)
+
+WellFormed = Callable[[str], bool]
+
 _OTHER_PIECES = ("tool_calls", "reasoning", "reasoning_content")
+_MOST_CHECKED = 2**16  # characters of an answer whose form is looked at
 _MOST_ARGUMENTS = 2**18  # characters of a conversation's calls that are read for its hash
 
 
@@ -26,12 +35,14 @@ class Choice:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     pieces: int = 0  # that came
+    calls_tool: bool = False
 
 
 class Gathered:
     """An answer under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, well_formed: WellFormed = form.well_formed) -> None:
+        self._well_formed = well_formed
         self.began = datetime.now(UTC)
         self.began_at = time.monotonic()
         self.first_token_at: float | None = None
@@ -63,6 +74,7 @@ class Gathered:
             self.prompt_tokens = max(self.prompt_tokens, len(prompt))
         tokens = one.get("token_ids")
         piece = text or any(map(said.get, _OTHER_PIECES))
+        choice.calls_tool = choice.calls_tool or bool(said.get("tool_calls"))
         if tokens:
             choice.token_ids += tokens
         if piece:
@@ -93,9 +105,13 @@ class Gathered:
         return time.monotonic() - self.began_at
 
     def captured(self, version: Version, backend: str, asked: Asked) -> list[CapturedCall]:
-        """Return the choices that came to their end; `backend` is its kind."""
+        """Return the choices that came to their end; `backend` is its kind.
+
+        The form counts where an agent asked by the lineage's own name, and got a text.
+        """
         first = self.first_token_seconds if asked.question.stream else None
         latency_ms = round(self.seconds() * 1000)
+        pinned = asked.model != version.lineage
         hashes: dict[int, bytes | None] = {}
         calls = []
         for index, choice in sorted(self.choices.items()):
@@ -104,13 +120,15 @@ class Gathered:
             number = index // (asked.question.body.get("n") or 1)
             if number not in hashes:
                 hashes[number] = _prompt_hash(asked, number)
+            text = "".join(choice.texts)
+            counts = asked.agent is not None and not pinned and not choice.calls_tool
             call = CapturedCall(
                 at=self.began,
                 lineage=version.lineage,
                 step=version.step,
                 agent=asked.agent,
                 prompt_hash=hashes[number],
-                response_hash=response_hash("".join(choice.texts)),
+                response_hash=response_hash(text),
                 backend=backend,
                 finish_reason=choice.finish_reason,
                 token_ids=choice.token_ids,
@@ -118,9 +136,19 @@ class Gathered:
                 prompt_tokens=self.prompt_tokens,
                 latency_ms=latency_ms,
                 first_token_ms=None if first is None else round(first * 1000),
+                pinned=pinned,
+                malformed=counts and not self._is_well_formed(text),
             )
             calls.append(call)
         return calls
+
+    def _is_well_formed(self, text: str) -> bool:
+        """Ask FORM_CHECK, which may be a deployment's own: what it cannot bear is malformed."""
+        try:
+            return bool(self._well_formed(text[:_MOST_CHECKED]))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the answer goes on
+            log.warning("FORM_CHECK fails: %s", one_line(place_of(error)))
+            return False
 
 
 def _prompt_hash(asked: Asked, number: int) -> bytes | None:
