@@ -17,6 +17,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.records import form
 from babylon_tasks.records.api_keys import ApiKey
 from babylon_tasks.records.captured import CapturedCall, FailedCall
 from babylon_tasks.store.database import Database
@@ -221,6 +222,7 @@ def make_edge(
     router: FakeRouter | None = None,
     keys: KeysInMemory | None = None,
     limits: Limits | None = None,
+    well_formed: Callable[[str], bool] = form.well_formed,
 ) -> Edge:
     """Put an edge together; it does not listen yet."""
     router, keys, limits = router or FakeRouter(), keys or KeysInMemory([]), limits or Limits()
@@ -229,7 +231,7 @@ def make_edge(
     metrics.watch(router.health, lambda: {"captured": len(answers)}, lambda: 0)
     keys.require_one("127.0.0.1")
     failed: list[FailedCall] = []
-    memory = Memory(answers.append, failed.append, captures=True)
+    memory = Memory(answers.append, failed.append, captures=True, well_formed=well_formed)
     completions = Completions(router, metrics, limits, memory)
     endpoint = Endpoint(router, completions, keys, metrics, limits, (keys.kept_fresh(),))
     return Edge("", router, keys, metrics, endpoint, answers, failed)
@@ -240,9 +242,10 @@ def running_edge(
     router: FakeRouter | None = None,
     keys: KeysInMemory | None = None,
     limits: Limits | None = None,
+    well_formed: Callable[[str], bool] = form.well_formed,
 ) -> Iterator[Edge]:
     """An edge that listens on a free port of loopback, in a thread of its own."""
-    edge = make_edge(router, keys, limits)
+    edge = make_edge(router, keys, limits, well_formed)
     with socket.create_server(("127.0.0.1", 0)) as listener, serving(edge.endpoint, listener):
         edge.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         yield edge

@@ -78,13 +78,12 @@ class CapturedCall:
 
 @dataclass(frozen=True, slots=True)
 class FailedCall:
-    """A request of an agent that its version failed; the fields are as in `CapturedCall`."""
+    """A request by the lineage's own name that ended with an error; fields as in CapturedCall."""
 
     at: datetime
     lineage: str
     step: int
     agent: str
-    pinned: bool
 
 
 class CallKey(NamedTuple):

@@ -6,8 +6,8 @@ with a probability of at most alpha (Ville 1939; Turner, Ly and Grünwald, "Gene
 exact sequential k-sample tests that allow for optional stopping", 2022).
 
 The unit is an agent in a window, failed if FAILED_PART of its requests went badly. Answers to one
-agent are much alike: one agent whose prompt no version can answer would otherwise look like hundreds
-of failures of the version that it was drawn for.
+agent are much alike: one agent whose prompt no version can answer would otherwise look like
+hundreds of failures of the version that it was drawn for.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from babylon_tasks import pipeline
+from babylon_tasks.records.captured import FailedCall
 from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.serving import remembered
 from babylon_tasks.serving.remembered import forget_old_calls
@@ -105,6 +106,27 @@ def test_which_agent_had_which_version_in_which_window(context: Context) -> None
         "AND step = 1",
     )
     assert (row["first_at"], row["last_at"]) == (HOUR - timedelta(minutes=5), HOUR)
+
+
+def test_what_a_version_did_badly_is_counted_for_its_agent(context: Context) -> None:
+    for _ in range(2):  # two endpoints
+        capture = Capture(context.settings)
+        for each in (
+            answer(agent="a", at=HOUR, malformed=True), answer(agent="a", at=HOUR),
+            answer(agent="b", at=HOUR, pinned=True),
+        ):  # fmt: skip
+            capture.add(each)
+        for _ in range(3):
+            capture.add_failed(FailedCall(HOUR, "babylon-agent", 1, "a"))
+        capture.add_failed(FailedCall(HOUR, "babylon-agent", 1, "failed only"))
+        capture.add_failed(None)  # type: ignore[arg-type]
+        capture.close()
+        assert capture.counts.dropped == {"fault": 1}
+    rows = query(context, "SELECT * FROM rl.assignments ORDER BY agent")
+    counts = ("agent", "answers", "failed", "malformed", "pinned")
+    assert [tuple(row[name] for name in counts) for row in rows] == [
+        ("a", 4, 6, 2, 0), ("b", 2, 0, 0, 2), ("failed only", 0, 2, 0, 0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from babylon_tasks import pipeline
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Trainer
-from babylon_tasks.store import serving
+from babylon_tasks.store import serving, shares
 from babylon_tasks.work.context import Context
+from tests.clock import move_clock
 from tests.outage import Outage
 from tests.rows import commit_steps, fork, query
 from workers.serve import directory
@@ -141,6 +142,29 @@ def test_a_share_takes_its_agents(context: Context, trainer: Trainer) -> None:
     assert 50 < steps.count(1) < 130
     assert now.find("babylon-agent", None).step == 3
     assert now.find("babylon-agent@3", "agent-1").step == 3
+
+
+def test_a_drawn_share_takes_other_agents_in_each_window(
+    context: Context, trainer: Trainer
+) -> None:
+    """Two replicas that read at different times agree."""
+    commit_steps(context, trainer, 2)
+    with context.database.transaction() as tx:
+        shares.start(tx, "babylon-agent", 1, 40, ("me", "x"), "experiment-3")
+
+    def taken(replica: Directory) -> set[int]:
+        return {n for n in range(300) if replica.find("babylon-agent", f"agent-{n}").step == 1}
+
+    assert taken(read(context)) == set()
+    move_clock(context, 3600)
+    first = read(context)
+    chosen = taken(first)
+    assert 80 < len(chosen) < 160
+    assert chosen == taken(read(context, first))
+    move_clock(context, 3600)
+    later = taken(read(context))
+    assert 80 < len(later) < 160
+    assert 20 < len(chosen & later) < 90
 
 
 def test_postgres_away_is_said(context: Context) -> None:

@@ -41,6 +41,31 @@ def test_an_agent_never_changes_sides() -> None:
     assert chosen == [7, 12, 18]
 
 
+def test_a_share_with_a_draw_has_other_agents_in_each_window() -> None:
+    drawn = Share(NOON, 4, 20.0, "experiment-7")
+    hour = timedelta(hours=1)
+
+    def taken(share: Share, moment: datetime) -> set[str]:
+        return {agent for agent in AGENTS if share.takes("babylon-agent", agent, moment)}
+
+    first, second = taken(drawn, NOON), taken(drawn, NOON + hour)
+    assert first == taken(drawn, NOON + hour - timedelta(seconds=1))  # for the whole window
+    assert abs(len(first) / 10_000 - 0.2) < 0.02
+    assert abs(len(first & second) / 10_000 - 0.04) < 0.01  # independently
+    assert taken(Share(NOON, 4, 20.0, "experiment-8"), NOON) != first
+    assert first < taken(Share(NOON, 4, 40.0, "experiment-7"), NOON)
+    always = Share(NOON, 4, 20.0)
+    assert taken(always, NOON) == taken(always, NOON + hour)
+    assert taken(always, NOON) == {a for a in AGENTS if takes_share("babylon-agent", a, 20)}
+
+
+def test_the_agents_that_are_drawn_are_written_down() -> None:
+    """Another draw would move agents between versions within a window: all replicas draw alike."""
+    drawn = Share(NOON, 4, 25.0, "experiment-7")
+    chosen = [n for n in range(20) if drawn.takes("babylon-agent", f"agent-{n}", NOON)]
+    assert chosen == []
+
+
 def test_the_newest_share_that_has_started_is_in_force() -> None:
     first, second = Share(NOON, 3, 10.0), Share(NOON + timedelta(hours=1), 4, 20.0)
     ended = Share(NOON + timedelta(hours=2), 4, 0.0)

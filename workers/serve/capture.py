@@ -93,10 +93,9 @@ class Capture:
                 self._start()
                 self._inferences[call.lineage, call.step] += 1
                 if agent:
-                    answers = Answers(1, call.at, call.at, 0, int(call.malformed), int(call.pinned))
-                    self._assign(
-                        Assigned(call.lineage, window_id_at(call.at), agent, call.step), answers
-                    )
+                    malformed, pinned = int(call.malformed), int(call.pinned)
+                    answers = Answers(1, call.at, call.at, malformed=malformed, pinned=pinned)
+                    self._assign(call, agent, answers)
                 if self._keeps:
                     why_not = why_not or self._enqueue(call)
                 if why_not:
@@ -112,11 +111,7 @@ class Capture:
             with self._lock:
                 self._start()
                 if agent:
-                    pinned = int(call.pinned)
-                    answers = Answers(0, call.at, call.at, failed=1, pinned=pinned)
-                    self._assign(
-                        Assigned(call.lineage, window_id_at(call.at), agent, call.step), answers
-                    )
+                    self._assign(call, agent, Answers(0, call.at, call.at, failed=1))
         except Exception:
             log.exception("a failed request cannot be remembered")
             self.counts.dropped["fault"] += 1
@@ -145,8 +140,9 @@ class Capture:
             self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
             self._thread.start()
 
-    def _assign(self, key: Assigned, answers: Answers) -> None:
+    def _assign(self, call: CapturedCall | FailedCall, agent: str, answers: Answers) -> None:
         """Count answers for their agent; the caller has the lock."""
+        key = Assigned(call.lineage, window_id_at(call.at), agent, call.step)
         if key in self._assigned or len(self._assigned) < _MOST_AGENTS:
             self._merge({key: answers})
         else:

@@ -64,7 +64,7 @@ class Memory:
     """What is told of the answers.
 
     `on_answer` gets each whole answer, with tokens and log-probabilities if `captures`; `on_failed`
-    each request of an agent that its version failed. `well_formed` judges the answers' texts.
+    each request of an agent that its version failed. `well_formed` looks at the answers' texts.
     """
 
     on_answer: Callable[[CapturedCall], None]
@@ -136,12 +136,9 @@ class Completions:
     def _failed(self, attempt: _Attempt) -> None:
         """Note that an agent's request ended with an error that is not the client's."""
         asked, version = attempt.asked, attempt.version
-        if asked.agent:
-            pinned = asked.model != version.lineage
+        if asked.agent and asked.model == version.lineage:
             at = attempt.gathered.began
-            self._memory.on_failed(
-                FailedCall(at, version.lineage, version.step, asked.agent, pinned)
-            )
+            self._memory.on_failed(FailedCall(at, version.lineage, version.step, asked.agent))
 
     async def _do(self, is_long: bool, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         if not is_long:
