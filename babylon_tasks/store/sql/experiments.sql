@@ -134,6 +134,7 @@ SELECT EXISTS (
 -- Of these lineages, each with its PUBLISH, those for which there is something to do that is not done:
 -- `gated` is not as it should be; a step is to serve, or to be tried; an experiment has a window that it
 -- did not look at, failed an agent in the last two hours, was ended by hand, or should not run.
+-- Subqueries with one value, not EXISTS: the planner would read the whole tables once, for all.
 SELECT l.name
   FROM unnest(%(names)s::text[], %(modes)s::text[]) AS l (name, mode)
   JOIN rl.heads h ON h.model_name = l.name
@@ -152,18 +153,17 @@ SELECT l.name
               AND (s.ends_at IS NULL OR s.ends_at > rl.clock_timestamp()))
     OR l.mode = 'gate' AND e.id IS NOT NULL AND (
        h.published_step <> e.served_step
-       OR EXISTS (SELECT FROM rl.steps s
-                   WHERE s.model_name = l.name AND s.step = e.step
-                     AND (s.given_up_at IS NOT NULL OR s.removed_at IS NOT NULL))
+       OR (SELECT s.given_up_at IS NOT NULL OR s.removed_at IS NOT NULL
+             FROM rl.steps s WHERE s.model_name = l.name AND s.step = e.step)
        OR (SELECT (s.draw, s.step, s.percent)
                   IS DISTINCT FROM ('experiment-' || e.id, e.step, e.percent::numeric(5, 2))
              FROM rl.shares s WHERE s.model_name = l.name ORDER BY s.starts_at DESC LIMIT 1)
-       OR EXISTS (SELECT FROM rl.assignments a
-                   WHERE a.model_name = l.name AND a.step = e.step
-                     AND a.window_id >= to_char((rl.now() - interval '1 hour') AT TIME ZONE 'utc',
-                                                'YYYY-MM-DD"T"HH24:00')
-                     AND a.failed + a.malformed >= %(failed_part)s * (a.answers + a.failed)
-                     AND a.failed + a.malformed > 0)
+       OR (SELECT count(*) > 0 FROM rl.assignments a
+            WHERE a.model_name = l.name AND a.step = e.step
+              AND a.window_id >= to_char((rl.now() - interval '1 hour') AT TIME ZONE 'utc',
+                                         'YYYY-MM-DD"T"HH24:00')
+              AND a.failed + a.malformed >= %(failed_part)s * (a.answers + a.failed)
+              AND a.failed + a.malformed > 0)
        OR NOT p.paused AND EXISTS (
            SELECT FROM rl.windows w
             WHERE w.model_name = l.name AND w.window_id >= e.first_window
