@@ -30,8 +30,6 @@ def edge(seen: list[str]) -> Iterator[Edge]:
 
     def well_formed(text: str) -> bool:
         seen.append(text)
-        if text.startswith("!"):
-            raise ZeroDivisionError
         return text.startswith("YES")
 
     with running_edge(well_formed=well_formed) as running:
@@ -49,7 +47,7 @@ def post(edge: Edge, headers: dict[str, str] = AGENT, **body: Any) -> httpx.Resp
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("words", "malformed"), [(["YES", "."], False), (["N", "O"], True), ([""], True), (["!"], True)]
+    ("words", "malformed"), [(["YES", "."], False), (["N", "O"], True), ([""], True)]
 )
 def test_the_form_of_an_answer(edge: Edge, words: list[str], malformed: bool, stream: bool) -> None:
     edge.router.words = words
@@ -70,8 +68,8 @@ def test_only_an_agents_answer_by_the_lineages_name_counts(edge: Edge, seen: lis
     assert seen == []
 
 
-def test_of_a_long_answer_the_beginning_is_looked_at(edge: Edge, seen: list[str]) -> None:
-    edge.router.words = ["YES" + "x" * 200_000]
+def test_of_a_long_answer_the_end_is_looked_at(edge: Edge, seen: list[str]) -> None:
+    edge.router.words = ["x" * 200_000 + "YES" + "." * 65_533]
     post(edge)
     assert [len(text) for text in seen] == [65_536]
     assert not edge.answers[0].malformed

@@ -13,13 +13,14 @@ from typing import Literal, Protocol, TypeVar, TypeVarTuple
 
 from babylon_tasks.records import form
 from babylon_tasks.records.captured import CapturedCall, FailedCall
+from babylon_tasks.records.form import FormCheck
 from babylon_tasks.text import one_line, place_of
 from workers.serve.backend import ApiError, Backend, Question, Version
 from workers.serve.health import Health
 from workers.serve.http.answers import show
 from workers.serve.http.budgets import Budget
 from workers.serve.http.exchange import ClientGone, Exchange
-from workers.serve.http.gathered import Gathered, WellFormed
+from workers.serve.http.gathered import Gathered
 from workers.serve.http.limits import Limits
 from workers.serve.http.metrics import Metrics
 from workers.serve.http.requests import Asked, parse
@@ -70,7 +71,7 @@ class Memory:
     on_answer: Callable[[CapturedCall], None]
     on_failed: Callable[[FailedCall], None]
     captures: bool
-    well_formed: WellFormed = form.well_formed
+    well_formed: FormCheck = form.well_formed
 
 
 @dataclass(slots=True)

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from babylon_tasks.records import form
 from babylon_tasks.records.call_hashes import prompt_hash, response_hash, text_hash
 from babylon_tasks.records.captured import CapturedCall
+from babylon_tasks.records.form import FormCheck, well_formed
 from babylon_tasks.records.parts import NotReadable
-from babylon_tasks.text import one_line, place_of
 from workers.serve.backend import Version
 from workers.serve.http.requests import Asked
 
-log = logging.getLogger(__name__)
-
-WellFormed = Callable[[str], bool]
-
 _OTHER_PIECES = ("tool_calls", "reasoning", "reasoning_content")
-_MOST_CHECKED = 2**16  # characters of an answer whose form is looked at
+_MOST_CHECKED = 2**16  # characters at an answer's end whose form is looked at
 _MOST_ARGUMENTS = 2**18  # characters of a conversation's calls that are read for its hash
 
 
@@ -41,8 +34,8 @@ class Choice:
 class Gathered:
     """An answer under way."""
 
-    def __init__(self, well_formed: WellFormed = form.well_formed) -> None:
-        self._well_formed = well_formed
+    def __init__(self, check: FormCheck = well_formed) -> None:
+        self._well_formed = check
         self.began = datetime.now(UTC)
         self.began_at = time.monotonic()
         self.first_token_at: float | None = None
@@ -137,18 +130,10 @@ class Gathered:
                 latency_ms=latency_ms,
                 first_token_ms=None if first is None else round(first * 1000),
                 pinned=pinned,
-                malformed=counts and not self._is_well_formed(text),
+                malformed=counts and not self._well_formed(text[-_MOST_CHECKED:]),
             )
             calls.append(call)
         return calls
-
-    def _is_well_formed(self, text: str) -> bool:
-        """Ask FORM_CHECK, which may be a deployment's own: what it cannot bear is malformed."""
-        try:
-            return bool(self._well_formed(text[:_MOST_CHECKED]))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the answer goes on
-            log.warning("FORM_CHECK fails: %s", one_line(place_of(error)))
-            return False
 
 
 def _prompt_hash(asked: Asked, number: int) -> bytes | None:
