@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from rich.table import Table
 
-from babylon_tasks.scoring.filters import FLOORED, REMEMBERED, STAGES
+from babylon_tasks.scoring.filters import EVALUATIONS, FLOORED, REMEMBERED, STAGES
 from babylon_tasks.store.attempts import Attempt
 from babylon_tasks.store.scores import Comparison
 
@@ -42,6 +42,8 @@ def funnel_table(rows: Mapping[str, int], funnel: Mapping[str, int]) -> Table:
         shown = "not yet" if count is None else f"{count:,}"
         if floored := funnel.get(FLOORED.get(stage, "")):
             shown += f" ({floored:,} done badly)"
+        if stage == "scored" and (evaluations := funnel.get(EVALUATIONS)):
+            shown += f" (and {evaluations:,} with isEvaluation, for exams)"
         if stage == "calls" and not funnel.keys().isdisjoint(REMEMBERED):
             remembered, not_remembered = (funnel.get(each, 0) for each in REMEMBERED)
             shown += f" (the endpoint remembers {remembered:,}, not {not_remembered:,})"

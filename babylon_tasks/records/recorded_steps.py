@@ -47,6 +47,7 @@ class RawTrace:
     """A row as the database gives it; `steps` is None if it is larger than allowed, or NULL.
 
     `written_at` is when the row was first written, in seconds since 1970; None: unknown.
+    `evaluation` rows are for exams alone.
     """
 
     trajectory_id: str
@@ -54,6 +55,7 @@ class RawTrace:
     bytes: int | None
     steps: str | None
     written_at: float | None = None
+    evaluation: bool = False
 
 
 # Left raw: older rows may hold any shape in these fields, and must stay usable all the same.

@@ -14,7 +14,8 @@ class Score:
     """A row of `rl.scores`.
 
     `raw_score` is the scorer's (or the judge's) own number before any scaling. `judge_model` names
-    the judge, and `rubric_hash` what it was told to value, if one was asked.
+    the judge, and `rubric_hash` what it was told to value, if one was asked. An `exam_only`
+    trajectory never trains.
     """
 
     trajectory_id: str
@@ -26,6 +27,7 @@ class Score:
     content_hash: str
     judge_model: str | None = None
     rubric_hash: str | None = None
+    exam_only: bool = False
 
 
 def no_signal(rewards: Sequence[float], min_spread: float) -> str | None:

@@ -64,7 +64,8 @@ class Outcome:
     itself counts as done badly; such a run gets the lowest score of its group.
 
     Of the calls whose trace lacks the version or the log-probabilities, the endpoint remembers
-    `captured`, and not `uncaptured`.
+    `captured`, and not `uncaptured`. An `exam_only` run never trains; one with `evaluation` (the
+    app's `isEvaluation`) is none of its window's either.
     """
 
     trajectory_id: str
@@ -81,6 +82,8 @@ class Outcome:
     floored: str | None = None
     captured: int = 0
     uncaptured: int = 0
+    evaluation: bool = False
+    exam_only: bool = False
 
     @property
     def trainable(self) -> bool:
@@ -160,6 +163,7 @@ def decode(raw: RawTrace, steps: Sequence[RecordedStep] | None = None) -> Trace:
         content_hash=calls.digest.hexdigest(),
         answered=calls.answered,
         badly=[bad for bad, _ in calls.badly],
+        evaluation=raw.evaluation,
     )
     badly = [call for _, call in calls.badly]
     return Trace(outcome, calls.kept, calls.versions, badly, calls.nameless)

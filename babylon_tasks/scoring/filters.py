@@ -1,8 +1,8 @@
 """Filters of whole trajectories: which of them deserve training, and how many do not.
 
-Other filters are elsewhere: SQL decides on `isTrainingData`, `isEvaluation`, excluded scenarios and
-other agents; `traces.decode` on unreadable traces and on calls that teach nothing. The filters here
-run before any scorer, so that no judge is paid for a trajectory that is left out.
+Other filters are elsewhere: SQL decides on `isTrainingData`, excluded scenarios and other agents;
+`traces.decode` on unreadable traces and on calls that teach nothing. The filters here run before
+any scorer, so that no judge is paid for a trajectory that is left out.
 
 A run that is too short or failed is left out only if other models did it. One of the lineage's own
 is kept and marked: it gets the lowest score.
@@ -24,7 +24,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "trajectories": (
         "unreadable", "few_actions", "failed_actions", "duplicate", "dropout", "over_maximum",
     ),
-    "scored": ("gone", "without_calls"),
+    "scored": ("exam_only", "gone", "without_calls"),
     "calls": (
         "empty", "no_prompt", "tool_call", "no_text", "odd_shape", "repeated", "truncated", "stale",
         "without_logprobs", "too_long", "template", "no_advantage",
@@ -34,6 +34,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # What of a stage was done badly by the lineage's own versions, and trains with the lowest score.
 FLOORED = {"scored": "floored_runs", "calls": "floored_calls"}
+# Rows with `isEvaluation` that got a score beside the window's own; they are in no other count.
+EVALUATIONS = "evaluations"
 # Of the calls whose trace lacks the version or the log-probabilities: those that the endpoint
 # remembers, and the others. Both are missing where it remembers nothing at all.
 REMEMBERED = ("captured", "uncaptured")

@@ -28,11 +28,12 @@ def heuristic(outcomes: Sequence[Outcome]) -> list[Score]:
 
     0.5 · clamp((ΣP&L + 1000) / 2000, 0, 1) + 0.3 · wins / (wins + losses) + 0.2 · min(1, steps/20).
     A trajectory with P&L above 0 is a win, one below 0 a loss; without either the rate is 0.5. Sums
-    run over the agent's trajectories. Source: Babylon's `BabylonTrainer.score_locally`.
+    run over the agent's trajectories; those of rows with `isEvaluation` are summed apart, so that
+    they move no reward. Source: Babylon's `BabylonTrainer.score_locally`.
     """
-    by_agent: dict[str, list[Outcome]] = defaultdict(list)
+    by_agent: dict[tuple[str, bool], list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
-        by_agent[outcome.agent_id].append(outcome)
+        by_agent[outcome.agent_id, outcome.evaluation].append(outcome)
     return [
         Score(
             trajectory_id=outcome.trajectory_id,
@@ -43,7 +44,7 @@ def heuristic(outcomes: Sequence[Outcome]) -> list[Score]:
             reasoning=_explain(of_agent, components),
             content_hash=outcome.content_hash,
         )
-        for agent_id, of_agent in by_agent.items()
+        for (agent_id, _), of_agent in by_agent.items()
         for score, components in [_score_agent(of_agent)]
         for outcome in of_agent
     ]

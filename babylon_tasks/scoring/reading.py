@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from babylon_tasks.records.actions import AgentRun, run_of
 from babylon_tasks.records.recorded_steps import RawTrace, Unusable, parse_steps
+from babylon_tasks.records.shares import takes_share
 from babylon_tasks.records.traces import Outcome, decode
 from babylon_tasks.records.versions import Versions
 from babylon_tasks.scoring import filters
@@ -26,7 +27,8 @@ class ReadWindow:
     """A window's traces: those to score, the unusable ones, and the counts of what is left out.
 
     `filtered` has the ids of those that can be used, but that a filter left out. `by_version` says
-    what each of the lineage's own versions did.
+    what each of the lineage's own versions did. `counts` and the funnel are of the window's own
+    rows, without `isEvaluation`; `rows` counts all that were read.
     """
 
     group: Group
@@ -35,6 +37,7 @@ class ReadWindow:
     filtered: Set[str]
     funnel: Counter[str]
     by_version: Mapping[str, VersionCounts]
+    rows: int = 0
 
 
 async def read_window(
@@ -58,28 +61,39 @@ async def read_window(
         async for raw in rows:
             on_row()
             reading.add(raw)
-    outcomes, unusable = reading.outcomes(), reading.unusable
+    lineage, settings, unusable = context.lineage.name, context.settings, reading.unusable
+    outcomes = [_in_exam(each, lineage, settings.exam_percent) for each in reading.outcomes()]
     window_markets, known = [], {}
     with context.database.transaction() as tx:
         if sees_runs:
             window_markets = markets.read(tx, window_id)
         if any(outcome.answered for outcome in outcomes):
-            known = steps.steps_of_versions(tx, context.lineage.name)
-    own = OwnVersions(Versions(context.lineage.name, known))
+            known = steps.steps_of_versions(tx, lineage)
+    own = OwnVersions(Versions(lineage, known))
     outcomes = [own.claim(outcome) for outcome in outcomes]
-    kept, funnel = filters.apply(outcomes, context.settings, window_id, own.did)
-    funnel["trajectories"] = len(outcomes) + len(unusable)
-    funnel["unreadable"] = len(unusable)
+    of_window = [outcome for outcome in outcomes if not outcome.evaluation]
+    kept, funnel = filters.apply(of_window, settings, window_id, own.did)
+    unreadable = len(unusable.keys() - reading.evaluations)
+    counts = Counts(len(reading.agents), len(of_window) + unreadable)
+    funnel["trajectories"] = counts.trajectories
+    funnel["unreadable"] = unreadable
     _count(kept, funnel)
+    if len(of_window) < len(outcomes):
+        # Apart, so that they take no place of MAX_PER_WINDOW from those that train.
+        evaluations = [outcome for outcome in outcomes if outcome.evaluation]
+        examined, _ = filters.apply(evaluations, settings, window_id, own.did)
+        funnel["evaluations"] = len(examined)
+        kept += examined
     scored = [outcome for outcome in kept if outcome.floored is None]
     floored = [outcome for outcome in kept if outcome.floored is not None]
     return ReadWindow(
         Group(window_id, scored, reading.runs, window_markets, floored),
-        Counts(len(reading.agents), len(outcomes) + len(unusable)),
+        counts,
         unusable,
         {o.trajectory_id for o in outcomes} - {o.trajectory_id for o in kept},
         funnel,
         own.count(kept),
+        len(outcomes) + len(unusable),
     )
 
 
@@ -89,13 +103,17 @@ class _Reading:
     def __init__(self, context: Context, sees_runs: bool) -> None:
         self._context, self._sees_runs = context, sees_runs
         self.agents: set[str] = set()
+        self.evaluations: set[str] = set()  # trajectory ids
         self.runs: dict[str, AgentRun] = {}
         self.unusable: dict[str, Unusable] = {}
         self._outcomes: list[Outcome] = []
         self._batch = Batch()
 
     def add(self, raw: RawTrace) -> None:
-        self.agents.add(raw.agent_id)
+        if raw.evaluation:
+            self.evaluations.add(raw.trajectory_id)
+        else:
+            self.agents.add(raw.agent_id)
         try:
             parsed = parse_steps(raw)
             trace = decode(raw, parsed)
@@ -118,11 +136,20 @@ class _Reading:
         self._batch = Batch()
 
 
+def _in_exam(outcome: Outcome, lineage: str, percent: float) -> Outcome:
+    """Mark a run for exams alone: the app says so, or EXAM_PERCENT keeps its agent for them."""
+    if outcome.evaluation or takes_share(f"exam {lineage}", outcome.agent_id, percent):
+        return replace(outcome, exam_only=True)
+    return outcome
+
+
 def _count(kept: Sequence[Outcome], funnel: Counter[str]) -> None:
-    """Count the trajectories that get a score, and their calls."""
+    """Count the trajectories that get a score, and the calls of those that may train."""
     funnel["scored"] = len(kept)
-    funnel["floored_runs"] = sum(outcome.floored is not None for outcome in kept)
-    for outcome in kept:
+    funnel["exam_only"] = sum(outcome.exam_only for outcome in kept)
+    to_train = [outcome for outcome in kept if not outcome.exam_only]
+    funnel["floored_runs"] = sum(outcome.floored is not None for outcome in to_train)
+    for outcome in to_train:
         funnel["calls"] += outcome.calls
         funnel["floored_calls"] += len(outcome.badly)
         funnel.update(outcome.left_out)

@@ -173,7 +173,7 @@ class ScoringRun:
             verdict.scorer,
             read.counts.agents,
             len(read.group.everything()),
-            read.counts.trajectories,
+            read.rows,
             len(read.unusable),
             f", skipped ({reason})" if reason else "",
         )
@@ -229,7 +229,7 @@ def _scored(read: ReadWindow, verdict: Verdict) -> Scored:
         state=State.SKIPPED if verdict.why_skip else State.SCORED,
         reason=verdict.why_skip,
         counts=read.counts,
-        text_bytes=sum(o.bytes_to_train for o in read.group.everything()),
+        text_bytes=sum(o.bytes_to_train for o in read.group.everything() if not o.exam_only),
         funnel=read.funnel,
         by_version=read.by_version,
     )

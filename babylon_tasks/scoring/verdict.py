@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from babylon_tasks.records.scores import Score, no_signal
 from babylon_tasks.records.traces import Outcome
@@ -30,7 +30,8 @@ async def verdict_on(group: Group, scorer: Scorer, settings: Settings) -> Verdic
     """Score a group, unless it is too small to train: then no judge is asked.
 
     The scorer sees the runs that were not done badly by a version of the lineage; those that were
-    get the lowest of its scores.
+    get the lowest of its scores. Runs for exams alone are scored with the others, but whether a
+    step can learn from the group is for the others to say.
 
     Raises:
         JudgeUnavailable, JudgeFault, ServerUnavailable: As `Scorer.score` does.
@@ -41,22 +42,26 @@ async def verdict_on(group: Group, scorer: Scorer, settings: Settings) -> Verdic
     scores = await scorer.score(group)
     lowest = min(score.score for score in scores)
     scores = [*scores, *(_floored(outcome, lowest) for outcome in group.floored)]
+    exam_only = {o.trajectory_id for o in group.everything() if o.exam_only}
+    scores = [replace(score, exam_only=score.trajectory_id in exam_only) for score in scores]
     why_skip = no_signal(_rewards(group, scores, lowest), settings.min_reward_spread)
     return Verdict(scorer.name, scores, why_skip, scorer.rubric)
 
 
 def _too_small(group: Group, min_agents: int) -> str | None:
     outcomes = group.everything()
-    agents = len({o.agent_id for o in outcomes})
+    agents = len({o.agent_id for o in outcomes if not o.evaluation})
     if agents < min_agents:
         return f"{agents} agents with usable traces, needs {min_agents}"
-    trainable = sum(o.trainable for o in outcomes)
+    trainable = sum(o.trainable and not o.exam_only for o in outcomes)
     if trainable < 2:
         return f"{trainable} trainable trajectories, a comparison needs 2"
-    if group.floored and len(group.outcomes) < 2:
+    graded = sum(not o.exam_only for o in group.outcomes)
+    floored = sum(not o.exam_only for o in group.floored)
+    if floored and graded < 2:
         return (
-            f"{len(group.outcomes)} trajectories to score, a comparison needs 2 "
-            f"(of this lineage's own, {len(group.floored)} were done badly)"
+            f"{graded} trajectories to score, a comparison needs 2 "
+            f"(of this lineage's own, {floored} were done badly)"
         )
     return None
 
@@ -77,7 +82,7 @@ def _floored(outcome: Outcome, lowest: float) -> Score:
 
 def _rewards(group: Group, scores: Sequence[Score], lowest: float) -> list[float]:
     """Return the rewards of all that can be trained, a run's bad calls apart from the others."""
-    outcomes = {o.trajectory_id: o for o in group.everything()}
+    outcomes = {o.trajectory_id: o for o in group.everything() if not o.exam_only}
     known = [(outcomes[s.trajectory_id], s.score) for s in scores if s.trajectory_id in outcomes]
     rewards = [score for outcome, score in known if outcome.text_bytes]
     return rewards + [lowest for outcome, _ in known if outcome.badly]

@@ -67,7 +67,7 @@ def malformed(row: TrajectoryRow, what: Malformed) -> TrajectoryRow:
 
 
 def never_counting(row: TrajectoryRow, what: NeverCounts) -> TrajectoryRow:
-    """Return the row with a mark because of which it is never scored."""
+    """Return the row with a mark because of which it is none of its window's, and never trains."""
     if what == "benchmark":
         return dataclasses.replace(row, scenario_id=f"benchmark-{row.scenario_id}")
     if what == "evaluation":

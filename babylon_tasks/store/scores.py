@@ -19,12 +19,13 @@ _SQL = load("scores")
 
 @dataclass(frozen=True, slots=True)
 class StoredScore:
-    """The part of a score that training needs."""
+    """The part of a score that training and exams need."""
 
     score: float
     content_hash: str
     judge_model: str | None
     rubric_hash: str | None
+    exam_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def write(
             "content_hashes": [s.content_hash for s in scores],
             "judge_models": [s.judge_model for s in scores],
             "rubric_hashes": [s.rubric_hash for s in scores],
+            "exam_only": [s.exam_only for s in scores],
             "judge_tokens": _shares(cost.tokens, len(scores)),
             "judge_usd": _shares(cost.usd, len(scores)),
         },

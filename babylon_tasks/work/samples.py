@@ -130,14 +130,23 @@ class _WindowSamples:
     rewritten: bool = False
 
 
+# A trajectory's reward, and where its samples count.
+_Reward = tuple[float, _WindowSamples]
+
+
 async def collect(
     context: Context,
     windows: Sequence[Window],
     staleness: Staleness,
     path: Path,
     on_row: Callable[[], None] = lambda: None,
+    *,
+    exams: bool = False,
 ) -> StepSamples:
     """Write the samples of every window that still has signal to `path`, one JSON line each.
+
+    Trajectories for exams alone are left out; with `exams` they are written too. Whether a window
+    has signal, and which are left out, does not depend on them.
 
     It writes nothing into the database: what becomes of a window that is left out is the caller's
     to say. `on_row` is called with each trace; an error that it raises is passed on.
@@ -148,7 +157,7 @@ async def collect(
     samples = StepSamples()
     with path.open("wb") as file:
         async with open_reader(context.database, context.settings) as reader:
-            collector = _Collector(context, staleness, reader, file)
+            collector = _Collector(context, staleness, reader, file, exams)
             for window in windows:
                 start = file.tell()
                 written = await collector.collect(window, on_row)
@@ -172,10 +181,15 @@ class _Collector:
     """Reads windows and writes their samples, one trajectory at a time."""
 
     def __init__(
-        self, context: Context, staleness: Staleness, reader: TraceReader, file: BinaryIO
+        self,
+        context: Context,
+        staleness: Staleness,
+        reader: TraceReader,
+        file: BinaryIO,
+        exams: bool,
     ) -> None:
         self._context, self._staleness = context, staleness
-        self._reader, self._file = reader, file
+        self._reader, self._file, self._exams = reader, file, exams
         self._attached: set[str] = set()  # trajectories that a server was asked about
 
     async def collect(self, window: Window, on_row: Callable[[], None]) -> _WindowSamples:
@@ -187,30 +201,36 @@ class _Collector:
         self._attached = {each.trajectory_id for each in asked}
         lowest = min((score.score for score in scored.values()), default=0.0)
         written = _WindowSamples(_reward_source(scorer, scored.values()), lowest)
-        batch, rewards = Batch(), list[float]()
+        examined = _WindowSamples(written.source, lowest)  # of those that never train
+        batch, rewards = Batch(), list[_Reward]()
         async with aclosing(self._reader.read(window.window_id)) as rows:
             async for raw in rows:
                 on_row()
                 score = scored.pop(raw.trajectory_id, None)
                 if score is None:
                     continue  # it came late, or was set aside
-                trace = _unchanged(raw, score)
+                exam_only = score.exam_only or raw.evaluation
+                # A row with `isEvaluation` is in no count, unless it got that after it was scored.
+                written.funnel["gone"] += raw.evaluation and not score.exam_only
+                written.funnel["exam_only"] += score.exam_only and not raw.evaluation
+                trace = _unchanged(raw, score) if self._exams or not exam_only else None
                 if trace is None:
+                    if exam_only:
+                        continue
                     written.rewritten = True
                     return written
-                rewards.append(score.score)
+                rewards.append((score.score, examined if exam_only else written))
                 if batch.add(raw, trace):
-                    self._write_all(window, batch, rewards, written)
+                    self._write_all(window, batch, rewards)
                     batch, rewards = Batch(), []
-        self._write_all(window, batch, rewards, written)
-        written.funnel["gone"] = len(scored)
+        self._write_all(window, batch, rewards)
+        written.rewards.update(examined.rewards)
+        written.funnel["gone"] += sum(not score.exam_only for score in scored.values())
         return written
 
-    def _write_all(
-        self, window: Window, batch: Batch, rewards: Sequence[float], written: _WindowSamples
-    ) -> None:
+    def _write_all(self, window: Window, batch: Batch, rewards: Sequence[_Reward]) -> None:
         traces = complete(self._context.database, batch.traces, with_tokens=True)
-        for trace, reward in zip(traces, rewards, strict=True):
+        for trace, (reward, written) in zip(traces, rewards, strict=True):
             self._write(window, trace, reward, written)
 
     def _write(self, window: Window, trace: Trace, reward: float, written: _WindowSamples) -> None:

@@ -86,11 +86,13 @@ def test_the_funnel_from_rows_to_tokens(deployment: Deployment) -> None:
         "few_actions": 1,
         "over_maximum": 1,
         "scored": 2,
+        "evaluations": 1,
         "calls": 6,
         "sequences": 6,
     }
     table = deployment.call("babylon", "windows", "show", window).stdout
     assert "1 unreadable, 1 few_actions, 1 over_maximum" in table
+    assert "2 (and 1 with isEvaluation, for exams)" in table
 
 
 def test_train_takes_upstreams_options(deployment: Deployment, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.cockpit.story import read_story
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.steps import Sample
-from babylon_tasks.scoring.filters import FLOORED, STAGES
+from babylon_tasks.scoring.filters import EVALUATIONS, FLOORED, STAGES
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE
 from babylon_tasks.scoring.stage import score_claimed
 from babylon_tasks.store import transitions
@@ -60,10 +60,12 @@ def funnel_of(context: Context) -> dict[str, int]:
     row = one(context, "SELECT funnel, trajectories FROM rl.windows")
     funnel: dict[str, int] = row["funnel"]
     known = {*STAGES, *FLOORED.values(), *(each for some in STAGES.values() for each in some)}
+    known.add(EVALUATIONS)
     assert set(funnel) <= known
     left_out = sum(funnel.get(reason, 0) for reason in STAGES["trajectories"])
     assert funnel["trajectories"] == row["trajectories"]
-    assert funnel["trajectories"] - left_out == funnel["scored"] == len(scored_ids(context))
+    assert funnel["trajectories"] - left_out == funnel["scored"]
+    assert funnel["scored"] + funnel.get(EVALUATIONS, 0) == len(scored_ids(context))
     return {name: count for name, count in funnel.items() if count}
 
 
@@ -89,10 +91,10 @@ def test_each_filter_leaves_out_its_own(make_context: MakeContext, trainer: Trai
     add_trajectory(context, window, "f", stepsJson="[{")
     add_trajectory(context, window, "g", stepsJson="[]")
     add_trajectory(context, window, "h", stepsJson=run(900), isTrainingData=False)
-    add_trajectory(context, window, "i", stepsJson=run(900), isEvaluation=True)
+    examined = add_trajectory(context, window, "i", stepsJson=run(900), isEvaluation=True)
     pipeline.produce(context)
     assert pipeline.score(context) == [window]
-    assert scored_ids(context) == sorted([first, second, edge, other])
+    assert scored_ids(context) == sorted([first, second, edge, other, examined])
     assert funnel_of(context) == {
         "trajectories": 9,
         "unreadable": 2,
@@ -100,6 +102,7 @@ def test_each_filter_leaves_out_its_own(make_context: MakeContext, trainer: Trai
         "failed_actions": 1,
         "duplicate": 1,
         "scored": 4,
+        "evaluations": 1,
         "calls": 6 + 6 + 5 + 7,
     }
     samples = trained(context, trainer)
@@ -329,11 +332,11 @@ def test_only_agents_that_a_pattern_names_are_read_scored_and_trained(
         add_trajectory(context, window, agent, stepsJson=run(100.0 * n))
         for n, agent in enumerate(("a-1", "a-", "b_1"))
     ]
-    add_trajectory(context, window, "zzz", stepsJson=run(900), isEvaluation=True)
+    examined = add_trajectory(context, window, "zzz", stepsJson=run(900), isEvaluation=True)
     pipeline.produce(context)
     assert pipeline.score(context) == [window]
-    assert scored_ids(context) == sorted(ours)
-    assert funnel_of(context) == {"trajectories": 3, "scored": 3, "calls": 18}
+    assert scored_ids(context) == sorted([*ours, examined])
+    assert funnel_of(context) == {"trajectories": 3, "scored": 3, "evaluations": 1, "calls": 18}
     row = one(context, "SELECT agents, trajectories FROM rl.windows")
     assert row == {"agents": 3, "trajectories": 3}
     aside = query(context, "SELECT trajectory_id FROM rl.quarantine")

@@ -54,9 +54,11 @@ NAMES = [
     "018_add_api_keys",
     "019_one_deployed_version",
     "020_add_gate",
+    "021_index_evaluations",
 ]
 INDEX = "rl_trajectories_window_idx"
 DEPLOYED_INDEX = "rl_trained_models_deployed_idx"
+EVALUATION_INDEX = "rl_trajectories_evaluation_idx"
 OURS = {
     "api_key_usage",
     "api_keys",
@@ -74,6 +76,9 @@ OURS = {
     "lineages",
     "logprobs",
     "migrations",
+    "exams",
+    "experiments",
+    "experiment_looks",
     "promotions",
     "quarantine",
     "quarantine_by_lineage",
@@ -112,10 +117,11 @@ def run(url: str, script: str) -> None:
 
 
 def shape_of_public(url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Columns, indexes and constraints of `public`, without the two indexes that we add."""
+    """Columns, indexes and constraints of `public`, without the three indexes that we add."""
+    ours = (INDEX, DEPLOYED_INDEX, EVALUATION_INDEX)
     return {
         "columns": rows(url, COLUMNS),
-        "indexes": [row for row in rows(url, INDEXES) if row[0] not in (INDEX, DEPLOYED_INDEX)],
+        "indexes": [row for row in rows(url, INDEXES) if row[0] not in ours],
         "constraints": rows(url, CONSTRAINTS),
     }
 
@@ -187,7 +193,7 @@ def psql_all(url: str) -> str:
 
 def break_index(url: str) -> None:
     """Leave the invalid index of a CREATE INDEX CONCURRENTLY that was cut off."""
-    index, _ = (m for m in load_migrations() if not m.transactional)
+    index, *_ = (m for m in load_migrations() if not m.transactional)
     with psycopg.connect(url) as blocker:
         blocker.execute('LOCK TABLE public."trajectories" IN ROW EXCLUSIVE MODE')
         with psycopg.connect(url, autocommit=True) as builder:
@@ -319,6 +325,7 @@ def test_versions_that_the_app_deployed_and_took_none_back_are_mended(fresh_data
     ]  # fmt: skip
     assert rows(fresh_database, "SELECT FROM rl.promotions") == []
     assert index_is_valid(fresh_database, DEPLOYED_INDEX)
+    assert index_is_valid(fresh_database, EVALUATION_INDEX)
 
 
 def test_a_database_of_0_1_0_migrates_without_a_hand(fresh_database: str) -> None:
@@ -719,4 +726,5 @@ def test_names_are_in_order_and_unique() -> None:
     assert names == sorted(names)
     numbers = [name[:3] for name in names]
     assert numbers == [f"{n:03}" for n in range(1, len(names) + 1)]
-    assert [m.name for m in load_migrations() if not m.transactional] == [NAMES[2], NAMES[18]]
+    built = [m.name for m in load_migrations() if not m.transactional]
+    assert built == [NAMES[2], NAMES[18], NAMES[20]]

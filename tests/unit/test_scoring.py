@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from babylon_tasks.records.scores import no_signal
@@ -30,6 +32,13 @@ def test_an_agents_trajectories_are_scored_together() -> None:
     # b: P&L 0 → 0.25; neither win nor loss → 0.15; 1 step → 0.01: 0.41
     by_id = {s.trajectory_id: s.score for s in scores}
     assert by_id == pytest.approx({"t1": 0.47, "t3": 0.47, "t2": 0.41}, abs=1e-12)
+
+
+def test_an_agents_evaluations_move_no_reward_of_it() -> None:
+    examined = replace(outcome("t2", "a", -400.0, 30), evaluation=True)
+    scores = heuristic([outcome("t1", "a", 200.0, 10), examined])
+    # as in the first test, where they are of two agents
+    assert [s.score for s in scores] == pytest.approx([0.7, 0.35], abs=1e-12)
 
 
 @pytest.mark.parametrize(("pnl", "expected"), [(5e3, 1.0), (-5e3, 0.0), (1e308, 1.0)])

@@ -3,22 +3,23 @@
 -- write_scores --
 INSERT INTO rl.scores (trajectory_id, model_name, scorer, window_id, agent_id, score, raw_score,
                        components, reasoning, content_hash, judge_model, rubric_hash, judge_tokens,
-                       judge_usd, scored_at)
+                       judge_usd, exam_only, scored_at)
 SELECT s.trajectory_id, %(model_name)s, %(scorer)s, %(window_id)s, s.agent_id, s.score,
        s.raw_score, s.components, s.reasoning, s.content_hash, s.judge_model, s.rubric_hash,
-       s.judge_tokens, s.judge_usd, rl.now()
+       s.judge_tokens, s.judge_usd, s.exam_only, rl.now()
   FROM unnest(%(trajectory_ids)s::text[], %(agent_ids)s::text[], %(scores)s::float8[],
               %(raw_scores)s::float8[], %(components)s::jsonb[], %(reasonings)s::text[],
               %(content_hashes)s::text[], %(judge_models)s::text[], %(rubric_hashes)s::text[],
-              %(judge_tokens)s::int[], %(judge_usd)s::numeric[])
+              %(judge_tokens)s::int[], %(judge_usd)s::numeric[], %(exam_only)s::boolean[])
        AS s (trajectory_id, agent_id, score, raw_score, components, reasoning, content_hash,
-             judge_model, rubric_hash, judge_tokens, judge_usd)
+             judge_model, rubric_hash, judge_tokens, judge_usd, exam_only)
 ON CONFLICT (trajectory_id, model_name, scorer) DO UPDATE
    SET window_id = excluded.window_id, agent_id = excluded.agent_id, score = excluded.score,
        raw_score = excluded.raw_score, components = excluded.components,
        reasoning = excluded.reasoning, content_hash = excluded.content_hash,
        judge_model = excluded.judge_model, rubric_hash = excluded.rubric_hash,
        judge_tokens = excluded.judge_tokens, judge_usd = excluded.judge_usd,
+       exam_only = excluded.exam_only,
        scored_at = excluded.scored_at
 
 -- forget_scores --
@@ -28,7 +29,7 @@ DELETE FROM rl.scores
    AND trajectory_id <> ALL (%(trajectory_ids)s)
 
 -- read_scores --
-SELECT trajectory_id, score, content_hash, judge_model, rubric_hash FROM rl.scores
+SELECT trajectory_id, score, content_hash, judge_model, rubric_hash, exam_only FROM rl.scores
  WHERE model_name = %(model_name)s AND scorer = %(scorer)s AND window_id = %(window_id)s
 
 -- which_are_later --

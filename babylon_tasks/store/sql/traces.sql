@@ -1,18 +1,29 @@
 -- Traces (asyncpg: positional parameters).
 
 -- declare_traces --
--- The rows of one window that count; a text above the limit is not sent. "stepsJson" may be text, json
--- or jsonb, and an id of any type: each is read as text.
+-- The rows of one window that count, and those that are for exams alone ("isEvaluation", whatever
+-- "isTrainingData" says): either kind has an index of its own, so they are looked up apart. A text above
+-- the limit is not sent. "stepsJson" may be text, json or jsonb, and an id of any type: each is read as
+-- text.
 DECLARE traces NO SCROLL CURSOR FOR
 SELECT t."trajectoryId"::text AS trajectory_id,
        t."agentId"::text AS agent_id,
        octet_length(t."stepsJson"::text) AS bytes,
        CASE WHEN octet_length(t."stepsJson"::text) <= $2 THEN t."stepsJson"::text END AS steps,
-       extract(epoch FROM t."createdAt")::float8 AS written_at
-  FROM public.trajectories t
- WHERE "isTrainingData" AND NOT "isEvaluation"
-   AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = $1
-   AND NOT COALESCE("scenarioId" LIKE ANY ($3::text[]), false)
+       extract(epoch FROM t."createdAt")::float8 AS written_at,
+       t.evaluation
+  FROM (SELECT "trajectoryId", "agentId", "scenarioId", "stepsJson", "createdAt",
+               false AS evaluation
+          FROM public.trajectories
+         WHERE "isTrainingData" AND NOT "isEvaluation"
+           AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = $1
+        UNION ALL
+        SELECT "trajectoryId", "agentId", "scenarioId", "stepsJson", "createdAt",
+               true AS evaluation
+          FROM public.trajectories
+         WHERE "isEvaluation"
+           AND (COALESCE("windowId", left("scenarioId", 16)) COLLATE "C") = $1) t
+ WHERE NOT COALESCE("scenarioId" LIKE ANY ($3::text[]), false)
    AND ($4::text[] IS NULL OR "agentId" LIKE ANY ($4::text[]))
  ORDER BY "createdAt", "trajectoryId"
 
