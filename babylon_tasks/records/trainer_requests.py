@@ -62,6 +62,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     A prompt is a list of chat messages, as `Call.prompt` gives it, without lone surrogates; `tools`
     has what `Call.shown_tools` gives, for each prompt or for none. At temperature 0 the likeliest
     token is taken each time; above it, tokens are drawn: the same request draws the same.
+
+    `remote_url` is where W&B answers (SERVERLESS_URL), for the serverless trainer. There a prompt
+    counts as dropped if W&B refuses it, and whether the same is drawn again is W&B's to say.
     """
 
     model_name: str
@@ -74,13 +77,14 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     n: int = 1
     base_revision: str | None = None
     tools: list[list[dict[str, Any]] | None] = []
+    remote_url: str | None = None
 
 
 class Generation(msgspec.Struct, frozen=True):
     """An answer: its tokens, and their log-probabilities at temperature 1, as a step has them.
 
     `text` is without special tokens. `stop`: the last token is the end token; `length`: there was
-    no room for it.
+    no room for it. Of W&B's answers the ids may be missing, or all of both.
     """
 
     text: str

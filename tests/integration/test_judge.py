@@ -64,6 +64,25 @@ def test_each_trajectory_gets_its_own_score(
     assert query(context, "SELECT * FROM rl.leases") == []
 
 
+def test_a_row_for_exams_is_compared_in_the_same_question(
+    make_judged: MakeContext, server: JudgeServer
+) -> None:
+    context = make_judged()
+    window = hours_ago(2)
+    wanted = add_judged_window(context, window, FOUR)
+    apart = add_trajectory(
+        context, window, "agent-9", isEvaluation=True, stepsJson=play(400.0, 0.7)
+    )
+    pipeline.produce(context)
+    assert pipeline.score(context) == [window]
+    assert len(server.requests) == 1
+    assert stored(context) == {**wanted, apart: 0.7}
+    row = one(context, "SELECT agents, trajectories FROM rl.windows")
+    assert row == {"agents": 4, "trajectories": 4}
+    apart_alone = query(context, "SELECT trajectory_id AS id FROM rl.scores WHERE exam_only")
+    assert [row["id"] for row in apart_alone] == [apart]
+
+
 # --- bad answers ---
 
 

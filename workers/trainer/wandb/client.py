@@ -113,14 +113,14 @@ class WandbClient:
             )
         except APIStatusError as error:
             if error.status_code >= 500 or error.status_code == 408:
-                raise Unsure(_words(error)) from error
-            raise _refusal(error, "the training job") from error
+                raise Unsure(words_of(error)) from error
+            raise refusal_of(error, "the training job") from error
         except APIConnectionError as error:
             if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
-                raise _refusal(error, "the training job") from error
-            raise Unsure(_words(error)) from error
+                raise refusal_of(error, "the training job") from error
+            raise Unsure(words_of(error)) from error
         except (APIError, TimeoutError, _NonsenseError) as error:
-            raise Unsure(_words(error)) from error
+            raise Unsure(words_of(error)) from error
         job_id = getattr(job, "id", None)
         if not isinstance(job_id, str) or not job_id:
             raise Unsure("its answer has no id")
@@ -148,9 +148,9 @@ class WandbClient:
         try:
             return await self._ask(question)
         except NotFoundError as error:
-            raise _UnknownError(_words(error)) from error
+            raise _UnknownError(words_of(error)) from error
         except (APIError, TimeoutError) as error:
-            refusal = _refusal(error, what)
+            refusal = refusal_of(error, what)
             # Nothing of the step was asked about: its windows are not to blame.
             raise UserError(str(refusal)) if isinstance(refusal, Final) else refusal from error
         except _NonsenseError as error:
@@ -193,21 +193,23 @@ class _NonsenseError(Exception):
     """An answer that is not what it should be."""
 
 
-def _refusal(error: Exception, what: str) -> BabylonError:
+def refusal_of(error: Exception, what: str) -> BabylonError:
     """Say what an error of the client means for the step."""
     if not isinstance(error, APIStatusError):
-        return RemoteUnavailable(f"W&B does not answer about {what}: {_words(error)}")
+        return RemoteUnavailable(f"W&B does not answer about {what}: {words_of(error)}")
     status = error.status_code
     if status in (401, 403):
-        return UserError(f"W&B refuses WANDB_API_KEY ({_words(error)}): is it right, and allowed?")
+        return UserError(
+            f"W&B refuses WANDB_API_KEY ({words_of(error)}): is it right, and allowed?"
+        )
     if status == 402:
-        return UserError(f"W&B asks for payment ({_words(error)})")
+        return UserError(f"W&B asks for payment ({words_of(error)})")
     if status >= 500 or status in _AWAY:
-        return RemoteUnavailable(f"W&B cannot be asked about {what} now ({_words(error)})")
-    return Final(f"W&B refuses {what} ({_words(error)})")
+        return RemoteUnavailable(f"W&B cannot be asked about {what} now ({words_of(error)})")
+    return Final(f"W&B refuses {what} ({words_of(error)})")
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """W&B's own message; never the request, whose headers have the key."""
     if isinstance(error, APIStatusError):
         return one_line(f"{error.status_code}: {error.message}", 300)

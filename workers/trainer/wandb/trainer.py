@@ -31,6 +31,7 @@ from babylon_tasks.records.trainer_requests import (
 from babylon_tasks.text import one_line
 from workers.trainer.packages import package_versions
 from workers.trainer.samples import read_samples
+from workers.trainer.wandb.answers import generate_answers
 from workers.trainer.wandb.client import RemoteModel, Unsure, WandbClient, open_client
 from workers.trainer.wandb.job import JobFollower, JobGone, MadeCheckpoint
 from workers.trainer.wandb.recorded import Recorded, recorded_groups
@@ -74,29 +75,54 @@ class ServerlessTrainer:
     def evaluate(
         self, request: EvaluateRequest, on_progress: Callable[[Progress], None]
     ) -> EvaluateResult:
-        """Refuse: the weights are W&B's.
+        """Refuse: W&B does not say how likely an answer is that others gave.
 
         Raises:
             UserError: Always.
         """
-        raise _no_weights_here(request.model_name)
+        raise UserError(
+            f"W&B has the weights of {request.model_name}, so TRAINER=serverless cannot evaluate: "
+            "train the model here with TRAINER=torch"
+        )
 
     def generate(
         self, request: GenerateRequest, on_progress: Callable[[Progress], None]
     ) -> GenerateResult:
-        """Refuse: the weights are W&B's.
+        """Let W&B answer, by the step's name there or the base model's.
 
         Raises:
-            UserError: Always.
+            RemoteUnavailable: W&B does not answer.
+            UserError: It refuses the key; or of the base model, the request has no `remote_url`.
+            CheckpointUnreadable: The checkpoint is not here, or W&B does not have the model.
+            Final: It refuses every prompt.
         """
-        raise _no_weights_here(request.model_name)
+        started = time.monotonic()
+        step = _read(Path(request.checkpoint) / REMOTE_FILE) if request.checkpoint else None
+        url = request.remote_url or (step.url if step else None)
+        if url is None:
+            raise UserError("W&B's address is not known: the request has no remote_url")
+        model = step.inference_name if step else request.base_model
+        generations = asyncio.run(generate_answers(self._key, url, model, request, on_progress))
+        everything = [each for answers in generations for each in answers]
+        return GenerateResult(
+            generations=generations,
+            dropped=sum(not answers for answers in generations),
+            tokens=sum(len(each.logprobs) for each in everything),
+            device="W&B",
+            seconds=time.monotonic() - started,
+        )
 
 
-def _no_weights_here(model_name: str) -> UserError:
-    return UserError(
-        f"W&B has the weights of {model_name}, so TRAINER=serverless cannot evaluate or generate: "
-        "ask W&B's endpoint (docs/training.md), or train the model here with TRAINER=torch"
-    )
+def _read(path: Path) -> RemoteCheckpoint:
+    """Read what names W&B's weights.
+
+    Raises:
+        CheckpointUnreadable: It is not here.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RemoteCheckpoint)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointUnreadable(f"cannot read the checkpoint {path}: {error}") from error
 
 
 class _Step:
@@ -244,11 +270,7 @@ class _Step:
         """
         if self._request.parent is None:
             return None
-        path = Path(self._request.parent) / REMOTE_FILE
-        try:
-            parent = msgspec.json.decode(path.read_bytes(), type=RemoteCheckpoint)
-        except (OSError, msgspec.DecodeError) as error:
-            raise CheckpointUnreadable(f"cannot read the checkpoint {path}: {error}") from error
+        parent = _read(Path(self._request.parent) / REMOTE_FILE)
         if parent.model_id != model.id:
             raise UserError(
                 f"the head is {parent.inference_name}, and not of W&B's model "
