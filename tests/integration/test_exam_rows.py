@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.samples import Staleness, StepSamples, collect
 from tests.integration.test_train import Scripted
+from tests.old_release import extract_old_release
 from tests.rows import add_trajectory, add_window, hours_ago, one, query, steps
 from workers.gpu.client import TrainerProcess
 
@@ -28,6 +32,14 @@ MakeContext = Callable[..., Context]
 WINDOW = hours_ago(2)
 
 _sample = msgspec.json.Decoder(Sample)
+_TRAIN = """
+from babylon_tasks import pipeline
+from babylon_tasks.settings import Settings
+from babylon_tasks.work.context import Context
+from workers.trainer.noop import NoopTrainer
+
+assert pipeline.train(Context.of_deployment(Settings(), "old:1"), NoopTrainer())
+"""
 
 
 def scored_apart(context: Context) -> dict[str, bool]:
@@ -251,3 +263,34 @@ def test_a_window_is_read_by_the_two_indexes(context: Context) -> None:
     assert "rl_trajectories_window_idx" in text, text
     assert "rl_trajectories_evaluation_idx" in text, text
     assert "Seq Scan" not in text, text
+
+
+@pytest.mark.slow
+def test_release_0_1_0_beside_us_trains_no_evaluation(
+    context: Context, database_url: str, tmp_path: Path
+) -> None:
+    ours = add_window(context, WINDOW)
+    apart = add_trajectory(context, WINDOW, "e", isEvaluation=True, stepsJson=steps(900))
+    score(context)
+    assert scored_apart(context)[apart]
+    old = tmp_path / "old"
+    extract_old_release(old)
+    settings = context.settings
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAIN],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(old),
+            "DATABASE_URL": database_url,
+            "TRAIN_RL_LOCAL": "true",
+            "TRAINER": settings.trainer or "noop",
+            "BASE_MODEL": settings.base_model,
+            "CHECKPOINT_STORE": settings.checkpoint_store,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert marked(context) == sorted(ours)
