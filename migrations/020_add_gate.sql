@@ -83,7 +83,7 @@ COMMENT ON COLUMN rl.assignments.malformed IS 'Answers that FORM_CHECK refuses.'
 
 -- The newest step that passed its exam and may serve next. What was experimented with is not tried
 -- again, nor anything before it. What follows a step that did harm waits until the head has moved
--- back behind that.
+-- back behind that; at W&B it cannot, and what follows is tried.
 CREATE OR REPLACE FUNCTION rl.candidate(lineage text) RETURNS integer
     LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT s.step
@@ -97,7 +97,7 @@ CREATE OR REPLACE FUNCTION rl.candidate(lineage text) RETURNS integer
              JOIN rl.steps t ON t.model_name = x.model_name AND t.step = x.step
             WHERE x.model_name = s.model_name AND x.step > h.published_step
               AND x.ended_at IS NOT NULL AND t.given_up_at IS NULL
-              AND (x.step >= s.step OR x.state = 'rolled_back'))
+              AND (x.step >= s.step OR x.state = 'rolled_back' AND t.trainer <> 'serverless'))
      ORDER BY s.step DESC LIMIT 1
 $$;
 COMMENT ON FUNCTION rl.candidate(text) IS

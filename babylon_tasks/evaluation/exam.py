@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from babylon_tasks.errors import BadWeights, UserError
+from babylon_tasks.errors import BadWeights, CheckpointUnreadable, Final, UserError
 from babylon_tasks.evaluation.figures import Answered, ExaminedRun, compare
 from babylon_tasks.records.exams import Figures
 from babylon_tasks.records.form import is_unusable
@@ -24,6 +25,8 @@ from babylon_tasks.records.trainer_requests import (
     Likelihood,
 )
 from babylon_tasks.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # A window may have thousands of calls; these tell enough, and cost less than training on them.
 MOST_CALLS = 256
@@ -152,7 +155,7 @@ class Examiner:
                 trajectory_id=pair.asked.trajectory_id,
                 well_formed=one.finish_reason == "stop" and self.well_formed(one.text),
                 unusable=is_unusable(one.text, self.well_formed),
-                tokens=len(one.token_ids),
+                tokens=len(one.token_ids) or len(one.logprobs),  # W&B may tell either
                 ended=one.finish_reason == "stop",
             )
             for one in (pair.served, pair.candidate)
@@ -221,8 +224,15 @@ class Examiner:
             seed=_SEED,
             base_revision=self.base_revision,
             tools=tools if any(tools) else [],
+            remote_url=None if self._knows_likelihoods else self.settings.serverless_url,
         )
-        answers = self.trainer.generate(request, self.on_beat).generations
+        try:
+            answers = self.trainer.generate(request, self.on_beat).generations
+        except (CheckpointUnreadable, Final) as error:
+            if self._knows_likelihoods or isinstance(error, BadWeights):
+                raise
+            log.warning("step %d gives no answers for its exam: %s", version.step, error)
+            return [None] * len(asked)  # W&B may serve no base model
         return [each[0] if each else None for each in answers]
 
 

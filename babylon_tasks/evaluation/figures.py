@@ -71,8 +71,8 @@ def compare(
 ) -> Figures:
     """Return all figures, by name; one that cannot be told says why in `left_out`.
 
-    The answers of both versions are to the same prompts, in the same order. What is not finite is
-    left out; `not_finite` tells of it.
+    The answers of both versions are to the same prompts, in the same order. A run of which a number
+    is not finite is left out: the trainer tells of those.
 
     Raises:
         ValueError: The answers are not to the same trajectories' prompts.
@@ -99,22 +99,6 @@ def compare(
         ),
         "entropy": _entropy(runs),
     }
-
-
-def not_finite(runs: Sequence[ExaminedRun], answers: Sequence[Answered]) -> str | None:
-    """Say in how many runs and answers the candidate's log-probabilities are not finite, or None.
-
-    A version with such numbers has weights that are none.
-    """
-    bad_runs = sum(not isfinite(run.candidate_logprob) for run in runs)
-    known = [each.candidate_logprob for each in answers if each.candidate_logprob is not None]
-    bad_answers = len(known) - sum(map(isfinite, known))
-    if not bad_runs and not bad_answers:
-        return None
-    return (
-        f"the candidate's log-probabilities are not finite in {bad_runs} of {len(runs)} runs and "
-        f"{bad_answers} of {len(answers)} answers"
-    )
 
 
 def _are_finite(run: ExaminedRun) -> bool:

@@ -34,6 +34,8 @@ from babylon_tasks.work.samples import StepSamples, collect, staleness_at
 
 log = logging.getLogger(__name__)
 
+_MOST_WINDOWS = 4  # of a step that has many: they have more runs than an exam reads
+
 
 def examine(
     context: Context,
@@ -104,6 +106,7 @@ def _begin(
     settings, name = context.settings, context.lineage.name
     candidate = exams.awaited(tx, name)
     windows = share_a_step(window_rows.scored(tx, name, only), settings.max_step_tokens)
+    windows = windows[:_MOST_WINDOWS]
     if candidate is None or not windows:
         return None
     attempts = exams.begin(tx, context.claim(lease), candidate)
@@ -157,7 +160,7 @@ class _Exam:
         path = scratch / "windows.jsonl"
         with context.database.transaction() as tx:
             staleness = staleness_at(tx, context, self._candidate.step)
-        reading = collect(context, self._claimed.windows, staleness, path, keeper.beat)
+        reading = collect(context, self._claimed.windows, staleness, path, keeper.beat, exams=True)
         read: StepSamples = aio.run(keeper.beating(reading))
         left_out.settle(context, keeper, read.left_out)
         self._windows = read.windows

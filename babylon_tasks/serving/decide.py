@@ -18,6 +18,10 @@ from babylon_tasks.serving import confidence
 # this ends it in one experiment of ten, at most, and the agents keep what they had.
 HARM_ALPHA = 0.2
 
+# A version that is not told apart after so many windows gives way to a newer one, if there is one:
+# that is steps ahead, so it differs more. Ending early promotes nothing, so no error grows by it.
+PATIENT_WINDOWS = 3
+
 # Half of the agents tell most about two versions.
 MOST_PERCENT = 50.0
 
@@ -59,12 +63,18 @@ class Next:
         return ENDS.get(self.decision)
 
 
-def decide(experiment: Experiment, windows: Sequence[WindowEvidence], at_most: int) -> Next:
+def decide(
+    experiment: Experiment,
+    windows: Sequence[WindowEvidence],
+    at_most: int,
+    newer: int | None = None,
+) -> Next:
     """Return what follows after a look; `windows` are all so far, `at_most` those it may have.
 
     Promoted: it earns more, with 95 % confidence over all looks. Rolled back: it earns less, with
     80 %. Otherwise its part of the agents is doubled, up to a half, as long as it did not earn less
-    so far; after `at_most` windows the version that serves stays.
+    so far; after `at_most` windows the version that serves stays. If it would not be decided within
+    these at this rate, it gives way to a `newer` step that passed its exam.
     """
     standing = confidence.standing(windows, max(0, at_most - len(windows)))
     sums = confidence.sum_up(windows)
@@ -81,6 +91,8 @@ def decide(experiment: Experiment, windows: Sequence[WindowEvidence], at_most: i
         decision, said = Decision.GO_ON, _open_sentence(experiment, standing)
         if len(windows) >= at_most:
             decision = Decision.UNDECIDED
+        elif newer and len(windows) >= PATIENT_WINDOWS and standing.windows_left is None:
+            decision, said = Decision.UNDECIDED, f"it gives way to step {newer}: {said}"
         elif percent < MOST_PERCENT and (standing.difference is None or standing.difference >= 0):
             decision, percent = Decision.MORE_AGENTS, min(MOST_PERCENT, 2 * percent)
     return Next(decision, standing, percent, said)

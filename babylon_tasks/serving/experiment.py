@@ -122,6 +122,8 @@ class _Running:
         if head is None or head.promotion_paused_at is not None:
             return
         at_most = self._context.settings.experiment_windows
+        newest = experiments.candidate(self._tx, self._name)
+        newer = newest if newest and newest > self._experiment.step else None
         for window in experiments.windows_to_look_at(self._tx, self._experiment.id):
             seen = {
                 look.window_id: look.evidence
@@ -130,7 +132,7 @@ class _Running:
             seen[window.window_id] = experiments.window_evidence(
                 self._tx, self._name, self._experiment, window.window_id
             )
-            told = decide(self._experiment, list(seen.values()), at_most)
+            told = decide(self._experiment, list(seen.values()), at_most, newer)
             self._write(window, Decided(told.decision, seen[window.window_id], told.standing))
             self._follow(told)
             if told.end:

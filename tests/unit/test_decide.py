@@ -63,6 +63,17 @@ def test_harm_needs_less_proof_than_a_promotion() -> None:
     assert decided(0.055, 3).decision == Decision.MORE_AGENTS
 
 
+def test_what_is_not_told_apart_gives_way_to_a_newer_step() -> None:
+    told = decide(running(), windows(0.0, 3), 24, newer=9)
+    assert told.decision == Decision.UNDECIDED
+    assert told.reason.startswith("it gives way to step 9: step 5 earned 0.000 more")
+    assert decide(running(), windows(0.0, 2), 24, newer=9).end is None
+    assert decide(running(), windows(0.0, 3), 24).end is None
+    # At this rate it is told apart in time, for better or for worse.
+    for difference in (0.055, -0.045):
+        assert decide(running(), windows(difference, 3), 24, newer=9).end is None
+
+
 def test_a_version_without_agents_gets_more() -> None:
     told = decide(running(), [nothing()], 24)
     assert (told.decision, told.percent) == (Decision.MORE_AGENTS, 40)

@@ -8,7 +8,7 @@ from math import log, nan
 import numpy as np
 import pytest
 
-from babylon_tasks.evaluation.figures import Answered, ExaminedRun, compare, not_finite
+from babylon_tasks.evaluation.figures import Answered, ExaminedRun, compare
 from babylon_tasks.evaluation.intervals import Clusters, interval, tail_of
 from babylon_tasks.records.exams import Compared
 
@@ -206,15 +206,10 @@ def test_answers_of_unequal_prompts_are_refused() -> None:
         compare([], answers([True] * 4), answers([True] * 4, each=2))
 
 
-def test_what_is_not_finite_is_left_out_and_told() -> None:
+def test_what_is_not_finite_is_left_out() -> None:
     runs = [run(n, n % 2, candidate=0.1 * n) for n in range(12)]
     bad = replace(runs[0], candidate_logprob=nan)
     assert compare([bad, *runs], [], []) == compare(runs, [], [])
-    assert not_finite(runs, []) is None
-    own = [Answered("t0", True, False, 3, True, p, -1.0) for p in (-1.0, nan, None)]
-    assert not_finite([bad, *runs], own) == (
-        "the candidate's log-probabilities are not finite in 1 of 13 runs and 1 of 3 answers"
-    )
 
 
 def test_nothing_at_all_has_no_figure() -> None:
