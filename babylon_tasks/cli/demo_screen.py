@@ -16,6 +16,7 @@ from babylon_tasks.simulation.game.prompts import describe, read_answer
 
 WIDTH = 80
 _BAR = 20
+_GATE = "a step serves once it has passed its exam, the hour after (docs/gate.md)"
 _COLUMNS = f"{'window':15} step version  $/dec. {'noise':{_BAR - 6}}oracle   gap form   loss  sec"
 
 
@@ -32,7 +33,7 @@ class TrainedHour:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What the version that an hour made is worth; without an hour it is the base model."""
+    """What the version is worth that serves after an hour; without an hour it is the base model."""
 
     look: Look
     hour: TrainedHour | None = None
@@ -50,7 +51,7 @@ class Asked:
 def heading(look: Look) -> str:
     """Write what stands above the rounds: what the bar reaches from and to, and the columns."""
     scale = f"$ a decision on new markets: noise {look.noise:.2f}, oracle {look.oracle:.2f}"
-    return f"{scale}\n{_COLUMNS}"
+    return f"{scale}\n{_GATE}\n{_COLUMNS}"
 
 
 def first_lines(base: Round) -> str:
