@@ -15,6 +15,7 @@ import pytest
 from babylon_tasks import pipeline
 from babylon_tasks.records.shares import takes_share
 from babylon_tasks.records.steps import Sample
+from babylon_tasks.records.trainer_requests import EvaluateRequest, EvaluateResult
 from babylon_tasks.records.versions import Distances, Versions
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.queries import load
@@ -22,6 +23,7 @@ from babylon_tasks.training.recipe import digest_of
 from babylon_tasks.work import aio
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.samples import Staleness, StepSamples, collect
+from tests.integration.test_exams import OnBeat, Opinions, another_step, verdicts
 from tests.integration.test_train import Scripted
 from tests.old_release import extract_old_release
 from tests.rows import add_trajectory, add_window, hours_ago, one, query, steps
@@ -206,6 +208,43 @@ def test_exams_read_every_scored_trajectory(make_context: MakeContext, tmp_path:
     # A replay reads what was written as the window was scored, whatever is set now.
     collected(make_context(exam_percent=0.0), tmp_path / "again", exams=False)
     assert digest_of(tmp_path / "again") == digest_of(tmp_path / "training")
+
+
+class Examiner(Opinions):
+    """Remembers whose recorded answers it was asked about."""
+
+    examined: frozenset[str] = frozenset()
+
+    def evaluate(self, request: EvaluateRequest, on_beat: OnBeat) -> EvaluateResult:
+        lines = Path(request.samples_path).read_bytes().splitlines()
+        self.examined |= {_sample.decode(line).trajectory_id for line in lines}
+        return super().evaluate(request, on_beat)
+
+
+def test_an_exam_is_on_the_rows_that_train_and_on_those_for_exams(
+    make_context: MakeContext, trainer: TrainerProcess
+) -> None:
+    context = make_context(publish="gate", experiment_percent=0)
+    examiner = Examiner(trainer)
+    first = another_step(context, examiner)
+    evaluation = add_trajectory(context, hours_ago(3), "e", isEvaluation=True, stepsJson=steps(900))
+    window = another_step(context, examiner)
+    exam = verdicts(context)[1]
+    assert (exam.state, exam.window_ids, exam.trajectories) == ("passed", [window], 9)
+    found = query(
+        context, 'SELECT "trajectoryId" AS id FROM trajectories WHERE "windowId" = %s', window
+    )
+    assert examiner.examined == {row["id"] for row in found}
+    used = {
+        row["id"]
+        for row in query(
+            context,
+            """SELECT "trajectoryId" AS id FROM trajectories
+                WHERE "usedInTraining" AND "windowId" <> %s""",
+            first,
+        )
+    }
+    assert used == examiner.examined - {evaluation}
 
 
 def test_a_row_that_was_for_exams_at_any_time_never_trains(

@@ -18,8 +18,11 @@ from babylon_tasks.errors import (
     RemoteUnavailable,
     UserError,
 )
-from babylon_tasks.records.steps import Progress
+from babylon_tasks.evaluation.exam import Examiner, Version
+from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.records.steps import Call, Progress, Sample
 from babylon_tasks.records.trainer_requests import EvaluateRequest, GenerateRequest
+from babylon_tasks.settings import Settings
 from babylon_tasks.training.wandb_jobs import OFFERED
 from tests.wandb_server import KEY, WandbServer
 from workers.trainer.wandb import answers
@@ -168,3 +171,25 @@ def test_how_likely_an_answer_is_cannot_be_asked(checkpoint: str) -> None:
     asked = EvaluateRequest("agent", OFFERED[0], checkpoint, "samples.jsonl", 4096, 16384)
     with pytest.raises(UserError, match="TRAINER=serverless cannot evaluate"):
         ServerlessTrainer(KEY).evaluate(asked, ignore)
+
+
+def test_an_exam_at_w_and_b_is_on_sampled_answers_alone(
+    server: WandbServer, checkpoint: str, tmp_path: Path
+) -> None:
+    settings = Settings(trainer="serverless", base_model=OFFERED[0], serverless_url=server.url)
+    lineage = Lineage("agent", OFFERED[0], primary=True, created_by="test")
+    trainer: Any = ServerlessTrainer(KEY)
+    examiner = Examiner(
+        trainer, settings, lineage, None, lambda text: "dip" in text, tmp_path, lambda _: None
+    )
+    samples = [
+        Sample("2025-01-15T10:00", f"t-{n}", n / 8, [Call("You trade.", f"{n}?", "BUY")])
+        for n in range(8)
+    ]
+    figures = examiner.compare(samples, Version(0, None), Version(1, Path(checkpoint)))
+    assert {body["model"] for body in server.asked} == {OFFERED[0], NAME}
+    assert (figures["form"].served, figures["form"].candidate) == (1, 1)
+    assert (figures["unusable"].candidate, figures["length"].candidate) == (0, 5)
+    for name in ("value", "ranking", "kl", "entropy"):
+        assert figures[name].candidate is None
+        assert figures[name].left_out
