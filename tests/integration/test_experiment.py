@@ -334,9 +334,17 @@ def test_who_takes_part(gate: Context) -> None:
     answered(gate, window, {"pins-another": 0}, pinned=1)
     everybody = {"two-versions", "pins", "pins-another", "other", "unknown"}
     scored(gate, window, {"served": [0.5], "candidate": [0.2, 0.4]} | {a: [1.0] for a in everybody})
+    query(
+        gate,
+        """INSERT INTO rl.scores (trajectory_id, model_name, scorer, window_id, agent_id, score,
+                                  content_hash)
+           VALUES ('x', %s, 'ruler', %s, 'served', 1, '') RETURNING 1""",
+        *(OWN, window),
+    )
     pipeline.publish(gate)
     (look,) = history(gate)[0][1]
     assert (look.evidence.served.runs, look.evidence.candidate.runs) == (1, 1)
+    assert look.evidence.served.mean == 0.5  # by the window's own scorer
     assert look.evidence.candidate.mean == pytest.approx(0.3)
     assert (look.standing.difference, look.standing.low) == (pytest.approx(-0.2), None)
 
