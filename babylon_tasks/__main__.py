@@ -27,6 +27,7 @@ from babylon_tasks.settings.run_arguments import RunArguments
 from babylon_tasks.store import steps, training_batches
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.fleet import require_still_active
 from babylon_tasks.work.signals import interrupt, stop
 
 try:
@@ -223,6 +224,7 @@ def _work_off(context: Context, window: Window, requested_version: str | None) -
             with context.database.transaction() as tx:
                 (window,) = window_rows.read(tx, context.lineage.name, only)
             if not worked:
+                require_still_active(context)  # three steps that fail their exam pause it
                 time.sleep(_HELD_ELSEWHERE_SECONDS)
     finally:
         trainer.close()

@@ -11,6 +11,7 @@ from babylon_tasks.cockpit.status import database_status
 from babylon_tasks.local.supervisor import Stack
 from babylon_tasks.records.windows import State
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.fleet import require_still_active
 
 _POLL_SECONDS = 0.5
 _SHORT_POLL_SECONDS = 0.1
@@ -58,8 +59,13 @@ def _is_idle(context: Context, status: dict[str, Any]) -> bool:
     """Tell whether no window is due or scored, and every step that may serve has been published.
 
     A window that waits for its next attempt is due or scored as well.
+
+    Raises:
+        UserError: The lineage is paused: what waits would wait on.
     """
     waiting = status["windows"][State.DUE] or status["windows"][State.SCORED]
+    if waiting:
+        require_still_active(context)
     return not waiting and not pipeline.sweep(context, 1).publish
 
 

@@ -41,6 +41,7 @@ from babylon_tasks.store import heads
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.fleet import require_still_active
 
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 30.0
@@ -231,6 +232,7 @@ def _wait(context: Context, window_id: str) -> Window:
             return window
         if time.monotonic() - said_at > _SAY_SECONDS:
             said_at = time.monotonic()
+            require_still_active(context)  # three steps that fail their exam pause it
             click.echo(f"{window_id} is {window.state}: waiting for the workers", err=True)
         time.sleep(_POLL_SECONDS)
 

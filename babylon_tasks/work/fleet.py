@@ -197,6 +197,19 @@ def read_lineage(tx: Connection, name: str) -> Lineage | None:
     return rows[0] if rows else None
 
 
+def require_still_active(context: Context) -> None:
+    """Require that the context's lineage is not paused by now: what waits for it would wait on.
+
+    Raises:
+        UserError: It is paused or retired.
+        ServerUnavailable: Postgres does not answer.
+    """
+    with context.database.transaction() as tx:
+        row = read_lineage(tx, context.lineage.name)
+    if row is not None:
+        row.require_active()
+
+
 def unknown_lineage(name: str) -> UserError:
     """Make the error for a name that no lineage has."""
     return UserError(

@@ -29,6 +29,7 @@ from babylon_tasks.records.trainer_requests import (
 )
 from babylon_tasks.store import exams
 from babylon_tasks.work.context import Context
+from babylon_tasks.work.fleet import require_still_active
 from tests.clock import let_leases_run_out
 from tests.rows import (
     add_trajectory,
@@ -208,6 +209,8 @@ def test_three_failures_in_a_row_pause_the_lineage(
     said = [r.message for r in caplog.records if r.levelno == logging.ERROR]
     assert said[-1].startswith(f"{OWN} is paused: 3 steps in a row failed their exam")
     assert position(gated) == (2, 0)
+    with pytest.raises(UserError, match=f"{OWN} is paused: `babylon lineages resume {OWN}`"):
+        require_still_active(gated)  # who waits for a window is told
 
 
 def test_weights_with_which_nothing_can_be_computed_fail(
