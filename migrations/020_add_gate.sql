@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS rl.exams (
     opened_at     timestamptz NOT NULL,
     decided_at    timestamptz,
     seconds       float8,
+    logged_at     timestamptz,                       -- since then it is on Weights & Biases
     PRIMARY KEY (model_name, step),
     CHECK ((state = 'open') = (decided_at IS NULL))
 );
@@ -44,6 +45,7 @@ CREATE TABLE IF NOT EXISTS rl.experiments (
     holder      text        NOT NULL,
     started_at  timestamptz NOT NULL,
     ended_at    timestamptz,
+    logged_at   timestamptz,                         -- since then its end is on Weights & Biases
     CHECK ((state = 'running') = (ended_at IS NULL))
 );
 CREATE UNIQUE INDEX IF NOT EXISTS experiments_running_idx

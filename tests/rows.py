@@ -7,11 +7,16 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from babylon_tasks import pipeline
+from babylon_tasks.records.exams import Figures
+from babylon_tasks.records.experiments import Arm, Standing, WindowEvidence
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.store import lineages
+from babylon_tasks.store.database import jsonb
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import Fleet
 
@@ -154,6 +159,70 @@ def add_request(context: Context, batch_id: str, window_id: str | None, version:
                VALUES (%s, %s, %s, 'OpenPipe/Qwen3-14B-Instruct', %s, '[]', '[]', 'pending')""",
             [batch_id, batch_id, window_id, version],
         )
+
+
+def add_exam(
+    context: Context,
+    step: int,
+    state: str = "passed",
+    reason: str = "no figure is worse",
+    figures: Figures | None = None,
+) -> None:
+    """The verdict on a step beside the one that serves, as if its exam had just ended."""
+    query(
+        context,
+        """INSERT INTO rl.exams (model_name, step, served_step, state, reason, window_ids,
+               trajectories, metrics, attempts, token, holder, opened_at, decided_at, seconds)
+           SELECT %s, %s, published_step, %s, %s, '{2026-01-01T00:00}', 8, %s, 1, 1, 'test',
+                  clock_timestamp(), clock_timestamp(), 31
+             FROM rl.heads WHERE model_name = %s RETURNING 1""",
+        context.lineage.name,
+        step,
+        state,
+        reason,
+        jsonb(msgspec.to_builtins(figures or {})),
+        context.lineage.name,
+    )
+
+
+def add_experiment(
+    context: Context, step: int, state: str = "running", reason: str = "step {} passed its exam"
+) -> int:
+    """An experiment with a step beside the one that serves; its id."""
+    return int(
+        one(
+            context,
+            """INSERT INTO rl.experiments (model_name, step, served_step, state, reason, percent,
+                   first_window, holder, started_at, ended_at)
+               SELECT %s, %s, published_step, %s, %s, 20, '2026-01-01T00:00', 'test',
+                      clock_timestamp(), CASE WHEN %s <> 'running' THEN clock_timestamp() END
+                 FROM rl.heads WHERE model_name = %s RETURNING id""",
+            context.lineage.name,
+            step,
+            state,
+            reason.format(step),
+            state,
+            context.lineage.name,
+        )["id"]
+    )
+
+
+def add_look(
+    context: Context, experiment_id: int, window_id: str, standing: Standing, decision: str
+) -> None:
+    """What an experiment showed in a window: 6 runs of one version and 2 of the other."""
+    arms = WindowEvidence(served=Arm(6, 0.5, 0.1), candidate=Arm(2, 0.52, 0.1))
+    evidence = {"score_rev": 1, "window": arms, "standing": standing}
+    query(
+        context,
+        """INSERT INTO rl.experiment_looks (experiment_id, window_id, decision, evidence, holder,
+               at)
+           VALUES (%s, %s, %s, %s, 'test', clock_timestamp()) RETURNING 1""",
+        experiment_id,
+        window_id,
+        decision,
+        jsonb(msgspec.to_builtins(evidence)),
+    )
 
 
 def query(context: Context, text: str, *values: Any) -> list[dict[str, Any]]:

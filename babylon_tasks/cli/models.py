@@ -21,16 +21,16 @@ from babylon_tasks.cli.common import (
     wide_console,
 )
 from babylon_tasks.cli.diff import diff
+from babylon_tasks.cli.models_show import show
 from babylon_tasks.cli.promote import pause, promote, promotions, resume, rollback
 from babylon_tasks.cli.replay import replay
 from babylon_tasks.cli.reset import reset
 from babylon_tasks.cli.share import share, shares
+from babylon_tasks.cockpit import versions
 from babylon_tasks.errors import UserError
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import heads, steps
 from babylon_tasks.store import promotions as promotion_rows
-from babylon_tasks.store import shares as share_rows
-from babylon_tasks.store.steps import StepListing
 from babylon_tasks.work.signals import interrupt
 from babylon_tasks.work.step_names import find_step
 
@@ -41,7 +41,8 @@ def models() -> None:
 
 
 for _command in (
-    chat, diff, pause, promote, promotions, replay, reset, resume, rollback, share, shares
+    chat, diff, pause, promote, promotions, replay, reset, resume, rollback, share, shares,
+    show,
 ):  # fmt: skip
     models.add_command(_command)
 
@@ -52,19 +53,17 @@ for _command in (
 def list_models(lineage: str | None, as_json: bool) -> None:
     """List every version, newest first: the step before it, and whether its files are there.
 
+    The state says which one serves, and of the others how far they came: `awaits exam`, `passed` or
+    `failed` it, in an `experiment`, and how that ended if not by a promotion.
+
     Example: babylon models list --json
     """
     context = ready_context(load_settings(), lineage)
     name = context.lineage.name
     with context.database.transaction() as tx:
-        head = heads.read(tx, name)
         listed = steps.listing(tx, name)
         paused = promotion_rows.current_pause(tx, name)
-        special = {step: "shared" for step in share_rows.shared_steps(tx, name)}
-        special[promotion_rows.previous_step(tx, name) or 0] = "previous"
-    if head:
-        special |= {head.step: "head", head.published_step: "served"}
-    states = {step.step: special.get(step.step) or _state(step) for step in listed}
+        states = versions.states(tx, name, listed)
     if as_json:
         print_json([{**asdict(step), "state": states[step.step]} for step in listed])
         return
@@ -122,12 +121,6 @@ def export_model(version_or_step: str, folder: Path, merged: bool, lineage: str 
         else:
             export.copy_adapter(checkpoint, draft)
     click.echo(f"{name} is in {folder}")
-
-
-def _state(step: StepListing) -> str:
-    if step.removed_at:
-        return "removed"
-    return "given up" if step.given_up_at else "kept"
 
 
 def _merge(base_model: str, revision: str | None, checkpoint: Path, folder: Path) -> None:

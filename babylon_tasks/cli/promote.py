@@ -9,10 +9,13 @@ import click
 from rich.table import Table
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context, wide_console
+from babylon_tasks.cockpit import gate
 from babylon_tasks.serving import promote as serving
 from babylon_tasks.serving.promote import Served
 from babylon_tasks.settings import load_settings
+from babylon_tasks.store import gates
 from babylon_tasks.store import promotions as promotion_rows
+from babylon_tasks.work.context import Context
 
 with_reason = click.option("--why", required=True, help="The reason, which is kept with it.")
 
@@ -22,15 +25,15 @@ with_reason = click.option("--why", required=True, help="The reason, which is ke
 @with_reason
 @of_lineage
 def promote(version_or_step: str, why: str, lineage: str | None) -> None:
-    """Let a newer version serve, by hand: after a rollback, or while promotion is paused.
+    """Let a newer version serve, by hand, whatever the gate says of it.
 
     The lineage's name answers with it within seconds, and the app sees it `deployed`. What was
-    paused stays so.
+    paused stays so. A running experiment ends.
 
     Example: babylon models promote v1.0.14 --why "it sells well in the simulation"
     """
     context = ready_context(load_settings(), lineage)
-    _say(context.lineage.name, serving.promote(context, version_or_step, why))
+    _say(context, serving.promote(context, version_or_step, why))
 
 
 @click.command()
@@ -46,7 +49,7 @@ def rollback(version_or_step: str | None, why: str, lineage: str | None) -> None
     Example: babylon models rollback --why "it sells everything at once"
     """
     context = ready_context(load_settings(), lineage)
-    _say(context.lineage.name, serving.roll_back(context, version_or_step, why))
+    _say(context, serving.roll_back(context, version_or_step, why))
 
 
 @click.command()
@@ -58,19 +61,21 @@ def pause(why: str, lineage: str | None) -> None:
     Example: babylon models pause --why "a demonstration today"
     """
     context = ready_context(load_settings(), lineage)
-    _say(context.lineage.name, serving.pause(context, why))
+    _say(context, serving.pause(context, why))
 
 
 @click.command()
 @with_reason
 @of_lineage
 def resume(why: str, lineage: str | None) -> None:
-    """Promote new versions by themselves again: the newest one within seconds.
+    """Promote new versions by themselves again, also one that passed the gate meanwhile.
+
+    With PUBLISH=always that is the newest one.
 
     Example: babylon models resume --why "the feed is repaired"
     """
     context = ready_context(load_settings(), lineage)
-    _say(context.lineage.name, serving.resume(context, why))
+    _say(context, serving.resume(context, why))
 
 
 @click.command()
@@ -100,12 +105,17 @@ def promotions(lineage: str | None, as_json: bool) -> None:
     wide_console().print(table)
 
 
-def _say(name: str, served: Served) -> None:
+def _say(context: Context, served: Served) -> None:
     step = f"step {served.step} ({served.version})" if served.version else "the base model"
     before = f"; it was step {served.from_step}" if served.from_step != served.step else ""
-    click.echo(f"{name} answers with {step}{before}")
+    click.echo(f"{context.lineage.name} answers with {step}{before}")
     if served.pause:
         click.echo(f"promotion is paused {served.pause}")
         click.echo("new steps wait until `babylon models resume`")
+    elif context.settings.publish != "always":
+        with context.database.transaction() as tx:
+            gated = gates.read(tx, [context.lineage.name])[context.lineage.name]
+        for sentence in gate.waiting(gated, context.settings):
+            click.echo(sentence)
     elif served.head != served.step:
         click.echo(f"step {served.head} is promoted next, within seconds if workers run")

@@ -6,11 +6,21 @@ from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
+from babylon_tasks.cockpit import gate
 from babylon_tasks.records.movement import stands_still
 from babylon_tasks.records.promotions import Pause
 from babylon_tasks.records.steps import compute_seconds
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import attempts, broker, canaries, heads, judgments, promotions, steps
+from babylon_tasks.store import (
+    attempts,
+    broker,
+    canaries,
+    gates,
+    heads,
+    judgments,
+    promotions,
+    steps,
+)
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.steps import Step
@@ -18,7 +28,10 @@ from babylon_tasks.work.context import Context
 
 
 def database_status(context: Context) -> dict[str, Any]:
-    """Return the windows by state, the version that serves, and the cost of the last step."""
+    """Return the windows by state, the version that serves, and the cost of the last step.
+
+    `gate` says what waits to serve, as `cockpit.gate.figures`; `gate_says` the same in sentences.
+    """
     name = context.lineage.name
     with context.database.transaction() as tx:
         states = window_rows.count_states(tx, name)
@@ -29,6 +42,7 @@ def database_status(context: Context) -> dict[str, Any]:
         answered = canaries.read(tx)
         at_fault = attempts.machines_at_fault(tx)
         spent = judgments.spent_today(tx)
+        gated = gates.read(tx, [name])[name]
     return {
         "model": name,
         "state": str(context.lineage.state),
@@ -37,6 +51,8 @@ def database_status(context: Context) -> dict[str, Any]:
         "published_step": head.published_step if head else 0,
         "version": served.version if served else None,
         "promotion_paused": _paused(paused) if paused else {},
+        "gate": gate.figures(gated, context.settings),
+        "gate_says": gate.sentences(gated, context.settings),
         "last_step": _economics(newest) if newest else {},
         "judge_today": {
             "answers": spent.answers,

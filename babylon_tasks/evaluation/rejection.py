@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from babylon_tasks.records.gates import FAILURES_IN_A_ROW, PAUSED_BY
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.store import exams, heads, lineages, steps, transitions
 from babylon_tasks.store.database import Connection
@@ -12,9 +13,6 @@ from babylon_tasks.store.leases import Claim
 from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
-
-FAILURES_IN_A_ROW = 3  # then nothing more is trained until a person has looked
-PAUSED_BY = "the gate"
 
 
 def reject(context: Context, tx: Connection, claim: Claim, step: int, reason: str) -> bool:

@@ -13,10 +13,11 @@ import msgspec
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import BadWeights, CheckpointRemoved, StaleClaim, UserError
 from babylon_tasks.evaluation.exam import Examiner, Version
-from babylon_tasks.evaluation.rejection import FAILURES_IN_A_ROW, leave_rolled_back, reject
+from babylon_tasks.evaluation.rejection import leave_rolled_back, reject
 from babylon_tasks.evaluation.verdict import judge
 from babylon_tasks.records.exams import ExamState, Figures
 from babylon_tasks.records.form import load_form_check
+from babylon_tasks.records.gates import FAILURES_IN_A_ROW
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Progress, Sample, Trainer
 from babylon_tasks.records.versions import Head

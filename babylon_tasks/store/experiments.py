@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -40,6 +41,19 @@ class Decided:
     decision: str
     evidence: WindowEvidence
     standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class EndedToLog:
+    """An experiment that ended and is not on W&B yet; `standing` is None if it had no look."""
+
+    id: int
+    step: int
+    served_step: int
+    state: str
+    percent: float
+    ended_at: datetime
+    standing: Standing | None
 
 
 class _Evidence(msgspec.Struct, frozen=True):
@@ -98,10 +112,17 @@ def running(tx: Connection, model_name: str) -> Experiment | None:
         return cursor.execute(_SQL["running_experiment"], {"model_name": model_name}).fetchone()
 
 
-def listing(tx: Connection, model_name: str) -> list[tuple[Experiment, list[ExperimentLook]]]:
-    """Return the experiments of a lineage, newest first, each with its looks in their order."""
+def listing(
+    tx: Connection, model_name: str, step: int | None = None
+) -> list[tuple[Experiment, list[ExperimentLook]]]:
+    """Return the experiments of a lineage, or those with one of its steps, newest first.
+
+    Each comes with its looks in the order of their windows.
+    """
     with tx.cursor(row_factory=class_row(Experiment)) as cursor:
-        found = cursor.execute(_SQL["list_experiments"], {"model_name": model_name}).fetchall()
+        found = cursor.execute(
+            _SQL["list_experiments"], {"model_name": model_name, "step": step}
+        ).fetchall()
     looks = _looks(tx, [each.id for each in found])
     return [(each, looks[each.id]) for each in found]
 
@@ -195,6 +216,23 @@ def shared_by_hand(tx: Connection, model_name: str) -> bool:
     """Tell whether a person gives a version of a lineage a share, now or soon."""
     row = tx.execute(_SQL["shared_by_hand"], {"model_name": model_name}).fetchone()
     return bool(row and row["shared"])
+
+
+def ended_to_log(tx: Connection, model_name: str, limit: int) -> list[EndedToLog]:
+    """Return the ended experiments that are not on W&B yet, in the order in which they ended."""
+    values = {"model_name": model_name, "limit": limit}
+    rows = tx.execute(_SQL["experiments_to_log"], values).fetchall()
+    return [
+        EndedToLog(
+            **{**row, "standing": row["standing"] and msgspec.convert(row["standing"], Standing)}
+        )
+        for row in rows
+    ]
+
+
+def ended_logged(tx: Connection, ids: Sequence[int]) -> None:
+    """Note that the ends of these experiments are on W&B."""
+    tx.execute(_SQL["experiments_logged"], {"ids": list(ids)})
 
 
 def to_decide(tx: Connection, modes: Mapping[str, str]) -> list[str]:

@@ -43,6 +43,7 @@ class Deployment:
             "LEASE_SECONDS": "2",
             "HEARTBEAT_SECONDS": "0.5",
             "RETRY_SECONDS": "0",
+            "PUBLISH": "always",  # as tests/conftest.py
             "HF_HUB_OFFLINE": "1",  # what is not on this machine is missed at once
         }
         self._processes: list[subprocess.Popen[str]] = []

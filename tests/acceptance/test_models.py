@@ -12,10 +12,21 @@ from typing import Any
 import pytest
 
 from babylon_tasks.checkpoints.export import ADAPTER_FILES
+from babylon_tasks.records.exams import Compared
+from babylon_tasks.records.experiments import Standing
 from babylon_tasks.work.context import Context
 from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
-from tests.rows import add_window, commit_steps, hours_ago, one, query
+from tests.rows import (
+    add_exam,
+    add_experiment,
+    add_look,
+    add_window,
+    commit_steps,
+    hours_ago,
+    one,
+    query,
+)
 from workers.gpu.client import TrainerProcess
 
 
@@ -57,6 +68,45 @@ def test_list(deployment: Deployment, trainer: TrainerProcess) -> None:
     shown = deployment.call("babylon", "models", "list").stdout
     assert f"{found[0]['checkpoint']} " in shown
     assert found[4]["checkpoint"] not in shown
+
+
+def test_show(deployment: Deployment, trainer: TrainerProcess) -> None:
+    context = deployment.context
+    commit_steps(context, trainer, 2, publish=False)
+    plain = deployment.call("babylon", "models", "show", "2").stdout
+    assert "exam         none\n" in plain
+    add_exam(
+        context,
+        2,
+        figures={
+            "form": Compared(1.0, 0.25, -0.75, -0.9, -0.5, runs=8, worse=True),
+            "value": Compared(left_out="the runs have no log-probabilities"),
+        },
+    )
+    id_ = add_experiment(context, 2)
+    add_look(context, id_, "2026-01-01T00:00", Standing(1, 6, 2, 0.02, -0.1, 0.14, 9), "go on")
+    done = deployment.call("babylon", "models", "show", "v1.0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["step"], found["state"], found["parent_step"]) == (2, "head, experiment", 1)
+    assert (found["exam"]["state"], found["exam"]["trajectories"]) == ("passed", 8)
+    assert found["exam"]["figures"]["form"]["worse"] is True
+    assert found["exam"]["figures"]["value"]["difference"] is None
+    (tried,) = found["experiments"]
+    assert (tried["state"], tried["percent"]) == ("running", 20)
+    assert tried["looks"][0]["standing"]["windows_left"] == 9
+    shown = deployment.call("babylon", "models", "show", "2").stdout
+    for said in (
+        "step         2 (v1.0.1) of babylon-agent, after 1\n",
+        "beside step 0, over 8 runs of 1 window, in 31 s: no figure is worse\n",
+        "-0.9 to -0.5", "worse", "the runs have no log-probabilities",
+        "+0.02 a run (-0.1 to +0.14)", "go on",
+    ):  # fmt: skip
+        assert said in shown
+    assert shown.index("value ") < shown.index("form "), "as the guards come"
+    wrong = deployment.call("babylon", "models", "show", "7")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "has no version or step '7'" in wrong.stderr
 
 
 @pytest.mark.slow

@@ -76,6 +76,20 @@ def test_roll_back_promote_and_resume(deployment: Deployment, trainer: TrainerPr
     assert "a demonstration" in models(deployment, "promotions")
 
 
+def test_a_change_by_hand_says_what_waits_at_the_gate(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    commit_steps(deployment.context, trainer, 2, publish=False)
+    deployment.env["PUBLISH"] = "gate"
+    models(deployment, "pause", "--why", "a demonstration")
+    assert models(deployment, "resume", "--why", "it is over").splitlines() == [
+        "babylon-agent answers with the base model",
+        "step 2 awaits its exam",
+    ]
+    shown = deployment.call("babylon", "status").stdout
+    assert "gate               PUBLISH=gate\n                   step 2 awaits its exam\n" in shown
+
+
 def test_killed_in_the_middle_of_a_rollback(
     deployment: Deployment, trainer: TrainerProcess
 ) -> None:

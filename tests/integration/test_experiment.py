@@ -12,11 +12,12 @@ import pytest
 
 from babylon_tasks import pipeline
 from babylon_tasks.records.experiments import Experiment, ExperimentLook
+from babylon_tasks.records.gates import Gate
 from babylon_tasks.records.shares import share_at
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import window_id_at
 from babylon_tasks.serving import promote
-from babylon_tasks.store import experiments, serving
+from babylon_tasks.store import experiments, gates, serving
 from babylon_tasks.store.database import now
 from babylon_tasks.training.reset import reset
 from babylon_tasks.work.context import Context
@@ -556,3 +557,40 @@ def test_many_lineages_are_asked_about_at_once(gate: Context, make_context: Make
     assert [each.lineage.name for each in fleet.to_publish()] == [OWN]
     pipeline.publish(gate)
     assert fleet.to_publish() == []
+
+
+# --- what people see of it --------------------------------------------------------------------
+
+
+def seen(context: Context) -> Gate:
+    with context.database.transaction() as tx:
+        return gates.read(tx, [OWN])[OWN]
+
+
+def test_what_waits_is_the_candidate_and_then_the_experiment(gate: Context) -> None:
+    with gate.database.transaction() as tx:
+        assert list(seen(gate).passed) == [experiments.candidate(tx, OWN)] == [2]
+    assert seen(gate).experiment is None
+    pipeline.publish(gate)
+    begun = seen(gate)
+    assert begun.experiment is not None
+    assert (begun.gated, list(begun.passed), begun.experiment.standing) == (True, [], None)
+    play(gate, 0, 0.5, 0.505)
+    pipeline.publish(gate)
+    running, (last,) = seen(gate).experiment, history(gate)[0][1]
+    assert running is not None
+    assert running.standing == last.standing
+    assert running.percent == history(gate)[0][0].percent
+
+
+def test_how_it_ended_is_seen(gate: Context) -> None:
+    pipeline.publish(gate)
+    play(gate, 0, 0.8, 0.2)
+    pipeline.publish(gate)
+    ended = seen(gate).ended
+    assert ended is not None
+    assert (ended.step, ended.state, ended.reason) == (2, "rolled_back", history(gate)[0][0].reason)
+    assert (seen(gate).experiment, list(seen(gate).passed)) == (None, [])
+    with gate.database.transaction() as tx:
+        assert experiments.candidate(tx, OWN) is None
+        assert gates.step_states(tx, OWN)[2] == "rolled back"

@@ -9,11 +9,12 @@ import redis
 from celery import current_app
 
 from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.records.experiments import Standing
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.context import Context
-from tests.rows import commit_steps, fork
+from tests.rows import add_exam, add_experiment, add_look, commit_steps, fork, query
 from workers import queues
 from workers.watch.metrics import PipelineCollector
 
@@ -104,3 +105,53 @@ def test_metrics_name_the_lineage(context: Context, trainer: Trainer) -> None:
     assert values["babylon_step", "fork", "published"] == 1
     assert values["babylon_windows", "babylon-agent", "trained"] == 2
     assert values["babylon_windows", "fork", "trained"] == 1
+
+
+def of_the_gate(context: Context) -> dict[tuple[str, str], float]:
+    """Values by metric, without its prefix, and lineage."""
+    return {
+        (metric.name.removeprefix("babylon_"), sample.labels["lineage"]): sample.value
+        for metric in PipelineCollector(context.settings)._postgres()
+        for sample in metric.samples
+        if metric.name not in ("babylon_windows", "babylon_step") and "lineage" in sample.labels
+    }
+
+
+def test_metrics_of_the_gate(context: Context, trainer: Trainer) -> None:
+    """A lineage whose experiment runs, and another one of which nothing is known."""
+    commit_steps(context, trainer, 3, publish=False)
+    fork(context, "fork", 1)
+    query(context, "UPDATE rl.heads SET gated = true RETURNING 1")
+    add_exam(context, 1, "failed", "form fell")
+    quiet = {"steps_awaiting_exam": 0, "steps_passed": 0, "exam_failures_in_a_row": 0,
+             "paused_by_gate": 0}  # fmt: skip
+    found = of_the_gate(context)
+    assert found == {
+        **{(name, "fork"): value for name, value in quiet.items()},
+        **{(name, "babylon-agent"): value for name, value in quiet.items()},
+        ("steps_awaiting_exam", "babylon-agent"): 1,
+        ("exam_failures_in_a_row", "babylon-agent"): 1,
+    }
+    add_exam(context, 2)
+    add_exam(context, 3)
+    id_ = add_experiment(context, 2)
+    found = of_the_gate(context)
+    assert found["steps_passed", "babylon-agent"] == 1
+    assert found["exam_failures_in_a_row", "babylon-agent"] == 0
+    assert found["experiment_windows", "babylon-agent"] == 0
+    assert ("experiment_difference", "babylon-agent") not in found, "nothing is known yet"
+    standing = Standing(5, 30, 10, 0.0123, -0.004, 0.0286, 12)
+    add_look(context, id_, "2026-01-01T00:00", standing, "go on")
+    found = of_the_gate(context)
+    shown = {name: value for (name, lineage), value in found.items() if "experiment" in name}
+    assert shown == {
+        "experiment_step": 2, "experiment_percent": 20, "experiment_windows": 5,
+        "experiment_windows_left": 12, "experiment_difference": 0.0123,
+        "experiment_low": -0.004, "experiment_high": 0.0286,
+    }  # fmt: skip
+    query(
+        context,
+        "UPDATE rl.lineages SET state = 'paused', changed_by = 'the gate', changed_at = now() "
+        "WHERE name = 'fork' RETURNING 1",
+    )
+    assert of_the_gate(context)["paused_by_gate", "fork"] == 1

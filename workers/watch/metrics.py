@@ -11,10 +11,11 @@ from prometheus_client.registry import Collector
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.settings import QUEUES, Settings
-from babylon_tasks.store import canaries, heads, judgments, lineages
+from babylon_tasks.store import canaries, gates, heads, judgments, lineages
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Connection, Database
 from workers import queues
+from workers.watch.gate_metrics import gate_metrics
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class PipelineCollector(Collector):
             answered = canaries.read(tx)
             positions = heads.positions(tx, names)
             spent = judgments.spent_today(tx)
+            gate_of = gates.read(tx, names)
         windows = GaugeMetricFamily(
             "babylon_windows", "Windows of a lineage in a state.", labels=["lineage", "state"]
         )
@@ -83,7 +85,7 @@ class PipelineCollector(Collector):
         judge.add_metric(["answers"], spent.answers)
         judge.add_metric(["tokens"], spent.tokens)
         judge.add_metric(["usd"], spent.usd)
-        return [windows, ages, step, judge]
+        return [windows, ages, step, judge, *gate_metrics(gate_of.values())]
 
     def _lineages(self, tx: Connection) -> list[str]:
         """Return MODEL_NAME and every lineage that is not retired."""

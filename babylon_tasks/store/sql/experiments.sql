@@ -24,8 +24,23 @@ SELECT id, step, served_step, state, reason, percent, first_window, started_at, 
   FROM rl.experiments WHERE model_name = %(model_name)s AND ended_at IS NULL
 
 -- list_experiments --
+-- With one step, or (step: NULL) all; newest first.
 SELECT id, step, served_step, state, reason, percent, first_window, started_at, ended_at
-  FROM rl.experiments WHERE model_name = %(model_name)s ORDER BY id DESC
+  FROM rl.experiments
+ WHERE model_name = %(model_name)s AND (%(step)s::int IS NULL OR step = %(step)s)
+ ORDER BY id DESC
+
+-- experiments_to_log --
+-- Ended and not on Weights & Biases yet, in that order, each with what its last look showed.
+SELECT x.id, x.step, x.served_step, x.state, x.percent, x.ended_at,
+       (SELECT k.evidence -> 'standing' FROM rl.experiment_looks k WHERE k.experiment_id = x.id
+         ORDER BY k.at DESC, k.window_id DESC LIMIT 1) AS standing
+  FROM rl.experiments x
+ WHERE x.model_name = %(model_name)s AND x.ended_at IS NOT NULL AND x.logged_at IS NULL
+ ORDER BY x.ended_at LIMIT %(limit)s
+
+-- experiments_logged --
+UPDATE rl.experiments SET logged_at = rl.now() WHERE id = ANY (%(ids)s::bigint[])
 
 -- list_looks --
 SELECT experiment_id, window_id, decision, evidence, at FROM rl.experiment_looks
