@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -117,7 +117,18 @@ def read(
             "limit": limit,
         },
     ).fetchall()
-    return [Exam(**{**row, "figures": msgspec.convert(row["figures"], Figures)}) for row in rows]
+    return _exams(rows)
+
+
+def to_log(tx: Connection, model_name: str, limit: int) -> list[Exam]:
+    """Return the decided exams that are not on W&B yet, in the order of their verdicts."""
+    values = {"model_name": model_name, "limit": limit}
+    return _exams(tx.execute(_SQL["exams_to_log"], values).fetchall())
+
+
+def logged(tx: Connection, model_name: str, steps: Sequence[int]) -> None:
+    """Note that the exams of these steps are on W&B."""
+    tx.execute(_SQL["exams_logged"], {"model_name": model_name, "steps": list(steps)})
 
 
 def failures_in_a_row(tx: Connection, model_name: str) -> int:
@@ -131,6 +142,10 @@ def rolled_back(tx: Connection, model_name: str) -> RolledBack | None:
     """Return the rolled-back step on the way to the head that the head has to leave, or None."""
     row = tx.execute(_SQL["rolled_back"], {"model_name": model_name}).fetchone()
     return RolledBack(**row) if row else None
+
+
+def _exams(rows: Sequence[dict[str, Any]]) -> list[Exam]:
+    return [Exam(**{**row, "figures": msgspec.convert(row["figures"], Figures)}) for row in rows]
 
 
 def _identity(claim: Claim) -> dict[str, str | int]:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from babylon_tasks import pipeline
+from babylon_tasks.records.exams import Compared
+from babylon_tasks.records.experiments import Standing
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import leases
 from tests.acceptance.conftest import Deployment
-from tests.rows import query, scored_windows
+from tests.rows import add_exam, add_experiment, add_look, query, scored_windows
 from tests.unit.tiny import make_tiny_model
 from tests.wandb_file import OfflineRun, offline_runs
 from tests.wandb_runs import serving
@@ -96,6 +98,48 @@ def test_online_the_run_is_resumed_and_no_step_comes_twice(
     assert [line["_step"] for line in wandb.history["babylon-agent-steps"]] == [1, 2, 3]
     assert wandb.keys == {f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"}
     assert key not in done.stdout + done.stderr
+
+
+def not_logged_of(deployment: Deployment, table: str) -> list[int]:
+    rows = query(deployment.context, f"SELECT step FROM rl.{table} WHERE logged_at IS NULL")
+    return sorted(row["step"] for row in rows)
+
+
+def test_exams_and_experiments_are_in_the_next_steps_row_once(
+    deployment: Deployment, trainer: TrainerProcess
+) -> None:
+    """W&B's history only goes forward, and the row of the step that was examined is there."""
+    context, key = deployment.context, "0123456789abcdef0123456789abcdef01234567"
+    with serving() as wandb:
+        env = {"WANDB_API_KEY": key, "WANDB_BASE_URL": wandb.url, "WANDB_ENTITY": "us"}
+        train(deployment, trainer, 2)
+        assert log_steps(deployment, **env).returncode == 0
+        add_exam(context, 1, "failed", "?", {"form": Compared(1.0, 0.2, -0.8, -0.9, -0.7, 8)})
+        id_ = add_experiment(context, 1, "promoted")
+        shown = Standing(5, 30, 10, 0.0123, -0.004, 0.0286, 12)
+        add_look(context, id_, "2026-01-01T00:00", shown, "promoted")
+        assert log_steps(deployment, **env).returncode == 0
+        assert not_logged_of(deployment, "exams") == [1], "it waits for the next step"
+        train(deployment, trainer, 3)
+        assert log_steps(deployment, **env).returncode == 0
+        assert not_logged_of(deployment, "exams") == not_logged_of(deployment, "experiments") == []
+        # A process that died before it noted what it sent, then one that logs the next step.
+        for table in ("steps", "exams", "experiments"):
+            query(context, f"UPDATE rl.{table} SET logged_at = NULL RETURNING 1")
+        add_exam(context, 2)
+        train(deployment, trainer, 4)
+        assert log_steps(deployment, **env).returncode == 0
+    assert not_logged_of(deployment, "exams") == not_logged_of(deployment, "experiments") == []
+    first, second, third = wandb.history["babylon-agent-steps"]
+    assert [row["_step"] for row in (first, second, third)] == [1, 2, 3]
+    assert not [name for name in first if name.startswith(("exam/", "experiment/"))]
+    assert (second["exam/step"], second["exam/passed"]) == (1, 0)
+    assert (second["exam/form/candidate"], second["exam/form/low"]) == (0.2, -0.9)
+    assert (second["experiment/step"], second["experiment/promoted"]) == (1, 1)
+    assert (second["experiment/difference"], second["experiment/windows"]) == (0.0123, 5)
+    assert "train/loss" in second
+    assert (third["exam/step"], third["exam/passed"]) == (2, 1)
+    assert "experiment/step" not in third
 
 
 def test_what_could_not_be_logged_is_logged_later(

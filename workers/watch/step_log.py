@@ -2,7 +2,8 @@
 
 What is logged is read from Postgres, so a step is logged once it is committed, whoever trained it;
 what could not be logged is logged after the next one. One run a model name, a step of it a step of
-the model. W&B may hang or be away: it has a process of its own, and nothing waits for it.
+the model; exams and experiments go with it (`workers.watch.gate_log`). W&B may hang or be away: it
+has a process of its own, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from babylon_tasks.store.steps import StepToLog
 from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context, this_holder
 from babylon_tasks.work.fleet import Fleet
+from workers.watch import gate_log
+from workers.watch.gate_log import GateLog
 
 log = logging.getLogger("workers.watch.step_log")
 
@@ -165,15 +168,17 @@ def _log_all(database: Database, settings: Settings) -> None:
     while True:
         with database.transaction() as tx:
             rows = steps.to_log(tx, settings.model_name, _AT_ONCE)
+            decided = gate_log.to_log(tx, settings.model_name, rows)
         if not rows:
             return
-        _log(settings, rows)
+        _log(settings, rows, decided)
         with database.transaction() as tx:
             steps.logged(tx, settings.model_name, [step.step for step in rows])
+            gate_log.logged(tx, settings.model_name, decided)
 
 
-def _log(settings: Settings, rows: Sequence[StepToLog]) -> None:
-    """Log the steps to the run of the lineage.
+def _log(settings: Settings, rows: Sequence[StepToLog], decided: GateLog) -> None:
+    """Log the steps, and what was decided before them, to the run of the lineage.
 
     Raises:
         Retryable: W&B does not take the steps.
@@ -208,9 +213,12 @@ def _log(settings: Settings, rows: Sequence[StepToLog]) -> None:
                 x_save_requirements=False,
             ),
         ) as run:
+            for names, axis in gate_log.AXES.items():
+                run.define_metric(names, step_metric=axis)
             for step in rows:
                 if step.step >= run.starting_step:
-                    run.log(wandb_metrics(step), step=step.step)
+                    more = decided.metrics.get(step.step, {})
+                    run.log(wandb_metrics(step) | more, step=step.step)
                 else:  # an earlier run of this died before it could note that
                     log.warning("W&B has step %d of %s already", step.step, settings.model_name)
     except ImportError:

@@ -66,6 +66,18 @@ SELECT x.step, x.served_step, x.reason
  ORDER BY x.id DESC
  LIMIT 1
 
+-- exams_to_log --
+-- Decided and not on Weights & Biases yet, in the order of the verdicts.
+SELECT step, served_step, state, reason, window_ids, trajectories, metrics AS figures, attempts,
+       opened_at, decided_at, seconds
+  FROM rl.exams
+ WHERE model_name = %(model_name)s AND state <> 'open' AND logged_at IS NULL
+ ORDER BY decided_at LIMIT %(limit)s
+
+-- exams_logged --
+UPDATE rl.exams SET logged_at = rl.now()
+ WHERE model_name = %(model_name)s AND step = ANY (%(steps)s::int[])
+
 -- tell_app --
 -- The app's row of the step: all figures, and the two for which it has columns.
 UPDATE public.trained_models m
