@@ -8,9 +8,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from babylon_tasks import pipeline
+from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.experiments import Experiment, ExperimentLook
 from babylon_tasks.records.gates import Gate
 from babylon_tasks.records.shares import share_at
@@ -325,6 +327,27 @@ def test_the_step_before_one_that_was_tried_is_not_tried(
     assert len(history(gate)) == 1
 
 
+def test_one_that_is_not_told_apart_gives_way_to_a_newer_one(
+    gate: Context, make_context: MakeContext, trainer: Trainer
+) -> None:
+    pipeline.publish(gate)
+    for number in range(2):
+        play(gate, number, 0.5, 0.5)
+    commit_steps(make_context(), trainer, 1, publish=False)
+    passed(gate, 3)
+    pipeline.publish(gate)
+    assert (history(gate)[0][0].step, state(gate)) == (2, "running")
+    play(gate, 2, 0.5, 0.5)
+    move_clock(gate, 3 * 3600)
+    pipeline.publish(gate)
+    assert (history(gate)[0][0].step, state(gate)) == (3, "running")
+    ended = history(gate)[1][0]
+    assert ended.state == "undecided"
+    assert ended.reason.startswith("it gives way to step 3: step 2 ")
+    assert shared(gate, 1) == (3, 20, f"experiment-{history(gate)[0][0].id}")
+    assert not rings(gate)
+
+
 def test_who_takes_part(gate: Context) -> None:
     """An agent that one of the two versions alone answered; its trajectories are one run."""
     pipeline.publish(gate)
@@ -504,6 +527,18 @@ def test_a_death_before_the_commit_decides_nothing(
     monkeypatch.undo()
     assert pipeline.publish(gate) == ["v1.0.1"]
     assert decisions(gate) == ["more agents", "promoted"]
+
+
+def test_an_app_that_holds_its_row_delays_a_promotion(gate: Context) -> None:
+    pipeline.publish(gate)
+    play(gate, 0, 0.4, 0.6)
+    play(gate, 1, 0.4, 0.6)
+    with psycopg.connect(gate.settings.postgres()) as held:
+        held.execute("SELECT FROM trained_models WHERE version = 'v1.0.1' FOR UPDATE")
+        with pytest.raises(ServerUnavailable, match="the app changes a version"):
+            pipeline.publish(gate)
+    assert (state(gate), decisions(gate), serves(gate)) == ("running", [], 1)
+    assert pipeline.publish(gate) == ["v1.0.1"]
 
 
 def test_two_publishers_at_once_begin_one(
