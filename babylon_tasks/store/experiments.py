@@ -20,6 +20,7 @@ from babylon_tasks.records.experiments import (
     Standing,
     WindowEvidence,
 )
+from babylon_tasks.store import shares
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.queries import load
 
@@ -142,6 +143,14 @@ def end(tx: Connection, id_: int, state: ExperimentState, by: tuple[str, str]) -
     holder, reason = by
     values = {"id": id_, "state": state, "holder": holder, "reason": reason}
     tx.execute(_SQL["end_experiment"], values)
+
+
+def stop(tx: Connection, model_name: str, by: tuple[str, str]) -> None:
+    """End the experiment that runs, if there is one, and its share; `by` says who, and why."""
+    experiment = running(tx, model_name)
+    if experiment is not None:
+        end(tx, experiment.id, ExperimentState.STOPPED, by)
+        shares.end(tx, model_name, [], by, draw_of(experiment.id))
 
 
 def write_look(

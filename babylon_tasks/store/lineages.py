@@ -9,7 +9,7 @@ from typing import Literal
 
 from psycopg.rows import class_row
 
-from babylon_tasks.records.lineages import Lineage
+from babylon_tasks.records.lineages import Lineage, LineageState
 from babylon_tasks.settings import Settings
 from babylon_tasks.store import experiments, transitions
 from babylon_tasks.store.database import Connection, jsonb
@@ -109,7 +109,10 @@ def lock(connection: Connection, name: str) -> Lineage | None:
 
 
 def change(connection: Connection, changed: Lineage, by: str) -> None:
-    """Write the state, overrides, `own_settings` and `primary` of a lineage that is locked."""
+    """Write the state, overrides, `own_settings` and `primary` of a lineage that is locked.
+
+    Of one that is not active nothing is scored, so an experiment of it would tell nothing: it ends.
+    """
     connection.execute(
         _SQL["change_lineage"],
         {
@@ -121,6 +124,8 @@ def change(connection: Connection, changed: Lineage, by: str) -> None:
             "changed_by": by,
         },
     )
+    if changed.state != LineageState.ACTIVE:
+        experiments.stop(connection, changed.name, (by, f"the lineage is {changed.state}"))
 
 
 def pin_revision(connection: Connection, name: str, base_revision: str) -> None:

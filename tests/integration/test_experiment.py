@@ -15,6 +15,7 @@ from babylon_tasks import pipeline
 from babylon_tasks.errors import ServerUnavailable
 from babylon_tasks.records.experiments import Experiment, ExperimentLook
 from babylon_tasks.records.gates import Gate
+from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.shares import share_at
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import window_id_at
@@ -22,6 +23,7 @@ from babylon_tasks.serving import promote
 from babylon_tasks.store import experiments, gates, serving
 from babylon_tasks.store.database import now
 from babylon_tasks.training.reset import reset
+from babylon_tasks.work import lineage_changes
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import Fleet
 from tests.clock import move_clock, wait_until_blocked
@@ -491,6 +493,26 @@ def test_the_apps_deployment_ends_it(gate: Context) -> None:
     stopped(gate, "step 2 serves since")
 
 
+def test_files_that_are_gone_end_it(gate: Context) -> None:
+    pipeline.publish(gate)
+    query(gate, "UPDATE rl.steps SET removed_at = now() WHERE step = 2 RETURNING 1")
+    assert rings(gate)
+    pipeline.publish(gate)
+    stopped(gate, "the files of step 2 were removed")
+
+
+def test_a_lineage_that_is_paused_tries_nothing(gate: Context) -> None:
+    """Nobody scores its windows, so nobody would see what the new version does."""
+    pipeline.publish(gate)
+    move_clock(gate, 3600)
+    fleet = Fleet(gate.database, gate.settings, "me")
+    lineage_changes.change_state(fleet, OWN, LineageState.PAUSED)
+    found = history(gate)[0][0]
+    assert (found.state, found.reason, shared(gate)) == ("stopped", "the lineage is paused", None)
+    lineage_changes.change_state(fleet, OWN, LineageState.ACTIVE)
+    assert fleet.to_publish() == []
+
+
 def test_while_promotion_is_paused_it_waits(gate: Context) -> None:
     pipeline.publish(gate)
     play(gate, 0, 0.4, 0.6)
@@ -539,6 +561,20 @@ def test_an_app_that_holds_its_row_delays_a_promotion(gate: Context) -> None:
             pipeline.publish(gate)
     assert (state(gate), decisions(gate), serves(gate)) == ("running", [], 1)
     assert pipeline.publish(gate) == ["v1.0.1"]
+
+
+def test_a_clock_that_goes_back_ends_nothing(gate: Context) -> None:
+    """Then a share that was to start later is newer than the one that is to start now."""
+    pipeline.publish(gate)
+    move_clock(gate, 3600)
+    play(gate, 0, 0.5, 0.5)
+    pipeline.publish(gate)
+    assert shared(gate, 1) == (2, 40, f"experiment-{history(gate)[0][0].id}")
+    move_clock(gate, -3 * 3600)
+    play(gate, 1, 0.5, 0.5)
+    pipeline.publish(gate)
+    assert (state(gate), decisions(gate)) == ("running", ["more agents"] * 2)
+    assert not rings(gate)
 
 
 def test_two_publishers_at_once_begin_one(

@@ -126,8 +126,7 @@ SELECT CASE WHEN h.published_step <> e.served_step
             THEN 'step ' || h.published_step || ' serves since'
             WHEN s.given_up_at IS NOT NULL THEN 'step ' || e.step || ' was given up'
             WHEN s.removed_at IS NOT NULL THEN 'the files of step ' || e.step || ' were removed'
-            WHEN (share.draw, share.step, share.percent)
-                 IS DISTINCT FROM ('experiment-' || e.id, e.step, e.percent::numeric(5, 2))
+            WHEN share.draw IS DISTINCT FROM 'experiment-' || e.id
             THEN 'its share was changed by hand'
        END AS why
   FROM rl.experiments e
@@ -170,9 +169,8 @@ SELECT l.name
        h.published_step <> e.served_step
        OR (SELECT s.given_up_at IS NOT NULL OR s.removed_at IS NOT NULL
              FROM rl.steps s WHERE s.model_name = l.name AND s.step = e.step)
-       OR (SELECT (s.draw, s.step, s.percent)
-                  IS DISTINCT FROM ('experiment-' || e.id, e.step, e.percent::numeric(5, 2))
-             FROM rl.shares s WHERE s.model_name = l.name ORDER BY s.starts_at DESC LIMIT 1)
+       OR (SELECT s.draw IS DISTINCT FROM 'experiment-' || e.id FROM rl.shares s
+            WHERE s.model_name = l.name ORDER BY s.starts_at DESC LIMIT 1)
        OR (SELECT count(*) > 0 FROM rl.assignments a
             WHERE a.model_name = l.name AND a.step = e.step
               AND a.window_id >= to_char((rl.now() - interval '1 hour') AT TIME ZONE 'utc',
