@@ -133,6 +133,7 @@ class Examiner:
                     recorded_logprob=_recorded(sample, one.tokens),
                     served_entropy=one.entropy,
                     candidate_entropy=other.entropy,
+                    calls=len(sample.calls),
                 )
             )
         return runs, longest

@@ -17,6 +17,7 @@ from babylon_tasks.evaluation.intervals import (
     with_interval,
 )
 from babylon_tasks.evaluation.lift import lift
+from babylon_tasks.evaluation.padding import padding
 from babylon_tasks.evaluation.ranking import ranking
 from babylon_tasks.evaluation.value import value
 from babylon_tasks.evaluation.windows import Windows
@@ -45,6 +46,7 @@ class ExaminedRun:
     recorded_logprob: float | None = None
     served_entropy: float | None = None
     candidate_entropy: float | None = None
+    calls: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def _of_rewards(runs: Sequence[ExaminedRun]) -> Figures:
     served = _array(run.served_logprob for run in runs)
     candidate = _array(run.candidate_logprob for run in runs)
     tokens = _array(run.tokens for run in runs)
+    lengths = _array(run.tokens / run.calls for run in runs)
     return {
         "value": value(
             _array(run.reward for run, _ in recorded),
@@ -124,6 +127,7 @@ def _of_rewards(runs: Sequence[ExaminedRun]) -> Figures:
             _array(run.candidate_logprob - logprob for run, logprob in recorded),
         ),
         "lift": lift(rewards, windows, served, candidate),
+        "padding": padding(rewards, lengths, windows, served, candidate),
         "ranking": ranking(rewards, windows, served / tokens, candidate / tokens),
     }
 

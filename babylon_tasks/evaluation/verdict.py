@@ -65,6 +65,15 @@ def _lift(figure: Compared) -> str | None:
     )
 
 
+def _padding(figure: Compared) -> str | None:
+    if figure.low is None or figure.low <= 0:
+        return None
+    return (
+        f"longer answers became likelier, and the scores follow the length: padding "
+        f"{_number(figure.difference or 0.0)} ({figure.runs} runs, {_bounds(figure)})"
+    )
+
+
 def _form(figure: Compared) -> str | None:
     lost = -(figure.difference or 0.0)
     certain = figure.high is not None and figure.high < 0
@@ -110,6 +119,7 @@ GUARDS: dict[str, _Guard] = {
     "value": _reward("value"),
     "lift": _lift,
     "ranking": _reward("ranking"),
+    "padding": _padding,
     "form": _form,
     "unusable": _unusable,
     "kl": _kl,

@@ -110,6 +110,22 @@ def test_ranking_needs_pairs() -> None:
     assert of_runs("ranking", [run(n, 0.5) for n in range(9)]).runs == 0
 
 
+def test_padding_by_hand() -> None:
+    """Where the longer runs have the better rewards, and became likelier."""
+    # Lengths of 10 and 20 tokens, centred ±5; the longer gained 0.4 nats, centred ±0.2: 5 · 0.2.
+    runs = [run(n, n % 2, 0.0, 0.4 * (n % 2), tokens=10 + 10 * (n % 2)) for n in range(16)]
+    padding = of_runs("padding", runs)
+    assert padding.difference == pytest.approx(1.0)
+    assert padding.low == pytest.approx(1.0)
+    # Two calls of 10 tokens are no longer than one.
+    two = [replace(each, calls=each.tokens // 10) for each in runs]
+    assert of_runs("padding", two).low is None
+    # Where others are paid than the longer ones, a longer answer is nobody's fault.
+    others = [replace(each, reward=float(n % 4 > 1)) for n, each in enumerate(runs)]
+    assert of_runs("padding", others).difference == pytest.approx(1.0)
+    assert of_runs("padding", others).low is None
+
+
 def test_lift_by_hand() -> None:
     # Centred rewards ±0.5 and -+0.25; runs with the better reward gained 0.4 nats and 0 on the
     # others: centred ±0.2. Products 0.5 · 0.2 in the first window, 0.25 · -0.2 in the second, where

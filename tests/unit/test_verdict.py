@@ -40,6 +40,10 @@ FAILED = {
         (figure(0.6, 0.5, -0.15, -0.05), "ranking fell from 0.60 to 0.50 (32 runs, -0.15 to "
          "-0.05)"),
     ],
+    "padding": [
+        (figure(None, 0.8, 0.3, 1.2), "longer answers became likelier, and the scores follow the "
+         "length: padding 0.80 (32 runs, 0.30 to 1.20)"),
+    ],
     "form": [
         (figure(0.98, 0.61, -0.52, -0.22, 32), "form fell from 0.98 to 0.61 (32 answers, -0.52 to "
          "-0.22)"),
@@ -72,6 +76,7 @@ PASSED = {
     "value": [figure(0.5, 0.4, -0.3, 0.0), figure(0.4, 0.5, 0.02, 0.2)],
     "lift": [figure(None, -0.04, -0.1, 0.01), figure(None, 0.04, 0.01, 0.1)],
     "ranking": [figure(0.6, 0.5, -0.2, 0.0)],
+    "padding": [figure(None, 0.8, None, None), figure(None, -0.8, -1.2, -0.3)],
     "form": [
         figure(0.5, 1, 0.3, 0.7, 32),
         figure(0.99, 0.97, -0.03, -0.01, 10_000),  # certain, and what an honest step may lose
