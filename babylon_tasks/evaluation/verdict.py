@@ -66,7 +66,9 @@ def _lift(figure: Compared) -> str | None:
 
 
 def _padding(figure: Compared) -> str | None:
-    if figure.low is None or figure.low <= 0:
+    # With an interval the scores follow the length for certain. Then there is nothing to believe in
+    # them, and a step that seems to answer longer fails before that is certain too.
+    if figure.low is None or (figure.difference or 0.0) <= 0:
         return None
     return (
         f"longer answers became likelier, and the scores follow the length: padding "
