@@ -146,7 +146,7 @@ def test_what_belongs_to_the_deployment_cannot_be_overridden() -> None:
     }  # fmt: skip
     assert fixed - secrets == {
         "VLLM_URLS", "VLLM_PYTHON", "VLLM_ARGUMENTS", "SERVE_ADAPTERS", "SERVE_REQUESTS",
-        "SERVE_SECONDS", "CAPTURE_CALLS", "CAPTURE_DAYS", "CAPTURE_ROWS",
+        "SERVE_SECONDS", "CAPTURE_CALLS", "CAPTURE_DAYS", "CAPTURE_ROWS", "FORM_CHECK",
         "MODEL_NAME", "PRIMARY", "BASE_MODEL", "BASE_MODEL_REVISION", "CHECKPOINT_STORE",
         "JUDGE_DAILY_USD", "TRAIN_RL_LOCAL", "TRAINER", "GPU_USD_PER_HOUR",
         "TRAINER_STALL_SECONDS", "TRAINER_IDLE_SECONDS", "WANDB_PROJECT", "WANDB_ENTITY",
