@@ -15,10 +15,8 @@ from babylon_tasks.work.context import Context
 log = logging.getLogger(__name__)
 
 
-def reject(context: Context, tx: Connection, claim: Claim, step: int, reason: str) -> bool:
+def reject(context: Context, tx: Connection, claim: Claim, step: int, reason: str) -> None:
     """Move the head from a step that failed its exam to its parent; pause after three in a row.
-
-    Returns whether the lineage is paused by it.
 
     At W&B a model goes on from its own newest step: there the head stays, and does not serve.
     """
@@ -27,12 +25,10 @@ def reject(context: Context, tx: Connection, claim: Claim, step: int, reason: st
     assert row is not None  # no row is ever deleted
     if not _is_remote(tx, name, step):
         _give_up(context, tx, claim, (step, row.parent_step), f"failed its exam: {reason}")
-    if exams.failures_in_a_row(tx, name) < FAILURES_IN_A_ROW:
-        return False
-    lineage = lineages.lock(tx, name)
-    assert lineage is not None
-    lineages.change(tx, replace(lineage, state=LineageState.PAUSED), PAUSED_BY)
-    return True
+    if exams.failures_in_a_row(tx, name) >= FAILURES_IN_A_ROW:
+        lineage = lineages.lock(tx, name)
+        assert lineage is not None  # the claim has read it
+        lineages.change(tx, replace(lineage, state=LineageState.PAUSED), PAUSED_BY)
 
 
 def leave_rolled_back(context: Context, tx: Connection, claim: Claim) -> None:

@@ -17,7 +17,7 @@ from babylon_tasks.evaluation.rejection import leave_rolled_back, reject
 from babylon_tasks.evaluation.verdict import judge
 from babylon_tasks.records.exams import ExamState, Figures
 from babylon_tasks.records.form import load_form_check
-from babylon_tasks.records.gates import FAILURES_IN_A_ROW
+from babylon_tasks.records.gates import FAILURES_IN_A_ROW, PAUSED_BY
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Progress, Sample, Trainer
 from babylon_tasks.records.versions import Head
@@ -30,7 +30,7 @@ from babylon_tasks.store.exams import Candidate, Decision
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.work import aio, left_out
 from babylon_tasks.work.context import Context
-from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.leases import LeaseKeeper, claim_lineage
 from babylon_tasks.work.samples import StepSamples, collect, staleness_at
 
 log = logging.getLogger(__name__)
@@ -83,19 +83,13 @@ def _claim(context: Context, only: Sequence[str] | None) -> _Claimed | None:
 
     A head that comes after a step which an experiment rolled back moves back before it.
     """
-    settings, lineage = context.settings, context.lineage
     with context.database.transaction() as tx:
-        lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)
-        if lease is None:
+        claimed = claim_lineage(tx, context)
+        if claimed is None:
             return None
-        lineages.ensure(tx, settings, context.holder)
-        (row,) = lineages.read(tx, [lineage.name])
-        claim = context.claim(lease)
-        head = heads.ensure(tx, lineage)
-        begun = None
-        if row.state == LineageState.ACTIVE:
-            leave_rolled_back(context, tx, claim)
-            begun = _begin(context, tx, lease, head, only)
+        lease, head = claimed
+        leave_rolled_back(context, tx, context.claim(lease))
+        begun = _begin(context, tx, lease, head, only)
         if begun is None:
             leases.release(tx, [lease])
     return begun
@@ -205,30 +199,16 @@ class _Exam:
 
     def _decide(self, figures: Figures, trajectories: int, why_failed: str | None) -> ExamState:
         """Write the verdict and what follows from it, in one transaction."""
-        claim, name, step = self._keeper.claim, self._context.lineage.name, self._candidate.step
+        name, step = self._context.lineage.name, self._candidate.step
         state, reason, figures = judge(figures)
         if why_failed is not None:
             state, reason = ExamState.FAILED, why_failed
-        paused = False
-        decision = Decision(
-            step, state, reason, [w.window_id for w in self._windows], trajectories, figures
+        windows = [window.window_id for window in self._windows]
+        decision = Decision(step, state, reason, windows, trajectories, figures)
+        paused = self._keeper.until_written(
+            f"decide the exam of step {step}", lambda tx: self._write(tx, decision)
         )
-
-        def write(tx: Connection) -> bool:
-            nonlocal paused
-            if exams.was_decided(tx, claim):
-                return paused  # the answer to COMMIT was lost
-            paused = False
-            self._require_unchanged(tx)
-            exams.decide(tx, claim, decision)
-            if self._context.lineage.primary:
-                exams.tell_app(tx, name, step, figures)
-            if state == ExamState.FAILED:
-                paused = reject(self._context, tx, claim, step, reason)
-            return paused
-
         say = log.warning if state == ExamState.FAILED else log.info
-        paused = self._keeper.until_written(f"decide the exam of step {step}", write)
         say("%s: step %d %s its exam: %s", name, step, state, reason)
         if paused:
             log.error(
@@ -240,6 +220,22 @@ class _Exam:
                 name,
             )
         return state
+
+    def _write(self, tx: Connection, decision: Decision) -> bool:
+        """Write the verdict, unless it was written before the answer to COMMIT was lost.
+
+        Returns whether the gate has paused the lineage.
+        """
+        context, claim, name = self._context, self._keeper.claim, self._context.lineage.name
+        if not exams.was_decided(tx, claim):
+            self._require_unchanged(tx)
+            exams.decide(tx, claim, decision)
+            if context.lineage.primary:
+                exams.tell_app(tx, name, decision.step, decision.figures)
+            if decision.state == ExamState.FAILED:
+                reject(context, tx, claim, decision.step, decision.reason)
+        (row,) = lineages.read(tx, [name])
+        return (row.state, row.changed_by) == (LineageState.PAUSED, PAUSED_BY)
 
     def _require_unchanged(self, tx: Connection) -> None:
         """Require the lease, the head and the windows as they were read.

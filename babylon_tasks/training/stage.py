@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Progress, Trainer
 from babylon_tasks.records.windows import Window
-from babylon_tasks.store import attempts, clock, exams, heads, leases, lineages
+from babylon_tasks.store import attempts, clock, exams, leases
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.training.backend import TrainingBackend
 from babylon_tasks.training.choice import WindowChoice
@@ -18,7 +17,7 @@ from babylon_tasks.training.step import StepReport
 from babylon_tasks.training.wandb_jobs import WandbBackend
 from babylon_tasks.work import failures
 from babylon_tasks.work.context import Context
-from babylon_tasks.work.leases import LeaseKeeper
+from babylon_tasks.work.leases import LeaseKeeper, claim_lineage
 from babylon_tasks.work.stopwatch import Stopwatch
 
 
@@ -64,21 +63,13 @@ def _backend(context: Context) -> TrainingBackend:
 
 
 def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]] | None:
-    """Lease the lineage if it is active and a window is due; end the attempts of dead workers.
-
-    A person who pauses it waits for this transaction, or this one for theirs: they share its row.
-    """
+    """Lease the lineage if it is active and a window is due; end the attempts of dead workers."""
     settings, lineage = context.settings, context.lineage
     with context.database.transaction() as tx:
-        lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)
-        if lease is None:
+        claimed = claim_lineage(tx, context)
+        if claimed is None:
             return None
-        lineages.ensure(tx, settings, context.holder)
-        (row,) = lineages.read(tx, [lineage.name])
-        if row.state != LineageState.ACTIVE:
-            leases.release(tx, [lease])
-            return None
-        heads.ensure(tx, lineage)
+        lease, _ = claimed
         if settings.publish != "always" and exams.awaited(tx, lineage.name):
             leases.release(tx, [lease])  # it has no verdict yet, so nothing may continue it
             return None

@@ -9,7 +9,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable, StaleClaim
-from babylon_tasks.store import attempts, leases, training_batches
+from babylon_tasks.records.lineages import LineageState
+from babylon_tasks.records.versions import Head
+from babylon_tasks.store import attempts, heads, leases, lineages, training_batches
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim, Lease
@@ -198,6 +200,23 @@ class LeaseKeeper:
                     break
                 time.sleep(_AGAIN_SECONDS)
         self.held = []
+
+
+def claim_lineage(tx: Connection, context: Context) -> tuple[Lease, Head] | None:
+    """Lease the context's lineage and return its head; None if it is held, or is not active.
+
+    A person who pauses it waits for this transaction, or this one for theirs: they share its row.
+    """
+    settings, lineage = context.settings, context.lineage
+    lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)
+    if lease is None:
+        return None
+    lineages.ensure(tx, settings, context.holder)
+    (row,) = lineages.read(tx, [lineage.name])
+    if row.state != LineageState.ACTIVE:
+        leases.release(tx, [lease])
+        return None
+    return lease, heads.ensure(tx, lineage)
 
 
 def _why(exc: BaseException | None) -> str | None:
