@@ -21,6 +21,10 @@ from babylon_tasks.records.experiments import FailedAgents
 # version, not the agents.
 ALPHA = 0.01
 
+# A version that fails so much more of its agents is no longer asked what it earns. A smaller loss
+# of form is in what it earns as well, and an honest step may have it.
+FAR = 0.1
+
 # By how much a version's risk to fail an agent may be larger: each counts as much as another. With
 # 20 % of the agents, four that are failed and none of the served version are enough.
 _RATIOS = (2.0, 4.0, 8.0, 16.0)
@@ -51,5 +55,8 @@ def evidence(windows: Iterable[FailedAgents]) -> float:
 
 
 def is_worse(windows: Iterable[FailedAgents]) -> bool:
-    """Tell whether the candidate clearly fails more agents than the version that serves."""
-    return evidence(windows) >= 1 / ALPHA
+    """Tell whether the candidate fails more agents than the version that serves, by far."""
+    windows = [each for each in windows if each.served and each.candidate]
+    served = sum(w.served_failed for w in windows) / max(1, sum(w.served for w in windows))
+    candidate = sum(w.candidate_failed for w in windows) / max(1, sum(w.candidate for w in windows))
+    return candidate - served > FAR and evidence(windows) >= 1 / ALPHA

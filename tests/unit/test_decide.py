@@ -121,6 +121,8 @@ def test_the_evidence_by_hand() -> None:
         ([failed(3, 0, 1, 1)] * 5, True),
         ([failed(10, 0, 10, 10)], True),
         ([failed(100_000, 9, 100_000, 90_000)], True),
+        ([failed(1000, 30, 1000, 120)], False),  # certain, and not far: it is in what they earn
+        ([failed(1000, 30, 1000, 140)], True),
     ],
 )
 def test_who_was_failed(windows: list[FailedAgents], worse: bool) -> None:
