@@ -39,6 +39,7 @@ SETTINGS = {
     "BASE_MODEL": "none",
     "SETTLE_SECONDS": "0",
     "LOOKBACK_HOURS": str(LOOKBACK_HOURS),
+    "PUBLISH": "always",  # most faults are about what happens before and after the gate
 }
 
 _AGENTS = [f"agent-{n}" for n in range(3)]
