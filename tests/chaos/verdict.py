@@ -14,10 +14,12 @@ from pathlib import Path
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import CheckpointUnreadable
 from babylon_tasks.work.context import Context
+from tests.chaos import gate
 from tests.paths import Row, lineage_rows, path_to_head
 from tests.rows import query
 
-_SCRATCH = ("steps", "replays", "fetching")
+_SCRATCH = ("steps", "replays", "fetching", "exams")
+REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Verdict:
 def judge(context: Context, expected: Mapping[str, str]) -> Verdict:
     """Compare each window of each lineage with the state in which it should have ended.
 
-    Leases and attempts of the dead are given the time that the pipeline promises to need.
+    `rejected` is a window that trained a step which was given up, and trains no other. Leases and
+    attempts of the dead are given the time that the pipeline promises to need.
     """
     verdict = Verdict(broken=_left_open(context))
     for name, lineage in lineage_rows(context).items():
@@ -43,6 +46,7 @@ def judge(context: Context, expected: Mapping[str, str]) -> Verdict:
         verdict.lost.extend(f"{name}/{window}" for window in tree.lost(expected))
         verdict.twice.extend(f"{name}/{window}" for window in tree.twice())
         verdict.broken.extend(f"{name}: {what}" for what in tree.broken())
+    verdict.broken.extend(gate.broken(context))
     verdict.broken.extend(_still_training(context))
     return verdict
 
@@ -71,7 +75,8 @@ class _Tree:
         return [
             window
             for window, state in expected.items()
-            if self._windows.get(window, {}).get("state") != state
+            if self._windows.get(window, {}).get("state")
+            != ("trained" if state == REJECTED else state)
             or (state == "trained") != (window in on_the_way)
         ]
 
@@ -135,8 +140,18 @@ class _Tree:
 
 
 def _still_training(context: Context) -> list[str]:
-    """List versions whose step serves, or was given up, and that the app does not know of."""
-    rows = query(context, """SELECT "modelId" FROM trained_models WHERE status = 'training'""")
+    """List versions whose step serves, or was given up, and that the app does not know of.
+
+    Where there is a gate, a step above the one that serves is `training` until it has passed.
+    """
+    rows = query(
+        context,
+        """SELECT "modelId" FROM trained_models m
+            WHERE status = 'training'
+              AND NOT EXISTS (SELECT FROM rl.steps s JOIN rl.heads h USING (model_name)
+                               WHERE m."modelId" = s.model_name || '-' || s.version AND h.gated
+                                 AND s.given_up_at IS NULL AND s.step > h.published_step)""",
+    )
     return [f"{row['modelId']} is still `training` in trained_models" for row in rows]
 
 

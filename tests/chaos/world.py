@@ -65,16 +65,23 @@ class World(AbstractContextManager["World"]):
     """An empty database and an empty Redis on servers that many worlds share, and their roles.
 
     Roles reach the servers through `links`; `worker` is ours and goes straight to Postgres.
+    `changes` are settings and other variables that the roles get.
     """
 
-    def __init__(self, servers: Servers, folder: Path) -> None:
+    def __init__(
+        self, servers: Servers, folder: Path, changes: Mapping[str, str] | None = None
+    ) -> None:
         servers.repair()
         servers.redis.flush()
         self.servers = servers
         self.folder = folder
         self._database_url = servers.fresh_database()
-        settings = {**SETTINGS, "CHECKPOINT_STORE": str(folder / "checkpoints")}
-        ours = {name.lower(): value for name, value in settings.items()}
+        settings = {**SETTINGS, "CHECKPOINT_STORE": str(folder / "checkpoints"), **(changes or {})}
+        ours = {
+            name.lower(): value
+            for name, value in settings.items()
+            if name.lower() in Settings.model_fields
+        }
         self.settings = Settings(
             **{**ours, "database_url": self._database_url, "redis_url": servers.redis.url}  # type: ignore[arg-type]
         )
@@ -186,7 +193,10 @@ class World(AbstractContextManager["World"]):
             time.sleep(0.1)
 
     def settled(self) -> bool:
-        """Tell whether every window has ended in each lineage, and every head is published."""
+        """Tell whether every window has ended in each lineage, and what may serve does.
+
+        The head of a lineage with a gate waits for its exam, so for another window.
+        """
         ended = rows.query(
             self.context,
             "SELECT model_name, window_id FROM rl.windows WHERE state = ANY (%s)",
@@ -196,7 +206,16 @@ class World(AbstractContextManager["World"]):
         names = lineage_rows(self.context)
         if not all((name, window) in pairs for name in names for window in self.expected):
             return False
-        return not rows.query(self.context, "SELECT FROM rl.heads WHERE step <> published_step")
+        return not rows.query(
+            self.context,
+            """SELECT FROM rl.heads h
+                WHERE CASE WHEN NOT h.gated THEN h.step <> h.published_step
+                           ELSE h.promotion_paused_at IS NULL
+                            AND rl.candidate(h.model_name) IS NOT NULL
+                            AND NOT EXISTS (SELECT FROM rl.experiments e
+                                             WHERE e.model_name = h.model_name
+                                               AND e.ended_at IS NULL) END""",
+        )
 
     def verdict(self) -> Verdict:
         """Report what was lost, what was done twice, and every other broken invariant."""
@@ -239,4 +258,4 @@ class World(AbstractContextManager["World"]):
         offline = {"HF_HUB_OFFLINE": "1"}  # what is not on this machine is missed at once
         urls = self.links.env(self._database_url, self.servers.redis.url)
         ours = {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.tmp)}
-        return {**inherited, **settings, **offline, **urls, **ours}
+        return {**inherited, **ours, **settings, **offline, **urls}
