@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,7 +12,14 @@ from pathlib import Path
 import msgspec
 
 from babylon_tasks.checkpoints import files as checkpoint_files
-from babylon_tasks.errors import BadWeights, CheckpointRemoved, StaleClaim, UserError
+from babylon_tasks.errors import (
+    BadWeights,
+    CheckpointRemoved,
+    LeaseLost,
+    ServerUnavailable,
+    StaleClaim,
+    UserError,
+)
 from babylon_tasks.evaluation.exam import Examiner, Version
 from babylon_tasks.evaluation.rejection import leave_rolled_back, reject
 from babylon_tasks.evaluation.verdict import judge
@@ -130,8 +138,15 @@ class _Exam:
             return self._decide({}, 0, f"its exam was begun {most} times and never ended")
         try:
             decided = self._examine()
+        except LeaseLost:
+            if self._keeper.met_outage:
+                self._uncount()  # this worker was taken for dead
+            raise
         except (UserError, OSError, StaleClaim):
             self._give_back()  # nobody is to blame
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self._uncount()  # the worker was stopped
             raise
         if decided is None:
             self._give_back()
@@ -256,5 +271,15 @@ class _Exam:
                 raise StaleClaim(f"window {window.window_id} was scored again in the exam")
 
     def _give_back(self) -> None:
-        claim = self._keeper.claim
-        self._keeper.until_written("give the exam back", lambda tx: exams.give_back(tx, claim))
+        claim, step = self._keeper.claim, self._candidate.step
+        try:
+            self._keeper.until_written(
+                "give the exam back", lambda tx: exams.give_back(tx, claim, step)
+            )
+        except LeaseLost:
+            self._uncount()
+
+    def _uncount(self) -> None:
+        """Give the exam back though its lease may be another's, if Postgres is there."""
+        with contextlib.suppress(ServerUnavailable), self._context.database.transaction() as tx:
+            exams.give_back(tx, self._keeper.claim, self._candidate.step)

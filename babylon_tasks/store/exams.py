@@ -61,9 +61,12 @@ def begin(tx: Connection, claim: Claim, candidate: Candidate) -> int:
     return int(row["attempts"])
 
 
-def give_back(tx: Connection, claim: Claim) -> None:
-    """Uncount the exam that was begun under this claim, if it is not decided."""
-    tx.execute(_SQL["give_back_exam"], _identity(claim))
+def give_back(tx: Connection, claim: Claim, step: int) -> None:
+    """Uncount the exam of a step that was begun under this claim, if it is not decided.
+
+    Another worker may have begun it again since.
+    """
+    tx.execute(_SQL["give_back_exam"], {**_identity(claim), "step": step})
 
 
 def decide(tx: Connection, claim: Claim, decision: Decision) -> None:

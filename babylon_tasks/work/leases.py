@@ -54,6 +54,11 @@ class LeaseKeeper:
         (lease,) = self.held
         return self._context.claim(lease)
 
+    @property
+    def met_outage(self) -> bool:
+        """Whether Postgres was away at any time: a lease lost then tells of no death."""
+        return self._met_outage() or self._was_away
+
     def beat(self) -> None:
         """Renew if a heartbeat has passed since the last time; do without if Postgres is away.
 

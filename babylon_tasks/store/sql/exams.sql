@@ -20,9 +20,10 @@ ON CONFLICT (model_name, step) DO UPDATE
 RETURNING attempts
 
 -- give_back_exam --
--- It was not the step's fault that it did not end.
+-- It was not the step's fault that it did not end. Another worker may have begun it again since.
 UPDATE rl.exams SET attempts = attempts - 1
- WHERE model_name = %(model_name)s AND token = %(token)s AND state = 'open' AND attempts > 0
+ WHERE model_name = %(model_name)s AND step = %(step)s AND token >= %(token)s AND state = 'open'
+   AND attempts > 0
 
 -- decide_exam --
 UPDATE rl.exams
