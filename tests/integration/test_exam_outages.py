@@ -17,7 +17,7 @@ from babylon_tasks.records.exams import ExamState
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.store import exams, leases
 from babylon_tasks.work.context import Context
-from tests.clock import let_leases_run_out
+from tests.clock import let_leases_run_out, move_clock
 from tests.integration.test_exams import OnBeat, Opinions, another_step, parents, position, verdicts
 from tests.integration.test_outages import at_call, once
 from tests.outage import Outage
@@ -161,3 +161,20 @@ def test_a_verdict_whose_answer_was_lost_is_looked_up(
     assert verdicts(gated)[1].state == (ExamState.FAILED if bad else ExamState.PASSED)
     assert len(query(gated, "SELECT * FROM rl.resets")) == bad
     assert parents(gated) == {1: 0, 2: 0 if bad else 1}
+
+
+def test_failures_are_counted_though_the_clock_went_back(
+    gated: Context, opinions: Opinions
+) -> None:
+    """The last exam that was passed says a later time than those that failed after it."""
+    opinions.bad |= dict.fromkeys((2, 3, 4))
+    for _ in range(2):
+        another_step(gated, opinions)
+    assert verdicts(gated)[1].state == ExamState.PASSED
+    move_clock(gated, -3600)
+    query(gated, "UPDATE rl.lineages SET changed_at = changed_at - interval '2 hours' RETURNING 1")
+    for hours in range(10, 13):
+        scored_windows(gated, hours)
+        pipeline.train(gated, opinions)
+    assert [str(verdicts(gated)[step].state) for step in (2, 3, 4)] == ["failed"] * 3
+    assert query(gated, "SELECT state FROM rl.lineages")[0]["state"] == "paused"
