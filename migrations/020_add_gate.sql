@@ -105,6 +105,20 @@ $$;
 COMMENT ON FUNCTION rl.candidate(text) IS
     'The newest step of a lineage that passed its exam and may serve next; NULL: none.';
 
+-- By the tokens, since a clock may go back. The pause that follows from failures is no change by a person.
+CREATE OR REPLACE FUNCTION rl.failed_exams(lineage text) RETURNS integer
+    LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT count(*)::integer
+      FROM rl.exams e
+      LEFT JOIN rl.lineages l ON l.name = e.model_name
+     WHERE e.model_name = $1 AND e.state = 'failed'
+       AND e.token > COALESCE((SELECT max(p.token) FROM rl.exams p
+                                WHERE p.model_name = $1 AND p.state = 'passed'), 0)
+       AND (l.changed_at IS NULL OR l.changed_by = 'the gate' OR e.decided_at > l.changed_at)
+$$;
+COMMENT ON FUNCTION rl.failed_exams(text) IS
+    'How many exams in a row the steps of a lineage failed, since a person last changed it.';
+
 -- Before published_step moves: a worker of release 0.1.0 does not know that promotion is paused, and
 -- asks for no exam.
 CREATE OR REPLACE TRIGGER keep_promoted BEFORE UPDATE OF published_step ON rl.heads FOR EACH ROW

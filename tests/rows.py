@@ -173,7 +173,8 @@ def add_exam(
         context,
         """INSERT INTO rl.exams (model_name, step, served_step, state, reason, window_ids,
                trajectories, metrics, attempts, token, holder, opened_at, decided_at, seconds)
-           SELECT %s, %s, published_step, %s, %s, '{2026-01-01T00:00}', 8, %s, 1, 1, 'test',
+           SELECT %s, %s, published_step, %s, %s, '{2026-01-01T00:00}', 8, %s, 1,
+                  nextval('rl.lease_tokens'), 'test',
                   clock_timestamp(), clock_timestamp(), 31
              FROM rl.heads WHERE model_name = %s RETURNING 1""",
         context.lineage.name,

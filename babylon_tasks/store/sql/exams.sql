@@ -47,15 +47,7 @@ SELECT step, served_step, state, reason, window_ids, trajectories, metrics AS fi
  LIMIT %(limit)s
 
 -- failures_in_a_row --
--- Exams failed since the last one was passed (by the token: a clock may go back), and since a person
--- changed the lineage.
-SELECT count(*) AS failures
-  FROM rl.exams e
- WHERE e.model_name = %(model_name)s AND e.state = 'failed'
-   AND e.token > COALESCE((SELECT max(p.token) FROM rl.exams p
-                            WHERE p.model_name = e.model_name AND p.state = 'passed'), 0)
-   AND e.decided_at > COALESCE((SELECT l.changed_at FROM rl.lineages l
-                                 WHERE l.name = e.model_name), '-infinity')
+SELECT rl.failed_exams(%(model_name)s) AS failures
 
 -- rolled_back --
 -- The newest experiment that ended badly for a step on the way to the head: where the head goes back.

@@ -1,9 +1,8 @@
 -- Gates: what of each lineage waits to serve, and why it does.
 
 -- read_gates --
--- The gates of these lineages. Failures count since an exam was passed, and since a person changed the
--- lineage; the pause that follows from them is no such change. A passed step waits as rl.candidate says,
--- and no more once it, or one after it, is tried.
+-- The gates of these lineages. A passed step waits as rl.candidate says, and no more once it, or one
+-- after it, is tried.
 SELECT n.name, COALESCE(h.gated, false) AS gated, COALESCE(h.published_step, 0) AS served_step,
        CASE WHEN w.waits THEN h.step END AS awaits_exam, COALESCE(w.attempts, 0) AS attempts,
        ARRAY(SELECT e.step
@@ -19,13 +18,7 @@ SELECT n.name, COALESCE(h.gated, false) AS gated, COALESCE(h.published_step, 0) 
                        AND (x.step >= e.step
                             OR x.state = 'rolled_back' AND t.trainer <> 'serverless'))
               ORDER BY e.step DESC) AS passed,
-       (SELECT count(*)::int FROM rl.exams e
-         WHERE e.model_name = n.name AND e.state = 'failed'
-           AND e.decided_at > COALESCE((SELECT max(p.decided_at) FROM rl.exams p
-                                         WHERE p.model_name = n.name AND p.state = 'passed'),
-                                       '-infinity')
-           AND (l.changed_at IS NULL OR l.changed_by = %(paused_by)s OR e.decided_at > l.changed_at)
-       ) AS failures,
+       rl.failed_exams(n.name) AS failures,
        CASE WHEN l.state = 'paused' AND l.changed_by = %(paused_by)s THEN l.changed_at END
            AS paused_at,
        f.step AS failed_step, f.reason AS failed_reason, f.decided_at AS failed_at,
