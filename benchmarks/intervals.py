@@ -52,3 +52,17 @@ def windows_until(curve: Sequence[float], level: float, start: int = 0) -> int |
 def mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
     """Return the mean of curves, as long as the shortest of them."""
     return [fmean(values) for values in zip(*curves, strict=False)]
+
+
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927).
+
+    (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n).
+    """
+    if not of:
+        return 0.0, 1.0
+    share, z2 = hits / of, _Z**2
+    middle = share + z2 / (2 * of)
+    reach = _Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of))
+    scale = 1 + z2 / of
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)

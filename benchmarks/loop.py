@@ -95,6 +95,11 @@ class Loop:
         """The steps trained so far."""
         return len(self._checkpoints) - 1
 
+    @property
+    def checkpoint(self) -> str | None:
+        """The newest step's files; None: the base model."""
+        return self._checkpoints[-1]
+
     def play(self, number: int) -> Hour:
         """Play an hour with the newest version."""
         return play_hour(
