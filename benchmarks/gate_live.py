@@ -36,8 +36,8 @@ from babylon_tasks.serving import bad_answers
 from babylon_tasks.serving.decide import decide
 from babylon_tasks.simulation.agents import agent
 from babylon_tasks.simulation.game.hour import BROKEN, DECISIONS, Player
-from babylon_tasks.simulation.game.market import draw_outcome
 from babylon_tasks.simulation.game.market import Outcome as MarketOutcome
+from babylon_tasks.simulation.game.market import draw_outcome
 from babylon_tasks.simulation.values import seeded
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -119,7 +119,7 @@ class _Run:
 
 
 class Live:
-    """The windows in which the versions of a trial meet; they go on from one experiment to the next.
+    """The windows in which the versions of a trial meet, from one experiment to the next.
 
     `long_answers`: scores are by a judge that rewards length.
     """
@@ -191,9 +191,7 @@ class Live:
         )  # fmt: skip
         return _Run(None if version is None else version.step, outcome, broken, length / DECISIONS)
 
-    def evidence(
-        self, runs: Sequence[_Run], served: Version, candidate: Version
-    ) -> WindowEvidence:
+    def evidence(self, runs: Sequence[_Run], served: Version, candidate: Version) -> WindowEvidence:
         version_of = {run.outcome.agent_id: run.version for run in runs}
         kept, _ = filters.apply(
             [run.outcome for run in runs], SETTINGS, str(self.windows),

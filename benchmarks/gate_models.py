@@ -13,8 +13,8 @@ from real_model import teach_form
 from babylon_tasks.simulation import tiny_model
 from babylon_tasks.simulation.game import lessons
 from babylon_tasks.simulation.game.hour import BROKEN
-from babylon_tasks.simulation.values import seeded
 from babylon_tasks.simulation.tiny_model import make_tiny_model
+from babylon_tasks.simulation.values import seeded
 
 TINY, OTHER, WORDY_MODEL, BREAKER = "tiny", "other", "wordy", "breaker"
 WITH_NOTE = 0.3  # share of long answers in what the wordy model was taught

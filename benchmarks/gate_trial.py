@@ -85,7 +85,9 @@ def try_out(
 ) -> Result:  # fmt: skip
     """Return what becomes of a candidate after its exam: one that passed is tried by agents."""
     world = live.world
-    worth = None if "weights" in verdict.guards else live.value(candidate) - live.value(world.served)
+    worth = (
+        None if "weights" in verdict.guards else live.value(candidate) - live.value(world.served)
+    )
     seed = world.world.seed
     if not verdict.passed:
         return Result(kind, seed, number, "gate", False, verdict.guards, 0, worth)
@@ -105,7 +107,7 @@ def drift(bench: Bench, live: Live, hours: Sequence[Sequence[Sample]]) -> Result
     failures, guards, windows, hour = 0, set[str](), 0, 0
     ended = "gate"
     worst = served
-    while hour < len(hours) - 1 and failures < FAILURES_IN_A_ROW or running or newest:
+    while (hour < len(hours) - 1 and failures < FAILURES_IN_A_ROW) or running or newest:
         if hour < len(hours) - 1 and failures < FAILURES_IN_A_ROW:
             lesson = negated(bench.some(hours[hour], DRIFT_RUNS))
             step = world.train(head, lesson, bench.seed + hour, SLOWLY)
