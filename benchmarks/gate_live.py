@@ -86,15 +86,18 @@ class Running:
         self._seen: list[WindowEvidence] = []
         self._failed: list[FailedAgents] = []
 
-    def look(self) -> Ended | None:
-        """Play a window, and return how that ends the experiment; None: it goes on."""
+    def look(self, newer: int | None = None) -> Ended | None:
+        """Play a window, and return how that ends the experiment; None: it goes on.
+
+        `newer` is a step that passed its exam since.
+        """
         versions = self._served, self.candidate
         runs = self._live.play(*versions, self._experiment.percent)
         self._failed.append(_failed(runs, *versions))
         if bad_answers.is_worse(self._failed):
             return Ended(ExperimentState.ROLLED_BACK, len(self._failed), FAILED_AGENTS)
         self._seen.append(self._live.evidence(runs, *versions))
-        told = decide(self._experiment, self._seen, SETTINGS.experiment_windows)
+        told = decide(self._experiment, self._seen, SETTINGS.experiment_windows, newer)
         self._experiment = replace(self._experiment, percent=told.percent)
         if told.end is None:
             return None

@@ -107,8 +107,8 @@ def drift(bench: Bench, live: Live, hours: Sequence[Sequence[Sample]]) -> Result
     failures, guards, windows, hour = 0, set[str](), 0, 0
     ended = "gate"
     worst = served
-    while (hour < len(hours) - 1 and failures < FAILURES_IN_A_ROW) or running or newest:
-        if hour < len(hours) - 1 and failures < FAILURES_IN_A_ROW:
+    while hour < len(hours) - 1 or running or newest:
+        if hour < len(hours) - 1:
             lesson = negated(bench.some(hours[hour], DRIFT_RUNS))
             step = world.train(head, lesson, bench.seed + hour, SLOWLY)
             verdict = examine(world, hours[hour + 1], served, step)
@@ -116,8 +116,11 @@ def drift(bench: Bench, live: Live, hours: Sequence[Sequence[Sample]]) -> Result
             failures = 0 if verdict.passed else failures + 1
             if verdict.passed:
                 head = newest = worst = step
+            elif failures == FAILURES_IN_A_ROW:
+                ended = "paused"  # which ends a running experiment
+                break
         hour += 1
-        if running and (done := running.look()):
+        if running and (done := running.look(newest.step if newest else None)):
             ended, windows, running = done.why, windows + done.windows, None
             if done.state == ExperimentState.PROMOTED:
                 break
