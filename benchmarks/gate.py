@@ -45,8 +45,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median
@@ -69,35 +70,45 @@ WIDTH = 150  # of a table in a file
 Record = dict[str, Any]
 
 
-def run_group(
-    seed: int, numbers: Sequence[int], kinds: Sequence[str], agents: int, models: Path
-) -> list[Record]:
-    """Run all trials of one seed, in this process."""
+@dataclass(frozen=True)
+class Plan:
+    """The trials of one seed: their numbers, the kinds of candidates, and where records go."""
+
+    seed: int
+    numbers: Sequence[int]
+    kinds: Sequence[str]
+    agents: int
+    models: Path
+    records: Path | None
+
+
+def run_plan(plan: Plan) -> list[Record]:
+    """Run all trials of a seed, in this process."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
     from gate_kinds import trials
 
+    records = []
     with tempfile.TemporaryDirectory() as folder:
-        return [result.as_json() for result in trials(seed, numbers, kinds, agents, models,
-                                                      Path(folder))]  # fmt: skip
+        for result in trials(plan.seed, plan.numbers, plan.kinds, plan.agents, plan.models,
+                             Path(folder)):  # fmt: skip
+            records.append(result.as_json())
+            if plan.records is not None:
+                with plan.records.open("a") as file:
+                    file.write(json.dumps(records[-1]) + "\n")
+    return records
 
 
-def run(
-    trials: int, kinds: Sequence[str], agents: int, first_seed: int, jobs: int, models: Path
-) -> Iterator[Record]:
-    """Run so many trials of each kind, and yield what became of each."""
-    groups = min(GROUPS, trials)
-    numbers = [range(group, trials, groups) for group in range(groups)]
+def run(plans: Sequence[Plan], jobs: int) -> list[Record]:
+    """Run plans, some at once, and return what became of each candidate."""
+    records = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        work = [
-            pool.submit(run_group, first_seed + group, numbers[group], kinds, agents, models)
-            for group in range(groups)
-        ]
-        for done, each in enumerate(work, start=1):
-            yield from each.result()
-            print(f"{done} of {groups} worlds", file=sys.stderr, flush=True)
+        for done, some in enumerate(pool.map(run_plan, plans), start=1):
+            records += some
+            print(f"{done} of {len(plans)} worlds", file=sys.stderr, flush=True)
+    return records
 
 
 def figures(records: Sequence[Record], trials: int) -> Record:
@@ -206,15 +217,13 @@ def main() -> None:
 
     make_models(arguments.models)
     kinds = [kind for kind in KINDS if kind in (arguments.only or KINDS)]
-    records = []
-    for record in run(
-        arguments.trials, kinds, arguments.agents, FIRST_SEED[arguments.seeds], arguments.jobs,
-        arguments.models,
-    ):  # fmt: skip
-        records.append(record)
-        if arguments.records:
-            with arguments.records.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+    groups = min(GROUPS, arguments.trials)
+    plans = [
+        Plan(FIRST_SEED[arguments.seeds] + group, range(group, arguments.trials, groups), kinds,
+             arguments.agents, arguments.models, arguments.records)
+        for group in range(groups)
+    ]  # fmt: skip
+    records = run(plans, arguments.jobs)
     found = figures(records, arguments.trials)
     found |= {"agents": arguments.agents, "seconds": round(time.monotonic() - started)}
     os.dup2(stdout, 1)

@@ -19,11 +19,10 @@ from babylon_tasks.evaluation.verdict import judge
 from babylon_tasks.records.exams import ExamState, Figures
 from babylon_tasks.records.experiments import ExperimentState
 from babylon_tasks.records.form import load_form_check
+from babylon_tasks.records.gates import FAILURES_IN_A_ROW
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Sample
 from babylon_tasks.serving.decide import Decision
-
-FAILURES_IN_A_ROW = 3  # of the gate: then a lineage is paused
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,9 @@ def drift(bench: Bench, live: Live, hours: Sequence[Sequence[Sample]]) -> Result
     """Let a lineage go the wrong way slowly, one hour a step; each hour but the last trains one.
 
     A step is examined on the hour after its own, beside what serves, and the next one continues it
-    if it passed. Meanwhile agents try the newest that passed, one at a time, an hour a window.
+    if it passed. Meanwhile agents try the newest that passed, one at a time, an hour a window. It
+    ends with a promotion, a rollback (the next step would start from what serves), a pause, or
+    when nothing is left to try.
     """
     world, served = bench.world, bench.world.served
     head, newest, running = bench.without_momentum(), None, None
@@ -122,10 +123,8 @@ def drift(bench: Bench, live: Live, hours: Sequence[Sequence[Sample]]) -> Result
         hour += 1
         if running and (done := running.look(newest.step if newest else None)):
             ended, windows, running = done.why, windows + done.windows, None
-            if done.state == ExperimentState.PROMOTED:
-                break
-            if done.state == ExperimentState.ROLLED_BACK:
-                head, newest = bench.without_momentum(), None
+            if done.state != ExperimentState.UNDECIDED:
+                break  # after a rollback the next step starts from what serves
         if running is None and newest:
             running, newest = live.begin(served, newest), None
     worth = live.value(worst) - live.value(served)
