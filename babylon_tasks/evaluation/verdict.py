@@ -14,6 +14,9 @@ from msgspec.structs import replace
 
 from babylon_tasks.records.exams import Compared, ExamState, Figures
 
+# In scores, of value and lift: a smaller loss, however certain, is none that anybody could see; two
+# copies of one version that differ by rounding have it.
+LEAST_WORSE = 0.001
 # A loss of form above this share counts even if its interval has 0 in it: honest steps lost 0.03 at
 # most (580 steps of docs/learning.md). In more than three answers: two or three are luck, also of
 # versions that both lose one in ten.
@@ -47,9 +50,14 @@ def judge(figures: Figures) -> tuple[ExamState, str, Figures]:
     return ExamState.PASSED, reason, marked
 
 
+def _is_worse(figure: Compared) -> bool:
+    lost = -(figure.difference or 0.0)
+    return figure.high is not None and figure.high < 0 and lost > LEAST_WORSE
+
+
 def _reward(what: str) -> _Guard:
     def guard(figure: Compared) -> str | None:
-        if figure.high is None or figure.high >= 0:
+        if not _is_worse(figure):
             return None
         return f"{_moved(what, figure)} ({figure.runs} runs, {_bounds(figure)})"
 
@@ -57,7 +65,7 @@ def _reward(what: str) -> _Guard:
 
 
 def _lift(figure: Compared) -> str | None:
-    if figure.high is None or figure.high >= 0:
+    if not _is_worse(figure):
         return None
     return (
         f"better runs became less likely than worse ones, lift {_number(figure.difference or 0.0)} "

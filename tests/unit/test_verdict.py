@@ -76,8 +76,16 @@ FAILED = {
 
 
 PASSED = {
-    "value": [figure(0.5, 0.4, -0.3, 0.0), figure(0.4, 0.5, 0.02, 0.2)],
-    "lift": [figure(None, -0.04, -0.1, 0.01), figure(None, 0.04, 0.01, 0.1)],
+    "value": [
+        figure(0.5, 0.4, -0.3, 0.0),
+        figure(0.4, 0.5, 0.02, 0.2),
+        figure(0.5, 0.4995, -0.0008, -0.0002),  # certain, and nothing
+    ],
+    "lift": [
+        figure(None, -0.04, -0.1, 0.01),
+        figure(None, 0.04, 0.01, 0.1),
+        figure(None, -0.0004, -0.0006, -0.0002),
+    ],
     "ranking": [figure(0.6, 0.5, -0.2, 0.0)],
     "padding": [figure(None, 0.8, None, None), figure(None, -0.8, -1.2, -0.3)],
     "form": [
