@@ -30,10 +30,11 @@ class Operator:
         """Close the connection."""
         self._context.database.close()
 
-    def create(self, *names: str) -> None:
-        """Create lineages that every worker serves."""
+    def create(self, *names: str, settings: Sequence[str] = ()) -> None:
+        """Create lineages that every worker serves, each with these settings, `KEY=VALUE`."""
+        options = [word for setting in settings for word in ("--set", setting)]
         for name in names:
-            self._until(partial(self._lineage, name), "lineages", "create", name)
+            self._until(partial(self._lineage, name), "lineages", "create", name, *options)
 
     def fork(self, origin: str, name: str) -> None:
         """Fork a lineage, named as `babylon lineages fork` wants it."""

@@ -1,4 +1,4 @@
-"""All roles serve five lineages, while windows keep coming and one role is killed all the time.
+"""All roles serve six lineages, while windows keep coming and one role is killed all the time.
 
 At a third of the time one lineage is forked, and at half of it the same one is reset to a step
 before the fork. The commands that do so are killed as well.
@@ -30,6 +30,8 @@ _STEP_SECONDS = 0.5
 _REDIS_DOWN_SECONDS = 1.0
 _GIVEN_UP_STEPS = 3  # of those before the fork; all after it are given up, too
 _LINEAGES = ("second", "third", "fourth")  # beside MODEL_NAME and its fork
+_GATED = "gated"  # its steps pass an exam before they serve
+_EXAM_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,14 @@ def run_soak(
 ) -> SoakReport:
     """Insert `windows` evenly over the time, kill by the schedule, let all drain, and count.
 
-    Each window is due for every lineage. A window takes 0.1 s to score and a step 0.5 s, so that
-    kills meet work under way. What has not ended `drain_seconds` after the last window is counted
-    as lost.
+    Each window is due for every lineage. A window takes 0.1 s to score, a step 0.5 s and an exam
+    0.3 s, so that kills meet work under way. What has not ended `drain_seconds` after the last
+    window is counted as lost.
     """
     work = [
         Injection("babylon_tasks.scoring.heuristic.heuristic", "sleep", seconds=_SCORE_SECONDS),
         Injection("workers.trainer.noop.NoopTrainer.step", "sleep", seconds=_STEP_SECONDS),
+        Injection("babylon_tasks.evaluation.stage.judge", "sleep", seconds=_EXAM_SECONDS),
     ]
     for name in (*WORKERS, "beat"):
         world.start(name, keep_running=True, inject=work)
@@ -99,6 +102,7 @@ def _changing_lineages(world: World, seconds: float) -> Iterator[None]:
     """Create the lineages; fork and reset one of them meanwhile, at the latest at the end."""
     operator = Operator(world)
     operator.create(*_LINEAGES)
+    operator.create(_GATED, settings=["PUBLISH=gate"])
     with ThreadPoolExecutor(max_workers=1) as thread:
         changed = thread.submit(_fork_and_reset, operator, world.context.lineage.name, seconds)
         yield

@@ -122,6 +122,27 @@ def test_the_examiners_trainer_fails(trial: Trial, gate: Examined, harm: Any) ->
 
 
 @slow
+def test_sigterm_in_an_exam(trial: Trial, gate: Examined) -> None:
+    """It is dropped after 20 seconds, and counts for nothing: there is one attempt."""
+    world = gate.world
+    gate.step(bad=True)
+    gate.scored()
+    start(world, "cpu1", "beat")
+    held = Injection(GENERATE, "sleep", seconds=60, within="workers.trainer")
+    world.start("gpu1", inject=[held], env={"MAX_ATTEMPTS": "1"})
+    world.wait(lambda: bool(query(world.context, "SELECT FROM rl.exams WHERE attempts = 1")))
+    assert world.fleet.terminate("gpu1") == 0
+    assert gate.exams()[1].attempts == 0
+    since = datetime.now(UTC)
+    world.start("gpu2", env={"MAX_ATTEMPTS": "1"})
+    world.wait(world.settled)
+    exam = gate.exams()[1]
+    assert exam.attempts == 1
+    assert (exam.reason or "").startswith("form fell")
+    trial(8, "SIGTERM in an exam", [decided_after(gate, 1, since)])
+
+
+@slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("how", ["it refuses", "it restarts", "its network is cut"])
 @pytest.mark.parametrize("twins", [1, 2])
