@@ -98,6 +98,7 @@ def publish(context: Context) -> list[str]:
 
     Raises:
         ServerUnavailable: Postgres does not answer.
+        StaleClaim: The lineage was paused while an experiment was decided; nothing was written.
     """
     return promote.publish(context)
 

@@ -43,6 +43,7 @@ def publish(context: Context) -> list[str]:
 
     Raises:
         ServerUnavailable: Postgres does not answer, or the app holds a row of a version just now.
+        StaleClaim: The lineage was paused while an experiment was decided; nothing was written.
     """
     name, mode = context.lineage.name, context.settings.publish
     with context.database.transaction() as tx:
