@@ -227,7 +227,7 @@ def test_redis_away_in_an_exam(trial: Trial, gate: Examined) -> None:
     gate.step()
     gate.scored()
     late = Injection("babylon_tasks.evaluation.stage.judge", "sleep", seconds=3, once=file)
-    world.start("gpu1", inject=[late])
+    world.start("gpu1", inject=[late], env={"LEASE_SECONDS": "10"})
     start(world, "cpu1", "beat")
     world.wait(file.exists)
     world.servers.redis.kill()
