@@ -31,7 +31,7 @@ from workers.gpu.client import TrainerProcess
 
 MakeContext = Callable[..., Context]
 
-WINDOW = hours_ago(2)
+WINDOW = hours_ago(2)  # as this was imported: an hour later it may be hours_ago(3)
 
 _sample = msgspec.json.Decoder(Sample)
 _TRAIN = """
@@ -99,7 +99,7 @@ def test_evaluations_are_scored_with_their_window_and_never_train(
     )  # fmt: skip
     broken = add_trajectory(context, WINDOW, "agent-8", isEvaluation=True, stepsJson="[{")
     add_trajectory(context, WINDOW, "x", isEvaluation=True, scenarioId="benchmark-1")
-    add_trajectory(context, hours_ago(3), "y", isEvaluation=True, scenarioId=WINDOW)
+    add_trajectory(context, hours_ago(9), "y", isEvaluation=True, scenarioId=WINDOW)
     score(context)
     assert scored_apart(context) == {**dict.fromkeys(ours, False), apart: True}
     row = one(context, "SELECT agents, trajectories, late, funnel FROM rl.windows")
@@ -115,7 +115,7 @@ def test_evaluations_are_scored_with_their_window_and_never_train(
 
 
 def test_evaluations_make_no_window_due_and_give_it_no_signal(context: Context) -> None:
-    alone = hours_ago(3)
+    alone = hours_ago(9)
     for n in range(3):
         add_trajectory(context, alone, f"agent-{n}", isEvaluation=True)
     add_window(context, WINDOW, spread=0.0)

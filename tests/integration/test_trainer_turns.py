@@ -340,12 +340,10 @@ def test_noop_answers_trivially(start: Start, tmp_path: Path) -> None:
 
 def test_serverless_refuses_in_a_line(start: Start, tmp_path: Path) -> None:
     trainer, step = start("serverless"), make_request(tmp_path, "none", two_sided(1))
-    for ask, request in (
-        (trainer.evaluate, evaluation_of(step, None)),
-        (trainer.generate, generation_of(step, None)),
-    ):
-        with pytest.raises(UserError, match=r"^W&B has the weights of tiny, .*TRAINER=torch$"):
-            ask(request, ignore)
+    with pytest.raises(UserError, match=r"^W&B has the weights of tiny, .*TRAINER=torch$"):
+        trainer.evaluate(evaluation_of(step, None), ignore)
+    with pytest.raises(UserError, match=r"^W&B's address is not known"):
+        trainer.generate(generation_of(step, None), ignore)
 
 
 def noop_that_evaluates(trainer: TrainerProcess, by: str) -> None:
