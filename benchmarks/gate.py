@@ -31,7 +31,8 @@ with it, a single step goes on the way of the honest ones, whatever its rewards 
 `held_back` is the share of candidates that never came to serve all agents: they failed the exam,
 were rolled back, or did not prove to be better in EXPERIMENT_WINDOWS. `honest_passed` is about the
 exam alone. `worth` is a candidate's expected P&L less that of what serves, exactly, in dollars a
-decision. Intervals are Wilson's, of 95 %.
+decision; a sabotaged step is better by luck now and then, and `promoted_worse` counts those that
+came to serve and are not. Intervals are Wilson's, of 95 %.
 
 Numbers of the gate were chosen on the seeds of `--seeds development`; those shown are others.
 """
@@ -153,6 +154,9 @@ def _of_kind(records: Sequence[Record]) -> Record:
         "windows": median(windows) if windows else None,
         "worth": round(fmean(worth), 2) if worth else None,
         "better": sum(value > 0 for value in worth),
+        "promoted_worse": sum(
+            record["promoted"] and (record["worth"] or 0.0) < 0 for record in records
+        ),
         "seconds": round(fmean(record["seconds"] for record in records), 1),
     }
 
