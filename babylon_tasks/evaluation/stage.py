@@ -174,7 +174,8 @@ class _Exam:
         read: StepSamples = aio.run(keeper.beating(reading))
         left_out.settle(context, keeper, read.left_out)
         self._windows = read.windows
-        return [msgspec.json.decode(line, type=Sample) for line in path.open("rb")]
+        lines = path.read_bytes().splitlines()
+        return [msgspec.json.decode(line, type=Sample) for line in lines]
 
     def _versions(self) -> tuple[Version, Version]:
         return self._version(self._candidate.published_step), self._version(self._candidate.step)
