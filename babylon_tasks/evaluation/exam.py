@@ -134,6 +134,7 @@ class Examiner:
                     served_entropy=one.entropy,
                     candidate_entropy=other.entropy,
                     calls=len(sample.calls),
+                    badly=any(call.ended is not msgspec.UNSET for call in sample.calls),
                 )
             )
         return runs, longest

@@ -34,7 +34,8 @@ class ExaminedRun:
 
     `reward` is its score among the runs of its window. `recorded_logprob` is that of the policy
     that answered, None unless every call of the run has it. `served_entropy` and
-    `candidate_entropy` sum the entropies of the versions' distributions at its tokens.
+    `candidate_entropy` sum the entropies of the versions' distributions at its tokens. What was
+    done `badly` has the lowest reward by rule; no scorer was asked.
     """
 
     trajectory_id: str
@@ -47,6 +48,7 @@ class ExaminedRun:
     served_entropy: float | None = None
     candidate_entropy: float | None = None
     calls: int = 1
+    badly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _of_rewards(runs: Sequence[ExaminedRun]) -> Figures:
     served = _array(run.served_logprob for run in runs)
     candidate = _array(run.candidate_logprob for run in runs)
     tokens = _array(run.tokens for run in runs)
-    lengths = _array(run.tokens / run.calls for run in runs)
+    scored = [run for run in runs if not run.badly]
     return {
         "value": value(
             _array(run.reward for run, _ in recorded),
@@ -127,7 +129,13 @@ def _of_rewards(runs: Sequence[ExaminedRun]) -> Figures:
             _array(run.candidate_logprob - logprob for run, logprob in recorded),
         ),
         "lift": lift(rewards, windows, served, candidate),
-        "padding": padding(rewards, lengths, windows, served, candidate),
+        "padding": padding(
+            _array(run.reward for run in scored),
+            _array(run.tokens / run.calls for run in scored),
+            Windows([run.window_id for run in scored]),
+            _array(run.served_logprob for run in scored),
+            _array(run.candidate_logprob for run in scored),
+        ),
         "ranking": ranking(rewards, windows, served / tokens, candidate / tokens),
     }
 

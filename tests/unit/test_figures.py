@@ -120,6 +120,9 @@ def test_padding_by_hand() -> None:
     # Two calls of 10 tokens are no longer than one.
     two = [replace(each, calls=each.tokens // 10) for each in runs]
     assert of_runs("padding", two).low is None
+    # What was done badly has the lowest reward, however long it is: no scorer said so.
+    broken = [replace(runs[1], reward=0.0, tokens=90, badly=True)] * 6
+    assert of_runs("padding", runs + broken) == padding
     # Where others are paid than the longer ones, a longer answer is nobody's fault.
     others = [replace(each, reward=float(n % 4 > 1)) for n, each in enumerate(runs)]
     assert of_runs("padding", others).difference == pytest.approx(1.0)
