@@ -194,6 +194,8 @@ class Record:
             "seed": self.seed,
             "publish": self.publish,
             "served_pnl": [round(each.policy, 3) for each in self.looks],
+            "best_pnl": round(self.looks[0].oracle, 3),
+            "guessing_pnl": round(self.looks[0].noise, 3),
             "served_step": self.served,
             "lower_for_windows": self.lower_for(),
             "well_formed": [round(each.well_formed, 3) for each in self.looks],
@@ -295,6 +297,11 @@ class Market:
             self._looks[number] = look(self._markets, [one.logprob for one in found])
         self._run.looks.append(self._looks[number])
         self._run.served.append(number)
+        print(
+            f"seed {self._run.seed}, {self._run.publish}, window {len(self._run.looks) - 1}: "
+            f"step {number} serves, ${self._looks[number].policy:.2f} a decision",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
 
 
 def _folder(checkpoint: str | None) -> str | None:
@@ -368,18 +375,20 @@ def play_all(seeds: int, windows: int, agents: int, first_seed: int) -> list[Rec
 
 
 def draw(runs: Sequence[Record]) -> str:
-    """Draw what the served version earns, with the gate and without it."""
-    top = max(runs[0].looks[0].oracle, 1.0)
+    """Draw what the served version earns, with the gate and without it, as a share of the best."""
     panels = []
-    for publish, title in (("gate", "PUBLISH=gate"), ("always", "PUBLISH=always")):
+    for publish in ("gate", "always"):
         chosen = [run for run in runs if run.publish == publish]
         lines = [
-            Line([each.policy / top for each in run.looks], COLOURS[n % len(COLOURS)],
-                 f"seed {run.seed}", thick=n == 0)
+            Line([each.policy / each.oracle for each in run.looks], COLOURS[n % len(COLOURS)],
+                 f"seed {run.seed}", thick=True)
             for n, run in enumerate(chosen)
         ]  # fmt: skip
-        panels.append(Panel(f"{title}: served version's P&L, best possible = 1", lines,
-                            [("noise", chosen[0].looks[0].noise / top)], low=-1.0))  # fmt: skip
+        first = chosen[0].looks[0]
+        panels.append(
+            Panel(f"PUBLISH={publish}: P&L of what serves, best possible = 1", lines,
+                  [("guessing", first.noise / first.oracle)], low=-0.5)
+        )  # fmt: skip
     return line_charts(panels)
 
 
