@@ -69,7 +69,7 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class Examiner:
-    """Asks a trainer; `scratch` is an empty folder of this exam.
+    """Asks a trainer; `scratch` is a folder of this exam.
 
     `on_beat` is called as `Trainer.evaluate` calls it. `well_formed` tells it of an answer's text.
     """

@@ -10,6 +10,7 @@ from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.store import exams, heads, lineages, steps, transitions
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim
+from babylon_tasks.store.steps import Step
 from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def reject(context: Context, tx: Connection, claim: Claim, step: int, reason: st
     name = context.lineage.name
     row = steps.read(tx, name, step)
     assert row is not None  # no row is ever deleted
-    if not _is_remote(tx, name, step):
+    if not _is_remote(row):
         _give_up(context, tx, claim, (step, row.parent_step), f"failed its exam: {reason}")
     if exams.failures_in_a_row(tx, name) >= FAILURES_IN_A_ROW:
         lineage = lineages.lock(tx, name)
@@ -40,16 +41,15 @@ def leave_rolled_back(context: Context, tx: Connection, claim: Claim) -> None:
     name = context.lineage.name
     bad = exams.rolled_back(tx, name)
     head = heads.lock(tx, claim)
-    if bad is None or head is None or _is_remote(tx, name, head.step):
+    if bad is None or head is None or _is_remote(steps.read(tx, name, head.step)):
         return
     why = f"step {bad.step}: {bad.reason}"
     _give_up(context, tx, claim, (head.step, head.published_step), why)
     log.warning("%s goes on from step %d: %s", name, head.published_step, why)
 
 
-def _is_remote(tx: Connection, name: str, step: int) -> bool:
-    row = steps.read(tx, name, step)
-    return row is not None and row.trainer == "serverless"
+def _is_remote(step: Step | None) -> bool:
+    return step is not None and step.trainer == "serverless"
 
 
 def _give_up(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +208,7 @@ class _Exam:
             context.lineage,
             self._claimed.head.base_revision or context.lineage.base_revision,
             load_form_check(context.settings.form_check),
-            Path(tempfile.mkdtemp(dir=scratch)),
+            scratch,
             on_beat,
         )
 

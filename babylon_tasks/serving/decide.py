@@ -81,14 +81,11 @@ def decide(
     harm = None if sums is None else confidence.interval(sums, HARM_ALPHA)
     percent = experiment.percent
     if standing.low is not None and standing.low > 0:
-        decision = Decision.PROMOTED
-        said = _sentence(
-            experiment, standing, confidence.Interval(standing.low, standing.high or 0)
-        )
+        decision, said = Decision.PROMOTED, _as_it_stands(experiment, standing)
     elif harm and harm.high < 0:
         decision, said = Decision.ROLLED_BACK, _sentence(experiment, standing, harm, 80)
     else:
-        decision, said = Decision.GO_ON, _open_sentence(experiment, standing)
+        decision, said = Decision.GO_ON, _as_it_stands(experiment, standing)
         if len(windows) >= at_most:
             decision = Decision.UNDECIDED
         elif newer and len(windows) >= PATIENT_WINDOWS and standing.windows_left is None:
@@ -110,7 +107,7 @@ def _sentence(
     )
 
 
-def _open_sentence(experiment: Experiment, standing: Standing) -> str:
+def _as_it_stands(experiment: Experiment, standing: Standing) -> str:
     if standing.difference is None:
         return (
             f"no window yet in which step {experiment.step} and step {experiment.served_step} both "

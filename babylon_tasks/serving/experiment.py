@@ -125,11 +125,9 @@ class _Running:
         at_most = self._context.settings.experiment_windows
         newest = experiments.candidate(self._tx, self._name)
         newer = newest if newest and newest > self._experiment.step else None
+        looks = experiments.looks(self._tx, self._experiment.id)
+        seen = {look.window_id: look.evidence for look in looks}
         for window in experiments.windows_to_look_at(self._tx, self._experiment.id):
-            seen = {
-                look.window_id: look.evidence
-                for look in experiments.looks(self._tx, self._experiment.id)
-            }
             seen[window.window_id] = experiments.window_evidence(
                 self._tx, self._name, self._experiment, window.window_id
             )
