@@ -238,6 +238,13 @@ def one(context: Context, text: str, *values: Any) -> dict[str, Any]:
     return row
 
 
+def position(context: Context, name: str | None = None) -> tuple[int, int]:
+    """The head of a lineage, else of MODEL_NAME's, and the step that serves."""
+    own = name or context.settings.model_name
+    row = one(context, "SELECT * FROM rl.heads WHERE model_name = %s", own)
+    return row["step"], row["published_step"]
+
+
 def states(context: Context) -> dict[str, str]:
     """Window id → state."""
     return {r["window_id"]: r["state"] for r in query(context, "SELECT * FROM rl.windows")}

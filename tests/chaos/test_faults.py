@@ -32,6 +32,7 @@ from babylon_tasks import pipeline
 from tests import judge_server
 from tests.chaos import judging
 from tests.chaos.injection import FOLDER, Injection
+from tests.chaos.links import Links
 from tests.chaos.operator import Operator
 from tests.chaos.world import ROOT, World
 from tests.judge_server import Behaviour, JudgeServer
@@ -414,14 +415,11 @@ def written_after(world: World, call: str, since: datetime) -> float:
     return float((one(world.context, text)["at"] - since).total_seconds())
 
 
-@pytest.mark.parametrize("how", ["cut off", pytest.param("suspended", marks=slow)])
-def test_a_gpu_node_away_past_its_lease(trial: Trial, world: World, how: str) -> None:
-    """It comes back with a step that another one has made: its commit and its files are refused."""
-    world.add_windows(2)
-    alone = world.own_links()
-    start(world, "cpu1", "beat")
-    world.start("gpu1", links=alone, inject=[slow_step(6)])
-    world.wait(lambda: attempts(world, "train", None) > 0)
+def taken_over(world: World, alone: Links, how: str) -> datetime:
+    """Take gpu1 away past its lease, and back when gpu2 has done its work; since when it was away.
+
+    It has noticed that it lost its lease then.
+    """
     if how == "suspended":
         world.fleet.freeze("gpu1")
     else:
@@ -434,6 +432,18 @@ def test_a_gpu_node_away_past_its_lease(trial: Trial, world: World, how: str) ->
     else:
         alone.restore()
     world.wait(lambda: "LeaseLost" in world.fleet.logs() or "ran out" in world.fleet.logs())
+    return since
+
+
+@pytest.mark.parametrize("how", ["cut off", pytest.param("suspended", marks=slow)])
+def test_a_gpu_node_away_past_its_lease(trial: Trial, world: World, how: str) -> None:
+    """It comes back with a step that another one has made: its commit and its files are refused."""
+    world.add_windows(2)
+    alone = world.own_links()
+    start(world, "cpu1", "beat")
+    world.start("gpu1", links=alone, inject=[slow_step(6)])
+    world.wait(lambda: attempts(world, "train", None) > 0)
+    since = taken_over(world, alone, how)
     world.wait(lambda: not world.fleet.trainers("gpu1"))
     steps_made = query(world.context, "SELECT checkpoint FROM rl.steps")
     folders = {str(f) for f in Path(world.settings.checkpoint_store).glob("*/*")}

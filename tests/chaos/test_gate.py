@@ -21,7 +21,7 @@ from babylon_tasks.records.exams import ExamState
 from tests.chaos.examined import Examined, examined, trainer_of
 from tests.chaos.injection import FOLDER, Injection
 from tests.chaos.servers import Servers
-from tests.chaos.test_faults import start, struck_at
+from tests.chaos.test_faults import start, struck_at, taken_over
 from tests.chaos.test_moments import OUTAGES, away
 from tests.chaos.verdict import REJECTED
 from tests.chaos.world import ROOT, World
@@ -202,18 +202,7 @@ def test_an_examiner_away_past_its_lease(trial: Trial, gate: Examined, how: str)
     start(world, "cpu1", "beat")
     world.wait(lambda: 1 in gate.exams())
     time.sleep(1)
-    if how == "suspended":
-        world.fleet.freeze("gpu1")
-    else:
-        alone.cut()
-    since = datetime.now(UTC)
-    world.start("gpu2")
-    world.wait(world.settled)
-    if how == "suspended":
-        world.fleet.thaw("gpu1")
-    else:
-        alone.restore()
-    world.wait(lambda: "LeaseLost" in world.fleet.logs() or "ran out" in world.fleet.logs())
+    since = taken_over(world, alone, how)
     assert len(query(world.context, "SELECT FROM rl.resets")) == 1
     gate.window()
     world.wait(lambda: gate.position() == (3, 2))

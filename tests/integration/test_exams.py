@@ -37,6 +37,7 @@ from tests.rows import (
     fork,
     hours_ago,
     one,
+    position,
     query,
     scored_windows,
     states,
@@ -108,12 +109,6 @@ def another_step(context: Context, trainer: Trainer, agents: int = 8) -> str:
     pipeline.score(context)
     pipeline.train(context, trainer)
     return window
-
-
-def position(context: Context) -> tuple[int, int]:
-    """The head, and the step that serves."""
-    row = one(context, "SELECT * FROM rl.heads WHERE model_name = %s", OWN)
-    return row["step"], row["published_step"]
 
 
 def parents(context: Context) -> dict[int, int]:

@@ -34,6 +34,7 @@ from tests.rows import (
     commit_steps,
     hours_ago,
     one,
+    position,
     query,
     scored_windows,
     states,
@@ -45,12 +46,6 @@ OWN = "babylon-agent"
 
 def fleet_of(context: Context) -> Fleet:
     return Fleet(context.database, context.settings, context.holder)
-
-
-def position(context: Context, name: str = OWN) -> tuple[int, int]:
-    """The head, and the step that serves."""
-    row = one(context, "SELECT * FROM rl.heads WHERE model_name = %s", name)
-    return row["step"], row["published_step"]
 
 
 def tree(context: Context, name: str = OWN) -> dict[int, tuple[int, bool]]:
