@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 
 from babylon_tasks.evaluation import stage as evaluation
 from babylon_tasks.intake import stage as intake
-from babylon_tasks.records.steps import Progress, Trainer
+from babylon_tasks.records.doing import Doing
+from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import Window
 from babylon_tasks.scoring import stage as scoring
 from babylon_tasks.serving import promote
@@ -45,17 +46,20 @@ def produce(*contexts: Context) -> list[str]:
 
 
 def score(
-    context: Context, only: Sequence[str] | None = None, limit: int = SCORE_BATCH
+    context: Context,
+    only: Sequence[str] | None = None,
+    limit: int = SCORE_BATCH,
+    on_doing: Callable[[Doing], None] = lambda _: None,
 ) -> list[str]:
     """Claim up to `limit` due windows (with `only`, of those) and score each.
 
-    Returns the ids of the windows that moved on to the next state.
+    Returns the ids of the windows that moved on; `on_doing` hears how far it is.
 
     Raises:
         LeaseLost, StaleClaim: Another worker has taken over; nothing was written.
         ServerUnavailable: Postgres does not answer.
     """
-    return scoring.score(context, only, limit)
+    return scoring.score(context, only, limit, on_doing)
 
 
 def train(
@@ -64,7 +68,7 @@ def train(
     *,
     only: Sequence[str] | None = None,
     requested_version: str | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_doing: Callable[[Doing], None] = lambda _: None,
 ) -> StepReport | None:
     """Claim the lineage and train the scored windows that are due, until one step is committed.
 
@@ -83,14 +87,8 @@ def train(
         Retryable: A step failed twice, and its job at W&B is still running.
         OSError: This machine cannot read or write its files; the windows wait.
     """
-    evaluation.examine(context, trainer, only, on_progress)
-    return training.train(
-        context,
-        trainer,
-        only=only,
-        requested_version=requested_version,
-        on_progress=on_progress,
-    )
+    evaluation.examine(context, trainer, only, on_doing)
+    return training.train(context, trainer, only, requested_version, on_doing)
 
 
 def publish(context: Context) -> list[str]:

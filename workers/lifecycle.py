@@ -30,6 +30,7 @@ from babylon_tasks.training.wandb_jobs import require_usable
 from workers import process
 from workers.gpu import slots
 from workers.gpu.visible import visible_gpus
+from workers.presence import Presence
 from workers.refusal import refusing_in_one_line, require_broker
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ _NEEDED = {
     "serverless": (("art", "ART"),),
 }
 _LAST_STEPS_SECONDS = 3.0  # to give back and to leave, after the soft shutdown's time
+
+_presence: list[Presence] = []  # of a worker's main process, once it is ready
 
 
 @celeryd_init.connect
@@ -113,8 +116,19 @@ def _leave() -> None:
         child.terminate()
     for child in active_children():
         child.join(_LAST_STEPS_SECONDS)
+    for presence in _presence:
+        presence.end()
     logging.shutdown()
     os._exit(0)
+
+
+@worker_ready.connect
+def arrive(sender: Any = None, **_: object) -> None:
+    """Say from now on that the worker is there, and what it takes."""
+    names = [queue.name for queue in sender.app.amqp.queues.consume_from.values()]
+    _presence.append(Presence(sender.hostname, names, sender.controller.concurrency))
+    _presence[0].start()
+    atexit.register(_presence[0].end)
 
 
 @beat_init.connect

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Task
 
-from babylon_tasks.records.steps import Progress
+from babylon_tasks.records.doing import Doing
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ProgressReporter:
         self._hostname = task.request.hostname
         self._backend = task.backend
         self._events = task.app.events
-        self._newest: queue.Queue[Progress | None] = queue.Queue()
+        self._newest: queue.Queue[Doing | None] = queue.Queue()
         self._thread = threading.Thread(target=self._send_newest, daemon=True)
 
     def __enter__(self) -> ProgressReporter:
@@ -46,7 +46,7 @@ class ProgressReporter:
         self._newest.put(None)
         self._thread.join(_LAST_REPORT_SECONDS)
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: Doing) -> None:
         """Hand over the newest progress; returns at once."""
         self._newest.put(progress)
 
@@ -62,7 +62,7 @@ class ProgressReporter:
             except Exception as error:  # noqa: BLE001 - only a display depends on it
                 log.debug("progress is not shown: %s", error)
 
-    def _send(self, progress: Progress) -> None:
+    def _send(self, progress: Doing) -> None:
         meta = {
             "phase": progress.phase,
             "done": progress.done,

@@ -134,7 +134,7 @@ def _train_step(task: Task[Any, Any]) -> bool:
         for context in process.fleet.in_turn("train", unable.lineages()):
             _wake_another_gpu(context.lineage.name)
             try:
-                report = pipeline.train(context, process.trainer, on_progress=progress.report)
+                report = pipeline.train(context, process.trainer, on_doing=progress.report)
             except (Retryable, NotRecorded):
                 raise
             except MachineAtFault as error:

@@ -22,6 +22,7 @@ from babylon_tasks.errors import (
 from babylon_tasks.evaluation.exam import Examiner, Version
 from babylon_tasks.evaluation.rejection import leave_rolled_back, reject
 from babylon_tasks.evaluation.verdict import judge
+from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.exams import ExamState, Figures
 from babylon_tasks.records.form import load_form_check
 from babylon_tasks.records.gates import FAILURES_IN_A_ROW, PAUSED_BY
@@ -49,7 +50,7 @@ def examine(
     context: Context,
     trainer: Trainer,
     only: Sequence[str] | None,
-    on_progress: Callable[[Progress], None],
+    on_doing: Callable[[Doing], None],
 ) -> ExamState | None:
     """Claim the lineage and examine its head on the windows that would train next.
 
@@ -70,8 +71,8 @@ def examine(
     claimed = _claim(context, only)
     if claimed is None:
         return None
-    with LeaseKeeper(context, [claimed.lease]) as keeper:
-        return _Exam(context, trainer, keeper, claimed, on_progress).run()
+    with LeaseKeeper(context, [claimed.lease], on_doing) as keeper:
+        return _Exam(context, trainer, keeper, claimed).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +125,9 @@ class _Exam:
         trainer: Trainer,
         keeper: LeaseKeeper,
         claimed: _Claimed,
-        on_progress: Callable[[Progress], None],
     ) -> None:
         self._context, self._trainer, self._keeper = context, trainer, keeper
         self._claimed, self._candidate = claimed, claimed.candidate
-        self._on_progress = on_progress
         self._windows: Sequence[Window] = ()
 
     def run(self) -> ExamState | None:
@@ -196,11 +195,17 @@ class _Exam:
 
     def _examiner(self, scratch: Path) -> Examiner:
         context = self._context
+        doing = Doing(
+            "exam",
+            context.lineage.name,
+            [window.window_id for window in self._windows],
+            step=self._candidate.step,
+        )
 
         def on_beat(progress: Progress | None) -> None:
             self._keeper.beat()
             if progress is not None:
-                self._on_progress(progress)
+                self._keeper.tell(doing.at(progress))
 
         return Examiner(
             self._trainer,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.scores import JUDGED
 from babylon_tasks.scoring.registry import WITHOUT_JUDGE, judged_scorers
 from babylon_tasks.scoring.run import scoring_run
@@ -18,7 +19,12 @@ from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
 
 
-def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]:
+def score(
+    context: Context,
+    only: Sequence[str] | None,
+    limit: int,
+    on_doing: Callable[[Doing], None],
+) -> list[str]:
     """Claim up to `limit` due windows and score them, one commit each; return those moved on.
 
     Windows that need no judge come first; a judge is asked only if none of them moved on.
@@ -43,16 +49,19 @@ def score(context: Context, only: Sequence[str] | None, limit: int) -> list[str]
         if not claimed and not judge_is_due and clock.obey(tx, settings.lease_seconds):
             claimed, judge_is_due = claim(tx)
     if claimed:
-        with LeaseKeeper(context, list(claimed.values())) as keeper:
+        with LeaseKeeper(context, list(claimed.values()), on_doing) as keeper:
+            keeper.tell(Doing("score", name, sorted(claimed), total=len(claimed)))
             moved = aio.run(score_claimed(context, keeper, claimed))
         if moved:
             return moved
         with context.database.transaction() as tx:
             judge_is_due = window_rows.wait_for_judge(tx, judged)
-    return _score_with_judge(context, judged, limit) if judge_is_due else []
+    return _score_with_judge(context, judged, limit, on_doing) if judge_is_due else []
 
 
-def _score_with_judge(context: Context, due: DueQuery, limit: int) -> list[str]:
+def _score_with_judge(
+    context: Context, due: DueQuery, limit: int, on_doing: Callable[[Doing], None]
+) -> list[str]:
     """Claim due windows for a judge, and the judge with them.
 
     Only one worker at a time judges for a lineage, with many questions at once. So
@@ -66,7 +75,10 @@ def _score_with_judge(context: Context, due: DueQuery, limit: int) -> list[str]:
         if lease is None:
             return []
         claimed = transitions.claim_due(tx, due, context.holder, limit, settings.lease_seconds)
-    with LeaseKeeper(context, [lease, *claimed.values()]) as keeper:
+    with LeaseKeeper(context, [lease, *claimed.values()], on_doing) as keeper:
+        if claimed:
+            name = context.lineage.name
+            keeper.tell(Doing("judge", name, sorted(claimed), total=len(claimed)))
         return aio.run(judge_claimed(context, keeper, claimed, scorers))
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
+import msgspec
 from psycopg.rows import class_row
 
 from babylon_tasks.errors import LeaseLost
+from babylon_tasks.records.doing import Doing
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.queries import load
 
@@ -39,6 +42,17 @@ class LiveLease:
     holder: str
     token: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A lease that somebody holds, since when, and what they do, if they have said it."""
+
+    resource: str
+    holder: str
+    token: int
+    since: datetime
+    doing: Doing | None
 
 
 def judge_of(model_name: str) -> str:
@@ -78,15 +92,23 @@ def renew(
     lease_seconds: float,
     *,
     ran_out_too: bool = False,
+    doing: Doing | None = None,
 ) -> None:
     """Extend the leases; with `ran_out_too` also those that ran out and that nobody took.
+
+    `doing` says what the holder does with them.
 
     Raises:
         LeaseLost: One of them has another holder, or ran out.
     """
     renewed = connection.execute(
         _SQL["renew_leases"],
-        {**_columns(leases), "lease_seconds": lease_seconds, "ran_out_too": ran_out_too},
+        {
+            **_columns(leases),
+            "lease_seconds": lease_seconds,
+            "ran_out_too": ran_out_too,
+            "doing": None if doing is None else msgspec.json.encode(doing).decode(),
+        },
     ).rowcount
     if renewed != len(leases):
         names = ", ".join(lease.resource for lease in leases)
@@ -102,6 +124,15 @@ def live(connection: Connection) -> list[LiveLease]:
     """Return the leases on models, judges and windows that somebody holds, of all lineages."""
     with connection.cursor(row_factory=class_row(LiveLease)) as cursor:
         return cursor.execute(_SQL["live_leases"]).fetchall()
+
+
+def running(connection: Connection) -> list[Running]:
+    """Return who works on what now, of all lineages, who began first comes first."""
+    rows = connection.execute(_SQL["running"]).fetchall()
+    return [
+        Running(**{**row, "doing": row["doing"] and msgspec.json.decode(row["doing"], type=Doing)})
+        for row in rows
+    ]
 
 
 def holder(connection: Connection, resource: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from babylon_tasks.errors import (
     BabylonError,
@@ -14,7 +14,7 @@ from babylon_tasks.errors import (
     StaleClaim,
     UserError,
 )
-from babylon_tasks.records.steps import Progress, Trainer
+from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import Window
 from babylon_tasks.training.backend import TrainingBackend
 from babylon_tasks.training.choice import WindowChoice
@@ -37,10 +37,9 @@ class Ladder:
         trainer: Trainer,
         keeper: LeaseKeeper,
         choice: WindowChoice,
-        on_progress: Callable[[Progress], None],
     ) -> None:
         self._context, self._backend, self._trainer = context, backend, trainer
-        self._keeper, self._choice, self._on_progress = keeper, choice, on_progress
+        self._keeper, self._choice = keeper, choice
         self._failed: list[str] = []  # the window ids of the last failed step
         self._unrecorded: dict[str, NotRecorded] = {}
 
@@ -57,7 +56,7 @@ class Ladder:
         """
         while windows:
             version = requested_version if self._choice.asked_for(windows) else None
-            order = StepOrder(windows, version, self._on_progress)
+            order = StepOrder(windows, version)
             try:
                 report = StepAttempt(
                     self._context, self._backend, self._trainer, self._keeper, order, stopwatch

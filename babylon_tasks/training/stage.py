@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from babylon_tasks.records.steps import Progress, Trainer
+from babylon_tasks.records.doing import Doing
+from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import Window
 from babylon_tasks.store import attempts, clock, exams, leases
 from babylon_tasks.store.leases import Lease
@@ -24,10 +25,9 @@ from babylon_tasks.work.stopwatch import Stopwatch
 def train(
     context: Context,
     trainer: Trainer,
-    *,
     only: Sequence[str] | None,
     requested_version: str | None,
-    on_progress: Callable[[Progress], None],
+    on_doing: Callable[[Doing], None],
 ) -> StepReport | None:
     """Claim the lineage and train its scored windows, until one step is committed.
 
@@ -49,10 +49,10 @@ def train(
     if claimed is None:
         return None
     lease, windows = claimed
-    with LeaseKeeper(context, [lease]) as keeper:
+    with LeaseKeeper(context, [lease], on_doing) as keeper:
         give_up_old_steps(context, keeper)
         remove_unfinished(context, keeper)
-        ladder = Ladder(context, backend, trainer, keeper, choice, on_progress)
+        ladder = Ladder(context, backend, trainer, keeper, choice)
         return ladder.climb_down(windows, requested_version, stopwatch)
 
 

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import msgspec
 
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import LeaseLost, StoreUnavailable
+from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.recipes import Recipe
 from babylon_tasks.records.steps import (
     Progress,
@@ -49,7 +50,6 @@ class StepOrder:
 
     windows: Sequence[Window]
     requested_version: str | None
-    on_progress: Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ class StepAttempt:
             NotRecorded: W&B cannot train on any of these windows; they wait.
         """
         self._backend.require_usable()
+        self._keeper.tell(self._doing(self._order.windows, "read"))
         self._keeper.renew_token(self._open)
         with scratch_folder("steps") as scratch:
             head, parent, staleness = self._read_head()
@@ -176,14 +177,21 @@ class StepAttempt:
                 return
             if progress.job is not None:
                 self._backend.note_job(self._keeper, request.seed, progress.job)
-            self._order.on_progress(progress)
+            self._keeper.tell(doing.at(progress))
 
+        doing = msgspec.structs.replace(
+            self._doing(samples.windows, "load"), step=request.seed, runs=len(samples.rewards)
+        )
         self._stopwatch.end("load")
         result = self._trainer.step(request, on_beat)
         # The rest: the process's start and imports, and the wait for a GPU that is in use.
         self._stopwatch.end_measured(result.seconds_by_phase, rest="start")
         self._keeper.beat()
         return msgspec.structs.replace(result, metrics=result.metrics | samples.staleness())
+
+    def _doing(self, windows: Sequence[Window], phase: str) -> Doing:
+        ids = [window.window_id for window in windows]
+        return Doing("train", self._context.lineage.name, ids, phase=phase)
 
     def _save(self, request: StepRequest, checkpoint: str) -> None:
         claim, nonce = self._keeper.claim, str(uuid.uuid4())

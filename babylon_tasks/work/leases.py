@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable, StaleClaim
+from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.versions import Head
 from babylon_tasks.store import attempts, heads, leases, lineages, training_batches
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 _AGAIN_SECONDS = 0.25  # between tries to reach Postgres: who was away should come before others
 _SAY_SECONDS = 60.0  # between two lines about the same outage
+_TELL_SECONDS = 30.0  # between two lines about how far the work is
 _GIVE_BACK_SECONDS = 600.0  # then the leases are left to run out
 
 
@@ -39,11 +41,18 @@ class LeaseKeeper:
     the attempts are taken back, and count against no window.
     """
 
-    def __init__(self, context: Context, held: list[Lease]) -> None:
-        self._context = context
+    def __init__(
+        self,
+        context: Context,
+        held: list[Lease],
+        on_doing: Callable[[Doing], None] = lambda _: None,
+    ) -> None:
+        self._context, self._on_doing = context, on_doing
         self._settings = context.settings
         self.held = held
         self._tried_at = time.monotonic()
+        self._doing: Doing | None = None
+        self._say_at = self._tried_at + _TELL_SECONDS
         self._away = False  # Postgres did not answer since the leases were renewed
         self._was_away = False  # or at any time before
         self._waited_before = context.database.seconds_in_transactions
@@ -78,6 +87,14 @@ class LeaseKeeper:
         else:
             self._renewed()
         self._tried_at = time.monotonic()
+
+    def tell(self, doing: Doing) -> None:
+        """Say what is done with the leases, and how far it is; the next renewal writes it."""
+        self._doing = doing
+        if time.monotonic() >= self._say_at:
+            self._say_at = time.monotonic() + _TELL_SECONDS
+            log.info("%s: %s", doing.title(), doing.progress())
+        self._on_doing(doing)
 
     async def beating(self, work: Coroutine[Any, Any, T]) -> T:
         """Await the work while the leases are renewed; cancel it if one is lost.
@@ -123,7 +140,13 @@ class LeaseKeeper:
                 return done
 
     def _renew(self, tx: Connection) -> None:
-        leases.renew(tx, self.held, self._settings.lease_seconds, ran_out_too=self._met_outage())
+        leases.renew(
+            tx,
+            self.held,
+            self._settings.lease_seconds,
+            ran_out_too=self._met_outage(),
+            doing=self._doing,
+        )
 
     def _renewed(self) -> None:
         self._away = False
@@ -150,6 +173,8 @@ class LeaseKeeper:
         with self._context.database.transaction() as tx:
             lease = leases.next_token(tx, lease, self._settings.lease_seconds)
             begin(tx, lease.token)
+            if self._doing is not None:
+                leases.renew(tx, [lease], self._settings.lease_seconds, doing=self._doing)
         self.held = [lease]
         self._tried_at = time.monotonic()
         self._renewed()

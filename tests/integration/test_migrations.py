@@ -55,6 +55,7 @@ NAMES = [
     "019_one_deployed_version",
     "020_add_gate",
     "021_index_evaluations",
+    "022_add_watching",
 ]
 INDEX = "rl_trajectories_window_idx"
 DEPLOYED_INDEX = "rl_trained_models_deployed_idx"
@@ -86,6 +87,7 @@ OURS = {
     "turns",
     "unfinished_checkpoints",
     "windows",
+    "workers",
 }
 
 COLUMNS = """

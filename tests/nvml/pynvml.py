@@ -68,7 +68,7 @@ def nvmlDeviceGetName(handle: list[Any]) -> str:
 def nvmlDeviceGetMemoryInfo(handle: list[Any]) -> SimpleNamespace:
     if handle[2] is None:
         raise NVMLError_NotSupported("Not Supported")
-    return SimpleNamespace(total=handle[2] * 2**20)
+    return SimpleNamespace(total=handle[2] * 2**20, used=handle[2] * 2**19)
 
 
 def nvmlDeviceGetMigMode(handle: list[Any]) -> list[int]:

@@ -30,6 +30,7 @@ class Gpu:
         name: What NVIDIA sells it as.
         memory_bytes: All of its memory; None where it has none of its own.
         instances: `MIG-…`, in the driver's order.
+        memory_used_bytes: Of it, by all processes, when the driver was asked.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Gpu:
     name: str = ""
     memory_bytes: int | None = None
     instances: Sequence[str] = ()
+    memory_used_bytes: int | None = None
 
     @property
     def slots(self) -> list[str]:
@@ -56,6 +58,11 @@ def installed_gpus() -> list[Gpu] | None:
 
     Asked once: pool processes inherit the answer that sized the pool.
     """
+    return ask()
+
+
+def ask() -> list[Gpu] | None:
+    """List the driver's GPUs as they are now; None as for `installed_gpus`."""
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "workers.gpu.nvml"],
@@ -119,16 +126,17 @@ def _listed(nvml: Any) -> list[Gpu]:
                 index,
                 nvml.nvmlDeviceGetUUID(handle),
                 nvml.nvmlDeviceGetName(handle),
-                _memory_bytes(nvml, handle),
+                _memory_bytes(nvml, handle, "total"),
                 _instances(nvml, handle),
+                _memory_bytes(nvml, handle, "used"),
             )
         )
     return gpus
 
 
-def _memory_bytes(nvml: Any, handle: Any) -> int | None:
+def _memory_bytes(nvml: Any, handle: Any, which: str) -> int | None:
     try:
-        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        return int(getattr(nvml.nvmlDeviceGetMemoryInfo(handle), which))
     except nvml.NVMLError:  # it shares the machine's, or the driver does not say
         return None
 

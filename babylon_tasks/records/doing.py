@@ -1,0 +1,85 @@
+"""What the holder of a lease does now, for people who watch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from babylon_tasks.records.steps import Progress
+
+_MOST_WINDOWS_NAMED = 3
+
+
+class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece of work, and how far it is.
+
+    `windows` are ids. `step` is the number of the step that is trained or examined, and `runs`
+    counts the trajectories in it. `done` of `total` are units of `phase` (calls, windows,
+    questions), `share` is that of the whole work, from 0 to 1. What is not known is None.
+    """
+
+    stage: Literal["score", "judge", "exam", "train"]
+    lineage: str
+    windows: list[str] = []
+    step: int | None = None
+    runs: int | None = None
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    share: float | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+    def at(self, progress: Progress) -> Doing:
+        """Return the same work at a trainer's sign of life."""
+        return msgspec.structs.replace(
+            self,
+            phase=progress.phase,
+            done=progress.done,
+            total=progress.total,
+            loss=progress.loss,
+            tokens_per_second=progress.tokens_per_second,
+        )
+
+    def title(self) -> str:
+        """Say what the work is: `babylon-agent: step 13, 6 windows, 48 runs`."""
+        what = {"exam": f"exam of step {self.step}, ", "train": f"step {self.step}, "}
+        if self.stage in ("score", "judge"):
+            named = " ".join(self.windows[:_MOST_WINDOWS_NAMED])
+            more = " …" if len(self.windows) > _MOST_WINDOWS_NAMED else ""
+            return f"{self.lineage}: {counted(len(self.windows), 'window')}: {named}{more}"
+        runs = "" if self.runs is None else f", {counted(self.runs, 'run')}"
+        begun = what[self.stage] if self.step is not None else ""
+        return f"{self.lineage}: {begun}{counted(len(self.windows), 'window')}{runs}"
+
+    def progress(self) -> str:
+        """Say how far it is: `train 31 % (22 of 72), loss 0.0123, 8,400 tokens/s, 40 s left`."""
+        share = "" if self.share is None else f" {100 * self.share:.0f} %"
+        units = f" ({self.done:,} of {self.total:,})" if self.total else ""
+        parts = [f"{self.phase or 'begun'}{share}{units}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4f}")
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.seconds_left is not None:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+
+def counted(number: int, noun: str) -> str:
+    """Count things: `1 window`, `6 windows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: `40 s`, `2 min 5 s`, `3 h 20 min`, `2 days`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 >= 60 else "")
+    return f"{whole // 86400} days"
