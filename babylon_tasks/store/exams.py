@@ -10,6 +10,7 @@ import msgspec
 
 from babylon_tasks.errors import LeaseLost
 from babylon_tasks.records.exams import Exam, ExamState, Figures
+from babylon_tasks.store import promotions
 from babylon_tasks.store.database import Connection, jsonb
 from babylon_tasks.store.leases import Claim
 from babylon_tasks.store.queries import load
@@ -96,6 +97,7 @@ def was_decided(tx: Connection, claim: Claim) -> bool:
 def tell_app(tx: Connection, model_name: str, step: int, figures: Figures) -> None:
     """Write the figures into the step's row of the app's `trained_models`."""
     ranking, value = figures.get("ranking"), figures.get("value")
+    promotions.hold_versions(tx, model_name, [step])
     tx.execute(
         _SQL["tell_app"],
         {

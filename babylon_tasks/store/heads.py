@@ -128,6 +128,7 @@ def move(connection: Connection, claim: Claim, from_step: int, to_step: int, why
     given_up = [row["step"] for row in rows if row["given_up"]]
     shares.end(connection, claim.model_name, given_up, (claim.holder, f"reset: {why}"))
     models = {"published_step": head["published_step"], "changed": [row["step"] for row in rows]}
+    promotions.hold_versions(connection, claim.model_name, models["changed"])
     connection.execute(_SQL["change_models"], {**values, **models})
     connection.execute(_SQL["insert_reset"], {**values, "why": why, "holder": claim.holder})
     return Moved(

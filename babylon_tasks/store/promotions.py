@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from psycopg.rows import class_row
 
 from babylon_tasks.records.promotions import Pause, Promotion, PromotionKind
@@ -25,6 +27,19 @@ def publish(tx: Connection, model_name: str, step: int, by: tuple[str, str]) -> 
 def hold_head(tx: Connection, model_name: str) -> None:
     """Lock the head until the transaction ends: nobody moves it, no step loses its files."""
     tx.execute(_SQL["hold_head"], {"model_name": model_name})
+
+
+def hold_versions(tx: Connection, model_name: str, steps: Sequence[int]) -> None:
+    """Lock the app's rows of these steps before one is written, with the head locked.
+
+    The app's statements hold their row while they wait for the head: to wait for theirs would be a
+    deadlock.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: The app has held one for half a second. To the caller of
+            the transaction it is a ServerUnavailable.
+    """
+    tx.execute(_SQL["hold_versions"], {"model_name": model_name, "steps": list(steps)})
 
 
 def move(

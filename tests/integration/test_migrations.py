@@ -56,6 +56,7 @@ NAMES = [
     "020_add_gate",
     "021_index_evaluations",
     "022_add_watching",
+    "023_hold_versions",
 ]
 INDEX = "rl_trajectories_window_idx"
 DEPLOYED_INDEX = "rl_trained_models_deployed_idx"

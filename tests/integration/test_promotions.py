@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,10 +18,12 @@ from psycopg.rows import dict_row
 
 from babylon_tasks import pipeline
 from babylon_tasks.errors import ServerUnavailable, UserError
+from babylon_tasks.records.promotions import PromotionKind
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.serving import promote
 from babylon_tasks.settings import Settings
-from babylon_tasks.store import promotions
+from babylon_tasks.store import exams, heads, leases, promotions
+from babylon_tasks.store.database import Connection
 from babylon_tasks.training.reset import reset
 from babylon_tasks.work import lineage_changes
 from babylon_tasks.work.context import Context
@@ -385,6 +388,50 @@ def test_a_worker_of_release_0_1_0_needs_no_right_on_what_is_new(
     commit_steps(context, trainer, 2, publish=False)
     app(old_publish.replace("%(model_name)s", f"'{OWN}'"))
     assert (serves(context), statuses(context)) == ((2, False), "rd")
+
+
+def _rolls_back(tx: Connection, context: Context) -> None:
+    promotions.move(tx, OWN, 1, PromotionKind.ROLLBACK, ("test", "?"))
+
+
+def _tells_the_app_of_an_exam(tx: Connection, context: Context) -> None:
+    exams.tell_app(tx, OWN, 3, {})
+
+
+def _resets(tx: Connection, context: Context) -> None:
+    lease = leases.acquire(tx, f"model/{OWN}", context.holder, 30.0)
+    assert lease
+    heads.move(tx, context.claim(lease), 4, 1, "?")
+
+
+@pytest.mark.parametrize("change", [_rolls_back, _tells_the_app_of_an_exam, _resets])
+def test_the_app_meets_no_deadlock_however_long_it_has_waited(
+    context: Context,
+    trainer: Trainer,
+    settings: Settings,
+    change: Callable[[Connection, Context], None],
+) -> None:
+    """It waits for the head with its row held; whoever has the head wants that row late."""
+    commit_steps(context, trainer, 4)
+    deployed: list[Any] = []
+
+    def deploy() -> None:
+        with psycopg.connect(settings.postgres(), autocommit=True) as connection:
+            deployed.extend(connection.execute(PAGE_DEPLOYS, [f"{OWN}-v1.0.2"]).fetchall())
+
+    page = threading.Thread(target=deploy)
+
+    def late() -> None:
+        with context.database.transaction() as tx:
+            promotions.hold_head(tx, OWN)
+            page.start()
+            time.sleep(0.7)  # deadlock_timeout is 1 s, and runs from the begin of the page's wait
+            change(tx, context)
+
+    with pytest.raises(ServerUnavailable, match="the app changes a version"):
+        late()
+    page.join()
+    assert deployed == [("deployed",)]
 
 
 def test_all_at_once(

@@ -4,6 +4,11 @@
 -- A statement of its own: what follows sees what whoever held the row before has committed.
 SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
 
+-- hold_versions --
+SELECT rl.hold_versions(%(model_name)s, ARRAY(
+    SELECT s.model_name || '-' || s.version FROM rl.steps s
+     WHERE s.model_name = %(model_name)s AND s.step = ANY (%(steps)s::int[])))
+
 -- publish --
 -- A step serves by itself. Returns the versions up to it that came to be seen by that.
 WITH moved AS MATERIALIZED (
