@@ -198,7 +198,10 @@ class JobNote(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """A sign of life of a trainer.
 
-    `phase` is one of load, tokenize, post, queue, train, save, evaluate, generate.
+    `phase` is one of load, tokenize, post, queue, train, save, evaluate, generate; `done` and
+    `total` count its units. `share` is that of the whole request, from 0 to 1. It goes back only
+    where memory ran out and a pass begins again. `seconds_left` are those of the phase, None until
+    its pace is known. A trainer of an older release tells neither.
 
     `job` must be durable before the trainer goes on.
     """
@@ -209,6 +212,8 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     loss: float | None = None
     tokens_per_second: float | None = None
     job: JobNote | None = None
+    share: float | None = None
+    seconds_left: float | None = None
 
 
 class WindowShare(msgspec.Struct, frozen=True):

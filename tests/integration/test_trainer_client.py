@@ -84,7 +84,10 @@ def test_a_step_gives_a_result_and_the_process_stays_warm(make: Make, request_: 
     assert trainer.pid is None
     result = trainer.step(request_, beats.append)
     assert (result.sequences, result.device, result.metrics) == (16, "none", {"trajectories": 8.0})
-    assert Progress("train") in beats
+    assert [(b.phase, b.done, b.share) for b in beats if b] == [
+        ("train", 0, 0.0),
+        ("train", 8, 1.0),
+    ]
     assert (Path(request_.output_dir) / "trainer_state.json").is_file()
     pid = trainer.pid
     trainer.step(request_, ignore)

@@ -330,7 +330,7 @@ def test_noop_answers_trivially(start: Start, tmp_path: Path) -> None:
     assert (evaluated.calls, evaluated.device) == (8, "none")
     generated = trainer.generate(generation_of(step, None), beats.append)
     assert [[one.text for one in answers] for answers in generated.generations] == [["", ""]]
-    assert beats == [Progress("evaluate"), Progress("generate")]
+    assert beats == [Progress("evaluate", share=0.0), Progress("generate", share=0.0)]
     with pytest.raises(CheckpointUnreadable, match="no such folder"):
         trainer.evaluate(evaluation_of(step, "/nowhere"), ignore)
     pid = trainer.pid

@@ -72,6 +72,7 @@ def test_a_step_answers_each_prompt_n_times(server: WandbServer, checkpoint: str
     assert first.token_ids == ()  # the server told them as texts
     assert (result.dropped, result.tokens, result.device) == (0, 6 * 5, "W&B")
     assert {(each.phase, each.total) for each in said} == {("generate", 6)}
+    assert all(each.share == each.done / 6 for each in said)
     assert {body["model"] for body in server.asked} == {NAME}
     assert sorted(body["seed"] for body in server.asked) == list(range(7, 13))
     for body in server.asked:

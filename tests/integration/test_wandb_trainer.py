@@ -221,6 +221,11 @@ def test_progress_is_relayed(attempt: Attempt, server: WandbServer) -> None:
     told = [(p.done, p.total, p.loss) for p in attempt.said if p.phase == "train"]
     assert (1, 3, 0.5) in told
     assert told[-1] == (3, 3, pytest.approx(0.5 / 3))
+    shares = [p.share for p in attempt.said]
+    assert None not in shares
+    assert shares == sorted(shares)
+    last = attempt.said[-1]
+    assert (last.phase, last.loss, last.share) == ("save", pytest.approx(0.5 / 3), job.SPAN[1])
 
 
 def test_signs_of_life_come_while_a_job_waits(

@@ -6,6 +6,7 @@ import torch
 
 from tests.unit.tiny import hyperparameters
 from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.flops import Passes
 from workers.trainer.torch.gradients import Objective, Totals, accumulate_within_memory
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.meter import Meter
@@ -17,7 +18,7 @@ def first_gradients(
 ) -> tuple[list[torch.Tensor], Totals]:
     """Return the gradients of a training step's first update."""
     wanted = hyperparameters(**changes)
-    meter = Meter(0, lambda progress: None)
+    meter = Meter(0, 0, Passes(), lambda progress: None)
     step = with_policies(model, step, wanted, meter)
     mean = 0.0
     if wanted.kl_penalty > 0:

@@ -33,6 +33,7 @@ from workers.trainer.samples import trajectory_groups
 from workers.trainer.torch import memory
 from workers.trainer.torch.batches import StepTensors
 from workers.trainer.torch.checkpoint import policy
+from workers.trainer.torch.flops import Passes
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.meter import Meter
 from workers.trainer.torch.policies import with_policies
@@ -145,7 +146,7 @@ def test_log_probabilities_are_those_that_a_step_starts_from(
     tokenized = tokenize_groups(model.chat, trajectory_groups(samples), 1024)
     step = StepTensors.from_packed(tokenized.sequences.packed(0.7))
     with policy(model, checkpoint):
-        step = with_policies(model, step, hyperparameters(), Meter(0, ignore))
+        step = with_policies(model, step, hyperparameters(), Meter(0, 0, Passes(), ignore))
     kl_s = (step.tensors["start"] - step.tensors["reference"]).double()
     kls = [float(kl_s[step.trained_at([row])].sum()) for row in range(len(step.lengths))]
     ours, theirs = evaluate(trainer, request), evaluate(trainer, base)
@@ -196,7 +197,12 @@ def test_it_says_what_it_does(trainer: TorchTrainer, base_model: str, tmp_path: 
     request = evaluate_request(tmp_path, base_model, two_sided(1), micro_batch_tokens=60)
     trainer.evaluate(request, beats.append)
     assert {beat.phase for beat in beats} == {"load", "tokenize", "evaluate"}
-    assert (beats[-1].phase, beats[-1].done) == ("evaluate", beats[-1].total)
+    assert (beats[-1].phase, beats[-1].done, beats[-1].share) == ("evaluate", 8, 1.0)
+    assert beats[-1].total == 8
+    shares = [beat.share for beat in beats]
+    assert None not in shares
+    assert shares == sorted(shares)
+    assert all(beat.tokens_per_second for beat in beats if beat.phase == "evaluate")
 
 
 def test_weights_that_are_no_numbers_are_told(
@@ -296,6 +302,19 @@ def test_a_prompt_may_have_turns_and_tools(trainer: TorchTrainer, base_model: st
     assert sent == request
     expected = generate(trainer, base_model, [plain_ones])
     assert texts(trainer.generate(sent, ignore)) == texts(expected)
+
+
+def test_it_says_how_far_the_answers_are(trainer: TorchTrainer, base_model: str) -> None:
+    """Token by token: a long answer is no silence."""
+    beats: list[Progress] = []
+    request = GenerateRequest("tiny", base_model, None, PROMPTS[:2], 8, 0.0, 5, n=2)
+    trainer.generate(request, beats.append)
+    told = [beat for beat in beats if beat.phase == "generate"]
+    shares = [beat.share for beat in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 1 / 8  # all four at once, and of each one token
+    assert (told[-1].done, told[-1].total, told[-1].share) == (4, 4, 1.0)
+    assert all(beat.tokens_per_second for beat in told)
 
 
 def texts(result: GenerateResult) -> list[list[str]]:

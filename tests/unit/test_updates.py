@@ -26,7 +26,7 @@ from babylon_tasks.records.trainer_requests import EvaluateRequest
 from tests.unit.first_update import first_gradients
 from tests.unit.tiny import hyperparameters, make_request, make_tiny_model, sample, two_sided
 from workers.trainer.samples import trajectory_groups
-from workers.trainer.torch import gradients, policies
+from workers.trainer.torch import gradients, policies, updates
 from workers.trainer.torch.batches import StepTensors
 from workers.trainer.torch.flops import Passes
 from workers.trainer.torch.language_model import LanguageModel
@@ -172,6 +172,48 @@ def test_progress_counts_all_passes(trainer: TorchTrainer, base_model: str, tmp_
     assert {one.total for one in seen if one.phase == "train"} == {96}
     assert done == sorted(done)
     assert done[-1] == 96
+    shares = [one.share for one in seen]
+    assert None not in shares
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, updates.SPAN[1])
+
+
+def test_no_report_drops_the_loss_or_the_speed(
+    trainer: TorchTrainer, base_model: str, tmp_path: Path
+) -> None:
+    """Not in the passes for the penalty, nor in the last ones, nor while it saves."""
+    request = make_request(
+        tmp_path, base_model, two_sided(), windows_per_update=1, micro_batch_tokens=100
+    )
+    seen: list[Progress] = []
+    result = trainer.step(request, seen.append)
+    passes = [one for one in seen if one.phase == "train"]
+    assert all(one.tokens_per_second for one in passes)
+    first = next(number for number, one in enumerate(passes) if one.loss is not None)
+    assert passes[first - 1].done >= 32  # the policy at its start, and the base model
+    assert all(one.loss is not None for one in passes[first:])
+    saves = [one for one in seen if one.phase == "save"]
+    assert [(one.loss, one.share) for one in saves] == [(passes[-1].loss, updates.SPAN[1])]
+    assert result.loss is not None
+
+
+def test_the_loss_told_is_that_of_the_tokens_so_far(
+    trainer: TorchTrainer,
+    base_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the part of the sum: a watcher would see it grow from nothing."""
+    monkeypatch.setattr(gradients, "TELL_SECONDS", 0.0)
+    alike = [sample("w0", n, n % 2, ("", "Rise or fall?", "YES")) for n in range(8)]
+    request = make_request(
+        tmp_path, base_model, alike, micro_batch_tokens=1, kl_penalty=0.0, negative_scale=1.0
+    )
+    seen: list[Progress] = []
+    trainer.step(request, seen.append)
+    losses = [one.loss for one in seen if one.phase == "train" and one.loss is not None]
+    assert len(losses) >= 8
+    assert abs(losses[0]) > 0.1
 
 
 def test_out_of_memory_begins_only_the_update_at_hand_again(
@@ -261,7 +303,7 @@ def recorded_everywhere(step: StepTensors, logprobs_s: torch.Tensor) -> StepTens
 
 
 def logprobs_by(model: LanguageModel, step: StepTensors) -> torch.Tensor:
-    return policies.logprobs_by(model, step, 4096, Meter(0, lambda progress: None))
+    return policies.logprobs_by(model, step, 4096, Meter(0, 0, Passes(), lambda progress: None))
 
 
 def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor], times: float = 1.0) -> None:
@@ -316,7 +358,7 @@ def test_a_token_whose_probability_halved_since_the_start_counts_half(base_model
     assert_same(found, plain)
     assert totals.ratios.metrics(step.trained_tokens) == {"logprobs_share": 0.0}
     wanted = hyperparameters(kl_penalty=0.0, unrecorded_ratio="parent")
-    begun = with_policies(model, step, wanted, Meter(0, lambda progress: None))
+    begun = with_policies(model, step, wanted, Meter(0, 0, Passes(), lambda progress: None))
     mask = step.tensors["assistant_mask"]
     halved = begun.tensors["logprobs"] + mask * math.log(2)
     later = dataclasses.replace(begun, tensors={**begun.tensors, "logprobs": halved})
@@ -351,7 +393,7 @@ def test_in_later_updates_the_penalty_is_on_what_the_policy_has_become(base_mode
     model = moved_model(base_model)
     step = tensors_of(model, two_sided())
     wanted = hyperparameters(kl_penalty=0.5)
-    meter = Meter(0, lambda progress: None)
+    meter = Meter(0, 0, Passes(), lambda progress: None)
     with_both = with_policies(model, step, wanted, meter)
     mean = policies.mean_drift(model, with_both, 4096)
     expected, _ = first_gradients(model, step, kl_penalty=0.5)

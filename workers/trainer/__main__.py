@@ -37,7 +37,7 @@ from workers.trainer.bars import need_no_semaphore
 
 log = logging.getLogger("workers.trainer")
 
-PROGRESS_SECONDS = 0.2  # progress of one phase is not sent more often than this
+PROGRESS_SECONDS = 0.25  # progress of one phase is not sent more often than this
 
 # At DEBUG they log what is sent, prompts and headers.
 _TALKATIVE = ("openai", "httpx", "httpcore")
@@ -116,7 +116,7 @@ def _hold_gpu(answers: _Answers) -> tuple[str, object]:
     from workers.gpu.lock import hold_gpu
 
     try:
-        gpu, lock = hold_gpu(gpus, lambda: answers.progress(Progress(phase="load")))
+        gpu, lock = hold_gpu(gpus, lambda: answers.progress(Progress("load", share=0.0)))
     except OSError as error:
         raise UserError(f"no GPU can be locked: {error.strerror or error}") from error
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it starts
@@ -150,7 +150,7 @@ def _importing() -> Iterator[None]:
 
 def _torch_trainer(slot: str, answers: _Answers) -> _Trainer:
     _prepare_environment()
-    answers.progress(Progress(phase="load"))
+    answers.progress(Progress("load", share=0.0))
     with _importing():
         need_no_semaphore()
         use_bare_art()

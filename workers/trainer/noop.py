@@ -35,7 +35,7 @@ class NoopTrainer:
             CheckpointUnreadable: The parent's folder is not there.
         """
         started = time.monotonic()
-        on_progress(Progress(phase="train"))
+        on_progress(Progress("train", share=0.0))
         _require_folder(request.parent)
         samples = _read(request.samples_path)
         calls_by_window: Counter[str] = Counter()
@@ -46,6 +46,7 @@ class NoopTrainer:
         (output / "trainer_state.json").write_bytes(
             msgspec.json.encode({"trainer": "noop", "parent": request.parent, "seed": request.seed})
         )
+        on_progress(Progress("train", len(samples), len(samples), loss=0.0, share=1.0))
         return StepResult(
             loss=0.0,
             sequences=calls_by_window.total(),
@@ -68,7 +69,7 @@ class NoopTrainer:
             CheckpointUnreadable: The checkpoint's folder is not there.
         """
         started = time.monotonic()
-        on_progress(Progress(phase="evaluate"))
+        on_progress(Progress("evaluate", share=0.0))
         _require_folder(request.checkpoint)
         samples = _read(request.samples_path)
         return EvaluateResult(
@@ -87,7 +88,7 @@ class NoopTrainer:
             CheckpointUnreadable: The checkpoint's folder is not there.
         """
         started = time.monotonic()
-        on_progress(Progress(phase="generate"))
+        on_progress(Progress("generate", share=0.0))
         _require_folder(request.checkpoint)
         nothing = Generation(text="", token_ids=(), logprobs=(), finish_reason="stop")
         return GenerateResult(

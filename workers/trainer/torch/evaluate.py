@@ -13,10 +13,14 @@ from babylon_tasks.errors import BadWeights, Final
 from babylon_tasks.records.steps import Progress, Sample
 from babylon_tasks.records.trainer_requests import EvaluateRequest, Likelihood
 from workers.trainer.torch.batches import StepTensors
+from workers.trainer.torch.flops import Passes
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.memory import Batches, OneSequenceTooLarge, within_memory
+from workers.trainer.torch.meter import Meter
 from workers.trainer.torch.sequences import Sequences
 from workers.trainer.torch.tokenized import tokenize_samples
+
+SPAN = (0.05, 1.0)  # the passes' part of the whole request, by rule of thumb
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ def evaluate(
             sequences.add(call.prompt, call.answer, advantage=0.0, weight=1.0)
         counts.append((len(one.calls), one.answer_tokens))
         dropped += one.dropped.total()
-        on_progress(Progress("tokenize", len(counts), len(samples)))
+        share = SPAN[0] * len(counts) / len(samples)
+        on_progress(Progress("tokenize", len(counts), len(samples), share=share))
     sums = iter(_sums(model, sequences, request, on_progress))
     likelihoods = []
     for sample, (calls, tokens) in zip(samples, counts, strict=True):
@@ -74,16 +79,22 @@ def _sums(
     if not len(sequences):
         return []
     step = StepTensors.from_packed(sequences.unweighted())
+    meter = Meter(
+        len(step.lengths), sum(step.lengths), Passes(training=0, policy=1), on_progress,
+        phase="evaluate", span=SPAN,
+    )  # fmt: skip
+    meter.begin()
 
     @torch.no_grad()
     def run(batches: Batches) -> list[tuple[float, float]]:
+        meter.again()
         sums = torch.zeros(2, len(sequences), dtype=torch.float64, device=model.device)
-        for done, rows in enumerate(batches, start=1):
+        for rows in batches:
             batch = step.take(rows, model.device)
             both = model.logprobs(batch.inputs["tokens"], batch.predicts)
             for sum_s, values_n in zip(sums, both, strict=True):
                 sum_s[rows] = batch.spread(values_n.double()).sum(dim=1)
-            on_progress(Progress("evaluate", done, len(batches)))
+            meter.add(len(rows), sum(step.lengths[row] for row in rows))
         return list(zip(*sums.tolist(), strict=True))
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
 import jinja2
@@ -10,6 +11,7 @@ import jinja2
 from babylon_tasks.errors import BadWeights, Final
 from babylon_tasks.records.steps import Progress
 from babylon_tasks.records.trainer_requests import GenerateRequest, Generation
+from workers.trainer.time_left import time_left
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.memory import Batches, OneSequenceTooLarge, within_memory
 
@@ -34,21 +36,19 @@ def generate(
 
     def run(batches: Batches) -> dict[int, Generation]:
         generated: dict[int, Generation] = {}
+        counter = _Counter(len(numbers), request.max_tokens, on_progress)
         for rows in batches:
-
-            def beat() -> None:
-                on_progress(Progress("generate", len(generated), len(numbers)))
-
+            counter.begin(len(rows))
             answers = model.generator.generate(
                 model.network,
                 [prompts[numbers[row]] for row in rows],
                 request.max_tokens,
                 request.temperature,
                 request.seed + rows[0],
-                beat,
+                counter.token,
             )
             generated.update(zip(rows, answers, strict=True))
-            beat()
+            counter.end(sum(len(answer.token_ids) for answer in answers))
         return generated
 
     lengths = [len(prompts[number]) + request.max_tokens for number in numbers]
@@ -68,6 +68,55 @@ def generate(
             )
         generations[number].append(generated[row])
     return generations
+
+
+class _Counter:
+    """Counts what one run has generated, and tells it.
+
+    Args:
+        total: Answers to give.
+        max_tokens: Of each.
+        on_progress: Gets a sign of life at each token of the longest answer.
+    """
+
+    def __init__(
+        self, total: int, max_tokens: int, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self._total, self._max_tokens, self._on_progress = total, max_tokens, on_progress
+        self._answers = self._tokens = 0  # of the batches that have ended
+        self._rows = self._length = 0  # of the batch in work, and of its longest answer
+        self._began = time.monotonic()
+
+    def begin(self, rows: int) -> None:
+        """Begin a batch of so many answers."""
+        self._rows, self._length = rows, 0
+
+    def token(self) -> None:
+        """Count one token of the longest answer; the others are taken to be as long."""
+        self._length += 1
+        self._tell()
+
+    def end(self, tokens: int) -> None:
+        """End the batch: its answers have so many tokens."""
+        self._answers += self._rows
+        self._tokens += tokens
+        self._rows = self._length = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        seconds = time.monotonic() - self._began
+        half_done = self._rows * min(self._length / self._max_tokens, 1.0)
+        share = (self._answers + half_done) / self._total
+        self._on_progress(
+            Progress(
+                phase="generate",
+                done=self._answers,
+                total=self._total,
+                tokens_per_second=(self._tokens + self._rows * self._length) / max(seconds, 1e-9),
+                share=share,
+                seconds_left=time_left(seconds, share),
+            )
+        )
 
 
 def _encode(model: LanguageModel, request: GenerateRequest) -> list[list[int]]:

@@ -75,7 +75,7 @@ def accumulate_within_memory(
     Raises:
         OneSequenceTooLarge: One sequence alone does not fit.
     """
-    meter.begin()
+    meter.begin(training=True)
 
     def run(batches: Batches) -> Totals:
         meter.again()
@@ -102,16 +102,18 @@ class _Attempt:
         # loss, entropy, drift
         sums = torch.zeros(3, dtype=torch.float64, device=self._model.device)
         loss: float | None = None
-        begun, tokens = time.monotonic(), 0
-        reported_at = begun
+        trained = 0
+        reported_at = time.monotonic()
         for done, rows in enumerate(batches, start=1):
-            sums += self._backward(self._step.take(rows, self._model.device))
-            tokens += sum(self._step.lengths[row] for row in rows)
+            batch = self._step.take(rows, self._model.device)
+            sums += self._backward(batch)
+            trained += int(batch.predicts.sum())
             now = time.monotonic()
             if done == len(batches) or now - reported_at >= TELL_SECONDS:
-                reported_at, loss = now, float(sums[0])
+                reported_at = now
+                loss = float(sums[0]) * self._trained / max(trained, 1)  # of these tokens
                 loss = loss if math.isfinite(loss) else None
-            self._meter.add(len(rows), loss, tokens / max(now - begun, 1e-9))
+            self._meter.add(len(rows), sum(self._step.lengths[row] for row in rows), loss)
         found = sums.tolist()
         drift = found[2] if self._objective.kl_penalty > 0 else None
         return Totals(found[0], found[1], drift, len(batches), self._ratios)

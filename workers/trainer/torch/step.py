@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
 import torch
 
 from babylon_tasks.errors import Final
@@ -15,7 +16,7 @@ from workers.trainer.torch.batches import StepTensors
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.memory import OneSequenceTooLarge
 from workers.trainer.torch.tokenized import TokenizedGroups, tokenize_groups
-from workers.trainer.torch.updates import Updates
+from workers.trainer.torch.updates import SPAN, Updates
 
 
 class TorchStep:
@@ -29,6 +30,7 @@ class TorchStep:
         self, model: LanguageModel, request: StepRequest, on_progress: Callable[[Progress], None]
     ) -> None:
         self._model, self._request, self._on_progress = model, request, on_progress
+        self._newest = Progress("load")
         self.tokenized = TokenizedGroups()
         self.lengths: list[int] = []
         self.trained_tokens = 0
@@ -49,16 +51,21 @@ class TorchStep:
         self.lengths = [length for one in mini_batches for length in one.lengths]
         self.trained_tokens = sum(one.trained_tokens for one in mini_batches)
         tokenized = time.monotonic()
-        self._on_progress(Progress("load"))
+        self._report(Progress("load", share=SPAN[0]))
         optimizer, steps_before = self._load()
         loaded = time.monotonic()
         updates = Updates(
-            self._model, optimizer, self._request.hyperparameters, steps_before, self._on_progress
+            self._model, optimizer, self._request.hyperparameters, steps_before, self._report
         )
         self._train(updates, mini_batches)
         self.metrics, self.optimizer_steps = updates.metrics, updates.count
         trained = time.monotonic()
-        self._on_progress(Progress("save"))
+        # Not the passes' time that is left: there is none.
+        self._report(
+            msgspec.structs.replace(
+                self._newest, phase="save", done=0, total=0, share=SPAN[1], seconds_left=None
+            )
+        )
         checkpoint.save(self._model, optimizer, self._request, steps_before + updates.count)
         self.seconds_by_phase = {
             **updates.seconds_by_phase,
@@ -66,6 +73,10 @@ class TorchStep:
             "load": loaded - tokenized,
             "checkpoint": time.monotonic() - trained,
         }
+
+    def _report(self, progress: Progress) -> None:
+        self._newest = progress
+        self._on_progress(progress)
 
     def _tokenize(self, samples: list[Sample]) -> list[StepTensors]:
         """Return the samples as ART's packed tensors, those of each mini-batch that teaches.
@@ -79,7 +90,9 @@ class TorchStep:
             self._model.chat,
             trajectory_groups(samples),
             limit,
-            lambda done, total: self._on_progress(Progress("tokenize", done, total)),
+            lambda done, total: self._report(
+                Progress("tokenize", done, total, share=SPAN[0] * done / total)
+            ),
             by_deviation=wanted.group_deviation,
         )
         sequences, dropped = self.tokenized.sequences, self.tokenized.dropped

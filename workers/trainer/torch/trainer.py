@@ -63,7 +63,7 @@ class TorchTrainer:
         started = time.monotonic()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        on_progress(Progress("load"))
+        on_progress(Progress("load", share=0.0))
         model = self._load_model(request.base_model, request.base_revision)
         samples = read_samples(request.samples_path)
         loaded = time.monotonic()
@@ -97,7 +97,7 @@ class TorchTrainer:
     def evaluate(self, request: EvaluateRequest, on_progress: OnProgress) -> EvaluateResult:
         """Evaluate recorded answers; see `babylon_tasks.records.steps.Trainer`."""
         started = time.monotonic()
-        on_progress(Progress("load"))
+        on_progress(Progress("load", share=0.0))
         model = self._load_model(request.base_model, request.base_revision)
         samples = read_samples(request.samples_path)
         with policy(model, request.checkpoint):
@@ -115,7 +115,7 @@ class TorchTrainer:
     def generate(self, request: GenerateRequest, on_progress: OnProgress) -> GenerateResult:
         """Answer prompts; see `babylon_tasks.records.steps.Trainer`."""
         started = time.monotonic()
-        on_progress(Progress("load"))
+        on_progress(Progress("load", share=0.0))
         model = self._load_model(request.base_model, request.base_revision)
         with policy(model, request.checkpoint):
             generations = generate(model, request, on_progress)

@@ -21,6 +21,7 @@ from workers.trainer.torch.meter import Meter
 from workers.trainer.torch.ratios import Ratios
 
 MAX_GRADIENT_NORM = 1.0
+SPAN = (0.05, 0.98)  # the updates' part of a whole step, by rule of thumb
 
 
 class Updates:
@@ -61,8 +62,9 @@ class Updates:
             Final: The gradients are not finite.
         """
         wanted, started = self._wanted, time.monotonic()
-        rows = sum(len(one.lengths) for one in mini_batches)
-        self._meter = Meter(rows * sum(policies.passes_of(wanted)), self._on_progress)
+        lengths = [length for one in mini_batches for length in one.lengths]
+        passes = policies.passes_of(wanted)
+        self._meter = Meter(len(lengths), sum(lengths), passes, self._on_progress, span=SPAN)
         micro = wanted.micro_batch_tokens
         parts = [
             policies.with_policies(self._model, one, wanted, self._meter) for one in mini_batches

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from openai import APIError, APIStatusError, AsyncOpenAI
 from babylon_tasks.errors import CheckpointUnreadable, Final, RemoteUnavailable
 from babylon_tasks.records.steps import Progress
 from babylon_tasks.records.trainer_requests import GenerateRequest, Generation
+from workers.trainer.time_left import time_left
 from workers.trainer.wandb.client import LIFE_SECONDS, refusal_of, words_of
 
 _AT_ONCE = 8
@@ -46,10 +48,14 @@ async def generate_answers(
     client = AsyncOpenAI(api_key=key, base_url=url, timeout=_ANSWER_SECONDS, max_retries=_RETRIES)
     async with client:
         asking = _Asking(client, model, request)
-        work = asyncio.ensure_future(asking.everything())
+        work, began = asyncio.ensure_future(asking.everything()), time.monotonic()
         try:
             while not work.done():
-                on_progress(Progress("generate", asking.done, asking.total))
+                share = asking.done / max(asking.total, 1)
+                left = time_left(time.monotonic() - began, share)
+                on_progress(
+                    Progress("generate", asking.done, asking.total, share=share, seconds_left=left)
+                )
                 await asyncio.wait([work], timeout=LIFE_SECONDS)
             return work.result()
         finally:

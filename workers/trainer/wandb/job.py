@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from babylon_tasks.errors import RemoteUnavailable
 from babylon_tasks.records.steps import JobNote, Progress, Remote
 from babylon_tasks.text import one_line
+from workers.trainer.time_left import time_left
 from workers.trainer.wandb.client import Event, WandbClient
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 MAX_POLL_SECONDS = 30.0  # while W&B does not answer
+SPAN = (0.05, 0.95)  # the job's part of the whole step, by rule of thumb
 UNKNOWN_SECONDS = 60.0  # for a job that W&B does not know (yet), a checkpoint that it does not list
 
 
@@ -90,6 +92,8 @@ class JobFollower:
     ) -> None:
         self._client, self._remote, self._on_progress = client, remote, on_progress
         self._loss: float | None = None
+        # When gradient steps were first told, and how many there were.
+        self._began: tuple[float, int] | None = None
 
     async def follow(
         self, model_id: str, before: int, job_id: str | None, lost_seconds: float
@@ -103,7 +107,8 @@ class JobFollower:
             JobGone: It failed, or nothing was heard of it for too long.
         """
         self._loss = None
-        self._on_progress(Progress("queue"))
+        self._began = None
+        self._on_progress(Progress("queue", share=SPAN[0]))
         events = JobEvents()
         # Without an id there are no events: only the model's newest checkpoint tells.
         if job_id is None:
@@ -148,8 +153,17 @@ class JobFollower:
     def _relay(self, events: JobEvents, event: Event) -> None:
         self._loss = events.add(event) or self._loss
         if events.total:
-            done = events.gradient_steps
-            self._on_progress(Progress("train", done, max(events.total, done), self._loss))
+            self._on_progress(self._progress(events.gradient_steps, events.total))
+
+    def _progress(self, done: int, sequences: int) -> Progress:
+        """Return how far W&B is; it takes at most one gradient step a sequence."""
+        now, total = time.monotonic(), max(sequences, done)
+        began, before = self._began = self._began or (now, done)
+        seconds_left = None
+        if total > before:
+            seconds_left = time_left(now - began, (done - before) / (total - before))
+        share = SPAN[0] + (SPAN[1] - SPAN[0]) * done / total
+        return Progress("train", done, total, self._loss, share=share, seconds_left=seconds_left)
 
     async def _moved(self, model_id: str, before: int, seconds: float, ending: JobNote) -> int:
         """Wait until W&B's model stands beyond `before`; its step.

@@ -33,7 +33,7 @@ from workers.trainer.packages import package_versions
 from workers.trainer.samples import read_samples
 from workers.trainer.wandb.answers import generate_answers
 from workers.trainer.wandb.client import RemoteModel, Unsure, WandbClient, open_client
-from workers.trainer.wandb.job import JobFollower, JobGone, MadeCheckpoint
+from workers.trainer.wandb.job import SPAN, JobFollower, JobGone, MadeCheckpoint
 from workers.trainer.wandb.recorded import Recorded, recorded_groups
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class _Step:
         self._request = request
         self._remote = remote
         self._on_progress = on_progress
-        self._progress = Progress("load")
+        self._progress = Progress("load", share=0.0)
 
     async def run(self, key: str) -> StepResult:
         started = time.monotonic()
@@ -153,7 +153,7 @@ class _Step:
                 before = await client.newest_step(model.id)
                 _compare(before, parent)
                 made = await self._post(client, follower, model, recorded, before)
-        self._tell(Progress("save"))
+        self._tell(Progress("save", loss=self._progress.loss, share=SPAN[1]))
         name = f"wandb-artifact:///{model.entity}/{model.project}/{model.name}"
         name = f"{name}:step{made.remote_step}"
         self._save(model, made, name)
@@ -230,7 +230,7 @@ class _Step:
             "advantage_balance": 1 - wanted.negative_scale,
             "scale_rewards": wanted.group_deviation,
         }
-        self._tell(Progress("post"))
+        self._tell(Progress("post", share=SPAN[0]))
         self._note(JobNote("intent", remote_step=before))
         job_id = None
         try:
