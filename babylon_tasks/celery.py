@@ -128,13 +128,12 @@ def _beat_schedule(settings: Settings) -> dict[str, Any]:
     }
     for entry in entries.values():
         entry["options"] = {"queue": "cpu"}
-    for queue in QUEUES:
-        entries[f"canary-{queue}"] = {
-            "task": "babylon.canary",
-            "args": (queue,),
-            "schedule": settings.sweep_seconds,
-            "options": {"queue": queue},
-        }
+    entries["canary"] = {  # on the other queue each sweep is one
+        "task": "babylon.canary",
+        "args": ("gpu",),
+        "schedule": settings.canary_seconds("gpu"),
+        "options": {"queue": "gpu"},
+    }
     return entries
 
 

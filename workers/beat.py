@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 from celery.beat import Scheduler, SchedulingError
@@ -13,9 +14,21 @@ from workers import queues
 
 log = logging.getLogger(__name__)
 
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
 
 class DoorbellScheduler(Scheduler):  # type: ignore[misc]
-    """Keeps no file, since intervals need no memory: it may run anywhere, even twice."""
+    """Keeps no file, since intervals need no memory: it may run anywhere, even twice.
+
+    All entries are due at its start: whoever starts it need not wait a minute for the first work,
+    nor to know whether messages come through.
+    """
+
+    def setup_schedule(self) -> None:
+        """Take the schedule from the configuration."""
+        super().setup_schedule()
+        for entry in self.schedule.values():
+            entry.last_run_at = _LONG_AGO
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send one entry of the schedule; skip it where its queue holds enough or Redis is away."""

@@ -14,8 +14,6 @@ from typing import Any
 from billiard import active_children
 from celery.concurrency import get_implementation, prefork, solo
 from celery.signals import beat_init, celeryd_init, worker_process_shutdown, worker_ready
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.logs import configure_logging
@@ -132,8 +130,8 @@ def arrive(sender: Any = None, **_: object) -> None:
 
 
 @beat_init.connect
-def produce_at_start(sender: Any = None, **_: object) -> None:
-    """Look for windows at once, since beat's first tick comes a minute late.
+def check_servers(**_: object) -> None:
+    """Check what beat needs.
 
     Raises:
         SystemExit: Postgres or its migrations are missing, or Redis can never work; stderr says
@@ -143,11 +141,6 @@ def produce_at_start(sender: Any = None, **_: object) -> None:
     with refusing_in_one_line():
         require_applied(settings.postgres())
         require_broker(settings)
-    try:
-        # Without ignore_result, Celery would try twenty times to reach Redis for the result.
-        sender.app.send_task("babylon.produce", queue="cpu", retry=False, ignore_result=True)
-    except (OperationalError, RedisError, OSError) as error:
-        log.warning("produce: not sent: %s", one_line(str(error)))
 
 
 @worker_process_shutdown.connect

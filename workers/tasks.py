@@ -198,7 +198,11 @@ def publish() -> None:
 @shared_task(name="babylon.sweep", **_ON_CPU)
 @_errors_in_one_line("sweep")
 def sweep() -> None:
-    """Ring again for whatever Postgres says is due, and forget old answers of the endpoint."""
+    """Ring again for whatever Postgres says is due, and forget old answers of the endpoint.
+
+    It is its queue's canary, too.
+    """
+    _note_canary("cpu")
     due = this_process().fleet.sweep(queues.ENOUGH["cpu"] * SCORE_BATCH)
     doorbells.score(len(due.due))
     if due.train:
@@ -212,6 +216,10 @@ def sweep() -> None:
 @_errors_in_one_line("canary")
 def canary(queue: str) -> None:
     """Say that messages come through this queue to Postgres."""
+    _note_canary(queue)
+
+
+def _note_canary(queue: str) -> None:
     fleet = this_process().fleet
     with fleet.database.transaction() as tx:
         canaries.note(tx, queue, fleet.holder)

@@ -147,7 +147,6 @@ def queues(settings: Settings) -> str:
         ServerUnavailable: Redis or Postgres does not answer.
         UserError: No message went through a queue for too long; the error says who is missing.
     """
-    limit_seconds = 3 * settings.sweep_seconds + _PATIENCE_SECONDS
     waiting = queue_lengths(settings)
     with Database(settings.postgres()).transaction() as tx:
         answered = canaries.read(tx)
@@ -155,6 +154,7 @@ def queues(settings: Settings) -> str:
     details = []
     for queue, resource in zip(QUEUES, ("window/", "model/"), strict=True):
         canary = answered.get(queue)
+        limit_seconds = 3 * settings.canary_seconds(queue) + _PATIENCE_SECONDS
         if canary is not None and canary.age_seconds <= limit_seconds:
             details.append(f"{queue}: {canary.age_seconds:.0f} s ago, {canary.holder}")
             continue

@@ -39,10 +39,11 @@ class Worker(Group):
         description="Seconds between two renewals of a lease; at most half of `LEASE_SECONDS`.",
     )
     sweep_seconds: float = Field(
-        10,
+        15,
         gt=0,
         le=DAY,
-        description="Seconds between two sweeps, which send lost messages again.",
+        description="Seconds between two sweeps, which send lost messages again, and a quarter of "
+        "those between two canaries of the queue `gpu`.",
     )
     produce_seconds: float = Field(
         60, gt=0, le=DAY, description="Seconds between two searches for new windows."
@@ -80,6 +81,10 @@ class Worker(Group):
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("HEARTBEAT_SECONDS must be at most half of LEASE_SECONDS")
         return self
+
+    def canary_seconds(self, queue: str) -> float:
+        """Return the seconds between two canaries of a queue; on `cpu` each sweep is one."""
+        return self.sweep_seconds * (4 if queue == "gpu" else 1)
 
     def lineage_names(self) -> list[str] | None:
         """Return the lineages that this worker serves, each once; None: every active one."""
