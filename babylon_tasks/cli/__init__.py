@@ -36,7 +36,8 @@ _SUMMARIES = {
     "serve": "Answer agents with the newest good version, over OpenAI's API, until Ctrl-C.",
     "simulate": "Play hours of the past in a market of our own, and write them as the app records "
     "them.",
-    "status": "Show the windows by state, the version that serves, and what waits in Redis.",
+    "status": "Show what runs now, what waits, who works, which version serves, and what today "
+    "has cost.",
     "train": "Score, train and publish all that is due for a lineage, in this process, then end.",
     "up": "Run beat, a CPU worker, a GPU worker and Flower until Ctrl-C.",
     "windows": "List windows and make them due.",

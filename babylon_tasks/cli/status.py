@@ -2,71 +2,79 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+import signal
+from typing import Any
 
 import click
 
-from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
-from babylon_tasks.cockpit.status import database_status, queue_lengths
-from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
-from babylon_tasks.settings import load_settings
-
-# The word for a value that is missing.
-_NOTHING = {"canary_age_seconds": "never"}
-
-_COLUMNS = 80
-_LABEL = 19  # columns before a value
+from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_fleet
+from babylon_tasks.cli.screen import colour_wanted, write
+from babylon_tasks.cli.status_screen import sections
+from babylon_tasks.cockpit.overview import overview
+from babylon_tasks.cockpit.status import queue_lengths
+from babylon_tasks.errors import UserError
+from babylon_tasks.settings import Settings, load_settings
+from babylon_tasks.work.fleet import Fleet
+from babylon_tasks.work.signals import interrupt
 
 
 @click.command()
+@click.option(
+    "--watch", is_flag=True, help="Show it again every 2 seconds, in place, until Ctrl-C."
+)
 @of_lineage
 @as_json
-def status(lineage: str | None, as_json: bool) -> None:
-    """Show the windows by state, the version that serves, and what waits in Redis.
+def status(watch: bool, lineage: str | None, as_json: bool) -> None:
+    """Show what runs now, what waits, who works, which version serves, and what today has cost.
 
-    A canary's age is the time since a message last went through Redis, a queue and a worker to
-    Postgres. `babylon doctor` says where messages get stuck. `at_fault` are machines on which every
-    window failed, so that they stopped. `policy_change` is how far the last step moved the
-    log-probability of an answer, in nats. `gate` says what waits to serve and for what, why the
-    last step failed its exam, and how the experiment stands: the difference a run with its 95 %
-    interval.
+    It reads Postgres and Redis, and asks no worker. Red is what a person must see to. Where Redis
+    is away, the rest is shown, and the exit code is 2. docs/watching.md explains each line.
 
-    Example: babylon status --json
+    Example: babylon status --watch
     """
+    if watch and as_json:
+        raise UserError("--watch is for people: a program calls `babylon status --json` again")
     settings = load_settings()
-    figures = {
-        **database_status(ready_context(settings, lineage)),
-        "queues": queue_lengths(settings),
-    }
-    if as_json:
-        print_json(figures)
+    if watch:
+        signal.signal(signal.SIGTERM, interrupt)
+        from babylon_tasks.cli.watch import watch as keep_showing
+
+        keep_showing(Reader(settings, lineage).screen)
         return
-    said = figures.pop("gate_says")
-    for key, value in figures.items():
-        if key == "gate":
-            value = _wrapped([f"PUBLISH={value['publish']}", *said])
-        elif isinstance(value, dict):
-            nothing = _NOTHING.get(key, "none")
-            value = (
-                ", ".join(
-                    f"{name} {nothing if each is None else each}" for name, each in value.items()
-                )
-                or "none"
-            )
-        click.echo(f"{key:{_LABEL - 1}} {value}")
-    if figures["last_step"].get("stands_still"):
-        click.echo(
-            "the last step stood still: it moved the log-probability of an answer by less than "
-            f"{LEAST_POLICY_CHANGE:g} nats; `babylon doctor` says which setting to change"
-        )
+    data = Reader(settings, lineage).read()
+    if as_json:
+        print_json(data)
+    else:
+        click.echo(write(sections(data), colour_wanted()))
+    if data["redis_says"]:
+        raise UserError(data["redis_says"])
 
 
-def _wrapped(sentences: Sequence[str]) -> str:
-    """Write one sentence below the other, each in as many lines as it needs."""
-    lines: list[str] = []
-    for sentence in sentences:
-        lines += textwrap.wrap(
-            sentence, _COLUMNS - _LABEL, subsequent_indent="  ", break_on_hyphens=False
-        )
-    return f"\n{'':{_LABEL}}".join(lines)
+class Reader:
+    """Reads what the screen shows, any number of times, over one connection."""
+
+    def __init__(self, settings: Settings, lineage: str | None) -> None:
+        self._settings, self._lineage = settings, lineage
+        self._fleet: Fleet | None = None
+
+    def read(self) -> dict[str, Any]:
+        """Return the figures of `overview`, and the messages that wait, as `queues`.
+
+        `queues` is None where Redis does not tell, and `redis_says` says why.
+
+        Raises:
+            UserError: DATABASE_URL is missing or wrong, a migration is, or there is no such
+                lineage.
+            ServerUnavailable: Postgres does not answer.
+        """
+        if self._fleet is None:
+            self._fleet = ready_fleet(self._settings)
+        data = overview(self._fleet.context(self._lineage))
+        try:
+            return {**data, "queues": queue_lengths(self._settings), "redis_says": None}
+        except UserError as error:
+            return {**data, "queues": None, "redis_says": str(error)}
+
+    def screen(self) -> str:
+        """Return the screen for a person; errors are those of `read`."""
+        return write(sections(self.read()), colour_wanted())

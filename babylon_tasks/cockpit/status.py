@@ -22,27 +22,37 @@ from babylon_tasks.store import (
     steps,
 )
 from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Connection
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.steps import Step
 from babylon_tasks.work.context import Context
 
 
 def database_status(context: Context) -> dict[str, Any]:
+    """Return how the context's lineage stands, as `lineage_status`.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer.
+    """
+    with context.database.transaction() as tx:
+        return lineage_status(tx, context)
+
+
+def lineage_status(tx: Connection, context: Context) -> dict[str, Any]:
     """Return the windows by state, the version that serves, and the cost of the last step.
 
     `gate` says what waits to serve, as `cockpit.gate.figures`; `gate_says` the same in sentences.
     """
     name = context.lineage.name
-    with context.database.transaction() as tx:
-        states = window_rows.count_states(tx, name)
-        head = heads.read(tx, name)
-        served = steps.read(tx, name, head.published_step) if head else None
-        newest = steps.read(tx, name, head.step) if head else None
-        paused = promotions.current_pause(tx, name)
-        answered = canaries.read(tx)
-        at_fault = attempts.machines_at_fault(tx)
-        spent = judgments.spent_today(tx)
-        gated = gates.read(tx, [name])[name]
+    states = window_rows.count_states(tx, name)
+    head = heads.read(tx, name)
+    served = steps.read(tx, name, head.published_step) if head else None
+    newest = steps.read(tx, name, head.step) if head else None
+    paused = promotions.current_pause(tx, name)
+    answered = canaries.read(tx)
+    at_fault = attempts.machines_at_fault(tx)
+    spent = judgments.spent_today(tx)
+    gated = gates.read(tx, [name])[name]
     return {
         "model": name,
         "state": str(context.lineage.state),
@@ -73,7 +83,7 @@ def _paused(pause: Pause) -> dict[str, str]:
     return {"since": since, "by": pause.holder, "why": pause.why}
 
 
-def _economics(step: Step) -> dict[str, float | None]:
+def _economics(step: Step) -> dict[str, Any]:
     """Return the time, the tokens and the cost of a step, and how far it moved the policy.
 
     `tokens` are those of whole calls, prompts included, and `tokens_per_second` is about these and
@@ -81,6 +91,12 @@ def _economics(step: Step) -> dict[str, float | None]:
     `policy_change` is in nats an answer, and unknown of older and of serverless steps.
     """
     return {
+        "step": step.step,
+        "version": step.version,
+        "committed_at": step.committed_at,
+        "windows": len(step.window_ids),
+        "trajectories": step.trajectories,
+        "loss": _rounded(step.metrics.get("loss"), 6),
         "seconds": round(sum(step.seconds.values()), 1),
         "compute_seconds": round(compute_seconds(step.seconds), 1),
         "tokens": step.metrics.get("context_tokens"),

@@ -36,7 +36,7 @@ class DueWork:
 class LineageListing:
     """A line of `babylon lineages list`; `weight` is the text of its override, if any.
 
-    `due`, `scored` and `trained` count the windows in that state.
+    `due`, `scored`, `trained` and `failed` count the windows in that state.
     """
 
     name: str
@@ -53,6 +53,7 @@ class LineageListing:
     due: int
     scored: int
     trained: int
+    failed: int
 
 
 def ensure(connection: Connection, settings: Settings, holder: str) -> None:

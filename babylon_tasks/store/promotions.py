@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from psycopg.rows import class_row
 
@@ -11,6 +13,18 @@ from babylon_tasks.store.database import Connection
 from babylon_tasks.store.queries import load
 
 _SQL = load("promotions")
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The last change of what a lineage serves: to which step, by whom, why and when."""
+
+    kind: PromotionKind
+    step: int
+    version: str | None
+    holder: str
+    why: str
+    at: datetime
 
 
 def publish(tx: Connection, model_name: str, step: int, by: tuple[str, str]) -> list[str]:
@@ -78,6 +92,12 @@ def history(tx: Connection, model_name: str) -> list[Promotion]:
     """Return everything that was done to what a lineage serves, newest first."""
     with tx.cursor(row_factory=class_row(Promotion)) as cursor:
         return cursor.execute(_SQL["history"], {"model_name": model_name}).fetchall()
+
+
+def last_move(tx: Connection, model_name: str) -> Move | None:
+    """Return the last change of what a lineage serves; None if it never served anything else."""
+    with tx.cursor(row_factory=class_row(Move)) as cursor:
+        return cursor.execute(_SQL["last_move"], {"model_name": model_name}).fetchone()
 
 
 def previous_step(tx: Connection, model_name: str) -> int | None:

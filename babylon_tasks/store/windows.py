@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from psycopg.rows import class_row
@@ -35,6 +36,20 @@ class DueQuery:
     scoring: str
     scorers: list[str]
     only: list[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A window that is due or scored: since when, for how many seconds, and why not sooner.
+
+    `waits_until` is when its next attempt may begin, None if that is now.
+    """
+
+    window_id: str
+    since: datetime
+    seconds: float
+    waits_until: datetime | None
+    last_error: str | None
 
 
 def listing(connection: Connection, model_name: str, settings: Settings) -> list[WindowListing]:
@@ -130,6 +145,17 @@ def count_states_of(connection: Connection, names: Sequence[str]) -> dict[str, d
     rows = connection.execute(_SQL["count_states"], {"names": list(names)}).fetchall()
     counts = {(row["model_name"], row["state"]): int(row["windows"]) for row in rows}
     return {name: {state: counts.get((name, state), 0) for state in State} for name in names}
+
+
+def oldest_waiting(connection: Connection, model_name: str) -> dict[State, Waiting]:
+    """Return the window that waits the longest in each of the states `due` and `scored`."""
+    rows = connection.execute(_SQL["oldest_waiting"], {"names": [model_name]}).fetchall()
+    return {
+        State(row["state"]): Waiting(
+            row["window_id"], row["since"], row["seconds"], row["waits_until"], row["last_error"]
+        )
+        for row in rows
+    }
 
 
 def story(connection: Connection, model_name: str, window_id: str) -> dict[str, Any] | None:

@@ -46,7 +46,9 @@ def test_roll_back_promote_and_resume(deployment: Deployment, trainer: TrainerPr
     status = json.loads(deployment.call("babylon", "status", "--json").stdout)
     assert status["promotion_paused"]["why"] == "it sells everything"
     assert (status["step"], status["published_step"], status["version"]) == (3, 2, "v1.0.1")
-    assert "why it sells everything" in deployment.call("babylon", "status").stdout
+    assert ": it sells everything (`babylon models resume`)" in " ".join(
+        deployment.call("babylon", "status").stdout.split()
+    )
     doctor = deployment.call("babylon", "doctor", "--json").stdout
     (found,) = (each for each in json.loads(doctor) if each["check"] == "promotion")
     assert found["ok"]
@@ -87,7 +89,7 @@ def test_a_change_by_hand_says_what_waits_at_the_gate(
         "step 2 awaits its exam",
     ]
     shown = deployment.call("babylon", "status").stdout
-    assert "gate               PUBLISH=gate\n                   step 2 awaits its exam\n" in shown
+    assert "gate        PUBLISH=gate\n              step 2 awaits its exam\n" in shown
 
 
 def test_killed_in_the_middle_of_a_rollback(

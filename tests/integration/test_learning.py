@@ -142,20 +142,20 @@ def test_the_command_has_a_line_for_a_step_that_stood_still(
     context: Context, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli_status, "load_settings", lambda: context.settings)
-    monkeypatch.setattr(cli_status, "ready_context", lambda *_: context)
     monkeypatch.setattr(cli_status, "queue_lengths", lambda _: {"cpu": 0})
 
     def shown(*options: str) -> str:
-        return CliRunner().invoke(cli_status.status, options, catch_exceptions=False).output
+        done = CliRunner().invoke(cli_status.status, options, catch_exceptions=False)
+        return done.output if options else " ".join(done.output.split())
 
     assert "stood still" not in shown()  # no step at all
     commit_steps(context, trainer, 1)
     moved(context, [0.0002])
-    assert "policy_change 0.0002" in shown()
+    assert "policy change 0.0002 nats an answer" in shown()
     assert "less than 0.001 nats; `babylon doctor` says which setting to change" in shown()
     assert json.loads(shown("--json"))["last_step"]["stands_still"] is True
     moved(context, [0.2])
-    assert "policy_change 0.2" in shown()
+    assert "policy change 0.2 nats an answer" in shown()
     assert "stood still" not in shown()
 
 

@@ -44,12 +44,14 @@ SELECT name, base_model, is_primary AS "primary", base_revision, state, own_sett
 SELECT l.name, l.state, l.base_model, l.is_primary AS "primary", l.own_settings, l.forked_from,
        l.forked_step, l.config ->> 'LINEAGE_WEIGHT' AS weight,
        COALESCE(h.step, 0) AS step, COALESCE(h.published_step, 0) AS published_step,
-       h.promotion_paused_at, COALESCE(w.due, 0) AS due, COALESCE(w.scored, 0) AS scored, COALESCE(w.trained, 0) AS trained
+       h.promotion_paused_at, COALESCE(w.due, 0) AS due, COALESCE(w.scored, 0) AS scored,
+       COALESCE(w.trained, 0) AS trained, COALESCE(w.failed, 0) AS failed
   FROM rl.lineages l
   LEFT JOIN rl.heads h ON h.model_name = l.name
   LEFT JOIN (SELECT model_name, count(*) FILTER (WHERE state = 'due') AS due,
                     count(*) FILTER (WHERE state = 'scored') AS scored,
-                    count(*) FILTER (WHERE state = 'trained') AS trained
+                    count(*) FILTER (WHERE state = 'trained') AS trained,
+                    count(*) FILTER (WHERE state = 'failed') AS failed
                FROM rl.windows GROUP BY model_name) w ON w.model_name = l.name
  ORDER BY l.name
 

@@ -58,6 +58,15 @@ SELECT h.promotion_paused_at AS since, COALESCE(p.holder, '(unknown)') AS holder
 SELECT kind, from_step, to_step, holder, why, at FROM rl.promotions
  WHERE model_name = %(model_name)s ORDER BY id DESC
 
+-- last_move --
+-- What a lineage's name answers with by now, and since when. Of step 0, the base model, no version.
+SELECT p.kind, p.to_step AS step, s.version, p.holder, p.why, p.at
+  FROM rl.promotions p
+  LEFT JOIN rl.steps s ON s.model_name = rl.lineage_of_step(p.model_name, p.to_step)
+                      AND s.step = p.to_step
+ WHERE p.model_name = %(model_name)s AND p.from_step <> p.to_step
+ ORDER BY p.id DESC LIMIT 1
+
 -- previous_step --
 -- Older than the promoted one, so that a second rollback goes on back; the base model and the step
 -- that it was forked from are always there. Without history (of a release before), the newest one.

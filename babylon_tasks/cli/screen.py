@@ -1,0 +1,100 @@
+"""Screens of 80 columns: sections of labelled lines, with colour where a terminal shows it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import click
+
+from babylon_tasks.text import one_line
+
+COLUMNS = 80
+_INDENT = 2
+_LABEL = 12  # columns from the indent to the text
+_MOST_TEXT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A labelled text, which may need several lines; `bad`: a person must do something."""
+
+    label: str
+    text: str
+    bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A title, and the lines below it."""
+
+    title: str
+    lines: Sequence[Line]
+
+
+def colour_wanted() -> bool:
+    """Tell whether standard output is a terminal that may have colour (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def write(sections: Iterable[Section], colour: bool) -> str:
+    """Write sections one below the other; titles are bold, and bad lines red."""
+    written = []
+    for section in sections:
+        written.append(click.style(section.title, bold=True) if colour else section.title)
+        for line in section.lines:
+            written += _wrapped(line, colour)
+    return "\n".join(written)
+
+
+def ago(seconds: float) -> str:
+    """Write how long ago something was, or has lasted: `12 s`, `2 min`, `3 h 20 min`, `2 days`."""
+    whole = max(round(seconds), 0)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} days"
+
+
+def moment(at: datetime) -> str:
+    """Write a time to the minute, in UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def count(number: int, noun: str) -> str:
+    """Count things: `1 window`, `6 windows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def dollars(usd: float) -> str:
+    """Write a price; below a cent to a hundredth of one."""
+    return f"${usd:.4f}" if 0 < usd < 0.01 else f"${usd:,.2f}"
+
+
+def size(bytes_: int) -> str:
+    """Write a number of bytes: `12.3 GiB`, `840 MiB`, `12 KiB`."""
+    if bytes_ >= 1 << 30:
+        return f"{bytes_ / (1 << 30):,.1f} GiB"
+    if bytes_ >= 1 << 20:
+        return f"{bytes_ / (1 << 20):.0f} MiB"
+    return f"{bytes_ / 1024:.0f} KiB"
+
+
+def _wrapped(line: Line, colour: bool) -> list[str]:
+    first = f"{'':{_INDENT}}{line.label:{_LABEL - 1}} "
+    rest = f"{'':{_INDENT + _LABEL}}"
+    texts = textwrap.wrap(
+        one_line(line.text, _MOST_TEXT),
+        COLUMNS,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+    ) or [first.rstrip()]
+    return [click.style(text, fg="red") for text in texts] if colour and line.bad else texts

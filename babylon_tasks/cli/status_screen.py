@@ -1,0 +1,216 @@
+"""The screen of `babylon status`, from the plain data that `cockpit.overview` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from babylon_tasks.cli.screen import (
+    Line,
+    Section,
+    ago,
+    count,
+    dollars,
+    moment,
+    size,
+)
+from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
+
+Data = Mapping[str, Any]
+
+_MOST = 8  # lines of a kind; a screen is no list
+_LATE_SECONDS = 120.0  # a queue through which nothing came for so long
+
+
+def sections(data: Data) -> list[Section]:
+    """Return all sections; `redis_says` in the data is why the queues are not known, or None."""
+    at = data["at"]
+    title = f"{data['model']} ({data['state']}), {at:%Y-%m-%d %H:%M:%S} UTC"
+    parts = [
+        ("Now", _now(data)),
+        (f"Windows of {data['model']}", _windows(data)),
+        ("Queues", _queues(data)),
+        ("Workers", _workers(data)),
+        ("Serving", _serving(data)),
+        ("Last step", _last_step(data)),
+        ("Today, since 00:00 UTC", _today(data)),
+        ("Other lineages", _others(data)),
+    ]
+    made = [Section(name, list(lines)) for name, lines in parts]
+    return [Section(title, []), *(section for section in made if section.lines)]
+
+
+def _now(data: Data) -> Iterator[Line]:
+    for work in data["running"][:_MOST]:
+        yield Line(work["stage"], work["title"])
+        since = f"since {work['since']:%H:%M:%S} ({ago(work['seconds'])})"
+        yield Line("", f"{work['progress']}; {since} on {work['holder']}")
+    if not data["running"]:
+        yield Line("nothing", "no window is scored and no step is trained at this moment")
+    yield from _more(data["running"])
+
+
+def _windows(data: Data) -> Iterator[Line]:
+    counts = data["windows"]
+    for state, after in (("due", "to be scored"), ("scored", "for a step")):
+        oldest = data[f"oldest_{state}"]
+        waits = f"; {_oldest(oldest)}" if oldest else ""
+        yield Line(state, f"{counts[state]:,} wait {after}{waits}")
+    yield Line("ended", f"{counts['trained']:,} trained, {counts['skipped']:,} skipped")
+    if failed := counts["failed"]:
+        yield Line("failed", f"{failed:,}: `babylon windows list` says why", bad=True)
+
+
+def _oldest(oldest: Data) -> str:
+    said = f"{oldest['window_id']} has waited {ago(oldest['seconds'])}"
+    if oldest["waits_until"]:
+        said += f", is tried again {moment(oldest['waits_until'])}"
+    if oldest["last_error"]:
+        said += f" ({oldest['last_error'][:100]})"
+    return said
+
+
+def _queues(data: Data) -> Iterator[Line]:
+    at_work = {"cpu": ("score", "judge"), "gpu": ("train", "exam")}
+    for queue, age in data["canary_age_seconds"].items():
+        waiting = data["queues"] and data["queues"].get(queue)
+        waits = "" if waiting is None else f"{count(waiting, 'message')} waiting; "
+        busy = any(work["stage"] in at_work.get(queue, ()) for work in data["running"])
+        if age is None:
+            yield Line(queue, f"{waits}no message ever came through to a worker", bad=not busy)
+            continue
+        late = age > _LATE_SECONDS
+        why = " (a worker is busy)" if late and busy else ""
+        yield Line(
+            queue, f"{waits}a message came through {ago(age)} ago{why}", bad=late and not busy
+        )
+    if data["redis_says"]:
+        yield Line("Redis", data["redis_says"], bad=True)
+
+
+def _workers(data: Data) -> Iterator[Line]:
+    for worker in data["workers"][:_MOST]:
+        trainer = f", trainer {worker['trainer']}" if worker["trainer"] else ""
+        only = worker["lineages"]
+        takes = "all lineages" if only is None else f"lineages {', '.join(only)}"
+        seen = "not seen for" if worker["lost"] else "seen"
+        after = "" if worker["lost"] else " ago"
+        yield Line(
+            ", ".join(worker["queues"]),
+            f"{worker['name']}: {worker['slots']} at a time{trainer}, {takes}; {seen} "
+            f"{ago(worker['seen_seconds'])}{after}",
+            bad=worker["lost"],
+        )
+        yield from (_gpu(gpu) for gpu in worker["gpus"])
+    yield from _more(data["workers"])
+    if not data["workers"]:
+        yield Line("none", "no worker has said that it runs", bad=True)
+    for machine, error in data["at_fault"].items():
+        yield Line("at fault", f"{machine} stopped: {error}", bad=True)
+
+
+def _gpu(gpu: Data) -> Line:
+    total, used = gpu["memory_bytes"], gpu["memory_used_bytes"]
+    of = "" if total is None else f" of {size(total)}"
+    memory = "memory not known" if used is None else f"{size(used)}{of} of memory used"
+    return Line("", f"{gpu['name']}: {memory}")
+
+
+def _serving(data: Data) -> Iterator[Line]:
+    step, published = data["step"], data["published"]
+    what = (
+        f"{data['version']} (step {data['published_step']})"
+        if data["version"]
+        else "the base model"
+    )
+    since = ""
+    if published and published["step"] == data["published_step"]:
+        how = f"{published['kind']}, {published['holder']}: {published['why']}"
+        passed = ago((data["at"] - published["at"]).total_seconds())
+        since = f" since {moment(published['at'])} ({passed}); {how}"
+    yield Line("serves", what + since)
+    if step != data["published_step"]:
+        yield Line("newest", f"step {step} does not serve")
+    gate = data["gate"]
+    says = [f"PUBLISH={gate['publish']}", *data["gate_says"]]
+    for label, sentence in zip(["gate"] + [""] * len(says), says, strict=False):
+        yield Line(label, sentence, bad=sentence.startswith("paused "))
+    if paused := data["promotion_paused"]:
+        yield Line(
+            "paused",
+            f"no step is promoted by itself since {paused['since']}, by {paused['by']}: "
+            f"{paused['why']} (`babylon models resume`)",
+            bad=True,
+        )
+
+
+def _last_step(data: Data) -> Iterator[Line]:
+    step = data["last_step"]
+    if not step:
+        return
+    passed = ago((data["at"] - step["committed_at"]).total_seconds())
+    yield Line(
+        f"step {step['step']}",
+        f"{step['version']}, committed {passed} ago: {count(step['windows'], 'window')}, "
+        f"{count(step['trajectories'], 'run')}, {step['seconds']:.0f} s, of these "
+        f"{step['compute_seconds']:.0f} s of computing",
+    )
+    context = "" if step["tokens"] is None else f"{step['tokens']:,.0f} context tokens, "
+    speed = step["tokens_per_second"]
+    rate = "" if speed is None else f"; {speed:,.0f} context tokens a second of computing"
+    mfu = "" if step["mfu"] is None else f"; {step['mfu']:.1%} of the GPU's peak rate (MFU)"
+    yield Line("tokens", f"{context}{step['trainable_tokens']:,} trained tokens{rate}{mfu}")
+    loss = "not reported" if step["loss"] is None else f"{step['loss']:.4g}"
+    change = step["policy_change"]
+    moved = "not known" if change is None else f"{change:g} nats an answer"
+    yield Line("loss", f"{loss}; policy change {moved}")
+    if step["stands_still"]:
+        yield Line(
+            "",
+            "the last step stood still: it moved the log-probability of an answer by less than "
+            f"{LEAST_POLICY_CHANGE:g} nats; `babylon doctor` says which setting to change",
+            bad=True,
+        )
+
+
+def _today(data: Data) -> Iterator[Line]:
+    judge, gpu = data["judge_today"], data["gpu_today"]
+    limit = judge["daily_limit_usd"]
+    of = " without a daily limit" if limit is None else f" of the daily limit of {dollars(limit)}"
+    asked = f"{count(judge['answers'], 'answer')}, {count(judge['tokens'], 'token')}"
+    spent = limit is not None and judge["usd"] >= limit
+    yield Line("judge", f"{asked}, {dollars(judge['usd'])}{of}", bad=spent)
+    price = "price not known"
+    if gpu["usd"] is not None:
+        price = dollars(gpu["usd"])
+        if gpu["unpriced"]:
+            price += f" without {count(gpu['unpriced'], 'step')} of unknown price"
+    time = f"{ago(gpu['gpu_seconds'])} of GPU time" if gpu["gpu_seconds"] else "no GPU time"
+    exams = f"; {count(gpu['exams'], 'exam')}, {ago(gpu['exam_seconds'])}" if gpu["exams"] else ""
+    costs = f", {price}" if gpu["steps"] and (gpu["gpu_seconds"] or gpu["usd"]) else ""
+    yield Line("GPU", f"{count(gpu['steps'], 'step')}, {time}{costs}{exams}")
+
+
+def _others(data: Data) -> Iterator[Line]:
+    others = [
+        each
+        for each in data["lineages"]
+        if each["name"] != data["model"] and each["state"] != "retired"
+    ]
+    for each in others[:_MOST]:
+        paused = ", promotion paused" if each["promotion_paused_at"] else ""
+        failed = f", {each['failed']:,} failed" if each["failed"] else ""
+        works = "; runs now" if each["running"] else ""
+        yield Line(
+            each["name"],
+            f"{each['state']}, step {each['step']}, serves {each['published_step']}{paused}; "
+            f"{each['due']:,} due, {each['scored']:,} scored, {each['trained']:,} trained"
+            f"{failed}{works}",
+            bad=bool(each["failed"] or each["promotion_paused_at"]),
+        )
+    yield from _more(others)
+
+
+def _more(items: Sequence[object]) -> Iterator[Line]:
+    if len(items) > _MOST:
+        yield Line("", f"and {len(items) - _MOST:,} more: `babylon status --json` has all")
