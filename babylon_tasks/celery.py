@@ -187,13 +187,12 @@ def make_app() -> Celery:
 
 
 def _configure_flower() -> None:
-    """Name our flowerconfig.py in FLOWER_CONF, unless the folder has one of its own.
+    """Name our flowerconfig.py in FLOWER_CONF; it reads the folder's own, if there is one.
 
     Flower has no hook in the app; it reads FLOWER_CONF, or ./flowerconfig.py.
     """
-    if not Path("flowerconfig.py").exists():
-        config = Path(__file__).parents[1] / "workers" / "watch" / "flowerconfig.py"
-        os.environ.setdefault("FLOWER_CONF", str(config))
+    config = Path(__file__).parents[1] / "workers" / "watch" / "flowerconfig.py"
+    os.environ.setdefault("FLOWER_CONF", str(config))
 
 
 _configure_flower()

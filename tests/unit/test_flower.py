@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,38 +14,45 @@ import pytest
     ("name", "args", "shown"),
     [
         ("babylon.score", "(['2025-01-15T10:00', '2025-01-15T11:00'],)",
-         ("score", "2025-01-15T10:00, 2025-01-15T11:00")),
-        ("babylon.train", "('babylon-agent',)", ("train", "babylon-agent")),
-        ("babylon.sweep", "()", ("sweep", "")),
-        (None, None, ("", "")),
+         "score 2025-01-15T10:00, 2025-01-15T11:00"),
+        ("babylon.train", "babylon-agent: step 13, 6 windows, 48 runs",
+         "train babylon-agent: step 13, 6 windows, 48 runs"),
+        ("babylon.sweep", "()", "sweep"),
+        (None, None, ""),
     ],
 )  # fmt: skip
-def test_names_and_windows_are_readable(
-    name: str | None, args: str | None, shown: tuple[str, str]
-) -> None:
+def test_a_task_is_named_by_what_it_does(name: str | None, args: str | None, shown: str) -> None:
     import flower.options  # noqa: F401 - declares what the configuration reads
 
     from workers.watch.flowerconfig import format_task
 
-    task = format_task(SimpleNamespace(name=name, args=args))
-    assert (task.name, task.args) == shown
+    assert format_task(SimpleNamespace(name=name, args=args)).name == shown
 
 
 @pytest.mark.parametrize(
-    ("changes", "address"),
+    ("changes", "of_the_folder", "address"),
     [
-        ("", "127.0.0.1"),
-        ("options.basic_auth = ['user:password']", "not set"),
-        ("options.address = 'localhost'", "not set"),
+        ("", None, "127.0.0.1"),
+        ("options.basic_auth = ['user:password']", None, ""),
+        ("options.address = 'localhost'", None, "localhost"),
+        ("", "basic_auth = 'user:password'", ""),
+        ("", "max_tasks = 5", "127.0.0.1"),
     ],
 )
-def test_it_is_open_on_loopback_only(changes: str, address: str) -> None:
+def test_it_is_open_on_loopback_only(
+    changes: str, of_the_folder: str | None, address: str, tmp_path: Path
+) -> None:
+    """Also with a flowerconfig.py of the folder, which does not replace ours."""
+    if of_the_folder is not None:
+        (tmp_path / "flowerconfig.py").write_text(of_the_folder)
     code = f"""
 import flower.options
 from tornado.options import options
 {changes}
 import workers.watch.flowerconfig as config
-print(getattr(config, "address", "not set"))
+print(options.address, options.purge_offline_workers)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == address
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == f"{address} 600\n"

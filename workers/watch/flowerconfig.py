@@ -1,5 +1,7 @@
 """Flower's settings; `celery -A babylon_tasks flower` reads this file.
 
+A `flowerconfig.py` in the folder where Flower starts is read as well, and wins over ours.
+
 Flower shows arguments and can revoke tasks. Without FLOWER_BASIC_AUTH (or another of its
 authentications) it therefore binds to loopback only, and refuses to start on another address. Its
 `/metrics` needs no login; besides Flower's own figures it says how the pipeline stands. As other
@@ -8,10 +10,13 @@ roles do, it refuses to start while Postgres is away: Postgres' id begins the ke
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from celery import current_app
+from flower.command import is_flower_option
 from prometheus_client import REGISTRY
 from tornado.options import options
 
@@ -20,24 +25,39 @@ from babylon_tasks.store.identity import key_prefix
 
 try:
     from workers.refusal import refusing_in_one_line, require_broker
+    from workers.watch.doors import require_sound_doors
     from workers.watch.metrics import PipelineCollector
+    from workers.watch.saved_tasks import require_private, say_that_it_begins_anew
 except ModuleNotFoundError:
     _ = current_app.conf.broker_url  # another package hides ours: one line says so
     raise
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-if not (options.basic_auth or options.auth):
-    if not options.address:
-        address = "127.0.0.1"
-    elif options.address not in _LOOPBACK:
-        sys.stderr.write(
-            f"Flower on {options.address} needs authentication: "
-            "set FLOWER_BASIC_AUTH=user:password\n"
-        )
-        raise SystemExit(2)
+def format_task(task: Any) -> Any:
+    """Name a task by what it does: `train babylon-agent: step 13, 6 windows, 48 runs`."""
+    name = (task.name or "").removeprefix("babylon.")
+    what = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
+    task.name = f"{name} {what}".strip()
+    return task
+
+
+options.format_task = format_task
+options.tasks_columns = "name,state,result,started,runtime,worker"
+options.purge_offline_workers = 600
+
+_arguments = sys.argv[sys.argv.index("flower") + 1 :] if "flower" in sys.argv else []
+_of_the_folder = Path("flowerconfig.py")
+if _of_the_folder.exists() and not _of_the_folder.samefile(__file__):
+    options.parse_config_file(str(_of_the_folder), final=False)
+# The command line comes last.
+options.parse_command_line(["flower", *filter(is_flower_option, _arguments)], final=False)
 
 with refusing_in_one_line():
+    require_sound_doors(options, os.environ, _arguments)
+    if options.persistent:
+        require_private(options.db)
+    else:
+        say_that_it_begins_anew()
     _settings = load_settings()
     if _settings.database_url:
         REGISTRY.register(PipelineCollector(_settings))
@@ -47,12 +67,5 @@ with refusing_in_one_line():
         # Flower's page of the broker counts the keys that these options name.
         current_app.conf.broker_transport_options["global_keyprefix"] = _prefix
 
-purge_offline_workers = 3600
-tasks_columns = "name,uuid,state,args,result,received,started,runtime,worker"
-
-
-def format_task(task: Any) -> Any:
-    """Shorten names, and show windows instead of nested lists."""
-    task.name = (task.name or "").removeprefix("babylon.")
-    task.args = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
-    return task
+if not (options.basic_auth or options.auth or options.address):
+    options.address = "127.0.0.1"
