@@ -26,7 +26,19 @@ def test_a_task_is_named_by_what_it_does(name: str | None, args: str | None, sho
 
     from workers.watch.flowerconfig import format_task
 
-    assert format_task(SimpleNamespace(name=name, args=args)).name == shown
+    task = SimpleNamespace(name=name, args=args, state="SUCCESS", result="None")
+    assert (format_task(task).name, format_task(task).result) == (shown, "")
+
+
+def test_what_failed_says_why_and_not_how_far_it_was() -> None:
+    import flower.options  # noqa: F401 - declares what the configuration reads
+
+    from workers.watch.flowerconfig import format_task
+
+    task = SimpleNamespace(
+        name="babylon.train", args="", state="FAILURE", result="train 31 %", exception="no disk"
+    )
+    assert format_task(task).result == "no disk"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ try:
     from workers.refusal import refusing_in_one_line, require_broker
     from workers.watch.doors import require_sound_doors
     from workers.watch.metrics import PipelineCollector
+    from workers.watch.now import first_page
+    from workers.watch.pages import install
     from workers.watch.saved_tasks import require_private, say_that_it_begins_anew
 except ModuleNotFoundError:
     _ = current_app.conf.broker_url  # another package hides ours: one line says so
@@ -38,11 +40,15 @@ def format_task(task: Any) -> Any:
     name = (task.name or "").removeprefix("babylon.")
     what = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
     task.name = f"{name} {what}".strip()
+    if task.state in ("FAILURE", "RETRY"):
+        task.result = task.exception  # the last progress is no result
+    if task.result == "None":
+        task.result = ""
     return task
 
 
 options.format_task = format_task
-options.tasks_columns = "name,state,result,started,runtime,worker"
+options.tasks_columns = "started,name,state,result,runtime,worker"  # the newest first
 options.purge_offline_workers = 600
 
 _arguments = sys.argv[sys.argv.index("flower") + 1 :] if "flower" in sys.argv else []
@@ -60,6 +66,7 @@ with refusing_in_one_line():
         say_that_it_begins_anew()
     _settings = load_settings()
     if _settings.database_url:
+        install(first_page(_settings), prefix=options.url_prefix)
         REGISTRY.register(PipelineCollector(_settings))
         _prefix = key_prefix(_settings.postgres())
         if _settings.redis_url:

@@ -1,0 +1,101 @@
+"""Our pages in Flower: what they rely on in the Flower that is installed, and what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flower import urls
+from flower.views import BaseHandler
+from workers.watch.pages import EDITS, OF_FLOWER, TEMPLATES, Templates, install
+
+from workers.watch import now_text
+
+NOW: dict[str, Any] = {
+    "model": "babylon-agent",
+    "windows": {"due": 0, "scored": 0, "trained": 2, "skipped": 0, "failed": 0},
+    "running": [],
+    "workers": [
+        {"name": "cpu@a", "host": "a", "queues": ["cpu"], "lost": False, "seen_seconds": 1.0},
+        {"name": "gpu@a", "host": "a", "queues": ["gpu"], "lost": False, "seen_seconds": 1.0},
+    ],
+    "at_fault": {},
+    "canary_age_seconds": {"cpu": 5.0, "gpu": None},
+    "promotion_paused": {},
+    "oldest_due": None,
+}
+TRAINS = {
+    **{"stage": "train", "lineage": "babylon-agent", "title": "babylon-agent: step 2, 1 window"},
+    **{"windows": ["w"], "phase": "train", "done": 22, "total": 72, "share": 0.306, "loss": 0.0123},
+    **{"tokens_per_second": 8400.0, "seconds_left": 40.0, "seconds": 65.0, "holder": "a:7"},
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_flowers_templates_have_what_we_edit(name: str) -> None:
+    """Once each; else a page would stay as Flower has it."""
+    text = (OF_FLOWER / name).read_text()
+    assert [text.count(old) for old, _ in EDITS[name]] == [1] * len(EDITS[name])
+
+
+def test_every_template_is_read() -> None:
+    loader = Templates()
+    for folder in (OF_FLOWER, TEMPLATES):
+        for path in folder.glob("*.html"):
+            loader.load(path.name)
+    assert "Now" in loader.load("navbar.html").code
+
+
+def test_the_first_page_is_ours_and_flowers_stays_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(urls, "handlers", list(urls.handlers))
+    monkeypatch.setattr(urls, "settings", dict(urls.settings))
+
+    class Page(BaseHandler):
+        pass
+
+    install(Page, prefix="/watch/")
+    named = {each.name: each for each in urls.handlers if getattr(each, "name", None)}
+    assert named["main"].handler_class is Page
+    assert named["workers"].regex.pattern == "/workers$"
+    assert [each.name for each in urls.handlers if getattr(each, "name", None)].count("main") == 1
+
+
+def test_a_piece_of_work_is_told_by_its_figures() -> None:
+    assert now_text.percent(TRAINS) == 31
+    assert now_text.detail(TRAINS) == [
+        ("Phase", "train, 22 of 72"),
+        ("Loss", "0.0123"),
+        ("Speed", "8,400 tokens/s"),
+        ("Time left", "about 40 s"),
+        ("Running for", "1 min 5 s"),
+        ("On", "a"),
+    ]
+    running = {**NOW, "running": [TRAINS]}
+    cpu, gpu = NOW["workers"]
+    assert now_text.works_of(gpu, running) == ["Training babylon-agent: step 2, 1 window"]
+    assert now_text.works_of(cpu, running) == []
+    twins = {**running, "workers": [gpu, {**gpu, "name": "gpu2@a"}]}
+    assert now_text.works_of(gpu, twins) == []  # which of the two it is, is not known
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, []),
+        ({"windows": {**NOW["windows"], "failed": 2}},
+         ["2 windows failed: `babylon windows list` says why."]),
+        ({"workers": NOW["workers"][:1]},
+         ["No worker trains: start one with `celery -A babylon_tasks worker -Q gpu`."]),
+        ({"canary_age_seconds": {"cpu": 300.0, "gpu": 900.0}, "running": [TRAINS]},
+         ["No message has come through queue cpu for 5 min."]),  # a step runs on the other
+        ({"at_fault": {"a (train)": "no disk"}},
+         ["a (train) stopped, since every window failed there: no disk"]),
+        ({"oldest_due": {"window_id": "w", "seconds": 7200.0, "last_error": None}},
+         ["Window w has waited 2 h."]),
+    ],
+)  # fmt: skip
+def test_what_a_person_must_see_to_is_said(changes: dict[str, Any], says: list[str]) -> None:
+    assert now_text.complaints({**NOW, **changes}, []) == says
+    assert now_text.complaints(None, ["Redis is away"]) == ["Redis is away"]

@@ -1,0 +1,144 @@
+"""The sentences of the page Now, from the figures of `cockpit.overview`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from babylon_tasks.records.doing import counted, duration
+
+Figures = Mapping[str, Any]
+
+_QUEUE_OF = {"score": "cpu", "judge": "cpu", "train": "gpu", "exam": "gpu"}
+_DOES = {
+    "score": "Scoring",
+    "judge": "Asking the judge",
+    "train": "Training",
+    "exam": "Examining",
+}
+_LATE_SECONDS = 120.0  # without a message through a queue
+_WAITED_LONG_SECONDS = 3600.0
+
+
+def does(work: Figures) -> str:
+    """Name the stage of a piece of work: `Training`."""
+    return _DOES[work["stage"]]
+
+
+def percent(work: Figures) -> int | None:
+    """Return how much of a piece of work is done, from 0 to 100; None if that is not known."""
+    return None if work["share"] is None else min(100, max(0, round(100 * work["share"])))
+
+
+def detail(work: Figures) -> list[tuple[str, str]]:
+    """Return the figures of a piece of work, each with its name."""
+    shown = []
+    if work["phase"]:
+        units = f", {work['done']:,} of {work['total']:,}" if work["total"] else ""
+        shown.append(("Phase", work["phase"] + units))
+    if work["loss"] is not None:
+        shown.append(("Loss", f"{work['loss']:.4f}"))
+    if work["tokens_per_second"] is not None:
+        shown.append(("Speed", f"{work['tokens_per_second']:,.0f} tokens/s"))
+    if work["seconds_left"] is not None:
+        shown.append(("Time left", f"about {duration(work['seconds_left'])}"))
+    shown.append(("Running for", duration(work["seconds"])))
+    shown.append(("On", work["holder"].rpartition(":")[0] or work["holder"]))
+    return shown
+
+
+def nothing(now: Figures) -> str:
+    """Say why nothing runs."""
+    waiting = [f"{now['windows'][state]:,} {state}" for state in ("due", "scored")]
+    if not any(now["windows"][state] for state in ("due", "scored")):
+        return "Nothing runs now, and no window waits: an hour is scored ten minutes after its end."
+    return f"Nothing runs now. Windows that wait: {' and '.join(waiting)}."
+
+
+def taken(now: Figures, state: str) -> str:
+    """Say how many windows of a state are in work now, of the work whose windows are known."""
+    stages = {"due": ("score", "judge"), "scored": ("train",)}.get(state, ())
+    works = [work for work in now["running"] if work["lineage"] == now["model"]]
+    number = sum(len(work["windows"]) for work in works if work["stage"] in stages)
+    number = min(number, now["windows"][state])
+    return f"{number:,} of them in work now" if number else ""
+
+
+def oldest(now: Figures, state: str) -> str:
+    """Say how long the oldest window of a state has waited, and why."""
+    window = now[f"oldest_{state}"]
+    if window is None:
+        return ""
+    said = f"{window['window_id']} has waited {duration(window['seconds'])}"
+    if window["last_error"]:
+        said += f" after an error: {window['last_error']}"
+    return said
+
+
+def ago(seconds: float) -> str:
+    """Write an age: `12 s ago`."""
+    return f"{duration(seconds)} ago"
+
+
+def memory(gpu: Figures) -> str:
+    """Say how much of a GPU's memory is used: `61.2 of 143.8 GB`."""
+    if gpu["memory_bytes"] is None:
+        return "memory not known"
+    total = f"{gpu['memory_bytes'] / 1e9:,.1f} GB"
+    used = gpu["memory_used_bytes"]
+    return total if used is None else f"{used / 1e9:,.1f} of {total}"
+
+
+def memory_percent(gpu: Figures) -> int | None:
+    """Return the used percent of a GPU's memory; None if the driver does not say."""
+    total, used = gpu["memory_bytes"], gpu["memory_used_bytes"]
+    return None if not total or used is None else min(100, round(100 * float(used / total)))
+
+
+def works_of(worker: Figures, now: Figures) -> list[str]:
+    """Say what a worker does now, as far as its host and its queues tell."""
+    alike = [
+        each
+        for each in now["workers"]
+        if each["host"] == worker["host"] and set(each["queues"]) & set(worker["queues"])
+    ]
+    if len(alike) > 1:
+        return []
+    return [
+        f"{does(work)} {work['title']}"
+        for work in now["running"]
+        if work["holder"].rpartition(":")[0] == worker["host"]
+        and _QUEUE_OF[work["stage"]] in worker["queues"]
+    ]
+
+
+def complaints(now: Figures | None, away: Sequence[str]) -> list[str]:
+    """Say what a person must see to; nothing if all is well."""
+    return [*away, *(_complaints(now) if now else ())]
+
+
+def _complaints(now: Figures) -> Iterator[str]:
+    alive = [each for each in now["workers"] if not each["lost"]]
+    for queue, stage in (("cpu", "scores windows"), ("gpu", "trains")):
+        if not any(queue in each["queues"] for each in alive):
+            yield (
+                f"No worker {stage}: start one with `celery -A babylon_tasks worker -Q {queue}`."
+            )
+    for each in now["workers"]:
+        if each["lost"]:
+            yield f"Worker {each['name']} has said nothing for {duration(each['seen_seconds'])}."
+    for machine, error in now["at_fault"].items():
+        yield f"{machine} stopped, since every window failed there: {error}"
+    for queue, age in now["canary_age_seconds"].items():
+        busy = any(_QUEUE_OF[work["stage"]] == queue for work in now["running"])
+        if age is not None and age > _LATE_SECONDS and not busy:
+            yield f"No message has come through queue {queue} for {duration(age)}."
+    failed = now["windows"]["failed"]
+    if failed:
+        yield f"{counted(failed, 'window')} failed: `babylon windows list` says why."
+    if now["promotion_paused"]:
+        paused = now["promotion_paused"]
+        yield f"No step is promoted by itself since {paused['since']}: {paused['why']}"
+    waiting = now["oldest_due"]
+    if waiting and waiting["seconds"] > _WAITED_LONG_SECONDS and not now["running"]:
+        yield f"Window {oldest(now, 'due')}."
