@@ -158,7 +158,8 @@ def _last_step(data: Data) -> Iterator[Line]:
     context = "" if step["tokens"] is None else f"{step['tokens']:,.0f} context tokens, "
     speed = step["tokens_per_second"]
     rate = "" if speed is None else f"; {speed:,.0f} context tokens a second of computing"
-    mfu = "" if step["mfu"] is None else f"; {step['mfu']:.1%} of the GPU's peak rate (MFU)"
+    on_gpu = step["mfu"] is not None and step["gpu_seconds"]
+    mfu = f"; {step['mfu']:.1%} of the GPU's peak rate (MFU)" if on_gpu else ""
     yield Line("tokens", f"{context}{step['trainable_tokens']:,} trained tokens{rate}{mfu}")
     loss = "not reported" if step["loss"] is None else f"{step['loss']:.4g}"
     change = step["policy_change"]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from flower import urls
 from flower.views import BaseHandler
-from workers.watch.pages import EDITS, OF_FLOWER, TEMPLATES, Templates, install
 
 from workers.watch import now_text
+from workers.watch.pages import EDITS, OF_FLOWER, TEMPLATES, Templates, install
 
 NOW: dict[str, Any] = {
     "model": "babylon-agent",
