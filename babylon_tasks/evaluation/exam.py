@@ -35,6 +35,12 @@ MOST_PROMPTS = 64
 _LONGER = 3
 _LEAST_TOKENS, _MOST_TOKENS = 16, 1024
 _SEED = 0
+# The parts of an exam, as shares of it: what serves, then the candidate. By rule of thumb: answers
+# are given token by token. A part that is left out is passed over.
+Part = tuple[float, float]
+_RUNS: tuple[Part, Part] = (0.0, 0.1), (0.1, 0.2)
+_PROMPTS: tuple[Part, Part] = (0.2, 0.55), (0.55, 0.9)
+_ANSWERS: tuple[Part, Part] = (0.9, 0.95), (0.95, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,8 @@ class _Pair:
 class Examiner:
     """Asks a trainer; `scratch` is a folder of this exam.
 
-    `on_beat` is called as `Trainer.evaluate` calls it. `well_formed` tells it of an answer's text.
+    `on_beat` is called as `Trainer.evaluate` calls it, with the share of the whole exam.
+    `well_formed` tells it of an answer's text.
     """
 
     trainer: Trainer
@@ -110,13 +117,24 @@ class Examiner:
         """W&B does not say how likely a given answer is."""
         return self.settings.trainer != "serverless"
 
+    def _beats(self, begins: float, ends: float) -> Callable[[Progress | None], None]:
+        """Pass on the signs of life of a request, with the share of the whole exam."""
+
+        def on_beat(progress: Progress | None) -> None:
+            if progress is not None and progress.share is not None:
+                share = begins + (ends - begins) * progress.share
+                progress = msgspec.structs.replace(progress, share=share)
+            self.on_beat(progress)
+
+        return on_beat
+
     def _runs(
         self, samples: Sequence[Sample], served: Version, candidate: Version
     ) -> tuple[list[ExaminedRun], int]:
         """Return the runs that both can be asked about, and the tokens of the longest answer."""
         path = self._write("runs.jsonl", samples)
-        theirs = self._likelihoods(served, path)
-        ours = self._likelihoods(candidate, path, is_candidate=True)
+        theirs = self._likelihoods(served, path, _RUNS[0])
+        ours = self._likelihoods(candidate, path, _RUNS[1], is_candidate=True)
         runs, longest = [], 0
         for sample, one, other in zip(samples, theirs, ours, strict=True):
             if not one.tokens:
@@ -143,8 +161,8 @@ class Examiner:
         self, asked: Sequence[Asked], room: int, served: Version, candidate: Version
     ) -> list[_Pair]:
         """Ask both for an answer to each prompt, with the same luck."""
-        theirs = self._generate(served, asked, room)
-        ours = self._generate(candidate, asked, room)
+        theirs = self._generate(served, asked, room, _PROMPTS[0])
+        ours = self._generate(candidate, asked, room, _PROMPTS[1])
         return [
             _Pair(each, one, other)
             for each, one, other in zip(asked, theirs, ours, strict=True)
@@ -173,8 +191,8 @@ class Examiner:
     ) -> list[tuple[Answered, Answered]]:
         """Add what both think of the candidate's answers: its distance from what serves."""
         path = self._write("answers.jsonl", [_as_sample(pair) for pair in pairs])
-        theirs = self._likelihoods(served, path)
-        ours = self._likelihoods(candidate, path, is_candidate=True)
+        theirs = self._likelihoods(served, path, _ANSWERS[0])
+        ours = self._likelihoods(candidate, path, _ANSWERS[1], is_candidate=True)
         return [
             (
                 one,
@@ -191,7 +209,7 @@ class Examiner:
         return path
 
     def _likelihoods(
-        self, version: Version, path: Path, *, is_candidate: bool = False
+        self, version: Version, path: Path, part: Part, *, is_candidate: bool = False
     ) -> list[Likelihood]:
         request = EvaluateRequest(
             model_name=self.lineage.name,
@@ -203,14 +221,14 @@ class Examiner:
             base_revision=self.base_revision,
         )
         try:
-            return self.trainer.evaluate(request, self.on_beat).trajectories
+            return self.trainer.evaluate(request, self._beats(*part)).trajectories
         except BadWeights as error:
             if is_candidate:
                 raise
             raise _cannot_serve(version, error) from error
 
     def _generate(
-        self, version: Version, asked: Sequence[Asked], room: int
+        self, version: Version, asked: Sequence[Asked], room: int, part: Part
     ) -> list[Generation | None]:
         """Return an answer to each prompt; None where the model cannot be shown it."""
         if not asked:
@@ -229,7 +247,7 @@ class Examiner:
             remote_url=None if self._knows_likelihoods else self.settings.serverless_url,
         )
         try:
-            answers = self.trainer.generate(request, self.on_beat).generations
+            answers = self.trainer.generate(request, self._beats(*part)).generations
         except (CheckpointUnreadable, Final) as error:
             if self._knows_likelihoods or isinstance(error, BadWeights):
                 raise

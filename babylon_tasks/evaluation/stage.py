@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,6 +30,7 @@ from babylon_tasks.records.form import load_form_check
 from babylon_tasks.records.gates import FAILURES_IN_A_ROW, PAUSED_BY
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.steps import Progress, Sample, Trainer
+from babylon_tasks.records.time_left import time_left
 from babylon_tasks.records.versions import Head
 from babylon_tasks.records.windows import State, Window, share_a_step
 from babylon_tasks.scratch import scratch as scratch_folder
@@ -128,7 +131,15 @@ class _Exam:
     ) -> None:
         self._context, self._trainer, self._keeper = context, trainer, keeper
         self._claimed, self._candidate = claimed, claimed.candidate
-        self._windows: Sequence[Window] = ()
+        self._windows: Sequence[Window] = claimed.windows
+        self._doing = Doing(
+            "exam",
+            context.lineage.name,
+            [window.window_id for window in claimed.windows],
+            step=claimed.candidate.step,
+            phase="read",
+            share=0.0,
+        )
 
     def run(self) -> ExamState | None:
         most = self._context.settings.max_attempts
@@ -151,15 +162,19 @@ class _Exam:
         return decided
 
     def _examine(self) -> ExamState | None:
+        self._keeper.tell(self._doing)
         with scratch_folder("exams") as scratch:
             samples = self._read(scratch)
             if not samples:
                 return None
             trajectories = len({sample.trajectory_id for sample in samples})
+            ids = [window.window_id for window in self._windows]
+            self._tell(windows=ids, runs=trajectories, phase="load")
             try:
                 figures = self._examiner(scratch).compare(samples, *self._versions())
             except BadWeights as error:
                 return self._decide({}, trajectories, str(error))
+        self._tell(phase="commit", done=0, total=0, share=1.0, seconds_left=None)
         return self._decide(figures, trajectories, None)
 
     def _read(self, scratch: Path) -> list[Sample]:
@@ -193,19 +208,21 @@ class _Exam:
         except CheckpointRemoved as error:
             raise UserError(f"no step can be compared with what serves: {error}") from error
 
+    def _tell(self, **changes: Any) -> None:
+        self._doing = msgspec.structs.replace(self._doing, **changes)
+        self._keeper.tell(self._doing)
+
     def _examiner(self, scratch: Path) -> Examiner:
         context = self._context
-        doing = Doing(
-            "exam",
-            context.lineage.name,
-            [window.window_id for window in self._windows],
-            step=self._candidate.step,
-        )
+        began = time.monotonic()
 
         def on_beat(progress: Progress | None) -> None:
             self._keeper.beat()
             if progress is not None:
-                self._keeper.tell(doing.at(progress))
+                seconds = time.monotonic() - began
+                left = None if progress.share is None else time_left(seconds, progress.share)
+                self._doing = self._doing.at(progress)
+                self._tell(seconds_left=left)
 
         return Examiner(
             self._trainer,

@@ -32,8 +32,12 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens_per_second: float | None = None
     seconds_left: float | None = None
 
-    def at(self, progress: Progress) -> Doing:
-        """Return the same work at a trainer's sign of life."""
+    def at(self, progress: Progress, begins: float = 0.0, ends: float = 1.0) -> Doing:
+        """Return the same work at a trainer's sign of life.
+
+        The trainer's request is the part of the whole work between these shares.
+        """
+        share = progress.share
         return msgspec.structs.replace(
             self,
             phase=progress.phase,
@@ -41,18 +45,24 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
             total=progress.total,
             loss=progress.loss,
             tokens_per_second=progress.tokens_per_second,
+            share=None if share is None else begins + (ends - begins) * share,
+            seconds_left=progress.seconds_left,
         )
 
     def title(self) -> str:
-        """Say what the work is: `babylon-agent: step 13, 6 windows, 48 runs`."""
+        """Say what the work is, and of whom: `babylon-agent: step 13, 6 windows, 48 runs`."""
+        return f"{self.lineage}: {self.what()}"
+
+    def what(self) -> str:
+        """Say what the work is: `step 13, 6 windows, 48 runs`."""
         what = {"exam": f"exam of step {self.step}, ", "train": f"step {self.step}, "}
         if self.stage in ("score", "judge"):
             named = " ".join(self.windows[:_MOST_WINDOWS_NAMED])
             more = " …" if len(self.windows) > _MOST_WINDOWS_NAMED else ""
-            return f"{self.lineage}: {counted(len(self.windows), 'window')}: {named}{more}"
+            return f"{counted(len(self.windows), 'window')}: {named}{more}"
         runs = "" if self.runs is None else f", {counted(self.runs, 'run')}"
         begun = what[self.stage] if self.step is not None else ""
-        return f"{self.lineage}: {begun}{counted(len(self.windows), 'window')}{runs}"
+        return f"{begun}{counted(len(self.windows), 'window')}{runs}"
 
     def progress(self) -> str:
         """Say how far it is: `train 31 % (22 of 72), loss 0.0123, 8,400 tokens/s, 40 s left`."""

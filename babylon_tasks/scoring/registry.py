@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from babylon_tasks.errors import JudgeUnavailable, UserError
 from babylon_tasks.records.scores import JUDGED, Score
 from babylon_tasks.scoring.blend import Blend
@@ -32,16 +34,20 @@ class _NoJudge:
         raise JudgeUnavailable(self._why)
 
 
-def judged_scorers(context: Context) -> dict[str, Scorer]:
-    """Return the scorers that ask a judge, for one task."""
+def judged_scorers(context: Context, on_answer: Callable[[int, int], None]) -> dict[str, Scorer]:
+    """Return the scorers that ask a judge, for one task; `on_answer` is the `Ruler`'s."""
     try:
         judge = Judge(context)
     except UserError as error:
         return {name: _NoJudge(name, str(error)) for name in JUDGED}
-    return asking(judge, context.settings)
+    return asking(judge, context.settings, on_answer)
 
 
-def asking(judge: Judge, settings: Settings) -> dict[str, Scorer]:
-    """Return the scorers that ask this judge."""
-    ruler = Ruler(judge, settings.judge_model)
+def asking(
+    judge: Judge,
+    settings: Settings,
+    on_answer: Callable[[int, int], None] = lambda answered, asked: None,
+) -> dict[str, Scorer]:
+    """Return the scorers that ask this judge; `on_answer` is the `Ruler`'s."""
+    ruler = Ruler(judge, settings.judge_model, on_answer)
     return {"ruler": ruler, "blend": Blend(ruler, settings.ruler_weight)}

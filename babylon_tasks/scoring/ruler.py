@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from babylon_tasks.errors import JudgeFault
 from babylon_tasks.records.scores import Score
@@ -22,13 +22,19 @@ Judgments = list[dict[str, Judged]]  # one dict a question: trajectory id → ju
 
 
 class Ruler:
-    """Scores by `judge`: one question if all fit into its context, else groups with anchors."""
+    """Scores by `judge`: one question if all fit into its context, else groups with anchors.
+
+    `on_answer` gets how many questions are through, of how many that were asked so far.
+    """
 
     name = "ruler"
     sees_runs = True
 
-    def __init__(self, judge: Judge, judge_model: str) -> None:
-        self._judge = judge
+    def __init__(
+        self, judge: Judge, judge_model: str, on_answer: Callable[[int, int], None]
+    ) -> None:
+        self._judge, self._on_answer = judge, on_answer
+        self._asked = self._through = 0  # questions of all windows
         self.rubric: Rubric | None = judge.rubric
         self._rubric_hash = judge.rubric.hash
         self._judge_model = judge_model
@@ -71,6 +77,7 @@ class Ruler:
     async def _compare(self, exhibit: Exhibit) -> Judgments:
         """Return the judge's answers, one dict a question; anchors are in several."""
         questions = plan(exhibit.ranked, exhibit.together, seed=exhibit.window_id)
+        self._asked += len(questions)
         answers = await all_done(self._ask(exhibit, members, _SPLITS) for members in questions)
         return [one for judgments in answers for one in judgments]
 
@@ -83,6 +90,10 @@ class Ruler:
             smaller = halves(members, exhibit.ranked, exhibit.window_id) if splits else []
             if not smaller:
                 raise
+            self._asked += len(smaller)
+        finally:
+            self._through += 1
+            self._on_answer(self._through, self._asked)
         answers = await all_done(self._ask(exhibit, half, splits - 1) for half in smaller)
         return [one for judgments in answers for one in judgments]
 

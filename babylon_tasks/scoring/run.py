@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+
+import msgspec
 
 from babylon_tasks.errors import (
     JudgeFault,
@@ -17,6 +20,8 @@ from babylon_tasks.errors import (
     StaleClaim,
     UserError,
 )
+from babylon_tasks.records.doing import Doing
+from babylon_tasks.records.time_left import time_left
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.scoring.logprobs.attach import Attacher, attaching
 from babylon_tasks.scoring.reading import ReadWindow, read_window
@@ -69,7 +74,19 @@ class ScoringRun:
             ServerUnavailable: Postgres does not answer.
         """
         moved: list[str] = []
-        for window in self._still_due():
+        windows, began = self._still_due(), time.monotonic()
+        doing = Doing("score", self._context.lineage.name, sorted(self._claimed), phase="score")
+        for done, window in enumerate(windows):
+            share, seconds = done / len(windows), time.monotonic() - began
+            self._keeper.tell(
+                msgspec.structs.replace(
+                    doing,
+                    done=done,
+                    total=len(windows),
+                    share=share,
+                    seconds_left=time_left(seconds, share),
+                )
+            )
             if moved and self._attacher and not self._attacher.has_time():
                 break  # its lease goes back unused
             if await self._score_window(window):

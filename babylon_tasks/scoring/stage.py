@@ -50,7 +50,6 @@ def score(
             claimed, judge_is_due = claim(tx)
     if claimed:
         with LeaseKeeper(context, list(claimed.values()), on_doing) as keeper:
-            keeper.tell(Doing("score", name, sorted(claimed), total=len(claimed)))
             moved = aio.run(score_claimed(context, keeper, claimed))
         if moved:
             return moved
@@ -69,7 +68,21 @@ def _score_with_judge(
     process.
     """
     settings, resource = context.settings, leases.judge_of(context.lineage.name)
-    scorers = judged_scorers(context)  # may import for seconds, so it comes before any lease
+
+    def told(answered: int, asked: int) -> None:
+        keeper.tell(
+            Doing(
+                "judge",
+                context.lineage.name,
+                sorted(claimed),
+                phase="judge",
+                done=answered,
+                total=asked,
+            )
+        )
+
+    # It may import for seconds, so it comes before any lease.
+    scorers = judged_scorers(context, told)
     with context.database.transaction() as tx:
         lease = leases.acquire(tx, resource, context.holder, settings.lease_seconds)
         if lease is None:
@@ -77,8 +90,7 @@ def _score_with_judge(
         claimed = transitions.claim_due(tx, due, context.holder, limit, settings.lease_seconds)
     with LeaseKeeper(context, [lease, *claimed.values()], on_doing) as keeper:
         if claimed:
-            name = context.lineage.name
-            keeper.tell(Doing("judge", name, sorted(claimed), total=len(claimed)))
+            told(0, 0)
         return aio.run(judge_claimed(context, keeper, claimed, scorers))
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -85,6 +86,8 @@ class StepAttempt:
         self._context, self._settings = context, context.settings
         self._backend, self._trainer, self._keeper = backend, trainer, keeper
         self._order, self._stopwatch = order, stopwatch
+        ids = [window.window_id for window in order.windows]
+        self._doing = Doing("train", context.lineage.name, ids, phase="read", share=0.0)
 
     def run(self) -> StepReport | None:
         """Train the windows in one step and commit it; None if none of them has signal.
@@ -96,19 +99,23 @@ class StepAttempt:
             NotRecorded: W&B cannot train on any of these windows; they wait.
         """
         self._backend.require_usable()
-        self._keeper.tell(self._doing(self._order.windows, "read"))
+        self._keeper.tell(self._doing)
         self._keeper.renew_token(self._open)
         with scratch_folder("steps") as scratch:
             head, parent, staleness = self._read_head()
+            self._tell(step=head.next_step)
             samples = self._read(scratch, staleness)
             if not samples.windows:
                 return None
+            ids = [window.window_id for window in samples.windows]
+            self._tell(windows=ids, runs=len(samples.rewards), phase="load")
             checkpoint = self._reserve(head, samples)
             request = self._load(scratch, head, parent, checkpoint)
             # Before the gradient: what fails here costs little.
             recipe = recipe_of_request(self._context, request, parent, samples)
             result = self._train(request, samples)
             self._save(request, checkpoint)
+        self._tell(phase="commit", share=_SAVED)
         recipe = with_result(recipe, result)
         return self._commit(self._commit_of(head, recipe, samples, result, checkpoint))
 
@@ -177,11 +184,9 @@ class StepAttempt:
                 return
             if progress.job is not None:
                 self._backend.note_job(self._keeper, request.seed, progress.job)
-            self._keeper.tell(doing.at(progress))
+            self._doing = self._doing.at(progress, ends=_TRAINED)
+            self._keeper.tell(self._doing)
 
-        doing = msgspec.structs.replace(
-            self._doing(samples.windows, "load"), step=request.seed, runs=len(samples.rewards)
-        )
         self._stopwatch.end("load")
         result = self._trainer.step(request, on_beat)
         # The rest: the process's start and imports, and the wait for a GPU that is in use.
@@ -189,11 +194,12 @@ class StepAttempt:
         self._keeper.beat()
         return msgspec.structs.replace(result, metrics=result.metrics | samples.staleness())
 
-    def _doing(self, windows: Sequence[Window], phase: str) -> Doing:
-        ids = [window.window_id for window in windows]
-        return Doing("train", self._context.lineage.name, ids, phase=phase)
+    def _tell(self, **changes: Any) -> None:
+        self._doing = msgspec.structs.replace(self._doing, **changes)
+        self._keeper.tell(self._doing)
 
     def _save(self, request: StepRequest, checkpoint: str) -> None:
+        self._tell(phase="save", done=0, total=0, share=_TRAINED, seconds_left=None)
         claim, nonce = self._keeper.claim, str(uuid.uuid4())
         self._keeper.until_written(
             f"announce the checkpoint of step {request.seed}",
@@ -302,6 +308,8 @@ class StepAttempt:
 
 
 _SAMPLES = "samples.jsonl"
+# How much of the step is done after the trainer's request and after the save, by rule of thumb.
+_TRAINED, _SAVED = 0.97, 0.99
 _STORE_SECONDS = 600.0  # for a remote store to come back: hours of work may wait for it
 _STORE_AGAIN_SECONDS = 1.0
 

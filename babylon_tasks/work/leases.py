@@ -74,6 +74,7 @@ class LeaseKeeper:
         Raises:
             LeaseLost: A lease was lost.
         """
+        self._log_now_and_then()
         now = time.monotonic()
         if now - self._tried_at < self._settings.heartbeat_seconds or not self.held:
             return
@@ -91,10 +92,13 @@ class LeaseKeeper:
     def tell(self, doing: Doing) -> None:
         """Say what is done with the leases, and how far it is; the next renewal writes it."""
         self._doing = doing
-        if time.monotonic() >= self._say_at:
-            self._say_at = time.monotonic() + _TELL_SECONDS
-            log.info("%s: %s", doing.title(), doing.progress())
+        self._log_now_and_then()
         self._on_doing(doing)
+
+    def _log_now_and_then(self) -> None:
+        if self._doing is not None and time.monotonic() >= self._say_at:
+            self._say_at = time.monotonic() + _TELL_SECONDS
+            log.info("%s: %s", self._doing.what(), self._doing.progress())
 
     async def beating(self, work: Coroutine[Any, Any, T]) -> T:
         """Await the work while the leases are renewed; cancel it if one is lost.

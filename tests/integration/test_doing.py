@@ -17,8 +17,11 @@ from babylon_tasks.store import leases
 from babylon_tasks.store.leases import Running
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
+from tests import judge_server as judge
 from tests.clock import let_leases_run_out
-from tests.rows import query, scored_windows
+from tests.judge_server import JudgeServer
+from tests.judged import add_judged_window
+from tests.rows import hours_ago, query, scored_windows
 from workers.gpu.client import OnBeat
 
 
@@ -50,6 +53,7 @@ def test_a_step_says_what_it_does_and_how_far_it_is(
     assert doing is not None
     assert (doing.stage, doing.step, doing.windows) == ("train", 1, windows)
     assert (doing.phase, doing.done, doing.total, doing.loss) == ("train", 3, 12, 0.5)
+    assert doing.share is None, "a trainer of an older release tells none"
     assert doing.title() == f"babylon-agent: step 1, 2 windows, {doing.runs} runs"
     assert doing in heard
     with context.database.transaction() as tx:
@@ -62,6 +66,99 @@ def test_scorers_say_which_windows_they_score(context: Context) -> None:
     query(context, "UPDATE rl.windows SET state = 'due' RETURNING 1")
     assert sorted(pipeline.score(context, on_doing=heard.append)) == windows
     assert (heard[0].stage, heard[0].windows) == ("score", windows)
+
+
+def test_a_step_tells_its_phases_from_the_first_read_to_the_commit(
+    context: Context, trainer: Trainer
+) -> None:
+    windows = scored_windows(context, 2, 3)
+    heard: list[Doing] = []
+    report = pipeline.train(context, trainer, on_doing=heard.append)
+    assert report
+    phases = [one.phase for one in heard]
+    assert list(dict.fromkeys(phases)) == ["read", "load", "train", "save", "commit"]
+    assert [one.windows for one in heard] == [windows] * len(heard)
+    assert [one.step for one in heard] == [None, *[1] * (len(heard) - 1)]
+    loading = phases.index("load")
+    assert {one.runs for one in heard[:loading]} == {None}
+    assert {one.runs for one in heard[loading:]} == {report.trajectories}
+    shares = [one.share for one in heard]
+    assert shares == sorted(shares)  # type: ignore[type-var]
+    assert (shares[0], shares[-1]) == (0.0, 0.99)
+    assert [one.loss for one in heard if one.phase in ("save", "commit")] == [0.0, 0.0]
+
+
+def test_a_silent_step_is_logged_as_well(
+    make_context: Callable[..., Context],
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each beat may log: a trainer that computes for long tells nothing meanwhile."""
+    monkeypatch.setattr("babylon_tasks.work.leases._TELL_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, "babylon_tasks.work.leases")
+    context = make_context()
+    scored_windows(context, 2)
+    assert pipeline.train(context, TellingTrainer(trainer, context))  # type: ignore[arg-type]
+    said = [record.getMessage() for record in caplog.records]
+    line = "step 1, 1 window, 3 runs: train (3 of 12), loss 0.5000, 900 tokens/s"
+    assert said.count(line) >= 2, "once told, and once in a beat without a sign of life"
+
+
+def test_an_exams_share_is_over_all_that_the_trainer_is_asked(
+    make_context: Callable[..., Context], trainer: Trainer
+) -> None:
+    context = make_context(publish="gate", experiment_percent=0)
+    first, second = scored_windows(context, 2, 3)
+    assert pipeline.train(context, trainer, only=[first])
+    pipeline.publish(context)
+    heard: list[Doing] = []
+    pipeline.train(context, trainer, only=[second], on_doing=heard.append)
+    exam = [one for one in heard if one.stage == "exam"]
+    assert {one.step for one in exam} == {1}
+    assert {tuple(one.windows) for one in exam} == {(second,)}
+    assert [one.runs for one in exam] == [None, *[3] * (len(exam) - 1)]
+    assert [(one.phase, one.share) for one in exam] == [
+        ("read", 0.0),
+        ("load", 0.0),
+        ("evaluate", 0.0),
+        ("evaluate", 0.1),
+        ("generate", 0.2),
+        ("generate", 0.55),
+        ("evaluate", 0.9),
+        ("evaluate", 0.95),
+        ("commit", 1.0),
+    ]
+
+
+def test_scorers_say_how_many_windows_are_done(context: Context) -> None:
+    heard: list[Doing] = []
+    windows = scored_windows(context, 2, 3, 4)
+    query(context, "UPDATE rl.windows SET state = 'due' RETURNING 1")
+    pipeline.score(context, on_doing=heard.append)
+    assert [(one.done, one.total, one.share) for one in heard] == [
+        (0, 3, 0.0),
+        (1, 3, 1 / 3),
+        (2, 3, 2 / 3),
+    ]
+    assert {tuple(one.windows) for one in heard} == {tuple(windows)}
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_a_judge_says_how_many_questions_are_answered(
+    make_judged: Callable[..., Context], server: JudgeServer
+) -> None:
+    """A question without a usable answer is split in two: they count as well."""
+    context = make_judged()
+    window = hours_ago(2)
+    add_judged_window(context, window, [0.1, 0.9, 0.4, 0.6])
+    pipeline.produce(context)
+    for _ in range(3):
+        server.then(judge.too_few)
+    heard: list[Doing] = []
+    assert pipeline.score(context, on_doing=heard.append) == [window]
+    assert {(one.stage, one.phase) for one in heard} == {("judge", "judge")}
+    assert [(one.done, one.total) for one in heard] == [(0, 0), (1, 3), (2, 3), (3, 3)]
 
 
 def test_the_next_holder_has_not_said_it(make_context: Callable[..., Context]) -> None:
@@ -100,7 +197,7 @@ def test_a_long_work_is_logged_every_half_minute(
         clock[0] = 1000.0 + second
         keeper.tell(Doing("train", "a", ["w"], step=13, runs=8, phase="train", done=second))
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["a: step 13, 1 window, 8 runs: train"] * 3
+    assert said == ["step 13, 1 window, 8 runs: train"] * 3
 
 
 WORDS: list[tuple[dict[str, Any], str, str]] = [

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 from babylon_tasks.records.steps import Progress
-from workers.trainer.time_left import time_left
+from babylon_tasks.records.time_left import time_left
 from workers.trainer.torch import meter as meter_module
 from workers.trainer.torch.flops import Passes
 from workers.trainer.torch.meter import TRAINING_COST, Meter

@@ -71,6 +71,10 @@ class _Answers:
         except BrokenPipeError:
             os._exit(0)  # nobody is there to hear it
 
+    def begin(self) -> None:
+        """Begin a request: its first sign of life is sent."""
+        self._phase = ""
+
     def progress(self, progress: Progress) -> None:
         """Send a sign of life, unless one of this phase has just been sent."""
         now = time.monotonic()
@@ -225,6 +229,7 @@ def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoRetu
 
     while True:
         request = wire.decode_request(requests.get())
+        answers.begin()
         try:
             held = held or _hold_gpu(answers)
             trainer = trainer or _make_trainer(kind, held[0], answers)

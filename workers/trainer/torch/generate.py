@@ -10,8 +10,8 @@ import jinja2
 
 from babylon_tasks.errors import BadWeights, Final
 from babylon_tasks.records.steps import Progress
+from babylon_tasks.records.time_left import time_left
 from babylon_tasks.records.trainer_requests import GenerateRequest, Generation
-from workers.trainer.time_left import time_left
 from workers.trainer.torch.language_model import LanguageModel
 from workers.trainer.torch.memory import Batches, OneSequenceTooLarge, within_memory
 

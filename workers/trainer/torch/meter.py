@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from babylon_tasks.records.steps import Progress
-from workers.trainer.time_left import LEAST_SECONDS
+from babylon_tasks.records.time_left import LEAST_SECONDS
 from workers.trainer.torch.flops import Passes
 
 # What a token costs forward and backward, in forward passes of it: the arithmetic of an adapter

@@ -15,8 +15,8 @@ from openai import APIError, APIStatusError, AsyncOpenAI
 
 from babylon_tasks.errors import CheckpointUnreadable, Final, RemoteUnavailable
 from babylon_tasks.records.steps import Progress
+from babylon_tasks.records.time_left import time_left
 from babylon_tasks.records.trainer_requests import GenerateRequest, Generation
-from workers.trainer.time_left import time_left
 from workers.trainer.wandb.client import LIFE_SECONDS, refusal_of, words_of
 
 _AT_ONCE = 8

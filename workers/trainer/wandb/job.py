@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from babylon_tasks.errors import RemoteUnavailable
 from babylon_tasks.records.steps import JobNote, Progress, Remote
+from babylon_tasks.records.time_left import time_left
 from babylon_tasks.text import one_line
-from workers.trainer.time_left import time_left
 from workers.trainer.wandb.client import Event, WandbClient
 
 log = logging.getLogger(__name__)
