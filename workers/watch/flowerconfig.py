@@ -41,7 +41,7 @@ def format_task(task: Any) -> Any:
     what = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
     task.name = f"{name} {what}".strip()
     if task.state in ("FAILURE", "RETRY"):
-        task.result = task.exception  # the last progress is no result
+        task.result = task.exception or task.result  # the last progress is no result
     if task.result == "None":
         task.result = ""
     return task

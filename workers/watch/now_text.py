@@ -75,6 +75,17 @@ def oldest(now: Figures, state: str) -> str:
     return said
 
 
+def last_step(now: Figures) -> str:
+    """Say what came of the last step, and when."""
+    step = now["last_step"]
+    if not step:
+        return ""
+    of = f"{counted(step['windows'], 'window')}, {counted(step['trajectories'], 'run')}"
+    loss = "" if step["loss"] is None else f", loss {step['loss']:.4f}"
+    when = ago((now["at"] - step["committed_at"]).total_seconds())
+    return f"Last step: {step['step']}, {step['version']}, of {of}{loss}, {when}"
+
+
 def ago(seconds: float) -> str:
     """Write an age: `12 s ago`."""
     return f"{duration(seconds)} ago"

@@ -1,0 +1,108 @@
+"""Flower behind a reverse proxy, and while Postgres or Redis is away."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import psycopg
+import pytest
+
+from babylon_tasks.local.ports import free_port
+from tests.acceptance.conftest import Deployment
+from tests.chaos.proxy import Proxy
+from tests.nginx import reverse_proxy
+
+FLOWER = ("celery", "-A", "babylon_tasks", "flower")
+LOGIN = ("user", "pass word:2")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def start(deployment: Deployment, url: str, port: int, env: dict[str, str]) -> None:
+    """Flower, until it answers."""
+    deployment.start(*FLOWER, f"--port={port}", env=env)
+    deployment.wait(lambda: answers(f"{url}/healthcheck"))
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_behind_a_path_prefix_and_a_reverse_proxy(
+    deployment: Deployment, stack: ExitStack, tmp_path: Path
+) -> None:
+    port = free_port()
+    outside = stack.enter_context(reverse_proxy(tmp_path, port, "/watch"))
+    site = f"{outside}/watch"
+    env = {
+        "FLOWER_BASIC_AUTH": ":".join(LOGIN),
+        "FLOWER_URL_PREFIX": "watch",
+        "FLOWER_XHEADERS": "true",
+    }
+    start(deployment, site, port, env)
+    client = stack.enter_context(httpx.Client(auth=LOGIN))
+    assert httpx.get(f"{site}/").status_code == 401
+    assert httpx.get(f"{site}/", auth=(LOGIN[0], "wrong")).status_code == 401
+    assert client.get(site).headers["Location"] == "/watch/"
+    for page in ("", "workers", "tasks", "broker"):
+        answer = client.get(f"{site}/{page}")
+        assert answer.status_code == 200, page
+        links = re.findall(r'(?:href|src)="(/[^"]*)"', answer.text)
+        assert len(links) > 8
+        for link in set(links):
+            assert link.startswith("/watch"), link
+            assert client.get(f"{outside}{link}", follow_redirects=True).status_code == 200, link
+    assert "Runs now" in client.get(f"{site}/").text
+    assert "Runs now" in client.get(f"{site}/?parts=1").text
+    assert "babylon_up" in httpx.get(f"{site}/metrics").text
+    rows = {"draw": "1", "start": "0", "length": "15", "order[0][column]": "0"}
+    for headers, code in (
+        ({"Origin": outside}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ):
+        answer = client.post(f"{site}/tasks/datatable", data=rows, headers=headers)
+        assert answer.status_code == code, headers
+
+
+def test_the_first_page_says_who_is_away_and_shows_the_rest(
+    deployment: Deployment, stack: ExitStack
+) -> None:
+    """However long a server hangs, no other page waits for it."""
+    parts = urlsplit(deployment.redis_url)
+    network = Proxy(str(parts.hostname), int(parts.port or 0))
+    stack.callback(network.close)
+    netloc = f"{parts.netloc.rpartition(':')[0]}:{network.port}"
+    port = free_port()
+    site = f"http://127.0.0.1:{port}"
+    start(deployment, site, port, {"REDIS_URL": urlunsplit(parts._replace(netloc=netloc))})
+
+    def shows(text: str) -> bool:
+        return text in httpx.get(site, timeout=10).text
+
+    assert shows("Nothing runs now")
+    with psycopg.connect(deployment.env["DATABASE_URL"]) as other:
+        other.execute("LOCK TABLE rl.leases IN ACCESS EXCLUSIVE MODE")
+        deployment.wait(lambda: shows("Postgres has not answered for"))
+        assert shows("Messages that wait")
+        assert httpx.get(f"{site}/healthcheck", timeout=2).status_code == 200
+    deployment.wait(lambda: shows("Nothing runs now"))
+    network.cut()
+    deployment.wait(lambda: shows("Redis has not answered for"))
+    assert shows("Nothing runs now")
+    assert httpx.get(f"{site}/healthcheck", timeout=2).status_code == 200
+    network.restore()
+    deployment.wait(lambda: not shows("Redis has not answered for"))
