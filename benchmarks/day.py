@@ -44,12 +44,12 @@ from babylon_tasks.simulation.write import write
 from babylon_tasks.store.migrate import migrate
 from tests.judge_server import JudgeServer, good, overloaded
 
-HOURS, AGENTS, SEED = 24, 24, 1
+HOURS, AGENTS, SEED = 24, 32, 1
 JUDGE_FAILS = range(6, 8)
 DISK_IS_FULL = range(11, 13)
 BAD_STEP = 17
-BAD = ("LEARNING_RATE=0.05", "MAX_POLICY_CHANGE=50")
-GOOD = ("LEARNING_RATE=", "MAX_POLICY_CHANGE=")
+BAD = ("LEARNING_RATE=0.9", "PASSES=8", "MAX_POLICY_CHANGE=1000")
+GOOD = ("LEARNING_RATE=", "PASSES=", "MAX_POLICY_CHANGE=")
 LAST_SECONDS = 60.0  # for what still waits after the last hour
 
 

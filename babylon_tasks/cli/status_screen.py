@@ -15,6 +15,7 @@ from babylon_tasks.cli.screen import (
     size,
 )
 from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
+from babylon_tasks.text import one_line
 
 Data = Mapping[str, Any]
 
@@ -66,7 +67,7 @@ def _oldest(oldest: Data) -> str:
     if oldest["waits_until"]:
         said += f", is tried again {moment(oldest['waits_until'])}"
     if oldest["last_error"]:
-        said += f" ({oldest['last_error'][:100]})"
+        said += f" ({one_line(oldest['last_error'], 200)})"
     return said
 
 
