@@ -91,14 +91,16 @@ def train(
     return training.train(context, trainer, only, requested_version, on_doing)
 
 
-def publish(context: Context) -> list[str]:
+def publish(context: Context, on_said: Callable[[str], None] = lambda _: None) -> list[str]:
     """Let the steps serve that may, as PUBLISH says; return the versions that came to serve.
+
+    `on_said` hears the reason, and what was decided about an experiment.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
         StaleClaim: The lineage was paused while an experiment was decided; nothing was written.
     """
-    return promote.publish(context)
+    return promote.publish(context, on_said)
 
 
 def sweep(context: Context, limit: int) -> DueWork:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from celery import Task, shared_task
 
@@ -26,66 +26,91 @@ from babylon_tasks.errors import (
     ServerUnavailable,
 )
 from babylon_tasks.pipeline import SCORE_BATCH
+from babylon_tasks.records.doing import duration
 from babylon_tasks.store import canaries
-from babylon_tasks.text import one_line
-from workers import doorbells, queues
+from workers import doorbells, outcomes, queues
 from workers.process import this_process
-from workers.progress import ProgressReporter
+from workers.row import Row, Unexpected, presentable, row_of
 from workers.unable import LEAST_REST_SECONDS
 
 log = logging.getLogger(__name__)
 
-# Errors that a person or the next sweep will mend. Celery fails the task and logs no traceback; its
-# own line has level INFO and is left out, `_errors_in_one_line` writes one.
-_EXPECTED: dict[str, Any] = {"throws": (BabylonError,)}
+# Celery's own events are off: see `workers/row.py`. Celery fails a task for all of these errors and
+# logs no traceback: its own line, of level INFO, is left out, since `_errors_logged` has said it.
+_OURS: dict[str, Any] = {
+    "bind": True,
+    "send_events": False,
+    "Request": "workers.request:Request",
+    "throws": (BabylonError, Unexpected),
+}
 # Seconds. Leases see to work that hangs; the limit frees the pool process that hangs with it. A
 # step has no limit, since its trainer's signs of life are watched.
-_ON_CPU: dict[str, Any] = {**_EXPECTED, "time_limit": 1800}
+_ON_CPU: dict[str, Any] = {**_OURS, "time_limit": 1800}
+
+Bound: TypeAlias = "Task[Any, Any]"
 
 
 @contextmanager
-def _errors_in_one_line(task: str) -> Iterator[None]:
-    """Log an expected error as one line, then let it fail the task."""
+def _errors_logged(task: str) -> Iterator[None]:
+    """Log an error, then let it fail the task.
+
+    One that a person or the next sweep will mend is one line; others have their traceback.
+    """
     try:
         yield
     except BabylonError as error:
         log.error("%s: %s", task, error)  # noqa: TRY400 - a line, not a traceback
         raise
+    except Exception:
+        log.exception("%s failed", task)
+        raise
+
+
+@contextmanager
+def _row(task: Bound) -> Iterator[Row]:
+    """Give the row of a task that ends with its block, and log what the block raises."""
+    with row_of(task) as row, _errors_logged(task.name.removeprefix("babylon.")):
+        yield row
 
 
 @shared_task(name="babylon.produce", **_ON_CPU)
-@_errors_in_one_line("produce")
-def produce() -> None:
+def produce(self: Bound) -> None:
     """Find windows that are due and the app's requests."""
-    doorbells.score(len(pipeline.produce(*this_process().fleet.active())))
+    with _row(self) as row:
+        made = pipeline.produce(*this_process().fleet.active())
+        if made:
+            row.end(outcomes.due(made), "wait to be scored")
+        doorbells.score(len(made))
 
 
 @shared_task(name="babylon.enqueue", **_ON_CPU)
-@_errors_in_one_line("enqueue")
-def enqueue(window_ids: Sequence[str], lineage: str | None = None) -> None:
+def enqueue(self: Bound, window_ids: Sequence[str], lineage: str | None = None) -> None:
     """Make the named windows due, for MODEL_NAME or the named lineage."""
-    context = this_process().fleet.context(lineage)
-    for window_id in window_ids:
-        pipeline.enqueue(context, window_id)
-    doorbells.score(len(window_ids))
+    with _row(self) as row:
+        row.begin(outcomes.due(window_ids))
+        context = this_process().fleet.context(lineage)
+        windows = [pipeline.enqueue(context, window_id) for window_id in window_ids]
+        row.end(outcomes.due(window_ids), outcomes.of_windows(windows))
+        doorbells.score(len(windows))
 
 
 @shared_task(name="babylon.score", **_ON_CPU)
-def score() -> None:
+def score(self: Bound) -> None:
     """Score due windows, of the lineage that has waited longest first."""
-    if at_fault := this_process().unable.stopped("score"):
-        time.sleep(LEAST_REST_SECONDS)  # the next message is for others
-        raise MachineAtFault(at_fault)  # it was said when it came up
-    _score()
+    with row_of(self) as row:
+        if at_fault := this_process().unable.stopped("score"):
+            time.sleep(LEAST_REST_SECONDS)  # the next message is for others
+            raise MachineAtFault(at_fault)  # it was said when it came up
+        with _errors_logged("score"):
+            _score(row)
 
 
-@_errors_in_one_line("score")
-def _score() -> None:
+def _score(row: Row) -> None:
     fleet, unable = this_process().fleet, this_process().unable
     moved, failed = 0, list[Exception]()
     for context in fleet.in_turn("score", unable.lineages("score")):
         try:
-            moved += len(pipeline.score(context, limit=SCORE_BATCH - moved))
+            moved += len(pipeline.score(context, limit=SCORE_BATCH - moved, on_doing=row.tell))
         except ServerUnavailable:
             raise
         except MachineAtFault as error:
@@ -97,6 +122,7 @@ def _score() -> None:
             failed.append(error)
         if moved >= SCORE_BATCH:
             break
+    _conclude(row)
     if moved:
         doorbells.train()
         # Claims made at the same moment may pass windows by; do not leave them to the sweep.
@@ -105,48 +131,71 @@ def _score() -> None:
         raise failed[0]
 
 
-@shared_task(name="babylon.train", bind=True, ignore_result=False, **_EXPECTED)
-def train(self: Task[Any, Any]) -> None:
-    """Train one step over the scored windows that are due, of the lineage that waited longest."""
-    if at_fault := this_process().unable.stopped("train"):
-        _rest()
-        raise MachineAtFault(at_fault)  # it was said when it came up
-    try:
-        with _errors_in_one_line("train"):
-            trained = _train_step(self)
-    except (Retryable, NotRecorded):
-        raise  # this machine can train
-    except Exception as error:
-        if not isinstance(error, BabylonError):  # Celery's traceback comes when it has rested
-            log.error("train: %s", one_line(f"{type(error).__name__}: {error}", 2000))  # noqa: TRY400
-        _rest()
-        raise
-    if trained:
-        _announce_step()
+def _conclude(row: Row) -> None:
+    """Say what came of the work of a row that committed no step."""
+    if row.done:
+        with this_process().fleet.database.transaction() as tx:
+            row.end(*outcomes.of_work(tx, row.done))
 
 
-def _train_step(task: Task[Any, Any]) -> bool:
-    """Train, and say whether a step was committed."""
+@shared_task(name="babylon.train", ignore_result=False, **_OURS)
+def train(self: Bound) -> dict[str, Any] | None:
+    """Train one step over the scored windows that are due, of the lineage that waited longest.
+
+    The result of a step that was committed is what it is; that of others is None.
+    """
+    with row_of(self) as row:
+        if at_fault := this_process().unable.stopped("train"):
+            _rest(row, at_fault)
+            raise MachineAtFault(at_fault)  # it was said when it came up
+        try:
+            with _errors_logged("train"):
+                trained = _train_step(row)
+        except (Retryable, NotRecorded):
+            raise  # this machine can train
+        except Exception as error:
+            _rest(row, str(presentable(error)))
+            raise
+        if trained:
+            _announce_step()
+        return trained
+
+
+def _train_step(row: Row) -> dict[str, Any] | None:
+    """Train; return the step if one was committed."""
     process = this_process()
     unable = process.unable
     process.fleet.settings.require_training_allowed()
-    with ProgressReporter(task) as progress:
-        for context in process.fleet.in_turn("train", unable.lineages()):
-            _wake_another_gpu(context.lineage.name)
-            try:
-                report = pipeline.train(context, process.trainer, on_doing=progress.report)
-            except (Retryable, NotRecorded):
-                raise
-            except MachineAtFault as error:
-                unable.stop("train", context.lineage.name, error)
-                raise
-            except Exception:
-                unable.failed(context.lineage.name, context.settings.retry_seconds)
-                raise
-            if report:
-                unable.trained(context.lineage.name)
-                return True
-    return False
+    for context in process.fleet.in_turn("train", unable.lineages()):
+        name = context.lineage.name
+        _wake_another_gpu(name)
+        try:
+            report = pipeline.train(context, process.trainer, on_doing=row.tell)
+        except (Retryable, NotRecorded):
+            raise
+        except MachineAtFault as error:
+            unable.stop("train", name, error)
+            raise
+        except Exception:
+            unable.failed(name, context.settings.retry_seconds)
+            raise
+        if report:
+            unable.trained(name)
+            title, result = outcomes.of_step(name, report)
+            row.end(title, "; ".join([result, *_verdicts(row, name)]))
+            return {"lineage": name, **outcomes.summary(report)}
+    _conclude(row)
+    return None
+
+
+def _verdicts(row: Row, lineage: str) -> list[str]:
+    """Say how the exams before a step ended, if Postgres is there: the step is committed."""
+    with (
+        contextlib.suppress(ServerUnavailable),
+        this_process().fleet.database.transaction() as tx,
+    ):
+        return outcomes.verdicts(tx, lineage, row.done)
+    return []
 
 
 def _wake_another_gpu(lineage: str) -> None:
@@ -157,15 +206,15 @@ def _wake_another_gpu(lineage: str) -> None:
             doorbells.train()
 
 
-@_errors_in_one_line("train")
+@_errors_logged("train")
 def _announce_step() -> None:
     this_process().step_logger.step_committed()
     doorbells.publish()
     doorbells.train()
 
 
-@_errors_in_one_line("train")
-def _rest() -> None:
+@_errors_logged("train")
+def _rest(row: Row, why: str) -> None:
     """Leave the work to others for RETRY_SECONDS, on a machine that cannot train.
 
     If it failed with one lineage alone, it goes on with the others at once.
@@ -183,40 +232,48 @@ def _rest() -> None:
     with fleet.database.transaction() as tx:
         # No canary comes through while it rests.
         canaries.note(tx, "gpu", fleet.holder)
-    time.sleep(max(fleet.settings.retry_seconds, LEAST_REST_SECONDS))
+    seconds = max(fleet.settings.retry_seconds, LEAST_REST_SECONDS)
+    row.say(f"failed: {why}; this machine rests for {duration(seconds)}")
+    time.sleep(seconds)
 
 
 @shared_task(name="babylon.publish", **_ON_CPU)
-@_errors_in_one_line("publish")
-def publish() -> None:
+def publish(self: Bound) -> None:
     """Let the head of each lineage serve."""
-    fleet = this_process().fleet
-    for context in fleet.to_publish():
-        pipeline.publish(context)
+    with _row(self) as row:
+        titles, results = list[str](), list[str]()
+        for context in this_process().fleet.to_publish():
+            said: list[str] = []
+            versions = pipeline.publish(context, said.append)
+            if versions or said:
+                what = f"{versions[-1]} serves" if versions else "experiment"
+                titles.append(f"{context.lineage.name}: {what}")
+                results.append("; ".join(said) or "it is the newest step")
+                row.end("; ".join(titles), "; ".join(results))
 
 
 @shared_task(name="babylon.sweep", **_ON_CPU)
-@_errors_in_one_line("sweep")
-def sweep() -> None:
+def sweep(self: Bound) -> None:
     """Ring again for whatever Postgres says is due, and forget old answers of the endpoint.
 
     It is its queue's canary, too.
     """
-    _note_canary("cpu")
-    due = this_process().fleet.sweep(queues.ENOUGH["cpu"] * SCORE_BATCH)
-    doorbells.score(len(due.due))
-    if due.train:
-        doorbells.train()
-    if due.publish:
-        doorbells.publish()
-    this_process().forget_old_calls()
+    with _row(self):
+        _note_canary("cpu")
+        due = this_process().fleet.sweep(queues.ENOUGH["cpu"] * SCORE_BATCH)
+        doorbells.score(len(due.due))
+        if due.train:
+            doorbells.train()
+        if due.publish:
+            doorbells.publish()
+        this_process().forget_old_calls()
 
 
 @shared_task(name="babylon.canary", **_ON_CPU)
-@_errors_in_one_line("canary")
-def canary(queue: str) -> None:
+def canary(self: Bound, queue: str) -> None:
     """Say that messages come through this queue to Postgres."""
-    _note_canary(queue)
+    with _row(self):
+        _note_canary(queue)
 
 
 def _note_canary(queue: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -34,12 +35,13 @@ class Served:
     pause: Pause | None
 
 
-def publish(context: Context) -> list[str]:
+def publish(context: Context, on_said: Callable[[str], None]) -> list[str]:
     """Let the steps serve that may, as PUBLISH says; return the versions that came to serve.
 
     Those before them that can be asked for now are among them. `always`: the step that trains next.
     `gate`: the newest that passed its exam, after an experiment. `manual`: none. Nothing is
-    promoted while automatic promotion is paused.
+    promoted while automatic promotion is paused. `on_said` hears the reason, and what was decided
+    about an experiment.
 
     Raises:
         ServerUnavailable: Postgres does not answer, or the app holds a row of a version just now.
@@ -62,6 +64,7 @@ def publish(context: Context) -> list[str]:
             outcome.versions += promotions.publish(tx, name, head.step, by)
     for sentence in outcome.said:
         log.info("%s: %s", name, sentence)
+        on_said(sentence)
     if outcome.versions:
         log.info("%s: promoted: %s", name, ", ".join(outcome.versions))
     return outcome.versions

@@ -21,6 +21,7 @@ from babylon_tasks.store.leases import Claim
 from babylon_tasks.text import one_line, place_of
 
 WINDOWS_IN_A_ROW = 3
+QUOTES = ", and none is blamed: "  # then comes the text of the windows' error
 # Errors about the window itself, or about a server: they say nothing about this machine.
 _NOT_THE_MACHINES = re.compile(r"(JudgeFault|DamagedRow|SlowRead): ")
 _PLACE = re.compile(r" \((\w+ at [\w./-]+:\d+)\)$")
@@ -102,5 +103,5 @@ def _error_of(one_lineage: bool, name: str, state: State, message: str) -> Machi
     return (LineageAtFault if one_lineage else MachineAtFault)(
         f"{WINDOWS_IN_A_ROW} windows {whose}failed here with the same error and none succeeded, so "
         f"this machine is at fault: it {_DOES[state]} no more windows {whose}until its worker is "
-        f"started again, and none is blamed: {message}"
+        f"started again{QUOTES}{message}"
     )

@@ -68,10 +68,9 @@ def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
         deployment.wait(lambda: failed.keys() >= {"bad", "odd", "step"})
         result = json.loads(client.get("babylon:celery-task-meta-step") or "{}")
         assert not client.exists("babylon:celery-task-meta-bad", "babylon:celery-task-meta-odd")
-    assert "no trajectories in window 2025-01-15T10:00" in failed["bad"]["exception"]
-    assert failed["bad"]["exception"].startswith("UserError(")
-    assert failed["odd"]["exception"].startswith("TypeError(")
-    assert "cannot write the checkpoint" in failed["step"]["exception"]
+    assert failed["bad"]["exception"].startswith("no trajectories in window 2025-01-15T10:00")
+    assert failed["odd"]["exception"].startswith("TypeError at workers/")
+    assert failed["step"]["exception"].startswith("cannot write the checkpoint")
     assert (result["status"], result["result"]["exc_type"]) == ("FAILURE", "UserError")
     assert "cannot write the checkpoint" in result["result"]["exc_message"][0]
     assert states(deployment.context) == {window: "scored"}  # no window is to blame

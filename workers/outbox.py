@@ -1,0 +1,129 @@
+"""What a pool process has still to say to Redis: events for Flower, and states of results."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery import Task
+from celery.app.task import get_actual_ignore_result
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 1.0  # progress is not sent more often
+_AGAIN_SECONDS = 1.0  # between two tries to send what must not be left out
+_GIVE_UP_SECONDS = 600.0
+_MOST = 200  # while Redis is away; the oldest go first
+
+
+class Sender:
+    """What a thread needs to speak for a task; made where the task runs, since it knows none."""
+
+    def __init__(self, task: Task[Any, Any]) -> None:
+        self.id = task.request.id
+        self._hostname = task.request.hostname
+        self._events = task.app.events
+        self._backend = task.backend  # a thread would make one of its own
+        self._keeps_result = not get_actual_ignore_result(task, task.request)
+
+    def send(self, message: Message) -> None:
+        """Send an event, then the state of the result.
+
+        Raises:
+            Exception: Redis does not answer; whatever the client of it raises.
+        """
+        with self._events.default_dispatcher(hostname=self._hostname) as dispatcher:
+            dispatcher.send(
+                message.event, uuid=self.id, timestamp=message.at, retry=False, **message.fields
+            )
+        if message.state is not None and self._keeps_result:
+            self._backend.store_result(self.id, message.value, message.state)
+
+
+@dataclass(frozen=True)
+class Message:
+    """An event with its fields, and the state of the task's result, for a task that has one.
+
+    Of `progress` only the newest is sent.
+    """
+
+    sender: Sender
+    event: str
+    fields: Mapping[str, Any]
+    state: str | None = None
+    value: Any = None
+    progress: bool = False
+    at: float = field(default_factory=time.time)
+
+
+class Outbox:
+    """Sends messages in their order, from a thread of its own.
+
+    Redis may be away or frozen for minutes. The work must not wait for it, nor the lease that the
+    work's signs of life renew. Progress that could not be sent in time is left out; the rest is
+    tried again, for a while also when its task is over.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Message] = deque(maxlen=_MOST)
+        self._sending: Message | None = None
+        self._changed = threading.Condition()
+        self._progress_at = 0.0  # when the next one may be sent
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def put(self, message: Message) -> None:
+        """Hand over a message; returns at once."""
+        with self._changed:
+            last = self._waiting[-1] if self._waiting else None
+            if last is not None and last.progress and last.sender is message.sender:
+                self._waiting.pop()
+            self._waiting.append(message)
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> None:
+        """Wait until all is sent, or for so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._sending, seconds)
+
+    def _run(self) -> None:
+        while True:
+            message = self._next()
+            try:
+                message.sender.send(message)
+                sent = True
+            except Exception as error:  # noqa: BLE001 - only a display depends on it
+                log.debug("%s is not shown yet: %s", message.event, error)
+                sent = message.progress or time.time() - message.at > _GIVE_UP_SECONDS
+            with self._changed:
+                self._sending = None
+                if not sent:
+                    self._waiting.appendleft(message)
+                self._changed.notify_all()
+            if not sent:
+                time.sleep(_AGAIN_SECONDS)
+
+    def _next(self) -> Message:
+        """Wait for a message that may be sent now, and take it."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: bool(self._waiting))
+                now = time.monotonic()
+                if not self._waiting[0].progress or now >= self._progress_at:
+                    break
+                self._changed.wait(self._progress_at - now)
+            self._sending = self._waiting.popleft()
+            if self._sending.progress:
+                self._progress_at = time.monotonic() + _PROGRESS_SECONDS
+            return self._sending
+
+
+@functools.cache
+def this_outbox() -> Outbox:
+    """Return the one of this process, made when it is first needed: after the fork."""
+    return Outbox()

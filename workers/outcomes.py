@@ -1,0 +1,100 @@
+"""What came of a piece of work, in one line for people; from Postgres, where a report lacks it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from babylon_tasks.records.doing import Doing, counted, duration
+from babylon_tasks.records.windows import State, Window
+from babylon_tasks.store import exams
+from babylon_tasks.store import windows as window_rows
+from babylon_tasks.store.database import Connection
+from babylon_tasks.training.step import StepReport, loss_text
+
+_MOST_NAMED = 3
+
+
+def of_step(lineage: str, report: StepReport) -> tuple[str, str]:
+    """Return what a committed step was, and what came of it."""
+    step, size = f"step {report.step} → {report.version}", _size(report)
+    took = duration(report.seconds)
+    return f"{lineage}: {step}, {size}", f"{step}: loss {loss_text(report.result)}, {size}, {took}"
+
+
+def summary(report: StepReport) -> dict[str, Any]:
+    """Return what the result of a task keeps of a committed step."""
+    return {
+        "step": report.step,
+        "version": report.version,
+        "loss": report.result.loss,
+        "windows": report.window_ids,
+        "runs": report.trajectories,
+        "seconds": round(report.seconds, 1),
+    }
+
+
+def due(window_ids: Sequence[str]) -> str:
+    """Say that windows are due: `3 windows are due: 2026-11-28T01:00 …`."""
+    ids = sorted(set(window_ids))
+    named = " ".join(ids[:_MOST_NAMED]) + (" …" if len(ids) > _MOST_NAMED else "")
+    return f"{counted(len(ids), 'window')} {'is' if len(ids) == 1 else 'are'} due: {named}"
+
+
+def of_work(tx: Connection, done: Sequence[Doing]) -> tuple[str, str]:
+    """Return what was done without a step, and what came of it, of one lineage or several."""
+    names = list(dict.fromkeys(each.lineage for each in done))
+    said = {name: _of_lineage(tx, name, [d for d in done if d.lineage == name]) for name in names}
+    if len(names) == 1:
+        return done[-1].title(), said[names[0]]
+    last = {each.lineage: each.title() for each in done}
+    return "; ".join(last.values()), "; ".join(f"{name}: {text}" for name, text in said.items())
+
+
+def verdicts(tx: Connection, lineage: str, done: Sequence[Doing]) -> list[str]:
+    """Say how the exams among this work ended, one sentence each."""
+    examined = {
+        each.step for each in done if each.stage == "exam" and each.lineage == lineage and each.step
+    }
+    return [_verdict(tx, lineage, step) for step in sorted(examined)]
+
+
+def _of_lineage(tx: Connection, lineage: str, done: Sequence[Doing]) -> str:
+    said = verdicts(tx, lineage, done)
+    ids = {id_ for each in done if each.stage != "exam" for id_ in each.windows}
+    if ids:
+        said.append(of_windows(window_rows.read(tx, lineage, sorted(ids))))
+    else:
+        said.append("no step follows yet")
+    return "; ".join(said)
+
+
+def of_windows(windows: Sequence[Window]) -> str:
+    """Count windows by what became of them, with the reason of those that are skipped.
+
+    An error may quote a trace, so it is not said here.
+    """
+    ended = Counter(_ending(window) for window in windows)
+    return "; ".join(f"{counted(n, 'window')} {ending}" for ending, n in ended.most_common())
+
+
+def _ending(window: Window) -> str:
+    if window.state == State.SKIPPED:
+        return f"skipped: {window.reason}"
+    if window.state == State.FAILED:
+        return "failed: `babylon windows show ID` says why"
+    if window.last_error is not None and window.state in (State.DUE, State.SCORED):
+        return "will be tried again: `babylon windows show ID` says why"
+    return str(window.state)
+
+
+def _verdict(tx: Connection, lineage: str, step: int) -> str:
+    exam = next(iter(exams.read(tx, lineage, [step])), None)
+    if exam is None or exam.decided_at is None:
+        return f"the exam of step {step} is not decided"
+    return f"step {step} {exam.state} its exam: {exam.reason}"
+
+
+def _size(report: StepReport) -> str:
+    return f"{counted(len(report.window_ids), 'window')}, {counted(report.trajectories, 'run')}"
