@@ -51,7 +51,7 @@ def main() -> int:
         UserError: Training is not allowed, the trainer's packages are missing, or the mode failed.
     """
     settings, arguments = load_settings(), load(RunArguments)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     if arguments.mode == "list":
         return list_ready(settings)
     settings.require_training_allowed()

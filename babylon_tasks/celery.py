@@ -170,7 +170,8 @@ class _Logging(Logging):  # type: ignore[misc]
 
 
 def _log_as_we_do(**_: object) -> None:
-    configure_logging(load_settings().log_level)
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
     # Celery makes one to show its URL without the password, and kombu warns that it has no TLS.
     logging.getLogger("kombu.connection").setLevel(logging.ERROR)
 

@@ -54,7 +54,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     """
     options = options or {}
     settings = load_settings()
-    configure_logging(settings.log_level)  # Celery does so later
+    configure_logging(settings.log_level, settings.log_format)  # Celery does so later
     with refusing_in_one_line():
         check_pool(options.get("pool") or conf.worker_pool)
         queues = chosen_queues(options)

@@ -56,7 +56,8 @@ def babylon() -> None:
     from babylon_tasks.logs import configure_logging
     from babylon_tasks.settings import load_settings
 
-    configure_logging(load_settings().log_level)
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
 
 
 def main() -> None:

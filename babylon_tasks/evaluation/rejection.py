@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from babylon_tasks.logs import bound
 from babylon_tasks.records.gates import FAILURES_IN_A_ROW, PAUSED_BY
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.store import exams, heads, lineages, steps, transitions
@@ -45,7 +46,8 @@ def leave_rolled_back(context: Context, tx: Connection, claim: Claim) -> None:
         return
     why = f"step {bad.step}: {bad.reason}"
     _give_up(context, tx, claim, (head.step, head.published_step), why)
-    log.warning("%s goes on from step %d: %s", name, head.published_step, why)
+    with bound(lineage=name, step=head.step):
+        log.warning("%s goes on from step %d: %s", name, head.published_step, why)
 
 
 def _is_remote(step: Step | None) -> bool:

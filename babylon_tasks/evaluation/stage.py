@@ -24,6 +24,7 @@ from babylon_tasks.errors import (
 from babylon_tasks.evaluation.exam import Examiner, Version
 from babylon_tasks.evaluation.rejection import leave_rolled_back, reject
 from babylon_tasks.evaluation.verdict import judge
+from babylon_tasks.logs import bound
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.exams import ExamState, Figures
 from babylon_tasks.records.form import load_form_check
@@ -75,7 +76,9 @@ def examine(
     if claimed is None:
         return None
     with LeaseKeeper(context, [claimed.lease], on_doing) as keeper:
-        return _Exam(context, trainer, keeper, claimed).run()
+        windows = [window.window_id for window in claimed.windows]
+        with bound(step=claimed.candidate.step, windows=windows):
+            return _Exam(context, trainer, keeper, claimed).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +249,7 @@ class _Exam:
             f"decide the exam of step {step}", lambda tx: self._write(tx, decision)
         )
         say = log.warning if state == ExamState.FAILED else log.info
-        say("%s: step %d %s its exam: %s", name, step, state, reason)
+        say("step %d %s its exam: %s", step, state, reason)
         if paused:
             log.error(
                 "%s is paused: %d steps in a row failed their exam; `babylon models show %d` has "

@@ -20,6 +20,7 @@ from babylon_tasks.errors import (
     StaleClaim,
     UserError,
 )
+from babylon_tasks.logs import bound
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.time_left import time_left
 from babylon_tasks.records.windows import State, Window
@@ -120,8 +121,12 @@ class ScoringRun:
 
     async def _score_window(self, window: Window) -> bool:
         """Tell whether the window moved on; if not, its row says why."""
-        context, lease = self._context, self._claimed[window.window_id]
-        name = context.lineage.name
+        lease = self._claimed[window.window_id]
+        with bound(window=window.window_id, token=lease.token):
+            return await self._score_leased(window, lease)
+
+    async def _score_leased(self, window: Window, lease: Lease) -> bool:
+        context = self._context
         try:
             scorer = self._scorers[self._scorer_name(window)]
             read = await self._read(window, scorer)
@@ -132,14 +137,14 @@ class ScoringRun:
         except (LeaseLost, ServerUnavailable, StaleClaim):
             raise
         except JudgeUnavailable as error:
-            log.error("%s: window %s waits: %s", name, window.window_id, error)  # noqa: TRY400 - the message is enough
+            log.error("window %s waits: %s", window.window_id, error)  # noqa: TRY400 - the message is enough
             failures.wait(context, window, lease, error, error.wait_seconds)
         except (UserError, OSError) as error:  # of the deployment or of this machine
-            log.error("%s: window %s waits: %s", name, window.window_id, error)  # noqa: TRY400
+            log.error("window %s waits: %s", window.window_id, error)  # noqa: TRY400
             failures.wait(context, window, lease, error, 0.0)
         except Exception as error:
             if not isinstance(error, JudgeFault):
-                log.exception("%s: scoring %s failed", name, window.window_id)
+                log.exception("scoring %s failed", window.window_id)
             failures.count_failure(context, window, lease, error)
         else:
             return True
@@ -184,8 +189,7 @@ class ScoringRun:
         )
         reason = verdict.why_skip
         log.info(
-            "%s: scored %s by %s: %d agents, %d of %d trajectories, %d set aside%s",
-            self._context.lineage.name,
+            "scored %s by %s: %d agents, %d of %d trajectories, %d set aside%s",
             window.window_id,
             verdict.scorer,
             read.counts.agents,

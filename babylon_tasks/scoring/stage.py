@@ -44,7 +44,8 @@ def score(
         return leased, not leased and window_rows.wait_for_judge(tx, judged)
 
     with context.database.transaction() as tx:
-        failures.answer_for(tx, attempts.reap_scores(tx, name, settings.max_attempts))
+        lost = attempts.reap_scores(tx, name, settings.max_attempts)
+        failures.answer_for(tx, name, lost)
         claimed, judge_is_due = claim(tx)
         if not claimed and not judge_is_due and clock.obey(tx, settings.lease_seconds):
             claimed, judge_is_due = claim(tx)

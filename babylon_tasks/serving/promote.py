@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from babylon_tasks.errors import UserError
+from babylon_tasks.logs import bound
 from babylon_tasks.records.promotions import Pause, PromotionKind
 from babylon_tasks.records.versions import Head
 from babylon_tasks.serving import experiment
@@ -62,11 +63,12 @@ def publish(context: Context, on_said: Callable[[str], None]) -> list[str]:
         if mode == "always":
             by = (context.holder, "the newest step")
             outcome.versions += promotions.publish(tx, name, head.step, by)
-    for sentence in outcome.said:
-        log.info("%s: %s", name, sentence)
-        on_said(sentence)
-    if outcome.versions:
-        log.info("%s: promoted: %s", name, ", ".join(outcome.versions))
+    with bound(lineage=name):
+        for sentence in outcome.said:
+            log.info("%s", sentence)
+            on_said(sentence)
+        if outcome.versions:
+            log.info("promoted: %s", ", ".join(outcome.versions))
     return outcome.versions
 
 

@@ -1,4 +1,4 @@
-"""Settings: the log level."""
+"""Settings: what is logged, and how it is written."""
 
 from __future__ import annotations
 
@@ -14,4 +14,8 @@ class Logs(Group):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console",
+        description="`console`: lines for people. `json`: one JSON object a line, for programs.",
     )

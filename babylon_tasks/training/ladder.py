@@ -14,6 +14,7 @@ from babylon_tasks.errors import (
     StaleClaim,
     UserError,
 )
+from babylon_tasks.logs import bound
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import Window
 from babylon_tasks.training.backend import TrainingBackend
@@ -57,21 +58,19 @@ class Ladder:
         while windows:
             version = requested_version if self._choice.asked_for(windows) else None
             order = StepOrder(windows, version)
-            try:
-                report = StepAttempt(
-                    self._context, self._backend, self._trainer, self._keeper, order, stopwatch
-                ).run()
-                if report:
-                    return report
-            except NotRecorded as error:
-                self._unrecorded |= dict.fromkeys(_ids(windows), error)
-            except (LeaseLost, StaleClaim, ServerUnavailable):
-                raise
-            except (UserError, OSError) as error:
-                failures.blame_nobody(self._context, windows, self._keeper.held[0], error)
-                raise
-            except Exception as error:  # noqa: BLE001 - `_step_failed` counts, logs or raises it
-                self._step_failed(windows, error)
+            with bound(windows=_ids(windows)):
+                try:
+                    if report := self._attempt(order, stopwatch).run():
+                        return report
+                except NotRecorded as error:
+                    self._unrecorded |= dict.fromkeys(_ids(windows), error)
+                except (LeaseLost, StaleClaim, ServerUnavailable):
+                    raise
+                except (UserError, OSError) as error:
+                    failures.blame_nobody(self._context, windows, self._keeper.held[0], error)
+                    raise
+                except Exception as error:  # noqa: BLE001 - `_step_failed` counts, logs or raises it
+                    self._step_failed(windows, error)
             stopwatch = Stopwatch()
             with self._context.database.transaction() as tx:
                 windows = self._choice.next(tx, self._unrecorded)
@@ -79,10 +78,15 @@ class Ladder:
             raise next(iter(self._unrecorded.values()))
         return None
 
+    def _attempt(self, order: StepOrder, stopwatch: Stopwatch) -> StepAttempt:
+        return StepAttempt(
+            self._context, self._backend, self._trainer, self._keeper, order, stopwatch
+        )
+
     def _step_failed(self, windows: Sequence[Window], error: Exception) -> None:
         """Note the failure in the windows; raise it if there is nothing else to try."""
         if not isinstance(error, BabylonError):
-            log.exception("a step over %s failed", ", ".join(_ids(windows)))
+            log.exception("a step failed")
         failed_again = _ids(windows) == self._failed
         first = windows[0].attempts == 0 and windows[0].may_share is None
         final = isinstance(error, Final)

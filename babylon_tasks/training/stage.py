@@ -74,7 +74,7 @@ def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]]
             leases.release(tx, [lease])  # it has no verdict yet, so nothing may continue it
             return None
         lost = attempts.reap_steps(tx, lineage.name, settings.max_attempts)
-        failures.answer_for(tx, lost)
+        failures.answer_for(tx, lineage.name, lost)
         windows = choice.next(tx)
         if not windows and clock.obey(tx, settings.lease_seconds):
             windows = choice.next(tx)

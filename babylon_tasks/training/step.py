@@ -15,6 +15,7 @@ import msgspec
 
 from babylon_tasks.checkpoints import files as checkpoint_files
 from babylon_tasks.errors import LeaseLost, StoreUnavailable
+from babylon_tasks.logs import bound
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.recipes import Recipe
 from babylon_tasks.records.steps import (
@@ -101,23 +102,24 @@ class StepAttempt:
         self._backend.require_usable()
         self._keeper.tell(self._doing)
         self._keeper.renew_token(self._open)
-        with scratch_folder("steps") as scratch:
-            head, parent, staleness = self._read_head()
+        head, parent, staleness = self._read_head()
+        with bound(step=head.next_step):
             self._tell(step=head.next_step)
-            samples = self._read(scratch, staleness)
-            if not samples.windows:
-                return None
-            ids = [window.window_id for window in samples.windows]
-            self._tell(windows=ids, runs=len(samples.rewards), phase="load")
-            checkpoint = self._reserve(head, samples)
-            request = self._load(scratch, head, parent, checkpoint)
-            # Before the gradient: what fails here costs little.
-            recipe = recipe_of_request(self._context, request, parent, samples)
-            result = self._train(request, samples)
-            self._save(request, checkpoint)
-        self._tell(phase="commit", share=_SAVED)
-        recipe = with_result(recipe, result)
-        return self._commit(self._commit_of(head, recipe, samples, result, checkpoint))
+            with scratch_folder("steps") as scratch:
+                samples = self._read(scratch, staleness)
+                if not samples.windows:
+                    return None
+                ids = [window.window_id for window in samples.windows]
+                self._tell(windows=ids, runs=len(samples.rewards), phase="load")
+                checkpoint = self._reserve(head, samples)
+                request = self._load(scratch, head, parent, checkpoint)
+                # Before the gradient: what fails here costs little.
+                recipe = recipe_of_request(self._context, request, parent, samples)
+                result = self._train(request, samples)
+                self._save(request, checkpoint)
+            self._tell(phase="commit", share=_SAVED)
+            recipe = with_result(recipe, result)
+            return self._commit(self._commit_of(head, recipe, samples, result, checkpoint))
 
     def _open(self, tx: Connection, token: int) -> None:
         name, ids = self._context.lineage.name, [w.window_id for w in self._order.windows]
@@ -295,8 +297,7 @@ class StepAttempt:
             seconds=sum(new.seconds.values()),
         )
         log.info(
-            "%s step %d (%s): %d windows, %d trajectories, loss %s, %.1f s",
-            new.lineage.name,
+            "step %d (%s): %d windows, %d trajectories, loss %s, %.1f s",
             step,
             version,
             len(report.window_ids),

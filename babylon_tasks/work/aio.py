@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import selectors
 import threading
@@ -42,7 +43,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if _current.runner is None or _current.pid != os.getpid():
         _current.runner, _current.pid = asyncio.Runner(loop_factory=_new_loop), os.getpid()
     try:
-        return _current.runner.run(work)
+        # In the caller's context, which the log's fields are in, and not in that of the first call.
+        return _current.runner.run(work, context=contextvars.copy_context())
     except (SystemExit, KeyboardInterrupt):
         ended, _current.runner = _current.runner, None
         _end(ended)

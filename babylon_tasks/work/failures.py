@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 
 from babylon_tasks.errors import Final
+from babylon_tasks.logs import bound
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.store import attempts, leases, training_batches, transitions
 from babylon_tasks.store.attempts import Ending, LostAttempt
@@ -38,8 +39,7 @@ def step_failed(
         count_failure(context, windows[0], lease, error, at_once=again)
         return
     log.warning(
-        "%s: step over %d windows failed, %s: %s",
-        context.lineage.name,
+        "a step over %d windows failed, %s: %s",
         len(windows),
         "trying again" if again else "halving",
         error,
@@ -91,11 +91,10 @@ def count_failure(
     if at_fault:
         raise at_fault from error
     if fails:
-        log.error("%s: window %s failed: %s", claim.model_name, window.window_id, message)
+        log.error("window %s failed: %s", window.window_id, message)
     else:
         log.warning(
-            "%s: window %s failed, attempt %d: %s",
-            claim.model_name,
+            "window %s failed, attempt %d: %s",
             window.window_id,
             tried,
             message,
@@ -150,13 +149,14 @@ def job_goes_on(
         attempts.end(tx, claim.model_name, [lease.token], Ending.ERROR, message_of(error))
         for window in windows:
             _postpone(tx, claim, window, error, 0.0)
-    log.warning("%s: a step failed, its job at W&B goes on: %s", claim.model_name, error)
+    log.warning("a step failed, its job at W&B goes on: %s", error)
 
 
-def answer_for(tx: Connection, lost: Sequence[LostAttempt]) -> None:
+def answer_for(tx: Connection, lineage: str, lost: Sequence[LostAttempt]) -> None:
     """Log the new state of windows whose worker died; end the requests of failed windows."""
     for each in lost:
-        log.warning("window %s is %s: %s", each.window_id, each.state, each.last_error)
+        with bound(lineage=lineage, window=each.window_id):
+            log.warning("window %s is %s: %s", each.window_id, each.state, each.last_error)
         if each.state == State.FAILED and each.batch_id:
             training_batches.fail(tx, each.batch_id, each.last_error)
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable, StaleClaim
+from babylon_tasks.logs import bound
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.versions import Head
@@ -189,7 +190,13 @@ class LeaseKeeper:
         self.held = [held for held in self.held if held != lease]
 
     def __enter__(self) -> LeaseKeeper:
+        self._fields = bound(lineage=self._context.lineage.name, token=self._token)
+        self._fields.__enter__()
         return self
+
+    def _token(self) -> int | None:
+        """Return the token of the one lease that is held; of several, their work says it."""
+        return self.held[0].token if len(self.held) == 1 else None
 
     def __exit__(
         self,
@@ -197,6 +204,12 @@ class LeaseKeeper:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            self._end(exc)
+        finally:
+            self._fields.__exit__(None, None, None)
+
+    def _end(self, exc: BaseException | None) -> None:
         self._was_away = self._met_outage() or self._was_away or isinstance(exc, ServerUnavailable)
         if isinstance(exc, LeaseLost) and not self._was_away:
             return

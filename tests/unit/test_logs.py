@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
+
+import pytest
+
+from babylon_tasks import logs
+from babylon_tasks.logs import bound
+from babylon_tasks.work import aio
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
 
 
-def logged(code: str, level: str = "INFO", **env: str) -> str:
-    """What a program says on stderr after `configure_logging(level)`."""
-    program = "import logging, sys\nfrom babylon_tasks.logs import configure_logging\n"
-    program += f"configure_logging({level!r})\n"
+def logged(code: str, level: str = "INFO", form: str = "console", **env: str) -> str:
+    """What a program says on stderr after `configure_logging(level, form)`."""
+    program = "import logging, sys\nfrom babylon_tasks.logs import bound, configure_logging\n"
+    program += f"configure_logging({level!r}, {form!r})\n"
     program += "ours, theirs = map(logging.getLogger, ('workers.tasks', 'httpx'))\n" + code
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -82,8 +91,8 @@ ours.warning("here", stack_info=True)
 
 
 def test_colours_are_for_terminals() -> None:
-    code = "import logging; from babylon_tasks.logs import configure_logging; "
-    code += "configure_logging('INFO'); logging.getLogger('workers').error('x')"
+    code = "import logging; from babylon_tasks.logs import bound, configure_logging\n"
+    code += "configure_logging('INFO')\nwith bound(step=3): logging.getLogger('workers').error('x')"
 
     def on_terminal(**env: str) -> bytes:
         ours, theirs = pty.openpty()
@@ -95,9 +104,9 @@ def test_colours_are_for_terminals() -> None:
         os.close(ours)
         return said
 
-    assert b"\x1b[" in on_terminal()
+    assert b"\x1b[2mstep=3\x1b[0m" in on_terminal()
     plain = on_terminal(NO_COLOR="1").decode().rstrip()
-    assert re.fullmatch(TIME + " ERROR workers: x", plain)
+    assert re.fullmatch(TIME + " ERROR workers: x step=3", plain)
 
 
 def test_a_program_that_logs_nothing_does_not_import_structlog() -> None:
@@ -107,3 +116,95 @@ def test_a_program_that_logs_nothing_does_not_import_structlog() -> None:
 def test_it_leaves_no_other_handler() -> None:
     code = "configure_logging('INFO'); assert len(logging.getLogger().handlers) == 1"
     assert logged(code + "; ours.info('once')").count("once") == 1
+
+
+# --- what a line is about ---
+
+
+def test_fields_stand_after_the_event() -> None:
+    code = """
+with bound(lineage="a", step=None), bound(windows=["w1", "w2", "w3", "w4", "w5"], token=lambda: 7):
+    ours.info("trains")
+ours.info("rests")
+"""
+    first, second = logged(code).splitlines()
+    assert first.endswith(" workers.tasks: trains lineage=a windows=w1,w2,w3+2 token=7")
+    assert second.endswith(" workers.tasks: rests")
+
+
+def test_one_json_object_a_line() -> None:
+    code = """
+with bound(lineage="a", windows=["w1", "w2", "w3", "w4"], token=lambda: 7):
+    ours.info("trains %d", 3)
+    try:
+        {}["missing"]
+    except KeyError:
+        theirs.exception("failed")
+ours.warning("here", stack_info=True)
+"""
+    lines = [json.loads(line) for line in logged(code, form="json").splitlines()]
+    moment = datetime.fromisoformat(lines[0].pop("time"))
+    assert moment.tzinfo == UTC
+    assert abs((datetime.now(UTC) - moment).total_seconds()) < 60
+    about = {"lineage": "a", "windows": ["w1", "w2", "w3", "w4"], "token": 7}
+    assert lines[0] == {"level": "INFO", "logger": "workers.tasks", "event": "trains 3", **about}
+    assert lines[1]["traceback"].startswith("Traceback (most recent call last):\n")
+    assert lines[1]["traceback"].endswith("KeyError: 'missing'")
+    assert {key: lines[1][key] for key in about} == about
+    assert lines[2]["stack"].startswith("Stack (most recent call last):\n")
+    assert len(lines) == 3
+
+
+def test_nothing_forges_a_line_of_json_or_fills_a_disk() -> None:
+    forged = r"x\n{level: ERROR}\x1b[2J\x00\ud800"
+    code = f"""
+with bound(lineage="{forged}"):
+    for log in (ours, theirs):
+        log.warning("refused %s", "{forged}")
+        log.error({{"event": "no text"}})
+        try:
+            raise ValueError("{forged}" + "y" * 10_000_000)
+        except ValueError:
+            log.exception("it failed")
+import warnings
+warnings.warn("{forged}")
+"""
+    lines = logged(code, form="json").splitlines()
+    assert len(lines) == 7
+    assert all(line.isprintable() and line.isascii() for line in lines)
+    assert {json.loads(line)["level"] for line in lines} == {"WARNING", "ERROR"}
+    assert max(map(len, lines)) < 2 * 16_000 + 4100
+    (plain,) = logged(f"with bound(lineage='{forged}'): ours.info('x')").splitlines()
+    assert plain.isprintable()
+
+
+def test_json_has_no_colours_on_a_terminal() -> None:
+    assert "\x1b" not in logged("ours.error('x')", form="json", FORCE_COLOR="1")
+
+
+def test_each_task_has_fields_of_its_own() -> None:
+    """And a loop that lives on takes the caller's, not those of its first caller."""
+
+    async def one(window: str) -> dict[str, object]:
+        with bound(window=window):
+            await asyncio.sleep(0)
+            return logs._bound_now()
+
+    async def both() -> list[dict[str, object]]:
+        return await asyncio.gather(one("w1"), one("w2"))
+
+    for lineage in ("a", "b"):
+        with bound(lineage=lineage):
+            found = aio.run(both())
+        assert found == [{"lineage": lineage, "window": "w1"}, {"lineage": lineage, "window": "w2"}]
+    assert logs._bound_now() == {}
+
+
+def test_a_token_is_the_one_held_when_the_line_is_written() -> None:
+    held = [1]
+    with bound(token=lambda: held[0]):
+        held[0] = 2
+        assert logs._bound_now() == {"token": 2}
+        with pytest.raises(ValueError, match="no"), bound(token=3):
+            raise ValueError("no")
+        assert logs._bound_now() == {"token": 2}

@@ -152,7 +152,7 @@ def test_what_belongs_to_the_deployment_cannot_be_overridden() -> None:
         "TRAINER_STALL_SECONDS", "TRAINER_IDLE_SECONDS", "WANDB_PROJECT", "WANDB_ENTITY",
         "WANDB_MODE", "SERVERLESS_URL", "SERVERLESS_USD_PER_JOB", "SERVERLESS_LOST_SECONDS",
         "LINEAGES", "LEASE_SECONDS", "HEARTBEAT_SECONDS", "SWEEP_SECONDS", "PRODUCE_SECONDS",
-        "LOG_LEVEL",
+        "LOG_LEVEL", "LOG_FORMAT",
     }  # fmt: skip
     assert set(KEYS) >= FIXED_BY_FIRST_STEP
 

@@ -28,7 +28,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("DATABASE_URL", NOWHERE)
     monkeypatch.setenv("SERVE_API_KEY", KEY)
     # Or the log of all later tests would go to this test's standard error, which is closed then.
-    monkeypatch.setattr(service, "configure_logging", lambda level: None)
+    monkeypatch.setattr(service, "configure_logging", lambda *_: None)
     load_settings.cache_clear()
     yield
     load_settings.cache_clear()

@@ -14,6 +14,7 @@ from typing import TypeVar
 from pydantic import SecretStr
 
 from babylon_tasks.errors import Retryable, TrainerDied, UserError
+from babylon_tasks.logs import LogFormat
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from babylon_tasks.records.trainer_requests import (
     EvaluateRequest,
@@ -46,6 +47,7 @@ class TrainerOptions:
         stall_seconds: A trainer that says nothing for so long is killed.
         idle_seconds: A trainer without work is ended after this, which frees its GPU.
         log_level: The trainer's; it logs to this process's stderr.
+        log_format: The trainer's.
         wandb_api_key: For a `serverless` trainer; no other gets one.
     """
 
@@ -56,6 +58,7 @@ class TrainerOptions:
     stall_seconds: float
     idle_seconds: float
     log_level: str = "INFO"
+    log_format: LogFormat = "console"
     wandb_api_key: SecretStr | None = None
 
 
@@ -71,6 +74,7 @@ class TrainerProcess:
         self._options = options
         self._command = [sys.executable, "-P", "-m", "workers.trainer"]
         self._command += ["--kind", options.kind, "--log-level", options.log_level]
+        self._command += ["--log-format", options.log_format]
         self._lock = threading.RLock()  # a request, and what ends the process, exclude each other
         self._process: ChildProcess | None = None
         self._holding: str | None = None  # the GPU whose lock the process has

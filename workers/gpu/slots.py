@@ -37,6 +37,7 @@ def make_trainer(slot: int, settings: Settings | None = None) -> TrainerProcess:
         stall_seconds=settings.trainer_stall_seconds,
         idle_seconds=settings.trainer_idle_seconds,
         log_level=settings.log_level,
+        log_format=settings.log_format,
         wandb_api_key=settings.wandb_api_key if settings.trainer == "serverless" else None,
     )
     return TrainerProcess(options)

@@ -49,7 +49,7 @@ def run() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     arguments = parser.parse_args()
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     loopback = is_loopback(arguments.host)
     keys = Keys(Database(settings.postgres(), _ANSWER_SECONDS), settings.serve_api_key, loopback)
     keys.require_one(arguments.host)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
 from babylon_tasks.errors import BabylonError, Retryable, UserError
+from babylon_tasks.logs import bound, configure_logging
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from babylon_tasks.records.trainer_requests import (
     EvaluateRequest,
@@ -230,20 +231,22 @@ def _serve(kind: str, answers: _Answers, requests: queue.Queue[bytes]) -> NoRetu
     while True:
         request = wire.decode_request(requests.get())
         answers.begin()
-        try:
-            held = held or _hold_gpu(answers)
-            trainer = trainer or _make_trainer(kind, held[0], answers)
-            answer: wire.Answer = _result(trainer, request, tell)
-        except BabylonError as error:
-            answer = wire.answer_error(error)
-        except ModuleNotFoundError as error:  # ART imports some packages late
-            answer = wire.answer_error(_not_installed(error, kind))
-        except Exception as error:
-            # A fault of the program or of CUDA: what is in memory cannot be trusted any more.
-            log.exception("a %s of %s failed", type(request).__name__, request.model_name)
-            answers.send(wire.answer_error(_fault(error, request)))
-            logging.shutdown()
-            os._exit(1)  # sys.exit would wait for the thread that reads stdin
+        step = request.seed if isinstance(request, StepRequest) else None
+        with bound(lineage=request.model_name, step=step):
+            try:
+                held = held or _hold_gpu(answers)
+                trainer = trainer or _make_trainer(kind, held[0], answers)
+                answer: wire.Answer = _result(trainer, request, tell)
+            except BabylonError as error:
+                answer = wire.answer_error(error)
+            except ModuleNotFoundError as error:  # ART imports some packages late
+                answer = wire.answer_error(_not_installed(error, kind))
+            except Exception as error:
+                # A fault of the program or of CUDA: what is in memory cannot be trusted any more.
+                log.exception("a %s failed", type(request).__name__)
+                answers.send(wire.answer_error(_fault(error, request)))
+                logging.shutdown()
+                os._exit(1)  # sys.exit would wait for the thread that reads stdin
         answers.send(answer)
 
 
@@ -252,12 +255,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers.trainer", description=__doc__)
     parser.add_argument("--kind", choices=["torch", "serverless", "noop"], default="torch")
     parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-format", choices=["console", "json"], default="console")
     arguments = parser.parse_args()
     answers = _Answers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the worker decides
-    logging.basicConfig(
-        level=arguments.log_level, format="[%(asctime)s: %(levelname)s] %(message)s"
-    )
+    configure_logging(arguments.log_level, arguments.log_format)
     requests: queue.Queue[bytes] = queue.Queue()
     answers.send(wire.Ready())
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()

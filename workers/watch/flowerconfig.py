@@ -20,6 +20,7 @@ from flower.command import is_flower_option
 from prometheus_client import REGISTRY
 from tornado.options import options
 
+from babylon_tasks.logs import configure_logging
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.identity import key_prefix
 
@@ -59,12 +60,14 @@ if _of_the_folder.exists() and not _of_the_folder.samefile(__file__):
 options.parse_command_line(["flower", *filter(is_flower_option, _arguments)], final=False)
 
 with refusing_in_one_line():
+    _settings = load_settings()
+    # Tornado has logged in a form of its own so far.
+    configure_logging(_settings.log_level, _settings.log_format)
     require_sound_doors(options, os.environ, _arguments)
     if options.persistent:
         require_private(options.db)
     else:
         say_that_it_begins_anew()
-    _settings = load_settings()
     if _settings.database_url:
         install(first_page(_settings), prefix=options.url_prefix)
         REGISTRY.register(PipelineCollector(_settings))

@@ -131,7 +131,7 @@ def main() -> int:
     signal.alarm(_MOST_SECONDS)
     try:
         settings = load_settings()
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         fleet = Fleet.of_deployment(settings, this_holder())
         for context in fleet.active():
             _log_lineage(context)
