@@ -13,6 +13,7 @@ import time
 from babylon_tasks import pipeline
 from babylon_tasks.cli import run
 from babylon_tasks.cli.common import ready_context, ready_fleet
+from babylon_tasks.cli.progress_line import Progress, progress
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.edge import require_our_workers
 from babylon_tasks.errors import NotRecorded, Retryable, UserError
@@ -90,7 +91,8 @@ def single(settings: Settings, arguments: RunArguments) -> int:
     window = _choose_window(context, arguments)
     print(f"Training on: {window.window_id}", flush=True)
     if window.state != State.TRAINED:
-        window = _work_off(context, window, arguments.model_version)
+        with progress("claiming the window") as shown:
+            window = _work_off(context, window, arguments.model_version, shown)
     if window.state != State.TRAINED or window.trained_step is None:
         why = window.reason or window.last_error
         raise UserError(f"window {window.window_id} is {window.state}: {why}")
@@ -101,11 +103,12 @@ def single(settings: Settings, arguments: RunArguments) -> int:
         raise UserError(given_up(window))
     where = step.inference_name or step.files()
     print(f"Model: {context.lineage.name}-{step.version} (step {step.step}): {where}", flush=True)
-    if step.inference_name:
-        answer = ask.ask_wandb(step.inference_name)
-    else:
-        with ask.serving({}) as url:
-            answer = ask.ask(url, f"{context.lineage.name}@{step.step}")
+    with progress("asking the new version"):
+        if step.inference_name:
+            answer = ask.ask_wandb(step.inference_name)
+        else:
+            with ask.serving({}) as url:
+                answer = ask.ask(url, f"{context.lineage.name}@{step.step}")
     print(f"Response: {answer}", flush=True)
     log_steps(settings)
     return 0
@@ -209,21 +212,30 @@ def _waits(settings: Settings, batch_id: str, window_id: str) -> int:
     return 0
 
 
-def _work_off(context: Context, window: Window, requested_version: str | None) -> Window:
+def _work_off(
+    context: Context, window: Window, requested_version: str | None, shown: Progress
+) -> Window:
     """Score and train one window; while other workers hold it, wait for them."""
     only = [window.window_id]
     trainer = slots.make_trainer(0)
     try:
         while window.state in (State.DUE, State.SCORED):
             if window.state == State.DUE:
-                worked = bool(pipeline.score(context, only, limit=1))
+                worked = bool(pipeline.score(context, only, limit=1, on_doing=shown.tell))
             else:
                 worked = bool(
-                    pipeline.train(context, trainer, only=only, requested_version=requested_version)
+                    pipeline.train(
+                        context,
+                        trainer,
+                        only=only,
+                        requested_version=requested_version,
+                        on_doing=shown.tell,
+                    )
                 )
             with context.database.transaction() as tx:
                 (window,) = window_rows.read(tx, context.lineage.name, only)
             if not worked:
+                shown.say(f"{window.window_id} is {window.state}: another worker holds it")
                 require_still_active(context)  # three steps that fail their exam pause it
                 time.sleep(_HELD_ELSEWHERE_SECONDS)
     finally:

@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from babylon_tasks.cli.common import as_json, print_json, wide_console
+from babylon_tasks.cli.progress_line import progress
 from babylon_tasks.cockpit import checks, machine
 from babylon_tasks.cockpit.checks import Check
 from babylon_tasks.cockpit.hub import is_cached
@@ -24,7 +25,11 @@ def doctor(as_json: bool) -> int:
     Example: babylon doctor
     """
     settings = load_settings()
-    findings = [checks.run(name, check, settings) for name, check in _checks().items()]
+    findings, wanted = [], _checks()
+    with progress("looking", quiet=as_json) as shown:
+        for number, (name, check) in enumerate(wanted.items(), start=1):
+            shown.say(f"looking at: {name}", number, len(wanted))
+            findings.append(checks.run(name, check, settings))
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

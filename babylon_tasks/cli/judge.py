@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
+from babylon_tasks.cli.progress_line import progress
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.windows import parse_window_id
@@ -48,7 +49,9 @@ def check(window_id: str | None, lineage: str | None, as_json: bool) -> None:
     if window_id is None:
         window_id = _newest(context)
     parse_window_id(window_id)
-    checked = aio.run(_check(context, window_id))
+    asked = f"asking {context.settings.judge_model} twice about {window_id}"
+    with progress(asked, quiet=as_json):
+        checked = aio.run(_check(context, window_id))
     figures = {
         "judge": context.settings.judge_model,
         **asdict(checked),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from babylon_tasks.cli.common import as_json, print_json
+from babylon_tasks.cli.progress_line import progress
 from babylon_tasks.settings import load_settings
+from babylon_tasks.store import index_builds
 from babylon_tasks.store import migrate as migrations
 
 
@@ -16,7 +18,9 @@ def migrate(as_json: bool) -> None:
 
     Example: DATABASE_URL=postgresql://… babylon migrate
     """
-    applied = migrations.migrate(load_settings().postgres())
+    url = load_settings().postgres()
+    with progress("migrating", quiet=as_json, look=lambda: index_builds.under_way(url)):
+        applied = migrations.migrate(url)
     if as_json:
         print_json({"applied": applied})
         return

@@ -22,6 +22,7 @@ from babylon_tasks.cli.common import (
 )
 from babylon_tasks.cli.diff import diff
 from babylon_tasks.cli.models_show import show
+from babylon_tasks.cli.progress_line import progress
 from babylon_tasks.cli.promote import pause, promote, promotions, resume, rollback
 from babylon_tasks.cli.replay import replay
 from babylon_tasks.cli.reset import reset
@@ -113,10 +114,11 @@ def export_model(version_or_step: str, folder: Path, merged: bool, lineage: str 
         raise UserError("step 0 is the base model, which has no adapter to export")
     assert head is not None
     name = f"step {step.step} ({step.version}) of {context.lineage.name}"
-    with export.new_folder(folder) as draft:
+    with export.new_folder(folder) as draft, progress(f"fetching {name}") as shown:
         checkpoint = checkpoint_files.open_local(step.files())
         export.require_adapter(checkpoint, name)
         if merged:
+            shown.say(f"merging {name} into {head.base_model}")
             _merge(head.base_model, head.base_revision, checkpoint, draft)
         else:
             export.copy_adapter(checkpoint, draft)

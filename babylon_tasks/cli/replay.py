@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_fleet
+from babylon_tasks.cli.progress_line import progress
 from babylon_tasks.records.recipes import Value
 from babylon_tasks.scratch import scratch as scratch_folder
 from babylon_tasks.settings import load_settings
@@ -49,6 +50,7 @@ def replay(version_or_step: str, lineage: str | None, as_json: bool) -> None:
     with (
         scratch_folder("replays") as scratch,
         contextlib.closing(slots.make_trainer(0, order.context.settings)) as trainer,
+        progress(f"making {order.name} again", quiet=as_json),
     ):
         done = make_again(order, trainer, scratch)
         difference = compare_adapters(done.files_then, done.files_now)

@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_fleet, wide_console
+from babylon_tasks.cli.progress_line import progress
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.windows import State
 from babylon_tasks.scoring.compare import Comparison, choose_windows
@@ -75,7 +76,8 @@ def compare(
         raise UserError("--scoring and --set SCORING name two scorers: name one")
     context = ready_fleet(load_settings()).context(lineage, recipe)
     chosen = choose_windows(context, window_ids, last or _LAST)
-    comparison = compare_windows(context, chosen, lambda line: click.echo(line, err=True))
+    with progress(f"reading {len(chosen)} windows", quiet=as_json) as shown:
+        comparison = compare_windows(context, chosen, shown.say)
     if as_json:
         print_json(asdict(comparison))
     else:

@@ -15,6 +15,7 @@ import psycopg
 from pydantic import SecretStr
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
+from babylon_tasks.cli.progress_line import Progress, progress
 from babylon_tasks.cli.windows import wake_scorers
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.local.ask import wait_until_served
@@ -44,7 +45,7 @@ from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import require_still_active
 
 _POLL_SECONDS = 0.5
-_SAY_SECONDS = 30.0
+_LOOK_SECONDS = 30.0
 _ENDED = (State.TRAINED, State.SKIPPED, State.FAILED)
 
 
@@ -101,21 +102,23 @@ def simulate(
     schedule = _schedule(game, hours, say=not as_json)
     shown: list[dict[str, Any]] = []
     try:
-        for number, window_id in schedule.hours.items():
-            stands = _play(game, number, window_id)
-            if isinstance(stands, str):
-                schedule.passed_over[window_id] = stands
+        with progress("playing", quiet=as_json) as now:
+            for number, window_id in schedule.hours.items():
+                now.say(f"{window_id}: the agents play", len(shown), len(schedule.hours))
+                stands = _play(game, number, window_id)
+                if isinstance(stands, str):
+                    schedule.passed_over[window_id] = stands
+                    if not as_json:
+                        click.echo(f"{window_id}  passed over: {stands}")
+                    continue
+                shown.append({"window": window_id, "hour": number, **asdict(stands)})
+                ended = _wait(context, window_id, now) if wait else None
+                if ended and options["url"]:
+                    _let_follow(options["url"], context)
+                if ended:
+                    shown[-1] |= {"state": ended.state, "step": ended.trained_step}
                 if not as_json:
-                    click.echo(f"{window_id}  passed over: {stands}")
-                continue
-            shown.append({"window": window_id, "hour": number, **asdict(stands)})
-            ended = _wait(context, window_id) if wait else None
-            if ended and options["url"]:
-                _let_follow(options["url"], context)
-            if ended:
-                shown[-1] |= {"state": ended.state, "step": ended.trained_step}
-            if not as_json:
-                click.echo(_line(window_id, stands, ended))
+                    click.echo(_line(window_id, stands, ended))
     finally:  # also what was written before a fault
         if as_json:
             print_json({"hours": shown, "passed_over": schedule.passed_over})
@@ -212,7 +215,7 @@ def _play(game: _Game, number: int, window_id: str) -> Standing | str:
     return reason or standing(hour)
 
 
-def _wait(context: Context, window_id: str) -> Window:
+def _wait(context: Context, window_id: str, now: Progress) -> Window:
     """Make a window due, wait until it has ended and what it trained serves; return its row.
 
     Raises:
@@ -224,16 +227,16 @@ def _wait(context: Context, window_id: str) -> Window:
     window = pipeline.enqueue(context, window_id)
     if context.settings.redis_url:
         wake_scorers([window_id])
-    said_at = time.monotonic()
+    looked_at = time.monotonic()
     while True:
         with context.database.transaction() as tx:
             (window,) = window_rows.read(tx, context.lineage.name, [window_id])
         if window.state in _ENDED and not pipeline.sweep(context, 1).publish:
             return window
-        if time.monotonic() - said_at > _SAY_SECONDS:
-            said_at = time.monotonic()
+        now.say(f"{window_id} is {window.state}: waiting for the workers")
+        if time.monotonic() - looked_at > _LOOK_SECONDS:
+            looked_at = time.monotonic()
             require_still_active(context)  # three steps that fail their exam pause it
-            click.echo(f"{window_id} is {window.state}: waiting for the workers", err=True)
         time.sleep(_POLL_SECONDS)
 
 

@@ -11,6 +11,7 @@ import click
 
 from babylon_tasks import pipeline
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context
+from babylon_tasks.cli.progress_line import Progress, progress
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import NotRecorded, UserError
 from babylon_tasks.pipeline import SCORE_BATCH
@@ -63,8 +64,11 @@ def train(as_json: bool, lineage: str | None, **options: int | float | str | Non
         return
     steps: list[StepReport] = []
     published: list[str] = []
-    with contextlib.closing(slots.make_trainer(0)) as trainer:
-        for report, versions in _work_off(context, trainer):
+    with (
+        contextlib.closing(slots.make_trainer(0)) as trainer,
+        progress("claiming what is due", quiet=as_json) as shown,
+    ):
+        for report, versions in _work_off(context, trainer, shown):
             steps.append(report)
             published += versions
             if not as_json:
@@ -112,14 +116,16 @@ def _nothing_due(context: Context) -> str | None:
     return str(no_windows(context, listed))
 
 
-def _work_off(context: Context, trainer: Trainer) -> Iterator[tuple[StepReport, list[str]]]:
+def _work_off(
+    context: Context, trainer: Trainer, shown: Progress
+) -> Iterator[tuple[StepReport, list[str]]]:
     """Score, train and publish until nothing moves; yield each step and the versions promoted."""
     due_before: list[str] | None = None
     while True:
-        scored = pipeline.score(context)
+        scored = pipeline.score(context, on_doing=shown.tell)
         report = None
         with contextlib.suppress(NotRecorded):  # those windows wait, others may still be due
-            report = pipeline.train(context, trainer)
+            report = pipeline.train(context, trainer, on_doing=shown.tell)
         if report:
             yield report, pipeline.publish(context)
         if scored or report:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-_APPLICATION_NAME = "babylon migrate"
+APPLICATION_NAME = "babylon migrate"
 _ADVISORY_LOCK = int.from_bytes(b"babylon")  # one migrate at a time in a database
 _POLL_SECONDS = 0.2
 _READING = "reading rl.migrations"
@@ -274,7 +274,7 @@ def _report_blockers(url: str, done: threading.Event) -> None:
     while not done.wait(_BLOCKED_HINT_SECONDS):
         try:
             with _connect(url) as connection:
-                rows = connection.execute(_BLOCKERS, (_APPLICATION_NAME,)).fetchall()
+                rows = connection.execute(_BLOCKERS, (APPLICATION_NAME,)).fetchall()
         except (psycopg.Error, BabylonError) as error:
             log.debug("cannot ask who blocks: %s", error)
             continue
@@ -294,7 +294,7 @@ def _relay_warning(diagnostic: errors.Diagnostic) -> None:
 
 
 def _connect(url: str) -> Connection:
-    return postgres.connect(url, application_name=_APPLICATION_NAME)
+    return postgres.connect(url, application_name=APPLICATION_NAME)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from unittest import mock
 import kombu.pools
 
 from babylon_tasks import cli
+from babylon_tasks.cli import progress_line
 from babylon_tasks.settings import load_settings
 from workers.gpu import visible
 
@@ -67,7 +68,9 @@ def _process_state(env: Mapping[str, str], folder: Path) -> Iterator[None]:
     os.chdir(folder)
     _forget()
     try:
-        with mock.patch.dict(os.environ, env, clear=True):
+        # What a loaded machine makes slow says nothing more on standard error.
+        patient = mock.patch.object(progress_line, "_SILENCE_SECONDS", 3600.0)
+        with patient, mock.patch.dict(os.environ, env, clear=True):
             yield
     finally:
         os.chdir(here)
