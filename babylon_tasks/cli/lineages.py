@@ -8,9 +8,10 @@ import click
 from rich.table import Table
 
 from babylon_tasks.cli.common import as_json, print_json, ready_fleet, wide_console
-from babylon_tasks.cli.story import cell
-from babylon_tasks.cockpit.lineages import LineageStory, list_lineages, read_lineage_story
-from babylon_tasks.records.lineages import Lineage, LineageState
+from babylon_tasks.cli.lineage_screen import own_settings, sections
+from babylon_tasks.cli.screen import colour_wanted, write
+from babylon_tasks.cockpit.lineages import list_lineages, read_lineage_story
+from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.settings import load_settings
 from babylon_tasks.work import lineage_changes
 from babylon_tasks.work.fleet import Fleet
@@ -66,7 +67,7 @@ def list_all(as_json: bool) -> None:
 @click.argument("name")
 @as_json
 def show(name: str, as_json: bool) -> None:
-    """Show one lineage: its overrides, its last steps, its forks, and who trains it now.
+    """Show one lineage: what serves, who works for it, its last steps, its forks and resets.
 
     Example: babylon lineages show babylon-agent
     """
@@ -82,10 +83,14 @@ def show(name: str, as_json: bool) -> None:
                 "forks": [asdict(fork) for fork in story.forks],
                 "steps": [asdict(step) for step in story.steps],
                 "resets": [asdict(reset) for reset in story.resets],
+                "windows": story.windows,
+                "running": [work.doing.title() for work in story.running],
+                "gate": {"publish": story.publish, "says": list(story.gate)},
+                "step_states": story.states,
             }
         )
         return
-    _print_story(story)
+    click.echo(write(sections(story), colour_wanted()))
 
 
 @lineages.command()
@@ -99,7 +104,7 @@ def create(name: str, base_model: str | None, revision: str | None, pairs: tuple
     Example: babylon lineages create judged --set SCORING=ruler --set LINEAGE_WEIGHT=2
     """
     new = lineage_changes.create(_fleet(), name, base_model, revision, pairs)
-    click.echo(f"{new.name} starts from {new.base_model}, with {_config(new)}")
+    click.echo(f"{new.name} starts from {new.base_model}, with {own_settings(new)}")
     click.echo("workers serve it from now on")
 
 
@@ -118,7 +123,7 @@ def fork(origin: str, name: str, pairs: tuple[str, ...]) -> None:
     made = lineage_changes.fork(_fleet(), origin, name, pairs)
     new = made.lineage
     start = f"step {new.forked_step} ({made.version})" if made.version else "the base model"
-    click.echo(f"{new.name} starts from {start} of {new.forked_from}, with {_config(new)}")
+    click.echo(f"{new.name} starts from {start} of {new.forked_from}, with {own_settings(new)}")
     if made.inherited_windows:
         click.echo(f"{made.inherited_windows} windows trained it already")
     click.echo("workers serve it from now on")
@@ -135,7 +140,7 @@ def set_overrides(name: str, pairs: tuple[str, ...]) -> None:
     Example: babylon lineages set bolder LEARNING_RATE=0.0002 KL_PENALTY=
     """
     done = lineage_changes.override(_fleet(), name, pairs)
-    click.echo(f"{name} has {_config(done.lineage)}")
+    click.echo(f"{name} has {own_settings(done.lineage)}")
     if done.taken_over:
         click.echo(
             f"only workers with MODEL_NAME={name} served it, by their own settings; from now on "
@@ -182,43 +187,3 @@ def _change_state(name: str, state: LineageState) -> None:
 
 def _fleet() -> Fleet:
     return ready_fleet(load_settings())
-
-
-def _config(lineage: Lineage) -> str:
-    pairs = ", ".join(f"{key}={value}" for key, value in sorted(lineage.config.items()))
-    return pairs or "no setting of its own"
-
-
-def _print_story(story: LineageStory) -> None:
-    lineage = story.lineage
-    values = {
-        **asdict(lineage),
-        "config": _config(lineage),
-        "step": story.step,
-        "published_step": story.published_step,
-        "promotion_paused": story.paused,
-        "trained_by": story.trained_by,
-        "forks": [f"{fork.name} from step {fork.forked_step}" for fork in story.forks],
-    }
-    for key, value in values.items():
-        if value not in (None, []):
-            click.echo(f"{key:16} {cell(value)}")
-    if story.steps:
-        table = Table("step", "after", "version", "committed", "trajectories", "given up")
-        for step in story.steps:
-            table.add_row(
-                str(step.step),
-                str(step.parent_step),
-                step.version,
-                cell(step.committed_at),
-                str(step.trajectories),
-                cell(step.given_up_at) if step.given_up_at else "",
-            )
-        wide_console().print(table)
-    if story.resets:
-        table = Table("reset", "from", "to", "who", "why")
-        for reset in story.resets:
-            table.add_row(
-                cell(reset.at), str(reset.from_step), str(reset.to_step), reset.holder, reset.why
-            )
-        wide_console().print(table)

@@ -15,17 +15,21 @@ from babylon_tasks.text import one_line
 
 COLUMNS = 80
 _INDENT = 2
-_LABEL = 12  # columns from the indent to the text
+_LABEL = 13  # columns from the indent to the text
 _MOST_TEXT = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A labelled text, which may need several lines; `bad`: a person must do something."""
+    """A labelled text, which may need several lines; `bad`: a person must do something.
+
+    A `whole` one is never broken, so that a path can be copied, however long it is.
+    """
 
     label: str
     text: str
     bad: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +83,29 @@ def dollars(usd: float) -> str:
 
 
 def size(bytes_: int) -> str:
-    """Write a number of bytes: `12.3 GiB`, `840 MiB`, `12 KiB`."""
+    """Write a number of bytes: `12.3 GiB`, `840 MiB`, `12 KiB`, `300 bytes`."""
     if bytes_ >= 1 << 30:
         return f"{bytes_ / (1 << 30):,.1f} GiB"
     if bytes_ >= 1 << 20:
         return f"{bytes_ / (1 << 20):.0f} MiB"
-    return f"{bytes_ / 1024:.0f} KiB"
+    if bytes_ >= 1 << 10:
+        return f"{bytes_ / (1 << 10):.0f} KiB"
+    return f"{bytes_} bytes"
 
 
 def _wrapped(line: Line, colour: bool) -> list[str]:
     first = f"{'':{_INDENT}}{line.label:{_LABEL - 1}} "
-    rest = f"{'':{_INDENT + _LABEL}}"
-    texts = textwrap.wrap(
-        one_line(line.text, _MOST_TEXT),
-        COLUMNS,
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_on_hyphens=False,
-    ) or [first.rstrip()]
+    rest, text = f"{'':{_INDENT + _LABEL}}", one_line(line.text, _MOST_TEXT)
+    texts = [(first + text).rstrip()]
+    if not line.whole:
+        texts = (
+            textwrap.wrap(
+                text,
+                COLUMNS,
+                initial_indent=first,
+                subsequent_indent=rest,
+                break_on_hyphens=False,
+            )
+            or texts
+        )
     return [click.style(text, fg="red") for text in texts] if colour and line.bad else texts

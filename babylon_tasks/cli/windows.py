@@ -15,13 +15,9 @@ from babylon_tasks.cli.common import (
     ready_context,
     wide_console,
 )
-from babylon_tasks.cli.story import (
-    attempts_table,
-    cell,
-    funnel_table,
-    scores_table,
-    versions_table,
-)
+from babylon_tasks.cli.screen import colour_wanted, write
+from babylon_tasks.cli.story import scores_table
+from babylon_tasks.cli.window_screen import sections
 from babylon_tasks.cockpit.story import no_windows, read_story
 from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.records.windows import parse_window_id
@@ -118,7 +114,7 @@ def enqueue(
 @of_lineage
 @as_json
 def show(window_id: str, scores: bool, lineage: str | None, as_json: bool) -> None:
-    """Show one window: its states, what was left out of it, and every attempt.
+    """Show one window: its way, every attempt, what was left out, its scores, and its step.
 
     Example: babylon windows show 2025-01-15T10:00 --scores
     """
@@ -129,18 +125,14 @@ def show(window_id: str, scores: bool, lineage: str | None, as_json: bool) -> No
             **story.row,
             "rows": story.rows,
             "attempts": [asdict(attempt) for attempt in story.attempts],
+            "step_state": story.step_state,
+            "served_step": story.serves.step if story.serves else 0,
         }
         if scores:
             document["by_scorer"] = [asdict(comparison) for comparison in story.compared]
         print_json(document)
         return
-    for key, value in story.row.items():
-        if key not in ("funnel", "by_version") and value not in (None, [], {}):
-            click.echo(f"{key:16} {cell(value)}")
-    wide_console().print(attempts_table(story.attempts))
-    wide_console().print(funnel_table(story.rows, story.row["funnel"]))
-    if story.row["by_version"]:
-        wide_console().print(versions_table(story.row["by_version"]))
+    click.echo(write(sections(story), colour_wanted()))
     if scores:
         wide_console().print(scores_table(story.compared))
 

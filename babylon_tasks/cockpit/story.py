@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from babylon_tasks.cockpit.versions import state_of
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.windows import WindowListing
-from babylon_tasks.store import attempts
+from babylon_tasks.store import attempts, heads, steps
 from babylon_tasks.store import scores as score_rows
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.attempts import Attempt
 from babylon_tasks.store.scores import Comparison
+from babylon_tasks.store.steps import Step
 from babylon_tasks.work.context import Context
 
 
@@ -21,6 +23,9 @@ class Story:
     """All that the database knows about one window."""
 
     row: dict[str, Any]  # its row in rl.windows, with single values from other tables
+    step: Step | None  # that trained it, which may have been given up
+    step_state: str | None  # where that stands, as `versions.states`
+    serves: Step | None  # the lineage's served step; None: the base model
     rows: dict[str, int]  # number of its trajectories now, and of those left out, by reason
     attempts: list[Attempt]
     compared: list[Comparison]  # each trajectory's scores by each scorer, if asked for
@@ -35,6 +40,11 @@ def read_story(context: Context, window_id: str, with_scores: bool) -> Story:
     name = context.lineage.name
     with context.database.transaction() as tx:
         row = window_rows.story(tx, name, window_id)
+        trained = row["trained_step"] if row else None
+        step = steps.read(tx, name, trained) if trained is not None else None
+        head = heads.read(tx, name)
+        serves = steps.read(tx, name, head.published_step) if head else None
+        step_state = state_of(tx, name, step) if step else None
         tried = attempts.read(tx, name, window_id)
         rows = window_rows.count_excluded(tx, context.settings, window_id)
         compared = score_rows.compare(tx, name, window_id) if with_scores else []
@@ -43,7 +53,7 @@ def read_story(context: Context, window_id: str, with_scores: bool) -> Story:
             f"window {window_id} has no row for {name}: `babylon windows list` "
             f"shows those there are, `babylon windows enqueue {window_id}` makes it due"
         )
-    return Story(row, rows, tried, compared)
+    return Story(row, step, step_state, serves, rows, tried, compared)
 
 
 def no_windows(context: Context, listed: Sequence[WindowListing]) -> UserError:

@@ -8,12 +8,26 @@ from typing import Any
 
 import msgspec
 
+from babylon_tasks.checkpoints.manifest import size_of
 from babylon_tasks.errors import UserError
 from babylon_tasks.evaluation.verdict import GUARDS
 from babylon_tasks.records.exams import Exam, Figures
 from babylon_tasks.records.experiments import Experiment, ExperimentLook
-from babylon_tasks.store import exams, experiments, gates, heads, promotions, shares, steps
+from babylon_tasks.records.recipes import Recipe, Value
+from babylon_tasks.settings import Settings
+from babylon_tasks.store import (
+    exams,
+    experiments,
+    gates,
+    heads,
+    promotions,
+    recipes,
+    shares,
+    steps,
+)
 from babylon_tasks.store.database import Connection
+from babylon_tasks.store.promotions import Move
+from babylon_tasks.store.shares import ShareListing
 from babylon_tasks.store.steps import Step, StepListing
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.step_names import find_step
@@ -31,6 +45,10 @@ class VersionStory:
     state: str
     exam: Exam | None
     experiments: Sequence[tuple[Experiment, Sequence[ExperimentLook]]]
+    recipe: Recipe | None  # None: release 0.1.0 made the step
+    size_bytes: int | None  # of its files; None if this machine does not have them
+    serves_since: Move | None  # by what it came to serve, if it serves now
+    share: ShareListing | None  # that it has now, or is to have
 
 
 def states(tx: Connection, model_name: str, listed: Sequence[StepListing]) -> dict[int, str]:
@@ -62,17 +80,38 @@ def read_version_story(context: Context, version_or_step: str) -> VersionStory:
         step = find_step(tx, name, version_or_step)
         if step is None:
             raise UserError("step 0 is the base model, which was neither trained nor examined")
-        state = "inherited"
-        if step.model_name == name:
-            listed = [each for each in steps.listing(tx, name) if each.step == step.step]
-            state = states(tx, name, listed)[step.step]
         exam = next(iter(exams.read(tx, step.model_name, [step.step])), None)
+        moved = promotions.last_move(tx, name)
         return VersionStory(
             step=step,
-            state=state,
+            state=state_of(tx, name, step),
             exam=replace(exam, figures=_in_order(exam.figures)) if exam else None,
             experiments=experiments.listing(tx, step.model_name, step.step),
+            recipe=recipes.read(tx, step),
+            size_bytes=None if step.removed_at else size_of(step.checkpoint),
+            serves_since=moved if moved and moved.step == step.step else None,
+            share=next(
+                (each for each in shares.in_force(tx, name) if each.step == step.step), None
+            ),
         )
+
+
+def state_of(tx: Connection, model_name: str, step: Step) -> str:
+    """Say where a step of the lineage, or of one that it was forked from, stands."""
+    if step.model_name != model_name:
+        return "inherited"
+    listed = [each for each in steps.listing(tx, model_name) if each.step == step.step]
+    return states(tx, model_name, listed)[step.step]
+
+
+def not_default(recipe: Recipe) -> dict[str, Value]:
+    """Return the settings of a recipe whose values are not the defaults, by name."""
+    defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
+    return {
+        name: value
+        for name, value in sorted(recipe.settings.items())
+        if name not in defaults or value != defaults[name]
+    }
 
 
 def figures(story: VersionStory) -> dict[str, Any]:
@@ -81,6 +120,10 @@ def figures(story: VersionStory) -> dict[str, Any]:
         **asdict(story.step),
         "state": story.state,
         "exam": _exam(story.exam) if story.exam else None,
+        "not_default": not_default(story.recipe) if story.recipe else None,
+        "size_bytes": story.size_bytes,
+        "serves_since": asdict(story.serves_since) if story.serves_since else None,
+        "share": asdict(story.share) if story.share else None,
         "experiments": [
             {**asdict(experiment), "looks": [_look(look) for look in looks]}
             for experiment, looks in story.experiments

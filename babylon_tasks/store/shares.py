@@ -71,6 +71,12 @@ def listing(tx: Connection, model_name: str) -> list[ShareListing]:
         return cursor.execute(_SQL["list_shares"], {"model_name": model_name}).fetchall()
 
 
+def in_force(tx: Connection, model_name: str) -> list[ShareListing]:
+    """Return the share that counts now, and the one that is to start, as far as there are."""
+    with tx.cursor(row_factory=class_row(ShareListing)) as cursor:
+        return cursor.execute(_SQL["shares_in_force"], {"model_name": model_name}).fetchall()
+
+
 def shared_steps(tx: Connection, model_name: str) -> set[int]:
     """Return the steps that have a share now or are to have one; their files stay."""
     rows = tx.execute(_SQL["shared_steps"], {"model_name": model_name}).fetchall()

@@ -105,6 +105,7 @@ class StepListing:
     trainer: str
     trajectories: int
     loss: float | None
+    policy_change: float | None
     checkpoint: str
     committed_at: datetime
     removed_at: datetime | None

@@ -162,7 +162,7 @@ def test_a_failed_window_tells_its_story_and_is_tried_again(
     assert failed.returncode == 2
     assert "Final: CUDA out of memory" in failed.stderr
     shown = deployment.call("babylon", "windows", "show", window)
-    assert "Final: CUDA out of memory with one sequence" in shown.stdout
+    assert "Final: CUDA out of memory with one sequence" in " ".join(shown.stdout.split())
     story = json.loads(deployment.call("babylon", "windows", "show", window, "--json").stdout)
     assert (story["state"], story["agents"]) == ("failed", 3)
     assert [(a["stage"], a["outcome"]) for a in story["attempts"]] == [

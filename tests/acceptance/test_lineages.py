@@ -69,8 +69,13 @@ def test_show(deployment: Deployment, trainer: TrainerProcess) -> None:
     commit_steps(deployment.context, trainer, 2)
     lineages(deployment, "fork", "babylon-agent@1", "kl", "--set", "KL_PENALTY=0.2")
     shown = lineages(deployment, "show", "babylon-agent")
-    assert "forks            kl from step 1\n" in shown
-    assert "v1.0.1" in shown
+    words = " ".join(shown.split())
+    assert "babylon-agent: active, the primary one Start base model" in words
+    assert "windows 2 trained works nobody, at this moment" in words
+    assert "serves step 2 (v1.0.1) since" in words
+    assert " 2 v1.0.1 after 1, " in words
+    assert "Forks kl from step 1, active" in words
+    assert all(len(line) <= 80 for line in shown.splitlines())
     told = json.loads(lineages(deployment, "show", "kl", "--json"))
     assert (told["forked_from"], told["forked_step"]) == ("babylon-agent", 1)
     assert (told["config"], told["steps"]) == ({"KL_PENALTY": "0.2"}, [])
@@ -124,7 +129,7 @@ def test_reset_retry_go_on(deployment: Deployment, trainer: TrainerProcess) -> N
     assert listed.count(" was given up") == 3
     assert "step 5 was given up" in listed
     shown = deployment.call("babylon", "windows", "show", hours_ago(6)).stdout
-    assert "step_given_up_at" in shown
+    assert "given up; it was given up 20" in shown
     done = deployment.call("-m", "babylon_tasks", env={"MODE": "single", "WINDOW_ID": hours_ago(6)})
     assert done.returncode == 2
     assert "was trained by step 5, which was given up: `babylon windows retry" in done.stderr
@@ -236,7 +241,7 @@ def test_the_other_commands_for_a_lineage(deployment: Deployment, trainer: Train
     status = json.loads(deployment.call("babylon", "status", *for_side, "--json").stdout)
     assert (status["model"], status["step"], status["windows"]["trained"]) == ("side", 2, 2)
     shown = deployment.call("babylon", "windows", "show", hours_ago(2), *for_side).stdout
-    assert "model_name       side" in shown
+    assert f"{hours_ago(2)} of side: trained\n" in shown
     reset = deployment.call("babylon", "models", "reset", "1", "--why", "x", *for_side).stdout
     assert reset.endswith(
         "to train these windows again: babylon windows retry --step 2 --lineage side\n"

@@ -70,11 +70,24 @@ def test_list(deployment: Deployment, trainer: TrainerProcess) -> None:
     assert found[4]["checkpoint"] not in shown
 
 
+def shown_of(deployment: Deployment, step: str) -> str:
+    """What `models show` writes; lines that were wrapped are one again."""
+    done = deployment.call("babylon", "models", "show", step)
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
 def test_show(deployment: Deployment, trainer: TrainerProcess) -> None:
     context = deployment.context
     commit_steps(context, trainer, 2, publish=False)
-    plain = deployment.call("babylon", "models", "show", "2").stdout
-    assert "exam         none\n" in plain
+    plain = shown_of(deployment, "2")
+    assert "step 2 (v1.0.1) of babylon-agent: head Made after step 1 by the trainer noop" in plain
+    assert "Exam none" in plain
+    assert "it does not serve now" in plain
+    assert "RETRY_SECONDS=0.0" in plain
+    assert "LORA_RANK" not in plain, "it is the default"
+    assert "trained tokens" in plain
+    assert f" files {context.settings.checkpoint_store}/" in plain
     add_exam(
         context,
         2,
@@ -95,10 +108,12 @@ def test_show(deployment: Deployment, trainer: TrainerProcess) -> None:
     (tried,) = found["experiments"]
     assert (tried["state"], tried["percent"]) == ("running", 20)
     assert tried["looks"][0]["standing"]["windows_left"] == 9
-    shown = deployment.call("babylon", "models", "show", "2").stdout
+    assert found["size_bytes"] > 0
+    assert found["serves_since"] is None
+    shown = shown_of(deployment, "2")
     for said in (
-        "step         2 (v1.0.1) of babylon-agent, after 1\n",
-        "beside step 0, over 8 runs of 1 window, in 31 s: no figure is worse\n",
+        "step 2 (v1.0.1) of babylon-agent: head, experiment",
+        "beside step 0, over 8 runs of 1 window, in 31 s: no figure is worse",
         "-0.9 to -0.5", "worse", "the runs have no log-probabilities",
         "+0.02 a run (-0.1 to +0.14)", "go on",
     ):  # fmt: skip

@@ -55,7 +55,7 @@ def test_roll_back_promote_and_resume(deployment: Deployment, trainer: TrainerPr
     assert "it serves step 2 of 3 (`babylon models resume`)" in found["detail"]
     assert "2 (paused)" in deployment.call("babylon", "lineages", "list").stdout
     shown = deployment.call("babylon", "lineages", "show", "babylon-agent").stdout
-    assert "promotion_paused since 20" in shown
+    assert "paused       promotion, since 20" in shown
 
     assert "is not older" in refused(deployment, "rollback", "3", "--why", "?")
     assert models(deployment, "promote", "v1.0.2", "--why", "no").startswith(
@@ -89,7 +89,7 @@ def test_a_change_by_hand_says_what_waits_at_the_gate(
         "step 2 awaits its exam",
     ]
     shown = deployment.call("babylon", "status").stdout
-    assert "gate        PUBLISH=gate\n              step 2 awaits its exam\n" in shown
+    assert "gate         PUBLISH=gate\n               step 2 awaits its exam\n" in shown
 
 
 def test_killed_in_the_middle_of_a_rollback(

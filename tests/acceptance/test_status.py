@@ -58,10 +58,10 @@ def nobody_may_connect(deployment: Deployment) -> Iterator[None]:
 def test_red_is_for_a_terminal_that_wants_colour(deployment: Deployment) -> None:
     with status(deployment) as opened:
         assert opened.end() == 0
-        assert f"{RED}  none        no worker has said that it runs" in opened.raw
+        assert f"{RED}  none         no worker has said that it runs" in opened.raw
     with status(deployment, NO_COLOR="1") as opened:
         assert opened.end() == 0
-        assert "none        no worker has said that it runs" in opened.raw
+        assert "none         no worker has said that it runs" in opened.raw
         assert "\x1b[" not in opened.raw
     assert "\x1b[" not in deployment.call("babylon", "status").stdout
 
@@ -77,7 +77,7 @@ def test_it_follows_what_happens_until_ctrl_c(deployment: Deployment) -> None:
     _, left_screen, after = opened.raw.rpartition("\x1b[?1049l")
     assert left_screen
     assert "\x1b[?25h" in opened.raw, "the cursor is shown again"
-    assert "due         1 wait to be scored" in after, "the last screen stays"
+    assert "due          1 wait to be scored" in after, "the last screen stays"
     assert after.endswith("\n")
     assert "Traceback" not in opened.raw
 
@@ -115,7 +115,7 @@ def test_without_a_terminal_it_writes_screens_one_below_the_other(deployment: De
         process.terminate()
         assert (process.stdout.read(), process.wait(timeout=20)) == ("", 0)
     assert screen.startswith("babylon-agent (active), ")
-    assert "due         0 wait to be scored" in screen
+    assert "due          0 wait to be scored" in screen
     assert "\x1b" not in screen
 
 

@@ -204,7 +204,7 @@ def test_redis_away_shows_the_rest(context: Context, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli_status, "queue_lengths", away)
     add_window(context, 2, "due", 5)
     plain = CliRunner().invoke(cli_status.status, [])
-    assert "Redis       cannot reach Redis" in plain.output
+    assert "Redis        cannot reach Redis" in plain.output
     assert "1 wait to be scored" in plain.output
     assert str(plain.exception) == "cannot reach Redis"
     document = json.loads(CliRunner().invoke(cli_status.status, ["--json"]).output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable
@@ -16,11 +15,10 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("WANDB_MODE", "disabled")
 pytest.importorskip("art")
 
-from rich.console import Console
 from transformers import AutoTokenizer
 
 from babylon_tasks import pipeline
-from babylon_tasks.cli.story import funnel_table
+from babylon_tasks.cli.window_screen import funnel_lines
 from babylon_tasks.work.context import Context
 from tests.logprobs_server import LogprobsServer
 from tests.rows import add_trajectory, hours_ago, one, states
@@ -211,6 +209,5 @@ def test_a_window_of_prompts_that_nobody_finds_is_skipped(context: Context) -> N
     row = one(context, "SELECT reason, funnel FROM rl.windows")
     assert row["reason"] == "0 trainable trajectories, a comparison needs 2"
     assert row["funnel"]["no_prompt"] == 9
-    shown = Console(width=200, record=True, file=io.StringIO())
-    shown.print(funnel_table({"trajectories": 3}, row["funnel"]))
-    assert "9 no_prompt" in shown.export_text()
+    shown = [line.text for line in funnel_lines({"trajectories": 3}, row["funnel"])]
+    assert "9; left out: 9 no_prompt" in shown

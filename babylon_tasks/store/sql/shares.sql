@@ -16,6 +16,14 @@ SELECT starts_at, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at, step,
        percent::float8 AS percent, draw, holder, why, at
   FROM rl.shares WHERE model_name = %(model_name)s ORDER BY starts_at DESC
 
+-- shares_in_force --
+SELECT starts_at, ends_at, step, percent, draw, holder, why, at
+  FROM (SELECT *, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at
+          FROM (SELECT starts_at, step, percent::float8 AS percent, draw, holder, why, at
+                  FROM rl.shares WHERE model_name = %(model_name)s) AS own) AS s
+ WHERE percent > 0 AND (ends_at IS NULL OR ends_at > rl.clock_timestamp())
+ ORDER BY starts_at
+
 -- shared_steps --
 SELECT DISTINCT step
   FROM (SELECT step, percent, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at

@@ -12,7 +12,8 @@ SELECT model_name, step, COALESCE(parent_step, step - 1) AS parent_step,
 
 -- list_steps --
 SELECT step, COALESCE(parent_step, step - 1) AS parent_step, given_up_at, version, trainer,
-       trajectories, (metrics ->> 'loss')::float8 AS loss, checkpoint, committed_at, removed_at
+       trajectories, (metrics ->> 'loss')::float8 AS loss,
+       (metrics ->> 'policy_change')::float8 AS policy_change, checkpoint, committed_at, removed_at
   FROM rl.steps WHERE model_name = %(model_name)s ORDER BY step DESC
 
 -- step_of_token --

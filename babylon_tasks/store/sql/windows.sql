@@ -184,10 +184,18 @@ SELECT w.window_id, w.model_name, w.state, COALESCE(w.reason, w.last_error) AS r
        CASE WHEN t.model_name = w.model_name THEN t.given_up_at END AS step_given_up_at,
        t.version, t.checkpoint,
        (SELECT jsonb_build_object('trajectories', count(*), 'mean', round(avg(s.score)::numeric, 4),
+                                  'deviation', round(stddev_samp(s.score)::numeric, 4),
                                   'lowest', min(s.score), 'highest', max(s.score))
           FROM rl.scores s
          WHERE s.model_name = w.model_name AND s.window_id = w.window_id AND s.scorer = w.scorer
         HAVING count(*) > 0) AS scores,
+       (SELECT array_agg(n ORDER BY tenth)
+          FROM (SELECT tenth, count(s.score)::int AS n
+                  FROM generate_series(1, 10) AS tenth
+                  LEFT JOIN rl.scores s
+                    ON s.model_name = w.model_name AND s.window_id = w.window_id
+                   AND s.scorer = w.scorer AND least(width_bucket(s.score, 0, 1, 10), 10) = tenth
+                 GROUP BY tenth) AS tenths) AS score_tenths,
        (SELECT jsonb_object_agg(reason, n)
           FROM (SELECT q.reason, count(DISTINCT q.trajectory_id) AS n FROM rl.quarantine q
                  WHERE q.window_id = w.window_id
