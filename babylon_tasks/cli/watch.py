@@ -69,5 +69,15 @@ def _in_place(shown: _Shown) -> None:
     console = Console(markup=False, highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(Text.from_ansi(shown.next()), refresh=True)
+            screen = _as_high_as(shown.next(), console.height)
+            live.update(Text.from_ansi(screen), refresh=True)
             time.sleep(_SECONDS)
+
+
+def _as_high_as(screen: str, rows: int) -> str:
+    """Return as much of a screen as a terminal of so many rows shows, and say what is missing."""
+    lines = screen.splitlines()
+    if len(lines) <= rows:
+        return screen
+    kept = lines[: rows - 1]
+    return "\n".join([*kept, f"… and {len(lines) - len(kept)} lines: make the terminal higher"])

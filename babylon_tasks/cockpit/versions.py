@@ -81,15 +81,17 @@ def read_version_story(context: Context, version_or_step: str) -> VersionStory:
         if step is None:
             raise UserError("step 0 is the base model, which was neither trained nor examined")
         exam = next(iter(exams.read(tx, step.model_name, [step.step])), None)
+        state = state_of(tx, name, step)
         moved = promotions.last_move(tx, name)
+        serves = state == "served" and moved is not None and moved.step == step.step
         return VersionStory(
             step=step,
-            state=state_of(tx, name, step),
+            state=state,
             exam=replace(exam, figures=_in_order(exam.figures)) if exam else None,
             experiments=experiments.listing(tx, step.model_name, step.step),
             recipe=recipes.read(tx, step),
             size_bytes=None if step.removed_at else size_of(step.checkpoint),
-            serves_since=moved if moved and moved.step == step.step else None,
+            serves_since=moved if serves else None,
             share=next(
                 (each for each in shares.in_force(tx, name) if each.step == step.step), None
             ),

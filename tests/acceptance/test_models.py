@@ -88,6 +88,13 @@ def test_show(deployment: Deployment, trainer: TrainerProcess) -> None:
     assert "LORA_RANK" not in plain, "it is the default"
     assert "trained tokens" in plain
     assert f" files {context.settings.checkpoint_store}/" in plain
+    promoted = deployment.call("babylon", "models", "promote", "2", "--why", "it sells at the top")
+    assert promoted.returncode == 0, promoted.stderr
+    served = shown_of(deployment, "2")
+    assert "of babylon-agent: served Made" in served
+    assert "Serving serves since 20" in served
+    assert ": it sells at the top Exam none" in served
+    query(context, "UPDATE rl.heads SET published_step = 0 RETURNING 1")
     add_exam(
         context,
         2,

@@ -24,8 +24,9 @@ RED = "\x1b[31m"
 
 
 @contextmanager
-def status(deployment: Deployment, *options: str, **env: str) -> Iterator[Terminal]:
-    with terminal([BABYLON, "status", *options], deployment._env(env), deployment.folder) as opened:
+def status(deployment: Deployment, *options: str, rows: int = 60, **env: str) -> Iterator[Terminal]:
+    command = [BABYLON, "status", *options]
+    with terminal(command, deployment._env(env), deployment.folder, rows) as opened:
         yield opened
 
 
@@ -92,6 +93,16 @@ def test_it_outlives_an_outage_of_postgres_and_of_redis(deployment: Deployment) 
         opened.wait_for("due 1 wait to be scored")
         opened.process.send_signal(signal.SIGTERM)
         assert opened.end() == 0
+
+
+def test_a_low_terminal_says_what_it_does_not_show(deployment: Deployment) -> None:
+    with status(deployment, "--watch", rows=10) as opened:
+        said = opened.wait_for("lines: make the terminal higher")
+        assert "due 0 wait to be scored" in said
+        assert "Today" not in said
+        opened.type("\x03")
+        assert opened.end() == 0
+    assert "Today" in opened.raw, "the last screen is whole"
 
 
 def test_it_waits_for_a_server_that_is_not_there_yet(deployment: Deployment) -> None:
