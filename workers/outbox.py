@@ -102,7 +102,7 @@ class Outbox:
                 sent = message.progress or time.time() - message.at > _GIVE_UP_SECONDS
             with self._changed:
                 self._sending = None
-                if not sent:
+                if not sent and len(self._waiting) < _MOST:
                     self._waiting.appendleft(message)
                 self._changed.notify_all()
             if not sent:

@@ -20,12 +20,13 @@ from celery.states import RETRY
 
 from babylon_tasks.errors import BabylonError, MachineAtFault, Retryable, ServerRefused
 from babylon_tasks.records.doing import Doing
-from babylon_tasks.text import one_line, place_of
+from babylon_tasks.text import PLACE, one_line, place_of
 from babylon_tasks.work.machine_faults import QUOTES
 from workers.outbox import Message, Sender, this_outbox
 
 _LAST_SECONDS = 2.0  # that the end of a task waits for Redis
 _SIGTERM_SLACK_SECONDS = 0.5
+_LOG = "the worker's log has all of it"
 _STOPPED = "the worker was stopped: the work is given back, and another worker or time does it"
 
 
@@ -150,7 +151,10 @@ def presentable(error: Exception) -> Exception:
     if isinstance(error, MachineAtFault):  # its end is the text of another error
         return type(error)(str(error).partition(QUOTES)[0])
     if isinstance(error, BabylonError):
-        return error
+        place = PLACE.search(str(error))
+        if place is None:
+            return error
+        return type(error)(f"{str(error).partition(':')[0]}: {place[1]}; {_LOG}")
     if isinstance(error, OSError):  # a file and what is wrong with it
         return Unexpected(one_line(f"{type(error).__name__}: {error}"))
-    return Unexpected(f"{place_of(error)}; the worker's log has all of it")
+    return Unexpected(f"{place_of(error)}; {_LOG}")

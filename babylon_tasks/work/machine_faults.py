@@ -18,13 +18,12 @@ from babylon_tasks.store import attempts, training_batches
 from babylon_tasks.store.attempts import AT_FAULT, Ending, RecentAttempt
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim
-from babylon_tasks.text import one_line, place_of
+from babylon_tasks.text import PLACE, one_line, place_of
 
 WINDOWS_IN_A_ROW = 3
 QUOTES = ", and none is blamed: "  # then comes the text of the windows' error
 # Errors about the window itself, or about a server: they say nothing about this machine.
 _NOT_THE_MACHINES = re.compile(r"(JudgeFault|DamagedRow|SlowRead): ")
-_PLACE = re.compile(r" \((\w+ at [\w./-]+:\d+)\)$")
 _DOES = {State.DUE: "scores", State.SCORED: "trains"}
 
 
@@ -94,7 +93,7 @@ def _signature(message: str) -> str | None:
     """Return what is the same of an error in all windows; None if no machine can be to blame."""
     if _NOT_THE_MACHINES.match(message):
         return None
-    place = _PLACE.search(message)
+    place = PLACE.search(message)
     return place[1] if place else re.sub(r"\d+", "#", message)
 
 

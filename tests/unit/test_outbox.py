@@ -1,0 +1,86 @@
+"""The thread that tells Redis, with a Redis that answers, is away, or is frozen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import cast
+
+import pytest
+
+from workers import outbox
+from workers.outbox import Message, Outbox, Sender
+
+
+class Redis:
+    """Takes what a sender sends."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.away = False
+        self.thawed = threading.Event()
+        self.thawed.set()
+
+    def send(self, message: Message) -> None:
+        self.thawed.wait(10)
+        if self.away:
+            raise ConnectionError("no Redis")
+        self.taken.append(message.event)
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "_PROGRESS_SECONDS", 0.05)
+
+
+def put(box: Outbox, server: Redis, *events: str) -> None:
+    sender = cast("Sender", server)
+    for event in events:
+        box.put(Message(sender, event, {}, progress=event.startswith("at")))
+
+
+def test_all_but_old_progress_is_sent_in_order() -> None:
+    box, server = Outbox(), Redis()
+    server.thawed.clear()
+    put(box, server, "received", "started", "at 1", "at 2", "at 3")
+    server.thawed.set()
+    box.flush(5)
+    put(box, server, "at 4", "at 5", "succeeded")
+    box.flush(5)
+    assert server.taken == ["received", "started", "at 3", "succeeded"]
+
+
+def test_progress_is_not_sent_more_often_than_it_may() -> None:
+    box, server = Outbox(), Redis()
+    since = time.monotonic()
+    for number in range(3):
+        put(box, server, f"at {number}")
+        box.flush(5)
+    assert time.monotonic() - since >= 0.1
+    assert server.taken == ["at 0", "at 1", "at 2"]
+
+
+def test_what_must_be_told_is_told_when_redis_is_back() -> None:
+    box, server, other = Outbox(), Redis(), Redis()
+    server.away = True
+    put(box, server, "received", "at 1", "succeeded")
+    put(box, other, "received")
+    box.flush(0.1)
+    assert server.taken == other.taken == []
+    server.away = False
+    box.flush(5)
+    assert server.taken == ["received", "succeeded"]
+    assert other.taken == ["received"]
+
+
+def test_nobody_waits_for_a_frozen_redis() -> None:
+    box, server = Outbox(), Redis()
+    server.thawed.clear()
+    since = time.monotonic()
+    put(box, server, "received", *(f"at {number}" for number in range(1000)))
+    box.flush(0.1)
+    assert time.monotonic() - since < 5
+    server.thawed.set()
+    box.flush(5)
+    assert server.taken == ["received", "at 999"]

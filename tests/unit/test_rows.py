@@ -1,0 +1,55 @@
+"""What Flower may show of an error: nothing that quotes a trace."""
+
+from __future__ import annotations
+
+import pytest
+
+from babylon_tasks.errors import (
+    BabylonError,
+    LineageAtFault,
+    MachineAtFault,
+    NotRecorded,
+    Retryable,
+    UserError,
+)
+from babylon_tasks.work.machine_faults import QUOTES
+from workers.row import Unexpected, presentable
+
+PROMPT = "what an agent was asked"
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except (BabylonError, ValueError, OSError) as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (UserError("set TRAIN_RL_LOCAL=true"), "set TRAIN_RL_LOCAL=true"),
+        (NotRecorded("no trace has log-probabilities"), "no trace has log-probabilities"),
+        (
+            Retryable(f"the trainer failed: KeyError: '{PROMPT}' (KeyError at workers/x.py:3)"),
+            "the trainer failed: KeyError at workers/x.py:3; the worker's log has all of it",
+        ),
+        (MachineAtFault(f"3 windows failed here{QUOTES}{PROMPT}"), "3 windows failed here"),
+        (LineageAtFault(f"3 windows failed here{QUOTES}{PROMPT}"), "3 windows failed here"),
+    ],
+)
+def test_our_own_errors_are_shown_without_what_they_quote(error: BabylonError, shown: str) -> None:
+    found = presentable(raised(error))
+    assert (type(found), str(found)) == (type(error), shown)
+
+
+def test_other_errors_are_shown_by_type_and_place() -> None:
+    found = presentable(raised(ValueError(f"not a number: {PROMPT}")))
+    assert isinstance(found, Unexpected)
+    assert str(found).startswith("ValueError at test_rows.py:")
+    assert PROMPT not in str(found)
+
+
+def test_a_full_disk_is_shown_with_its_file() -> None:
+    found = presentable(raised(OSError(28, "No space left on device", "/checkpoints/x")))
+    assert str(found) == "OSError: [Errno 28] No space left on device: '/checkpoints/x'"
