@@ -87,8 +87,11 @@ class Outbox:
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> None:
-        """Wait until all is sent, or for so long."""
+        """Leave out the progress that waits, and wait until the rest is sent, or for so long."""
         with self._changed:
+            if self._waiting and self._waiting[-1].progress:
+                self._waiting.pop()
+                self._changed.notify_all()
             self._changed.wait_for(lambda: not self._waiting and not self._sending, seconds)
 
     def _run(self) -> None:
@@ -112,7 +115,7 @@ class Outbox:
         """Wait for a message that may be sent now, and take it."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: bool(self._waiting))
+                self._changed.wait_for(lambda: bool(self._waiting))  # again: it may be left out
                 now = time.monotonic()
                 if not self._waiting[0].progress or now >= self._progress_at:
                     break

@@ -60,9 +60,9 @@ class Row:
         self._say(doing.progress(), msgspec.to_builtins(doing))
 
     def say(self, text: str) -> None:
-        """Show how far the work is, in a row that has begun."""
-        if self._begun:
-            self._say(text, None)
+        """Show how far the work is, in a sentence."""
+        self.begin(self._title)
+        self._say(text, None)
 
     def end(self, title: str, result: str) -> None:
         """Say what came of the work. It is shown as done when the task is over."""
@@ -82,16 +82,13 @@ class Row:
 
     def give_back(self, why: str) -> None:
         """End the row as work that is given back: another worker or time does it."""
-        if not self._begun:
-            self.begin("")
-        error = Retryable(why)
-        self._put("task-retried", why, RETRY, error, exception=why)
+        self.begin(self._title)
+        self._put("task-retried", why, RETRY, Retryable(why), exception=why)
         self._outbox.flush(_LAST_SECONDS)
 
     def fail(self) -> None:
         """Leave the end of the row to the main process; it has one from now on."""
-        if not self._begun:
-            self.begin("")
+        self.begin(self._title)
         self._outbox.flush(_LAST_SECONDS)
 
     def stop(self) -> None:
