@@ -30,6 +30,8 @@ _MOST_NAMED = 3  # of a list, on a console
 _THIRD_PARTIES_LEVEL = logging.WARNING
 
 # Not structlog's own: its import takes 0.1 CPU seconds, and most commands log nothing.
+_FIRST = ("lineage", "window", "windows", "step", "token")  # in this order, then others
+_MARK = "babylon_log_fields"
 _fields: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default={})  # noqa: B039 never changed
 
 
@@ -38,13 +40,22 @@ def bound(**fields: object) -> Iterator[None]:
     """Add these fields to all that is logged in the block, by this thread or task.
 
     A callable is asked at each line. A field that is None, or for which it returns None, is left
-    out.
+    out. An error that leaves the block takes them along, see `mark`.
     """
     token = _fields.set({**_fields.get(), **fields})
     try:
         yield
+    except BaseException as error:
+        mark(error)
+        raise
     finally:
         _fields.reset(token)
+
+
+def mark(error: BaseException) -> None:
+    """Give an error the fields of here, unless it has some: who logs it further up has none."""
+    if not hasattr(error, _MARK):
+        setattr(error, _MARK, _bound_now())
 
 
 def configure_logging(level: str, form: LogFormat = "console") -> None:
@@ -101,6 +112,7 @@ def _console_formatter(colors: bool) -> ProcessorFormatter:
     # The tracebacks stay those of `logging`.
     return ProcessorFormatter(
         processors=[_for_people, ConsoleRenderer(columns=columns, sort_keys=False)],
+        pass_foreign_args=True,
         keep_exc_info=True,
         keep_stack_info=True,
     )
@@ -111,7 +123,7 @@ def _json_formatter() -> ProcessorFormatter:
     from structlog.processors import JSONRenderer
     from structlog.stdlib import ProcessorFormatter
 
-    return ProcessorFormatter(processors=[_for_programs, JSONRenderer()])
+    return ProcessorFormatter(processors=[_for_programs, JSONRenderer()], pass_foreign_args=True)
 
 
 def _for_people(_: object, __: str, event: Any) -> dict[str, object]:
@@ -122,7 +134,7 @@ def _for_people(_: object, __: str, event: Any) -> dict[str, object]:
         "level": record.levelname,
         "logger": f"{record.name}:",
         "event": one_line(str(event["event"]), _MOST_CHARACTERS),
-        **_bound_now(),
+        **_fields_of(event),
     }
 
 
@@ -133,13 +145,24 @@ def _for_programs(_: object, __: str, event: Any) -> dict[str, object]:
         "level": record.levelname,
         "logger": record.name,
         "event": one_line(str(event["event"]), _MOST_CHARACTERS),
-        **_bound_now(),
+        **_fields_of(event),
     }
     if exc_info := event.get("exc_info"):
         line["traceback"] = _shortened(logging.Formatter().formatException(exc_info))
     if stack := event.get("stack_info"):
         line["stack"] = _shortened(stack)
     return line
+
+
+def _fields_of(event: Any) -> dict[str, object]:
+    """Return the fields of where the line was written, and of the error that it tells."""
+    arguments, (_, error, _) = event["positional_args"], event.get("exc_info") or (None,) * 3
+    fields = _bound_now()
+    for told in (*(arguments if isinstance(arguments, tuple) else ()), error):
+        if isinstance(told, BaseException):
+            fields = getattr(told, _MARK, {}) | fields
+    first = {key: fields[key] for key in _FIRST if key in fields}
+    return first | fields
 
 
 def _bound_now() -> dict[str, object]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable, StaleClaim
-from babylon_tasks.logs import bound
+from babylon_tasks.logs import bound, mark
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.versions import Head
@@ -204,6 +204,8 @@ class LeaseKeeper:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if exc is not None:
+            mark(exc)
         try:
             self._end(exc)
         finally:

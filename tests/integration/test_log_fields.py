@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from babylon_tasks import logs, pipeline
-from babylon_tasks.errors import Retryable
+from babylon_tasks.errors import Retryable, UserError
 from babylon_tasks.records.steps import StepRequest, Trainer
 from babylon_tasks.work.context import Context
 from tests.judge_server import JudgeServer
@@ -109,6 +109,22 @@ def test_a_step_that_fails_names_the_windows_that_failed(
     assert isinstance(first["token"], int)
     alone = log.lines("failed: Retryable: no")
     assert [line["windows"] for line in alone] == [[window] for window in windows]
+
+
+def test_what_a_task_logs_of_an_error_has_the_fields_of_the_work(
+    context: Context, log: Log
+) -> None:
+    class Away:
+        def step(self, request: StepRequest, on_beat: object) -> None:
+            raise UserError("no GPU here")
+
+    (window,) = scored_windows(context, 2)
+    with pytest.raises(UserError) as raised:
+        pipeline.train(context, Away())  # type: ignore[arg-type]
+    logging.getLogger("workers.tasks").error("%s: %s", "train", raised.value)
+    line = log.line("train: no GPU here")
+    assert (line["lineage"], line["windows"], line["step"]) == (NAME, [window], 1)
+    assert line["token"] == one(context, "SELECT max(token) AS n FROM rl.attempts")["n"]
 
 
 def test_an_exam_and_a_promotion_have_their_lineage(

@@ -200,6 +200,28 @@ def test_each_task_has_fields_of_its_own() -> None:
     assert logs._bound_now() == {}
 
 
+def test_an_error_takes_along_whose_work_it_was() -> None:
+    """Where it is logged further up, with its traceback or as an argument."""
+    code = """
+try:
+    with bound(lineage="a", token=lambda: 7):
+        with bound(step=3):
+            raise ValueError("no")
+except ValueError as error:
+    ours.error("%s: %s", "train", error)
+    with bound(lineage="b"):
+        ours.exception("it failed")
+ours.error("%(x)s", {"x": 1})
+ours.error("rests", exc_info=True)
+"""
+    first, *_ = logged(code).splitlines()
+    assert first.endswith(" train: no lineage=a step=3 token=7")
+    found = [json.loads(line) for line in logged(code, form="json").splitlines()]
+    fields = [{key: line.get(key) for key in ("lineage", "step")} for line in found]
+    nothing = {"lineage": None, "step": None}
+    assert fields == [{"lineage": "a", "step": 3}, {"lineage": "b", "step": 3}, nothing, nothing]
+
+
 def test_a_token_is_the_one_held_when_the_line_is_written() -> None:
     held = [1]
     with bound(token=lambda: held[0]):
