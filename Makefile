@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal $(if $(CI),--duration
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint check test deployments slow chaos test-vllm format clean
+.PHONY: help venv demo lint check test deployments slow chaos test-vllm screenshots format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ $(VLLM_STAMP): constraints-vllm.txt scripts/install_vllm.py
 
 test-vllm: venv $(VLLM_STAMP) ## Real vLLM, in .venv-vllm, with adapters that are trained here
 	$(PYTEST) -m vllm tests/vllm
+
+screenshots: venv ## Take the pictures in docs/ anew, with Debian's Chromium; look at them
+	$(BIN)/python benchmarks/screenshots.py
 
 format: venv ## Mend style where a tool can
 	$(BIN)/ruff check --fix .

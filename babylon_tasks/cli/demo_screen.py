@@ -50,7 +50,10 @@ class Asked:
 
 def heading(look: Look) -> str:
     """Write what stands above the rounds: what the bar reaches from and to, and the columns."""
-    scale = f"$ a decision on new markets: noise {look.noise:.2f}, oracle {look.oracle:.2f}"
+    scale = (
+        f"$ a decision on new markets: {look.noise:.2f} by guessing (noise), "
+        f"{look.oracle:.2f} at best (oracle)"
+    )
     return f"{scale}\n{_GATE}\n{_COLUMNS}"
 
 

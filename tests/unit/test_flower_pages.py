@@ -99,3 +99,31 @@ def test_a_piece_of_work_is_told_by_its_figures() -> None:
 def test_what_a_person_must_see_to_is_said(changes: dict[str, Any], says: list[str]) -> None:
     assert now_text.complaints({**NOW, **changes}, []) == says
     assert now_text.complaints(None, ["Redis is away"]) == ["Redis is away"]
+
+
+def test_workers_show_their_gpus_and_nothing_is_markup() -> None:
+    gpu = {"uuid": "GPU-1", "name": "NVIDIA H200", "memory_bytes": 143_771_000_000}
+    worker = {
+        **{"name": "gpu@a", "host": "a", "queues": ["gpu"], "seen_seconds": 100.0, "lost": True},
+        **{"lineages": ["<b>one", "two"], "gpus": [{**gpu, "memory_used_bytes": 61_200_000_000}]},
+    }
+    other = {
+        **{"name": "<i>other", "state": "active", "running": 1, "step": 4, "published_step": 3},
+        **{"due": 1, "scored": 2, "trained": 5, "failed": 0},
+    }
+    now = {
+        **{**NOW, "running": [TRAINS], "workers": [worker], "lineages": [other], "version": None},
+        **{"step": 1, "published_step": 0, "last_step": {}, "oldest_scored": None},
+        "gate_says": ["step 1 awaits its exam"],
+    }
+    page = Templates().load("now_parts.html").generate(
+        now=now, queues={"cpu": 3, "gpu": 0}, away=[], text=now_text,
+        reverse_url=lambda *parts: "/".join(parts),
+    ).decode()  # fmt: skip
+    for text in (
+        *("NVIDIA H200: 61.2 of 143.8 GB", "width: 43%", "&lt;b&gt;one, two", "&lt;i&gt;other"),
+        *("step 1 awaits its exam", "Worker gpu@a has said nothing for 1 min 40 s.", "width: 31%"),
+        *("the newest step is 1", "1 min 40 s ago", "No worker scores windows"),
+    ):
+        assert text in page, text
+    assert "<b>one" not in page
