@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 import psutil
+import pytest
 import redis
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -107,6 +108,7 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.timeout(300)  # its set-up makes the tiny model, if no test before did
 def test_a_person_sees_what_runs_how_far_it_is_and_what_came_of_it(
     deployment: Deployment, tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -127,3 +127,4 @@ def test_workers_show_their_gpus_and_nothing_is_markup() -> None:
     ):
         assert text in page, text
     assert "<b>one" not in page
+    assert "Nothing needs a person" not in page
