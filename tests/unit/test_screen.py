@@ -1,0 +1,55 @@
+"""Screens of 80 columns: what is wrapped, what is red, and how figures are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from babylon_tasks.cli.screen import COLUMNS, Line, Section, ago, count, dollars, size, write
+
+
+def test_a_long_text_is_wrapped_below_itself_and_a_path_is_not() -> None:
+    words, path = "word " * 30, "/a-folder" * 12
+    lines = write(
+        [Section("Title", [Line("label", words), Line("files", path, whole=True)])], colour=False
+    ).splitlines()
+    assert lines[0] == "Title"
+    assert lines[1].startswith("  label        word word")
+    assert lines[2].startswith("               word")
+    assert all(len(line) <= COLUMNS for line in lines[:-1])
+    assert lines[-1] == f"  files        {path}"
+
+
+def test_only_bad_lines_are_red() -> None:
+    sections = [Section("Title", [Line("a", "well"), Line("b", "ill", bad=True)])]
+    assert write(sections, colour=True) == (
+        "\x1b[1mTitle\x1b[0m\n  a            well\n\x1b[31m  b            ill\x1b[0m"
+    )
+    assert "\x1b" not in write(sections, colour=False)
+
+
+def test_text_of_others_moves_no_cursor_and_forges_no_line() -> None:
+    text = write([Section("", [Line("error", "a\x1b[2Jb\nWorkers\n  none")])], colour=False)
+    assert text == "\n  error        a\ufffd[2Jb Workers none"
+
+
+def test_an_empty_text_leaves_the_label() -> None:
+    assert write([Section("Title", [Line("label", "")])], colour=False) == "Title\n  label"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0 s"), (0.4, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "119 min"),
+     (7200, "2 h 0 min"), (100_000, "27 h 46 min"), (172_800, "2 days")],
+)  # fmt: skip
+def test_times(seconds: float, text: str) -> None:
+    assert ago(seconds) == text
+
+
+def test_figures() -> None:
+    assert [size(n) for n in (0, 1023, 2048, 5 << 20, 3 << 30)] == [
+        "0 bytes", "1023 bytes", "2 KiB", "5 MiB", "3.0 GiB",
+    ]  # fmt: skip
+    assert [dollars(usd) for usd in (0, 0.0012, 0.01, 1234.5)] == [
+        "$0.00", "$0.0012", "$0.01", "$1,234.50",
+    ]  # fmt: skip
+    assert [count(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
