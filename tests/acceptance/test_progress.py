@@ -58,10 +58,10 @@ def test_what_is_done_soon_says_nothing(due: Deployment) -> None:
 def test_in_a_terminal_the_line_moves_and_is_gone_at_the_end(due: Deployment) -> None:
     env = due._env(injecting(SLOW))
     with terminal([BABYLON, "train"], env, due.folder) as opened:
-        opened.wait_for("s read: babylon-agent: 1 window")
+        opened.wait_for("babylon-agent: step 1, 1 window, 3 runs")
         assert opened.end() == 0
     assert opened.words().endswith("v1.0.0 is promoted")
-    assert "\x1b[2K" in opened.raw.rpartition("babylon-agent: 1 window")[2], "it is wiped"
+    assert "\x1b[2K" in opened.raw.rpartition("step 1, 1 window, 3 runs")[2], "it is wiped"
     assert "step 1 (v1.0.0): 1 windows, 3 trajectories, loss 0.0000\r\n" in opened.raw
 
 
