@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from babylon_tasks.errors import BabylonError, Retryable
 from babylon_tasks.records.doing import Doing, counted, duration
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.store import exams
@@ -14,6 +16,7 @@ from babylon_tasks.store.database import Connection
 from babylon_tasks.training.step import StepReport, loss_text
 
 _MOST_NAMED = 3
+_TYPE = re.compile(r"([A-Z]\w{1,40}): ")  # what an error in a window's row begins with
 
 
 def of_step(lineage: str, report: StepReport) -> tuple[str, str]:
@@ -42,14 +45,28 @@ def due(window_ids: Sequence[str]) -> str:
     return f"{counted(len(ids), 'window')} {'is' if len(ids) == 1 else 'are'} due: {named}"
 
 
-def of_work(tx: Connection, done: Sequence[Doing]) -> tuple[str, str]:
-    """Return what was done without a step, and what came of it, of one lineage or several."""
+class WindowsFailed(BabylonError):
+    """Windows ended as `failed` in this work."""
+
+
+def of_work(tx: Connection, done: Sequence[Doing]) -> tuple[str, str, BabylonError | None]:
+    """Return what was done without a step, and what came of it, of one lineage or several.
+
+    The last is how the work ends if it is not done: a WindowsFailed where windows failed, a
+    Retryable where all that was tried will be tried again.
+    """
     names = list(dict.fromkeys(each.lineage for each in done))
     said = {name: _of_lineage(tx, name, [d for d in done if d.lineage == name]) for name in names}
-    if len(names) == 1:
-        return done[-1].title(), said[names[0]]
-    last = {each.lineage: each.title() for each in done}
-    return "; ".join(last.values()), "; ".join(f"{name}: {text}" for name, text in said.items())
+    title, result = done[-1].title(), said[names[0]]
+    if len(names) > 1:
+        title = "; ".join({each.lineage: each.title() for each in done}.values())
+        result = "; ".join(f"{name}: {text}" for name, text in said.items())
+    tried = [window for name in names for window in _tried(tx, name, done)]
+    if any(window.state == State.FAILED for window in tried):
+        return title, result, WindowsFailed(result)
+    if tried and all(map(_waits, tried)):
+        return title, result, Retryable(result)
+    return title, result, None
 
 
 def verdicts(tx: Connection, lineage: str, done: Sequence[Doing]) -> list[str]:
@@ -62,18 +79,26 @@ def verdicts(tx: Connection, lineage: str, done: Sequence[Doing]) -> list[str]:
 
 def _of_lineage(tx: Connection, lineage: str, done: Sequence[Doing]) -> str:
     said = verdicts(tx, lineage, done)
-    ids = {id_ for each in done if each.stage != "exam" for id_ in each.windows}
-    if ids:
-        said.append(of_windows(window_rows.read(tx, lineage, sorted(ids))))
-    else:
-        said.append("no step follows yet")
+    tried = _tried(tx, lineage, done)
+    said.append(of_windows(tried) if tried else "no step follows yet")
     return "; ".join(said)
+
+
+def _tried(tx: Connection, lineage: str, done: Sequence[Doing]) -> list[Window]:
+    """Return the windows of this work as they are now, without those that were examined on."""
+    works = [each for each in done if each.lineage == lineage and each.stage != "exam"]
+    return window_rows.read(tx, lineage, sorted({id_ for each in works for id_ in each.windows}))
+
+
+def _waits(window: Window) -> bool:
+    """Tell whether it did not come further, for a reason that is in its row."""
+    return window.last_error is not None and window.state in (State.DUE, State.SCORED)
 
 
 def of_windows(windows: Sequence[Window]) -> str:
     """Count windows by what became of them, with the reason of those that are skipped.
 
-    An error may quote a trace, so it is not said here.
+    An error may quote a trace, so only its type is said here.
     """
     ended = Counter(_ending(window) for window in windows)
     return "; ".join(f"{counted(n, 'window')} {ending}" for ending, n in ended.most_common())
@@ -84,8 +109,10 @@ def _ending(window: Window) -> str:
         return f"skipped: {window.reason}"
     if window.state == State.FAILED:
         return "failed: `babylon windows show ID` says why"
-    if window.last_error is not None and window.state in (State.DUE, State.SCORED):
-        return "will be tried again: `babylon windows show ID` says why"
+    if _waits(window):
+        kind = _TYPE.match(window.last_error or "")
+        again = f"will be tried again ({kind[1]})" if kind else "will be tried again"
+        return f"{again}: `babylon windows show ID` says why"
     return str(window.state)
 
 

@@ -102,10 +102,13 @@ def score(self: Bound) -> None:
             time.sleep(LEAST_REST_SECONDS)  # the next message is for others
             raise MachineAtFault(at_fault)  # it was said when it came up
         with _errors_logged("score"):
-            _score(row)
+            not_done = _score(row)
+        if not_done:
+            raise not_done  # the log has it already
 
 
-def _score(row: Row) -> None:
+def _score(row: Row) -> BabylonError | None:
+    """Score; return how the work ends if it is not done."""
     fleet, unable = this_process().fleet, this_process().unable
     moved, failed = 0, list[Exception]()
     for context in fleet.in_turn("score", unable.lineages("score")):
@@ -122,20 +125,24 @@ def _score(row: Row) -> None:
             failed.append(error)
         if moved >= SCORE_BATCH:
             break
-    _conclude(row)
+    not_done = _conclude(row)
     if moved:
         doorbells.train()
         # Claims made at the same moment may pass windows by; do not leave them to the sweep.
         doorbells.score(len(fleet.sweep(SCORE_BATCH).due))
     if failed:
         raise failed[0]
+    return not_done
 
 
-def _conclude(row: Row) -> None:
-    """Say what came of the work of a row that committed no step."""
-    if row.done:
-        with this_process().fleet.database.transaction() as tx:
-            row.end(*outcomes.of_work(tx, row.done))
+def _conclude(row: Row) -> BabylonError | None:
+    """Say what came of the work of a row that committed no step; return why it is not done."""
+    if not row.done:
+        return None
+    with this_process().fleet.database.transaction() as tx:
+        title, result, not_done = outcomes.of_work(tx, row.done)
+    row.end(title, result)
+    return not_done
 
 
 @shared_task(name="babylon.train", ignore_result=False, **_OURS)
@@ -158,6 +165,8 @@ def train(self: Bound) -> dict[str, Any] | None:
             raise
         if trained:
             _announce_step()
+        elif not_done := _conclude(row):
+            raise not_done  # the log has it already
         return trained
 
 
@@ -184,7 +193,6 @@ def _train_step(row: Row) -> dict[str, Any] | None:
             title, result = outcomes.of_step(name, report)
             row.end(title, "; ".join([result, *_verdicts(row, name)]))
             return {"lineage": name, **outcomes.summary(report)}
-    _conclude(row)
     return None
 
 

@@ -218,13 +218,13 @@ def test_nothing_of_a_trace_is_told(deployment: Deployment) -> None:
     assert {id_: row.state for id_, row in rows.items()} == {
         "raised": "FAILURE",
         "hung": "FAILURE",
-        "scored": "SUCCESS",
+        "scored": "RETRY",
         "away": "RETRY",
         "refused": "FAILURE",
     }
     assert rows["raised"].exception.startswith("ValueError at ")
     assert rows["hung"].exception == "it took longer than its limit of 1 s and was stopped"
-    again = "1 window will be tried again: `babylon windows show ID` says why"
+    again = "1 window will be tried again (KeyError): `babylon windows show ID` says why"
     assert rows["scored"].result == again
     assert rows["away"].result == "Postgres is away"
     assert rows["refused"].exception.startswith("no trajectories in window 2025-01-15T10:00")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from babylon_tasks import pipeline
+from babylon_tasks.errors import Retryable
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.work.context import Context
 from tests.rows import add_exam, add_window, commit_steps, fork, hours_ago, query, scored_windows
@@ -14,7 +17,7 @@ from workers.gpu.client import TrainerProcess
 
 def came_of(context: Context, done: Sequence[Doing]) -> tuple[str, str]:
     with context.database.transaction() as tx:
-        return outcomes.of_work(tx, done)
+        return outcomes.of_work(tx, done)[:2]
 
 
 def test_of_a_step(context: Context, trainer: TrainerProcess) -> None:
@@ -58,6 +61,32 @@ def test_of_windows_that_failed_nothing_is_quoted(context: Context) -> None:
         "2 windows will be tried again: `babylon windows show ID` says why; "
         "1 window failed: `babylon windows show ID` says why"
     )
+
+
+@pytest.mark.parametrize(
+    ("states", "how"),
+    [
+        (("due", "due"), Retryable),
+        (("due", "scored"), None),
+        (("due", "failed"), outcomes.WindowsFailed),
+        (("scored", "scored"), None),
+    ],
+)
+def test_work_that_is_not_done_is_told_apart(
+    context: Context, states: tuple[str, str], how: type[Exception] | None
+) -> None:
+    """Where none came further it is given back, and where one failed it has failed."""
+    windows = scored_windows(context, 3, 2)
+    for window, state in zip(windows, states, strict=True):
+        error = None if state == "scored" else "JudgeUnavailable: it answers 503: a prompt"
+        text = "UPDATE rl.windows SET state = %s, last_error = %s WHERE window_id = %s RETURNING 1"
+        query(context, text, state, error, window)
+    with context.database.transaction() as tx:
+        _, result, error = outcomes.of_work(tx, [Doing("score", context.lineage.name, windows)])
+    assert type(error) is (how or type(None))
+    assert error is None or str(error) == result
+    assert "a prompt" not in result
+    assert ("will be tried again (JudgeUnavailable)" in result) == ("due" in states)
 
 
 def test_of_exams(context: Context, trainer: TrainerProcess) -> None:
