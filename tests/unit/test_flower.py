@@ -41,6 +41,23 @@ def test_what_failed_says_why_and_not_how_far_it_was() -> None:
     assert format_task(task).result == "no disk"
 
 
+@pytest.mark.parametrize(("alive", "state"), [(True, "STARTED"), (False, "LOST")])
+def test_what_a_dead_machine_began_does_not_seem_to_go_on(alive: bool, state: str) -> None:
+    import flower.options  # noqa: F401 - declares what the configuration reads
+
+    from workers.watch.flowerconfig import format_task
+
+    task = SimpleNamespace(
+        name="babylon.train",
+        args="",
+        state="STARTED",
+        result="train 31 %",
+        worker=SimpleNamespace(hostname="gpu@a", alive=alive),
+    )
+    assert format_task(task).state == state
+    assert task.result.endswith("train 31 %")
+
+
 @pytest.mark.parametrize(
     ("changes", "of_the_folder", "address"),
     [

@@ -43,6 +43,9 @@ def format_task(task: Any) -> Any:
     task.name = f"{name} {what}".strip()
     if task.state in ("FAILURE", "RETRY"):
         task.result = task.exception or task.result  # the last progress is no result
+    if task.state == "STARTED" and not getattr(task.worker, "alive", True):
+        task.state = "LOST"
+        task.result = f"its worker is not heard any more, so others go on: {task.result}"
     if task.result == "None":
         task.result = ""
     return task
@@ -66,8 +69,6 @@ with refusing_in_one_line():
     require_sound_doors(options, os.environ, _arguments)
     if options.persistent:
         require_private(options.db)
-    else:
-        say_that_it_begins_anew()
     if _settings.database_url:
         install(first_page(_settings), prefix=options.url_prefix)
         REGISTRY.register(PipelineCollector(_settings))
@@ -77,5 +78,7 @@ with refusing_in_one_line():
         # Flower's page of the broker counts the keys that these options name.
         current_app.conf.broker_transport_options["global_keyprefix"] = _prefix
 
+if not options.persistent:
+    say_that_it_begins_anew()
 if not (options.basic_auth or options.auth or options.address):
     options.address = "127.0.0.1"
