@@ -68,7 +68,11 @@ def terminal(
     fcntl.ioctl(program, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
     process = subprocess.Popen(
         command,
-        env={"TERM": "xterm-256color", **env},
+        # pytest-xdist sets LINES and COLUMNS, which programs believe before the terminal itself.
+        env={
+            "TERM": "xterm-256color",
+            **{name: value for name, value in env.items() if name not in ("LINES", "COLUMNS")},
+        },
         cwd=folder,
         preexec_fn=lambda: os.login_tty(program),
     )

@@ -53,7 +53,7 @@ def on_wandb(deployment: Deployment, server: WandbServer) -> Deployment:
 def warm() -> Iterator[TrainerProcess]:
     """A trainer process for all commands in this process: it imports ART's client for seconds."""
     process = TrainerProcess(
-        TrainerOptions("serverless", None, "cpu-0", 0.5, 60.0, 600.0, "INFO", SecretStr(KEY))
+        TrainerOptions("serverless", None, "cpu-0", 0.5, 60.0, 600.0, wandb_api_key=SecretStr(KEY))
     )
     yield process
     process.close()

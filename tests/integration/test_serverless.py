@@ -141,7 +141,7 @@ def test_the_trainer_process_has_the_key_and_waits_for_its_notes(
     context = on_wandb()
     scored_windows(context, 2, recorded=True)
     process = TrainerProcess(
-        TrainerOptions("serverless", None, "cpu-0", 1.0, 60.0, 60.0, "INFO", SecretStr(KEY))
+        TrainerOptions("serverless", None, "cpu-0", 1.0, 60.0, 60.0, wandb_api_key=SecretStr(KEY))
     )
     try:
         assert pipeline.train(context, process)
