@@ -56,7 +56,8 @@ def _windows(data: Data) -> Iterator[Line]:
     for state, after in (("due", "to be scored"), ("scored", "for a step")):
         oldest = data[f"oldest_{state}"]
         waits = f"; {_oldest(oldest)}" if oldest else ""
-        yield Line(state, f"{counts[state]:,} wait {after}{waits}")
+        wrong = bool(oldest and oldest["last_error"])
+        yield Line(state, f"{counts[state]:,} wait {after}{waits}", bad=wrong)
     yield Line("ended", f"{counts['trained']:,} trained, {counts['skipped']:,} skipped")
     if failed := counts["failed"]:
         yield Line("failed", f"{failed:,}: `babylon windows list` says why", bad=True)
