@@ -23,6 +23,7 @@ NOW: dict[str, Any] = {
     "canary_age_seconds": {"cpu": 5.0, "gpu": None},
     "promotion_paused": {},
     "oldest_due": None,
+    "oldest_scored": None,
 }
 TRAINS = {
     **{"stage": "train", "lineage": "babylon-agent", "title": "babylon-agent: step 2, 1 window"},
@@ -92,6 +93,8 @@ def test_a_piece_of_work_is_told_by_its_figures() -> None:
          ["No message has come through queue cpu for 5 min."]),  # a step runs on the other
         ({"at_fault": {"a (train)": "no disk"}},
          ["a (train) stopped, since every window failed there: no disk"]),
+        ({"oldest_scored": {"window_id": "w", "seconds": 20.0, "last_error": "UserError: no room"}},
+         ["Window w has waited 20 s after an error: UserError: no room."]),
         ({"oldest_due": {"window_id": "w", "seconds": 7200.0, "last_error": None}},
          ["Window w has waited 2 h."]),
     ],
@@ -113,7 +116,7 @@ def test_workers_show_their_gpus_and_nothing_is_markup() -> None:
     }
     now = {
         **{**NOW, "running": [TRAINS], "workers": [worker], "lineages": [other], "version": None},
-        **{"step": 1, "published_step": 0, "last_step": {}, "oldest_scored": None},
+        **{"step": 1, "published_step": 0, "last_step": {}},
         "gate_says": ["step 1 awaits its exam"],
     }
     page = Templates().load("now_parts.html").generate(

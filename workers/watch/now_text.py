@@ -150,6 +150,10 @@ def _complaints(now: Figures) -> Iterator[str]:
     if now["promotion_paused"]:
         paused = now["promotion_paused"]
         yield f"No step is promoted by itself since {paused['since']}: {paused['why']}"
-    waiting = now["oldest_due"]
-    if waiting and waiting["seconds"] > _WAITED_LONG_SECONDS and not now["running"]:
-        yield f"Window {oldest(now, 'due')}."
+    for state in ("due", "scored"):
+        waiting = now[f"oldest_{state}"]
+        if waiting and (
+            waiting["last_error"]
+            or (state == "due" and waiting["seconds"] > _WAITED_LONG_SECONDS and not now["running"])
+        ):
+            yield f"Window {oldest(now, state)}."
