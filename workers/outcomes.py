@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from babylon_tasks.errors import BabylonError, Retryable
-from babylon_tasks.records.doing import Doing, counted, duration
+from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.windows import State, Window
 from babylon_tasks.store import exams
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Connection
 from babylon_tasks.training.step import StepReport, loss_text
+from babylon_tasks.words import counted, duration, named
 
-_MOST_NAMED = 3
 _TYPE = re.compile(r"([A-Z]\w{1,40}): ")  # what an error in a window's row begins with
 
 
@@ -41,8 +41,7 @@ def summary(report: StepReport) -> dict[str, Any]:
 def due(window_ids: Sequence[str]) -> str:
     """Say that windows are due: `3 windows are due: 2026-11-28T01:00 …`."""
     ids = sorted(set(window_ids))
-    named = " ".join(ids[:_MOST_NAMED]) + (" …" if len(ids) > _MOST_NAMED else "")
-    return f"{counted(len(ids), 'window')} {'is' if len(ids) == 1 else 'are'} due: {named}"
+    return f"{counted(len(ids), 'window')} {'is' if len(ids) == 1 else 'are'} due: {named(ids)}"
 
 
 class WindowsFailed(BabylonError):

@@ -26,8 +26,8 @@ from babylon_tasks.errors import (
     ServerUnavailable,
 )
 from babylon_tasks.pipeline import SCORE_BATCH
-from babylon_tasks.records.doing import duration
 from babylon_tasks.store import canaries
+from babylon_tasks.words import duration
 from workers import doorbells, outcomes, queues
 from workers.process import this_process
 from workers.row import Row, Unexpected, presentable, row_of

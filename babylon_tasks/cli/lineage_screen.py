@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from babylon_tasks.cli.screen import Line, Section, count, moment
+from babylon_tasks.cli.screen import Line, Section, moment
 from babylon_tasks.cockpit.lineages import LineageStory
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.windows import State
 from babylon_tasks.store.steps import StepListing
+from babylon_tasks.words import counted
 
 _MOST = 10  # resets, forks and pieces of work
 
@@ -85,7 +86,7 @@ def _step(story: LineageStory, step: StepListing) -> Line:
     return Line(
         str(step.step),
         f"{step.version} after {step.parent_step}, {moment(step.committed_at)}, "
-        f"{count(step.trajectories, 'run')}, loss {loss}{change}{verdict}; "
+        f"{counted(step.trajectories, 'run')}, loss {loss}{change}{verdict}; "
         f"{story.states[step.step]}{gone}",
     )
 

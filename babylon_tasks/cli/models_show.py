@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import click
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context, wide_console
 from babylon_tasks.cli.exam_table import exam_table, looks_table
-from babylon_tasks.cli.screen import (
-    Line,
-    Section,
-    colour_wanted,
-    count,
-    dollars,
-    moment,
-    size,
-    write,
-)
+from babylon_tasks.cli.screen import Line, Section, colour_wanted, dollars, moment, write
 from babylon_tasks.cli.story import cell
 from babylon_tasks.cockpit.versions import (
     VersionStory,
@@ -30,6 +21,7 @@ from babylon_tasks.records.experiments import Experiment
 from babylon_tasks.records.recipes import Recipe
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store.steps import Step
+from babylon_tasks.words import counted, size
 
 
 @click.command()
@@ -84,7 +76,7 @@ def _made(story: VersionStory) -> Iterator[Line]:
     which = first if first == last else f"{first} to {last}"
     yield Line(
         "on",
-        f"{count(len(step.window_ids), 'window')} ({which}), {count(step.trajectories, 'run')}",
+        f"{counted(len(step.window_ids), 'window')} ({which}), {counted(step.trajectories, 'run')}",
     )
     if step.removed_at is not None:
         yield Line("files", f"removed {cell(step.removed_at)}")
@@ -163,12 +155,8 @@ def _exam(exam: Exam) -> str:
     took = "" if exam.seconds is None else f", in {exam.seconds:.0f} s"
     return (
         f"{exam.state} {cell(exam.decided_at)}, {beside}, over {exam.trajectories} runs of "
-        f"{_windows(exam.window_ids)}{took}: {exam.reason}"
+        f"{counted(len(exam.window_ids), 'window')}{took}: {exam.reason}"
     )
-
-
-def _windows(ids: Sequence[str]) -> str:
-    return "1 window" if len(ids) == 1 else f"{len(ids)} windows"
 
 
 def _experiment(experiment: Experiment) -> str:

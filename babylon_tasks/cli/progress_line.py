@@ -16,8 +16,8 @@ from contextlib import contextmanager
 
 import click
 
-from babylon_tasks.cli.screen import ago
 from babylon_tasks.records.doing import Doing
+from babylon_tasks.words import duration
 
 _SILENCE_SECONDS = 2.0  # what is over by then says nothing
 _LINE_SECONDS = 10.0
@@ -46,7 +46,7 @@ class Progress:
         """Write it in one line, after the time since the begin."""
         text, done, total = self._now
         of = f" ({done:,} of {total:,})" if total else ""
-        return f"{ago(time.monotonic() - self._began)}  {self._look() or text + of}"
+        return f"{duration(time.monotonic() - self._began)}  {self._look() or text + of}"
 
 
 @contextmanager

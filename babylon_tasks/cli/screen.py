@@ -55,42 +55,14 @@ def write(sections: Iterable[Section], colour: bool) -> str:
     return "\n".join(written)
 
 
-def ago(seconds: float) -> str:
-    """Write how long ago something was, or has lasted: `12 s`, `2 min`, `3 h 20 min`, `2 days`."""
-    whole = max(round(seconds), 0)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} days"
-
-
 def moment(at: datetime) -> str:
     """Write a time to the minute, in UTC."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def count(number: int, noun: str) -> str:
-    """Count things: `1 window`, `6 windows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def dollars(usd: float) -> str:
     """Write a price; below a cent to a hundredth of one."""
     return f"${usd:.4f}" if 0 < usd < 0.01 else f"${usd:,.2f}"
-
-
-def size(bytes_: int) -> str:
-    """Write a number of bytes: `12.3 GiB`, `840 MiB`, `12 KiB`, `300 bytes`."""
-    if bytes_ >= 1 << 30:
-        return f"{bytes_ / (1 << 30):,.1f} GiB"
-    if bytes_ >= 1 << 20:
-        return f"{bytes_ / (1 << 20):.0f} MiB"
-    if bytes_ >= 1 << 10:
-        return f"{bytes_ / (1 << 10):.0f} KiB"
-    return f"{bytes_} bytes"
 
 
 def _wrapped(line: Line, colour: bool) -> list[str]:

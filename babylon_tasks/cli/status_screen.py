@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from babylon_tasks.cli.screen import (
-    Line,
-    Section,
-    ago,
-    count,
-    dollars,
-    moment,
-    size,
-)
+from babylon_tasks.cli.screen import Line, Section, dollars, moment
 from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
 from babylon_tasks.text import one_line
+from babylon_tasks.words import counted, duration, size
 
 Data = Mapping[str, Any]
 
@@ -44,7 +37,7 @@ def sections(data: Data) -> list[Section]:
 def _now(data: Data) -> Iterator[Line]:
     for work in data["running"][:_MOST]:
         yield Line(work["stage"], work["title"])
-        since = f"since {work['since']:%H:%M:%S} ({ago(work['seconds'])})"
+        since = f"since {work['since']:%H:%M:%S} ({duration(work['seconds'])})"
         yield Line("", f"{work['progress']}; {since} on {work['holder']}")
     if not data["running"]:
         yield Line("nothing", "no window is scored and no step is trained at this moment")
@@ -64,7 +57,7 @@ def _windows(data: Data) -> Iterator[Line]:
 
 
 def _oldest(oldest: Data) -> str:
-    said = f"{oldest['window_id']} has waited {ago(oldest['seconds'])}"
+    said = f"{oldest['window_id']} has waited {duration(oldest['seconds'])}"
     if oldest["waits_until"]:
         said += f", is tried again {moment(oldest['waits_until'])}"
     if oldest["last_error"]:
@@ -76,7 +69,7 @@ def _queues(data: Data) -> Iterator[Line]:
     at_work = {"cpu": ("score", "judge"), "gpu": ("train", "exam")}
     for queue, age in data["canary_age_seconds"].items():
         waiting = data["queues"] and data["queues"].get(queue)
-        waits = "" if waiting is None else f"{count(waiting, 'message')} waiting; "
+        waits = "" if waiting is None else f"{counted(waiting, 'message')} waiting; "
         busy = any(work["stage"] in at_work.get(queue, ()) for work in data["running"])
         if age is None:
             yield Line(queue, f"{waits}no message ever came through to a worker", bad=not busy)
@@ -84,7 +77,7 @@ def _queues(data: Data) -> Iterator[Line]:
         late = age > _LATE_SECONDS
         why = " (a worker is busy)" if late and busy else ""
         yield Line(
-            queue, f"{waits}a message came through {ago(age)} ago{why}", bad=late and not busy
+            queue, f"{waits}a message came through {duration(age)} ago{why}", bad=late and not busy
         )
     if data["redis_says"]:
         yield Line("Redis", data["redis_says"], bad=True)
@@ -100,7 +93,7 @@ def _workers(data: Data) -> Iterator[Line]:
         yield Line(
             ", ".join(worker["queues"]),
             f"{worker['name']}: {worker['slots']} at a time{trainer}, {takes}; {seen} "
-            f"{ago(worker['seen_seconds'])}{after}",
+            f"{duration(worker['seen_seconds'])}{after}",
             bad=worker["lost"],
         )
         yield from (_gpu(gpu) for gpu in worker["gpus"])
@@ -128,7 +121,7 @@ def _serving(data: Data) -> Iterator[Line]:
     since = ""
     if published and published["step"] == data["published_step"]:
         how = f"{published['kind']}, {published['holder']}: {published['why']}"
-        passed = ago((data["at"] - published["at"]).total_seconds())
+        passed = duration((data["at"] - published["at"]).total_seconds())
         since = f" since {moment(published['at'])} ({passed}); {how}"
     yield Line("serves", what + since)
     if step != data["published_step"]:
@@ -150,11 +143,11 @@ def _last_step(data: Data) -> Iterator[Line]:
     step = data["last_step"]
     if not step:
         return
-    passed = ago((data["at"] - step["committed_at"]).total_seconds())
+    passed = duration((data["at"] - step["committed_at"]).total_seconds())
     yield Line(
         f"step {step['step']}",
-        f"{step['version']}, committed {passed} ago: {count(step['windows'], 'window')}, "
-        f"{count(step['trajectories'], 'run')}, {step['seconds']:.0f} s, of these "
+        f"{step['version']}, committed {passed} ago: {counted(step['windows'], 'window')}, "
+        f"{counted(step['trajectories'], 'run')}, {step['seconds']:.0f} s, of these "
         f"{step['compute_seconds']:.0f} s of computing",
     )
     context = "" if step["tokens"] is None else f"{step['tokens']:,.0f} context tokens, "
@@ -180,18 +173,22 @@ def _today(data: Data) -> Iterator[Line]:
     judge, gpu = data["judge_today"], data["gpu_today"]
     limit = judge["daily_limit_usd"]
     of = " without a daily limit" if limit is None else f" of the daily limit of {dollars(limit)}"
-    asked = f"{count(judge['answers'], 'answer')}, {count(judge['tokens'], 'token')}"
+    asked = f"{counted(judge['answers'], 'answer')}, {counted(judge['tokens'], 'token')}"
     spent = limit is not None and judge["usd"] >= limit
     yield Line("judge", f"{asked}, {dollars(judge['usd'])}{of}", bad=spent)
     price = "price not known"
     if gpu["usd"] is not None:
         price = dollars(gpu["usd"])
         if gpu["unpriced"]:
-            price += f" without {count(gpu['unpriced'], 'step')} of unknown price"
-    time = f"{ago(gpu['gpu_seconds'])} of GPU time" if gpu["gpu_seconds"] else "no GPU time"
-    exams = f"; {count(gpu['exams'], 'exam')}, {ago(gpu['exam_seconds'])}" if gpu["exams"] else ""
+            price += f" without {counted(gpu['unpriced'], 'step')} of unknown price"
+    time = f"{duration(gpu['gpu_seconds'])} of GPU time" if gpu["gpu_seconds"] else "no GPU time"
+    exams = (
+        f"; {counted(gpu['exams'], 'exam')}, {duration(gpu['exam_seconds'])}"
+        if gpu["exams"]
+        else ""
+    )
     costs = f", {price}" if gpu["steps"] and (gpu["gpu_seconds"] or gpu["usd"]) else ""
-    yield Line("GPU", f"{count(gpu['steps'], 'step')}, {time}{costs}{exams}")
+    yield Line("GPU", f"{counted(gpu['steps'], 'step')}, {time}{costs}{exams}")
 
 
 def _others(data: Data) -> Iterator[Line]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from babylon_tasks.cli.screen import Line, Section, ago, count, dollars, moment
+from babylon_tasks.cli.screen import Line, Section, dollars, moment
 from babylon_tasks.cockpit.story import Story
 from babylon_tasks.scoring.filters import EVALUATIONS, FLOORED, REMEMBERED, STAGES
 from babylon_tasks.store.attempts import Attempt, Ending
+from babylon_tasks.words import counted, duration
 
 _BAR = 40  # columns of the longest bar
 _WAYS = (("scored", "scored_at"), ("trained", "trained_at"), ("skipped", "skipped_at"),
@@ -44,14 +45,14 @@ def _way(story: Story) -> Iterator[Line]:
     }
     for state, column in _WAYS:
         if at := row[column]:
-            waited = ago((at - before).total_seconds())
+            waited = duration((at - before).total_seconds())
             yield Line(
                 state, f"{moment(at)}, {waited} later, {details[state]}", bad=state == "failed"
             )
             before = at
     if row["state"] in ("due", "scored"):
         yield from _waits(row)
-    counts = f"{count(row['agents'], 'agent')}, {count(row['trajectories'], 'trajectory')}"
+    counts = f"{counted(row['agents'], 'agent')}, {counted(row['trajectories'], 'trajectory')}"
     late = f", {row['late']:,} came too late" if row["late"] else ""
     yield Line("has", counts.replace("trajectorys", "trajectories") + late)
     for label, value in (("request", row["batch_id"]), ("scoring", row["scoring"])):
@@ -65,7 +66,7 @@ def _waits(row: Mapping[str, Any]) -> Iterator[Line]:
         return
     until = f" until {moment(row['waits_until'])}" if row["waits_until"] else ""
     why = f": {row['reason']}" if row["reason"] else ""
-    tries = f", after {count(row['attempts'], 'failed attempt')}" if row["attempts"] else ""
+    tries = f", after {counted(row['attempts'], 'failed attempt')}" if row["attempts"] else ""
     share = f"; at most {row['may_share']} windows share its step" if row["may_share"] else ""
     yield Line("waits", f"for {_NEXT[row['state']]}{until}{tries}{why}{share}")
 
@@ -112,7 +113,7 @@ def version_lines(by_version: Mapping[str, Mapping[str, int]]) -> Iterator[Line]
     for version, did in by_version.items():
         share = f"{did['badly'] / did['calls']:.0%}" if did["calls"] else "none"
         calls = f"{did['calls']:,} calls, {did['badly']:,} of them done badly ({share})"
-        yield Line(version, f"{count(did['runs'], 'run')}, {calls}")
+        yield Line(version, f"{counted(did['runs'], 'run')}, {calls}")
 
 
 def _scores(row: Mapping[str, Any]) -> Iterator[Line]:
@@ -121,7 +122,7 @@ def _scores(row: Mapping[str, Any]) -> Iterator[Line]:
         return
     spread = "" if scores["deviation"] is None else f", standard deviation {scores['deviation']:g}"
     yield Line(
-        count(scores["trajectories"], "run"),
+        counted(scores["trajectories"], "run"),
         f"mean {scores['mean']:g}{spread}, least {scores['lowest']:.4g}, "
         f"most {scores['highest']:.4g}",
     )
@@ -129,7 +130,7 @@ def _scores(row: Mapping[str, Any]) -> Iterator[Line]:
     if judge := row["judge"]:
         usd = "price not known" if judge["usd"] is None else dollars(float(judge["usd"]))
         refused = f", {judge['refused']} refused" if judge["refused"] else ""
-        asked = f"{count(judge['answers'], 'answer')}{refused}, {judge['tokens']:,} tokens, {usd}"
+        asked = f"{counted(judge['answers'], 'answer')}{refused}, {judge['tokens']:,} tokens, {usd}"
         yield Line("judge", asked)
     if row["set_aside"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in row["set_aside"].items())
@@ -152,8 +153,8 @@ def _step(story: Story) -> Iterator[Line]:
         loss = step.metrics.get("loss")
         yield Line(
             f"step {step.step}",
-            f"{step.version}: {count(len(step.window_ids), 'window')}, "
-            f"{count(step.trajectories, 'run')}, loss "
+            f"{step.version}: {counted(len(step.window_ids), 'window')}, "
+            f"{counted(step.trajectories, 'run')}, loss "
             f"{'not reported' if loss is None else f'{loss:.4g}'}, committed "
             f"{moment(step.committed_at)}",
         )

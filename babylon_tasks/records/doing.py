@@ -7,8 +7,7 @@ from typing import Literal
 import msgspec
 
 from babylon_tasks.records.steps import Progress
-
-_MOST_WINDOWS_NAMED = 3
+from babylon_tasks.words import counted, duration, named
 
 
 class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,9 +56,7 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
         """Say what the work is: `step 13, 6 windows, 48 runs`."""
         what = {"exam": f"exam of step {self.step}, ", "train": f"step {self.step}, "}
         if self.stage in ("score", "judge"):
-            named = " ".join(self.windows[:_MOST_WINDOWS_NAMED])
-            more = " …" if len(self.windows) > _MOST_WINDOWS_NAMED else ""
-            return f"{counted(len(self.windows), 'window')}: {named}{more}"
+            return f"{counted(len(self.windows), 'window')}: {named(self.windows)}"
         runs = "" if self.runs is None else f", {counted(self.runs, 'run')}"
         begun = what[self.stage] if self.step is not None else ""
         return f"{begun}{counted(len(self.windows), 'window')}{runs}"
@@ -76,20 +73,3 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
         return ", ".join(parts)
-
-
-def counted(number: int, noun: str) -> str:
-    """Count things: `1 window`, `6 windows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people: `40 s`, `2 min 5 s`, `3 h 20 min`, `2 days`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 >= 60 else "")
-    return f"{whole // 86400} days"

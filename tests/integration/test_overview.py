@@ -119,7 +119,7 @@ def test_the_oldest_windows_have_their_waits(context: Context) -> None:
     assert 5390 < found["oldest_due"]["seconds"] < 5500
     assert found["oldest_scored"]["window_id"] == scored
     text = shown(context)
-    assert f"due 2 wait to be scored; {due} has waited 90 min, is tried again " in text
+    assert f"due 2 wait to be scored; {due} has waited 1 h 30 min, is tried again " in text
     assert "(the judge is away)" in text
     assert f"scored 1 wait for a step; {scored} has waited 12 min" in text
     assert "failed 1: `babylon windows list` says why" in text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from babylon_tasks.cli.screen import COLUMNS, Line, Section, ago, count, dollars, size, write
+from babylon_tasks.cli.screen import COLUMNS, Line, Section, dollars, write
+from babylon_tasks.words import counted, duration, named, size
 
 
 def test_a_long_text_is_wrapped_below_itself_and_a_path_is_not() -> None:
@@ -38,11 +39,12 @@ def test_an_empty_text_leaves_the_label() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(-3, "0 s"), (0.4, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "119 min"),
-     (7200, "2 h 0 min"), (100_000, "27 h 46 min"), (172_800, "2 days")],
+    [(-3, "0 s"), (0.4, "0 s"), (59.6, "1 min"), (125, "2 min 5 s"), (599, "9 min 59 s"),
+     (601, "10 min"), (7199, "1 h 59 min"), (7200, "2 h"),
+     (100_000, "27 h 46 min"), (172_800, "2 days")],
 )  # fmt: skip
 def test_times(seconds: float, text: str) -> None:
-    assert ago(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_figures() -> None:
@@ -52,4 +54,5 @@ def test_figures() -> None:
     assert [dollars(usd) for usd in (0, 0.0012, 0.01, 1234.5)] == [
         "$0.00", "$0.0012", "$0.01", "$1,234.50",
     ]  # fmt: skip
-    assert [count(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+    assert [counted(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+    assert [named(ids) for ids in ("a", "abc", "abcd")] == ["a", "a b c", "a b c …"]

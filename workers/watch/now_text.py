@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from babylon_tasks.records.doing import counted, duration
+from babylon_tasks.words import counted, duration, size
 
 Figures = Mapping[str, Any]
 
@@ -92,12 +92,11 @@ def ago(seconds: float) -> str:
 
 
 def memory(gpu: Figures) -> str:
-    """Say how much of a GPU's memory is used: `61.2 of 143.8 GB`."""
+    """Say how much of a GPU's memory is used: `60.5 GiB of 139.7 GiB`."""
     if gpu["memory_bytes"] is None:
         return "memory not known"
-    total = f"{gpu['memory_bytes'] / 1e9:,.1f} GB"
-    used = gpu["memory_used_bytes"]
-    return total if used is None else f"{used / 1e9:,.1f} of {total}"
+    total, used = size(gpu["memory_bytes"]), gpu["memory_used_bytes"]
+    return total if used is None else f"{size(used)} of {total}"
 
 
 def memory_percent(gpu: Figures) -> int | None:
