@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import click
 from rich.table import Table
 
 from babylon_tasks.cli.common import as_json, print_json, ready_fleet, wide_console
-from babylon_tasks.cli.story import cell
+from babylon_tasks.cli.screen import moment
 from babylon_tasks.errors import UserError
 from babylon_tasks.records.api_keys import ApiKey, hash_of, new_key, require_name
 from babylon_tasks.settings import load_settings
@@ -84,7 +86,7 @@ def list_all(as_json: bool) -> None:
         "created by", "created", "revoked",
     )  # fmt: skip
     for each in listed:
-        table.add_row(*("" if value is None else cell(value) for value in each.values()))
+        table.add_row(*(_cell(value) for value in each.values()))
     wide_console().print(table)
 
 
@@ -100,3 +102,9 @@ def revoke(name: str) -> None:
         if not api_keys.revoke(tx, name):
             raise UserError(f"there is no key named {name}; see `babylon keys list`")
     click.echo(f"{name} is revoked: endpoints refuse it within seconds")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, datetime):
+        return moment(value)
+    return "" if value is None else str(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from babylon_tasks.cli.screen import Line, Section, moment
+from babylon_tasks.cli.lines import gate_lines, loss_text
+from babylon_tasks.cli.screen import Line, Section, moment, under
 from babylon_tasks.cockpit.lineages import LineageStory
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.windows import State
@@ -27,8 +28,7 @@ def sections(story: LineageStory) -> list[Section]:
         ("Forks", _forks(story)),
         ("Resets", _resets(story)),
     ]
-    made = [Section(name, list(lines)) for name, lines in parts]
-    return [Section(title, []), *(section for section in made if section.lines)]
+    return under(title, parts)
 
 
 def own_settings(lineage: Lineage) -> str:
@@ -71,14 +71,12 @@ def _serving(story: LineageStory) -> Iterator[Line]:
         what += f"{version} since {moment(served.at)}; {how}"
     yield Line("serves", what)
     yield Line("head", f"step {story.step}, which the next one continues")
-    for number, sentence in enumerate([f"PUBLISH={story.publish}", *story.gate]):
-        yield Line("" if number else "gate", sentence, bad=sentence.startswith("paused "))
+    yield from gate_lines(story.publish, story.gate)
     if story.paused:
         yield Line("paused", f"promotion, {story.paused} (`babylon models resume`)", bad=True)
 
 
 def _step(story: LineageStory, step: StepListing) -> Line:
-    loss = "not reported" if step.loss is None else f"{step.loss:.4g}"
     change = "" if step.policy_change is None else f", policy change {step.policy_change:.3g} nats"
     gone = f"; given up {moment(step.given_up_at)}" if step.given_up_at else ""
     exam = story.exams.get(step.step)
@@ -86,7 +84,7 @@ def _step(story: LineageStory, step: StepListing) -> Line:
     return Line(
         str(step.step),
         f"{step.version} after {step.parent_step}, {moment(step.committed_at)}, "
-        f"{counted(step.trajectories, 'run')}, loss {loss}{change}{verdict}; "
+        f"{counted(step.trajectories, 'run')}, loss {loss_text(step.loss)}{change}{verdict}; "
         f"{story.states[step.step]}{gone}",
     )
 

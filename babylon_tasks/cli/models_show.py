@@ -8,8 +8,8 @@ import click
 
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_context, wide_console
 from babylon_tasks.cli.exam_table import exam_table, looks_table
-from babylon_tasks.cli.screen import Line, Section, colour_wanted, dollars, moment, write
-from babylon_tasks.cli.story import cell
+from babylon_tasks.cli.lines import tokens_line
+from babylon_tasks.cli.screen import Line, Section, colour_wanted, dollars, moment, under, write
 from babylon_tasks.cockpit.versions import (
     VersionStory,
     figures,
@@ -65,13 +65,13 @@ def _sections(story: VersionStory) -> list[Section]:
         ("Serving", _serving(story)),
         ("Exam", [Line("", exam)]),
     ]
-    return [Section(title, []), *(Section(name, list(lines)) for name, lines in parts)]
+    return under(title, parts)
 
 
 def _made(story: VersionStory) -> Iterator[Line]:
     step = story.step
     yield Line("after", f"step {step.parent_step}" if step.parent_step else "the base model")
-    yield Line("by", f"the trainer {step.trainer}, committed {cell(step.committed_at)}")
+    yield Line("by", f"the trainer {step.trainer}, committed {moment(step.committed_at)}")
     first, last = min(step.window_ids), max(step.window_ids)
     which = first if first == last else f"{first} to {last}"
     yield Line(
@@ -79,13 +79,13 @@ def _made(story: VersionStory) -> Iterator[Line]:
         f"{counted(len(step.window_ids), 'window')} ({which}), {counted(step.trajectories, 'run')}",
     )
     if step.removed_at is not None:
-        yield Line("files", f"removed {cell(step.removed_at)}")
+        yield Line("files", f"removed {moment(step.removed_at)}")
     else:
         yield Line("files", step.checkpoint, whole=True)
         if story.size_bytes is not None:
             yield Line("", size(story.size_bytes))
     if step.given_up_at is not None:
-        yield Line("given up", cell(step.given_up_at), bad=True)
+        yield Line("given up", moment(step.given_up_at), bad=True)
 
 
 def _recipe(recipe: Recipe | None) -> Iterator[Line]:
@@ -109,16 +109,17 @@ def _outcome(step: Step) -> Iterator[Line]:
     phases = sorted(step.seconds.items(), key=lambda each: -each[1])
     said = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f}" for name, seconds in phases)
     yield Line("seconds", f"{sum(step.seconds.values()):.1f} s in all: {said}")
-    context = step.metrics.get("context_tokens")
-    read = "" if context is None else f"{context:,.0f} context tokens, "
-    speed = step.tokens_per_second
-    rate = "" if speed is None else f"; {speed:,.0f} context tokens a second of computing"
-    mfu = "" if step.mfu is None else f"; {step.mfu:.1%} of the GPU's peak rate (MFU)"
-    yield Line("tokens", f"{read}{step.trainable_tokens:,} trained tokens{rate}{mfu}")
+    yield tokens_line(
+        step.metrics.get("context_tokens"),
+        step.trainable_tokens,
+        step.tokens_per_second,
+        step.mfu,
+        step.gpu_seconds,
+    )
     words = {"loss": "loss", "policy_change": "policy change in nats an answer",
              "reward_mean": "mean reward", "kl": "KL a token in nats"}  # fmt: skip
     known = [
-        f"{text} {cell(step.metrics[name])}"
+        f"{text} {step.metrics[name]:.4g}"
         for name, text in words.items()
         if step.metrics.get(name) is not None
     ]
@@ -151,17 +152,17 @@ def _serving(story: VersionStory) -> Iterator[Line]:
 def _exam(exam: Exam) -> str:
     beside = f"beside step {exam.served_step}"
     if exam.state == ExamState.OPEN or exam.decided_at is None:
-        return f"begun {cell(exam.opened_at)}, {beside}; attempt {exam.attempts}"
+        return f"begun {moment(exam.opened_at)}, {beside}; attempt {exam.attempts}"
     took = "" if exam.seconds is None else f", in {exam.seconds:.0f} s"
     return (
-        f"{exam.state} {cell(exam.decided_at)}, {beside}, over {exam.trajectories} runs of "
+        f"{exam.state} {moment(exam.decided_at)}, {beside}, over {exam.trajectories} runs of "
         f"{counted(len(exam.window_ids), 'window')}{took}: {exam.reason}"
     )
 
 
 def _experiment(experiment: Experiment) -> str:
     how = experiment.state.replace("_", " ")
-    until = f" until {cell(experiment.ended_at)}" if experiment.ended_at else ""
+    until = f" until {moment(experiment.ended_at)}" if experiment.ended_at else ""
     return (
         f"{how}, {experiment.percent:g} % of the agents beside step {experiment.served_step}, from "
         f"window {experiment.first_window}{until}: {experiment.reason}"

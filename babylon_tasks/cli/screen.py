@@ -40,6 +40,12 @@ class Section:
     lines: Sequence[Line]
 
 
+def under(title: str, parts: Iterable[tuple[str, Iterable[Line]]]) -> list[Section]:
+    """Return the sections below a title; one that has no lines is left out."""
+    made = [Section(name, list(lines)) for name, lines in parts]
+    return [Section(title, []), *(section for section in made if section.lines)]
+
+
 def colour_wanted() -> bool:
     """Tell whether standard output is a terminal that may have colour (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from babylon_tasks.cli.screen import Line, Section, dollars, moment
+from babylon_tasks.cli.lines import gate_lines, loss_text, tokens_line
+from babylon_tasks.cli.screen import Line, Section, dollars, moment, under
 from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
 from babylon_tasks.text import one_line
 from babylon_tasks.words import counted, duration, size
@@ -30,8 +31,7 @@ def sections(data: Data) -> list[Section]:
         ("Today, since 00:00 UTC", _today(data)),
         ("Other lineages", _others(data)),
     ]
-    made = [Section(name, list(lines)) for name, lines in parts]
-    return [Section(title, []), *(section for section in made if section.lines)]
+    return under(title, parts)
 
 
 def _now(data: Data) -> Iterator[Line]:
@@ -126,10 +126,7 @@ def _serving(data: Data) -> Iterator[Line]:
     yield Line("serves", what + since)
     if step != data["published_step"]:
         yield Line("newest", f"step {step} does not serve")
-    gate = data["gate"]
-    says = [f"PUBLISH={gate['publish']}", *data["gate_says"]]
-    for label, sentence in zip(["gate"] + [""] * len(says), says, strict=False):
-        yield Line(label, sentence, bad=sentence.startswith("paused "))
+    yield from gate_lines(data["gate"]["publish"], data["gate_says"])
     if paused := data["promotion_paused"]:
         yield Line(
             "paused",
@@ -150,16 +147,11 @@ def _last_step(data: Data) -> Iterator[Line]:
         f"{counted(step['trajectories'], 'run')}, {step['seconds']:.0f} s, of these "
         f"{step['compute_seconds']:.0f} s of computing",
     )
-    context = "" if step["tokens"] is None else f"{step['tokens']:,.0f} context tokens, "
-    speed = step["tokens_per_second"]
-    rate = "" if speed is None else f"; {speed:,.0f} context tokens a second of computing"
-    on_gpu = step["mfu"] is not None and step["gpu_seconds"]
-    mfu = f"; {step['mfu']:.1%} of the GPU's peak rate (MFU)" if on_gpu else ""
-    yield Line("tokens", f"{context}{step['trainable_tokens']:,} trained tokens{rate}{mfu}")
-    loss = "not reported" if step["loss"] is None else f"{step['loss']:.4g}"
+    names = ("tokens", "trainable_tokens", "tokens_per_second", "mfu", "gpu_seconds")
+    yield tokens_line(*(step[name] for name in names))
     change = step["policy_change"]
     moved = "not known" if change is None else f"{change:g} nats an answer"
-    yield Line("loss", f"{loss}; policy change {moved}")
+    yield Line("loss", f"{loss_text(step['loss'])}; policy change {moved}")
     if step["stands_still"]:
         yield Line(
             "",

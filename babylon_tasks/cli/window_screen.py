@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from babylon_tasks.cli.screen import Line, Section, dollars, moment
+from babylon_tasks.cli.lines import loss_text
+from babylon_tasks.cli.screen import Line, Section, dollars, moment, under
 from babylon_tasks.cockpit.story import Story
 from babylon_tasks.scoring.filters import EVALUATIONS, FLOORED, REMEMBERED, STAGES
 from babylon_tasks.store.attempts import Attempt, Ending
@@ -29,8 +30,7 @@ def sections(story: Story) -> list[Section]:
         (f"Scores by {row['scorer']}, from 0 to 1", _scores(row)),
         ("Step", _step(story)),
     ]
-    made = [Section(name, list(lines)) for name, lines in parts]
-    return [Section(title, []), *(section for section in made if section.lines)]
+    return under(title, parts)
 
 
 def _way(story: Story) -> Iterator[Line]:
@@ -150,13 +150,11 @@ def _histogram(tenths: Sequence[int]) -> Iterator[Line]:
 def _step(story: Story) -> Iterator[Line]:
     step = story.step
     if step is not None:
-        loss = step.metrics.get("loss")
         yield Line(
             f"step {step.step}",
             f"{step.version}: {counted(len(step.window_ids), 'window')}, "
-            f"{counted(step.trajectories, 'run')}, loss "
-            f"{'not reported' if loss is None else f'{loss:.4g}'}, committed "
-            f"{moment(step.committed_at)}",
+            f"{counted(step.trajectories, 'run')}, loss {loss_text(step.metrics.get('loss'))}, "
+            f"committed {moment(step.committed_at)}",
         )
         yield Line("files", "removed" if step.removed_at else step.checkpoint, whole=True)
         given_up = story.row["step_given_up_at"]

@@ -15,8 +15,8 @@ from babylon_tasks.cli.common import (
     ready_context,
     wide_console,
 )
+from babylon_tasks.cli.scores_table import scores_table
 from babylon_tasks.cli.screen import colour_wanted, write
-from babylon_tasks.cli.story import scores_table
 from babylon_tasks.cli.window_screen import sections
 from babylon_tasks.cockpit.story import no_windows, read_story
 from babylon_tasks.errors import ServerUnavailable, UserError

@@ -149,13 +149,8 @@ def count_states_of(connection: Connection, names: Sequence[str]) -> dict[str, d
 
 def oldest_waiting(connection: Connection, model_name: str) -> dict[State, Waiting]:
     """Return the window that waits the longest in each of the states `due` and `scored`."""
-    rows = connection.execute(_SQL["oldest_waiting"], {"names": [model_name]}).fetchall()
-    return {
-        State(row["state"]): Waiting(
-            row["window_id"], row["since"], row["seconds"], row["waits_until"], row["last_error"]
-        )
-        for row in rows
-    }
+    rows = connection.execute(_SQL["oldest_waiting"], {"model_name": model_name}).fetchall()
+    return {State(row.pop("state")): Waiting(**row) for row in rows}
 
 
 def story(connection: Connection, model_name: str, window_id: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from babylon_tasks.cli.lines import tokens_line
 from babylon_tasks.cli.screen import COLUMNS, Line, Section, dollars, write
 from babylon_tasks.words import counted, duration, named, size
 
@@ -56,3 +57,17 @@ def test_figures() -> None:
     ]  # fmt: skip
     assert [counted(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
     assert [named(ids) for ids in ("a", "abc", "abcd")] == ["a", "a b c", "a b c …"]
+
+
+@pytest.mark.parametrize(
+    ("mfu", "gpu_seconds", "ends"),
+    [(0.4, 30.0, "; 40.0% of the GPU's peak rate (MFU)"), (0.4, 0.0, ""), (None, 30.0, "")],
+)
+def test_the_share_of_the_peak_rate_is_shown_of_a_gpu_alone(
+    mfu: float | None, gpu_seconds: float, ends: str
+) -> None:
+    text = tokens_line(190_000, 12_000, 6333.0, mfu, gpu_seconds).text
+    assert text == (
+        "190,000 context tokens, 12,000 trained tokens; 6,333 context tokens a second of computing"
+        + ends
+    )

@@ -17,10 +17,9 @@ SELECT starts_at, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at, step,
   FROM rl.shares WHERE model_name = %(model_name)s ORDER BY starts_at DESC
 
 -- shares_in_force --
-SELECT starts_at, ends_at, step, percent, draw, holder, why, at
+SELECT starts_at, ends_at, step, percent::float8 AS percent, draw, holder, why, at
   FROM (SELECT *, lead(starts_at) OVER (ORDER BY starts_at) AS ends_at
-          FROM (SELECT starts_at, step, percent::float8 AS percent, draw, holder, why, at
-                  FROM rl.shares WHERE model_name = %(model_name)s) AS own) AS s
+          FROM rl.shares WHERE model_name = %(model_name)s) s
  WHERE percent > 0 AND (ends_at IS NULL OR ends_at > rl.clock_timestamp())
  ORDER BY starts_at
 

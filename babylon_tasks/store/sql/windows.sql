@@ -133,19 +133,19 @@ SELECT model_name, state, count(*)::int AS windows FROM rl.windows
  WHERE model_name = ANY (%(names)s) GROUP BY model_name, state
 
 -- oldest_waiting --
--- Of each of these lineages, the window that has been due the longest, and the one that has been
--- scored the longest. Two queries, so that each has its index.
-SELECT w.*, extract(epoch FROM rl.clock_timestamp() - w.since)::float8 AS seconds,
-       CASE WHEN w.not_before > rl.now() THEN w.not_before END AS waits_until
-  FROM unnest(%(names)s::text[]) AS l (name)
- CROSS JOIN LATERAL (
-      (SELECT model_name, state, window_id, due_at AS since, not_before, last_error
-         FROM rl.windows
-        WHERE model_name = l.name AND state = 'due' ORDER BY due_at, window_id LIMIT 1)
-      UNION ALL
-      (SELECT model_name, state, window_id, scored_at, not_before, last_error
-         FROM rl.windows
-        WHERE model_name = l.name AND state = 'scored' ORDER BY scored_at, window_id LIMIT 1)) w
+-- The window that has been due the longest, and the one that has been scored the longest. Two queries,
+-- so that each has its index.
+SELECT state, window_id, since, last_error,
+       extract(epoch FROM rl.clock_timestamp() - since)::float8 AS seconds,
+       CASE WHEN not_before > rl.now() THEN not_before END AS waits_until
+  FROM ((SELECT state, window_id, due_at AS since, not_before, last_error
+           FROM rl.windows
+          WHERE model_name = %(model_name)s AND state = 'due' ORDER BY due_at, window_id LIMIT 1)
+        UNION ALL
+        (SELECT state, window_id, scored_at, not_before, last_error
+           FROM rl.windows
+          WHERE model_name = %(model_name)s AND state = 'scored'
+          ORDER BY scored_at, window_id LIMIT 1)) w
 
 -- report_windows --
 -- The result of each window, oldest first.

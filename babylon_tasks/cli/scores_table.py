@@ -1,9 +1,8 @@
-"""The table of `babylon windows show --scores`, and how a value of a story is written."""
+"""The table of `babylon windows show --scores`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from rich.table import Table
 
@@ -23,19 +22,6 @@ def scores_table(compared: Sequence[Comparison]) -> Table:
             *(f"{each.scores[s]:.3f}" if s in each.scores else "" for s in scorers),
         )
     return table
-
-
-def cell(value: object) -> str:
-    """Write a value of the story for a person."""
-    if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {cell(each)}" for key, each in value.items() if each is not None)
-    if isinstance(value, list):
-        return "; ".join(cell(each) for each in value)
-    return str(value)
 
 
 def _short(text: str) -> str:
