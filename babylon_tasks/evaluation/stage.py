@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -135,14 +134,6 @@ class _Exam:
         self._context, self._trainer, self._keeper = context, trainer, keeper
         self._claimed, self._candidate = claimed, claimed.candidate
         self._windows: Sequence[Window] = claimed.windows
-        self._doing = Doing(
-            "exam",
-            context.lineage.name,
-            [window.window_id for window in claimed.windows],
-            step=claimed.candidate.step,
-            phase="read",
-            share=0.0,
-        )
 
     def run(self) -> ExamState | None:
         most = self._context.settings.max_attempts
@@ -165,19 +156,21 @@ class _Exam:
         return decided
 
     def _examine(self) -> ExamState | None:
-        self._keeper.tell(self._doing)
+        name, ids = self._context.lineage.name, [w.window_id for w in self._windows]
+        step = self._candidate.step
+        self._keeper.tell(Doing("exam", name, ids, step=step, phase="read", share=0.0))
         with scratch_folder("exams") as scratch:
             samples = self._read(scratch)
             if not samples:
                 return None
             trajectories = len({sample.trajectory_id for sample in samples})
             ids = [window.window_id for window in self._windows]
-            self._tell(windows=ids, runs=trajectories, phase="load")
+            self._keeper.tell_change(windows=ids, runs=trajectories, phase="load")
             try:
                 figures = self._examiner(scratch).compare(samples, *self._versions())
             except BadWeights as error:
                 return self._decide({}, trajectories, str(error))
-        self._tell(phase="commit", done=0, total=0, share=1.0, seconds_left=None)
+        self._keeper.tell_change(phase="commit", done=0, total=0, share=1.0, seconds_left=None)
         return self._decide(figures, trajectories, None)
 
     def _read(self, scratch: Path) -> list[Sample]:
@@ -211,10 +204,6 @@ class _Exam:
         except CheckpointRemoved as error:
             raise UserError(f"no step can be compared with what serves: {error}") from error
 
-    def _tell(self, **changes: Any) -> None:
-        self._doing = msgspec.structs.replace(self._doing, **changes)
-        self._keeper.tell(self._doing)
-
     def _examiner(self, scratch: Path) -> Examiner:
         context = self._context
         began = time.monotonic()
@@ -222,10 +211,9 @@ class _Exam:
         def on_beat(progress: Progress | None) -> None:
             self._keeper.beat()
             if progress is not None:
-                seconds = time.monotonic() - began
-                left = None if progress.share is None else time_left(seconds, progress.share)
-                self._doing = self._doing.at(progress)
-                self._tell(seconds_left=left)
+                left = time_left(time.monotonic() - began, progress.share or 0.0)
+                told = msgspec.structs.replace(progress, seconds_left=left)
+                self._keeper.tell(self._keeper.doing.at(told))
 
         return Examiner(
             self._trainer,

@@ -31,10 +31,10 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens_per_second: float | None = None
     seconds_left: float | None = None
 
-    def at(self, progress: Progress, begins: float = 0.0, ends: float = 1.0) -> Doing:
+    def at(self, progress: Progress, ends: float = 1.0) -> Doing:
         """Return the same work at a trainer's sign of life.
 
-        The trainer's request is the part of the whole work between these shares.
+        The trainer's request is the whole work up to the share `ends`.
         """
         share = progress.share
         return msgspec.structs.replace(
@@ -44,7 +44,7 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
             total=progress.total,
             loss=progress.loss,
             tokens_per_second=progress.tokens_per_second,
-            share=None if share is None else begins + (ends - begins) * share,
+            share=None if share is None else ends * share,
             seconds_left=progress.seconds_left,
         )
 
@@ -54,12 +54,12 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def what(self) -> str:
         """Say what the work is: `step 13, 6 windows, 48 runs`."""
-        what = {"exam": f"exam of step {self.step}, ", "train": f"step {self.step}, "}
         if self.stage in ("score", "judge"):
             return f"{counted(len(self.windows), 'window')}: {named(self.windows)}"
         runs = "" if self.runs is None else f", {counted(self.runs, 'run')}"
-        begun = what[self.stage] if self.step is not None else ""
-        return f"{begun}{counted(len(self.windows), 'window')}{runs}"
+        exam = "exam of " if self.stage == "exam" else ""
+        step = "" if self.step is None else f"{exam}step {self.step}, "
+        return f"{step}{counted(len(self.windows), 'window')}{runs}"
 
     def progress(self) -> str:
         """Say how far it is: `train 31 % (22 of 72), loss 0.0123, 8,400 tokens/s, 40 s left`."""

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -87,8 +86,6 @@ class StepAttempt:
         self._context, self._settings = context, context.settings
         self._backend, self._trainer, self._keeper = backend, trainer, keeper
         self._order, self._stopwatch = order, stopwatch
-        ids = [window.window_id for window in order.windows]
-        self._doing = Doing("train", context.lineage.name, ids, phase="read", share=0.0)
 
     def run(self) -> StepReport | None:
         """Train the windows in one step and commit it; None if none of them has signal.
@@ -100,24 +97,26 @@ class StepAttempt:
             NotRecorded: W&B cannot train on any of these windows; they wait.
         """
         self._backend.require_usable()
-        self._keeper.tell(self._doing)
+        ids = [window.window_id for window in self._order.windows]
+        name = self._context.lineage.name
+        self._keeper.tell(Doing("train", name, ids, phase="read", share=0.0))
         self._keeper.renew_token(self._open)
         head, parent, staleness = self._read_head()
         with bound(step=head.next_step):
-            self._tell(step=head.next_step)
+            self._keeper.tell_change(step=head.next_step)
             with scratch_folder("steps") as scratch:
                 samples = self._read(scratch, staleness)
                 if not samples.windows:
                     return None
                 ids = [window.window_id for window in samples.windows]
-                self._tell(windows=ids, runs=len(samples.rewards), phase="load")
+                self._keeper.tell_change(windows=ids, runs=len(samples.rewards), phase="load")
                 checkpoint = self._reserve(head, samples)
                 request = self._load(scratch, head, parent, checkpoint)
                 # Before the gradient: what fails here costs little.
                 recipe = recipe_of_request(self._context, request, parent, samples)
                 result = self._train(request, samples)
                 self._save(request, checkpoint)
-            self._tell(phase="commit", share=_SAVED)
+            self._keeper.tell_change(phase="commit", share=_SAVED)
             recipe = with_result(recipe, result)
             return self._commit(self._commit_of(head, recipe, samples, result, checkpoint))
 
@@ -186,8 +185,7 @@ class StepAttempt:
                 return
             if progress.job is not None:
                 self._backend.note_job(self._keeper, request.seed, progress.job)
-            self._doing = self._doing.at(progress, ends=_TRAINED)
-            self._keeper.tell(self._doing)
+            self._keeper.tell(self._keeper.doing.at(progress, ends=_TRAINED))
 
         self._stopwatch.end("load")
         result = self._trainer.step(request, on_beat)
@@ -196,12 +194,8 @@ class StepAttempt:
         self._keeper.beat()
         return msgspec.structs.replace(result, metrics=result.metrics | samples.staleness())
 
-    def _tell(self, **changes: Any) -> None:
-        self._doing = msgspec.structs.replace(self._doing, **changes)
-        self._keeper.tell(self._doing)
-
     def _save(self, request: StepRequest, checkpoint: str) -> None:
-        self._tell(phase="save", done=0, total=0, share=_TRAINED, seconds_left=None)
+        self._keeper.tell_change(phase="save", done=0, total=0, share=_TRAINED, seconds_left=None)
         claim, nonce = self._keeper.claim, str(uuid.uuid4())
         self._keeper.until_written(
             f"announce the checkpoint of step {request.seed}",

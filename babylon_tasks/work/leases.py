@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
+import msgspec
+
 from babylon_tasks.errors import BabylonError, LeaseLost, ServerUnavailable, StaleClaim
 from babylon_tasks.logs import bound, mark
 from babylon_tasks.records.doing import Doing
@@ -95,6 +97,16 @@ class LeaseKeeper:
         self._doing = doing
         self._log_now_and_then()
         self._on_doing(doing)
+
+    def tell_change(self, **changes: Any) -> None:
+        """Say what has changed in `doing`."""
+        self.tell(msgspec.structs.replace(self.doing, **changes))
+
+    @property
+    def doing(self) -> Doing:
+        """What was said last."""
+        assert self._doing is not None
+        return self._doing
 
     def _log_now_and_then(self) -> None:
         if self._doing is not None and time.monotonic() >= self._say_at:
