@@ -14,7 +14,6 @@ from babylon_tasks.words import counted, duration, size
 Data = Mapping[str, Any]
 
 _MOST = 8  # lines of a kind; a screen is no list
-_LATE_SECONDS = 120.0  # a queue through which nothing came for so long
 
 
 def sections(data: Data) -> list[Section]:
@@ -66,19 +65,15 @@ def _oldest(oldest: Data) -> str:
 
 
 def _queues(data: Data) -> Iterator[Line]:
-    at_work = {"cpu": ("score", "judge"), "gpu": ("train", "exam")}
     for queue, age in data["canary_age_seconds"].items():
         waiting = data["queues"] and data["queues"].get(queue)
         waits = "" if waiting is None else f"{counted(waiting, 'message')} waiting; "
-        busy = any(work["stage"] in at_work.get(queue, ()) for work in data["running"])
+        came = f"a message came through {duration(age or 0)} ago"
         if age is None:
-            yield Line(queue, f"{waits}no message ever came through to a worker", bad=not busy)
-            continue
-        late = age > _LATE_SECONDS
+            came = "no message ever came through to a worker"
+        late, busy = queue in data["late_queues"], queue in data["busy_queues"]
         why = " (a worker is busy)" if late and busy else ""
-        yield Line(
-            queue, f"{waits}a message came through {duration(age)} ago{why}", bad=late and not busy
-        )
+        yield Line(queue, f"{waits}{came}{why}", bad=late and not busy)
     if data["redis_says"]:
         yield Line("Redis", data["redis_says"], bad=True)
 

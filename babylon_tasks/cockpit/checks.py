@@ -13,7 +13,7 @@ from ssl import CERT_REQUIRED
 
 from redis.exceptions import NoPermissionError
 
-from babylon_tasks.cockpit.status import queue_lengths
+from babylon_tasks.cockpit.status import late_seconds, queue_lengths
 from babylon_tasks.cockpit.story import no_windows
 from babylon_tasks.errors import BabylonError, UserError
 from babylon_tasks.settings import QUEUES, Settings
@@ -31,7 +31,6 @@ Check = Callable[[Settings], str]
 
 _HOLDER = "babylon doctor"
 _SECOND_SECONDS = 3.0  # for an answer beside a connection that has one
-_PATIENCE_SECONDS = 20.0  # a queue that is silent this long after three intervals is stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +153,7 @@ def queues(settings: Settings) -> str:
     details = []
     for queue, resource in zip(QUEUES, ("window/", "model/"), strict=True):
         canary = answered.get(queue)
-        limit_seconds = 3 * settings.canary_seconds(queue) + _PATIENCE_SECONDS
-        if canary is not None and canary.age_seconds <= limit_seconds:
+        if canary is not None and canary.age_seconds <= late_seconds(settings, queue):
             details.append(f"{queue}: {canary.age_seconds:.0f} s ago, {canary.holder}")
             continue
         age = "never" if canary is None else f"{canary.age_seconds:.0f} s ago"

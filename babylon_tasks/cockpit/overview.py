@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from babylon_tasks.cockpit import running
-from babylon_tasks.cockpit.status import lineage_status
+from babylon_tasks.cockpit.status import late_seconds, lineage_status
 from babylon_tasks.records.windows import State
 from babylon_tasks.store import gpu_time, leases, lineages, promotions, workers
 from babylon_tasks.store import windows as window_rows
@@ -26,6 +26,8 @@ def overview(context: Context) -> dict[str, Any]:
 
     - `at`: when this was read.
     - `running`: who works on what, as `running.figures`, the oldest first.
+    - `late_queues`: those through which no message came for too long, or never; this is bad news
+      unless they are among the `busy_queues`, whose work runs now.
     - `oldest_due`, `oldest_scored`: the lineage's window that waits the longest, or None.
     - `published`: what the lineage's name answers with: since when, by whom and why, or None.
     - `workers`: each worker as it says of itself; `lost` if it was silent for too long.
@@ -47,10 +49,18 @@ def overview(context: Context) -> dict[str, Any]:
         used = gpu_time.today(tx)
         listed = lineages.listing(tx)
     count = {each.name: sum(work.doing.lineage == each.name for work in works) for each in listed}
+    shown = [running.figures(work, at) for work in works]
+    ages = figures["canary_age_seconds"].items()
     return {
         "at": at,
         **figures,
-        "running": [running.figures(work, at) for work in works],
+        "running": shown,
+        "busy_queues": sorted({work["queue"] for work in shown}),
+        "late_queues": [
+            queue
+            for queue, age in ages
+            if age is None or age > late_seconds(context.settings, queue)
+        ],
         "oldest_due": asdict(oldest[State.DUE]) if State.DUE in oldest else None,
         "oldest_scored": asdict(oldest[State.SCORED]) if State.SCORED in oldest else None,
         "published": asdict(moved) if moved else None,

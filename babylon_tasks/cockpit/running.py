@@ -39,6 +39,7 @@ def figures(work: Work, now: datetime) -> dict[str, Any]:
     """Return a piece of work for a program, with how long it has run by the database's clock."""
     return {
         **msgspec.structs.asdict(work.doing),
+        "queue": "gpu" if work.doing.stage in ("train", "exam") else "cpu",
         "title": work.doing.title(),
         "progress": work.doing.progress(),
         "holder": work.holder,

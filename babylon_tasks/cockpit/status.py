@@ -27,6 +27,8 @@ from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.store.steps import Step
 from babylon_tasks.work.context import Context
 
+_PATIENCE_SECONDS = 20.0  # a queue that is silent this long after three intervals is stuck
+
 
 def database_status(context: Context) -> dict[str, Any]:
     """Return how the context's lineage stands, as `lineage_status`.
@@ -76,6 +78,11 @@ def lineage_status(tx: Connection, context: Context) -> dict[str, Any]:
             for queue in QUEUES
         },
     }
+
+
+def late_seconds(settings: Settings, queue: str) -> float:
+    """Return the age of a queue's canary from which on messages get stuck somewhere."""
+    return 3 * settings.canary_seconds(queue) + _PATIENCE_SECONDS
 
 
 def _paused(pause: Pause) -> dict[str, str]:

@@ -173,13 +173,25 @@ def test_serving_last_step_and_the_day(
     assert "side active, step 2, serves 2; 0 due" in text
 
 
-def test_a_queue_is_late_only_while_its_worker_does_nothing(context: Context) -> None:
+def note_canaries(context: Context) -> None:
+    """A message came through each queue ten minutes ago."""
     by_hand(
         context,
         """INSERT INTO rl.canaries (model_name, queue, holder, ran_at)
            VALUES ('*', 'cpu', 'a:1', now() - interval '10 minutes'),
                   ('*', 'gpu', 'a:2', now() - interval '10 minutes')""",
     )
+
+
+def test_a_queue_is_late_by_its_canarys_interval(make_context: Callable[..., Context]) -> None:
+    """On `gpu` that is four times as long: SWEEP_SECONDS says how long both are."""
+    note_canaries(make_context())
+    late = [overview(make_context(sweep_seconds=n))["late_queues"] for n in (15, 60, 200)]
+    assert late == [["cpu", "gpu"], ["cpu"], []]
+
+
+def test_a_queue_is_late_only_while_its_worker_does_nothing(context: Context) -> None:
+    note_canaries(context)
     hold(context, "gpu-1:12", Doing("train", OWN), f"model/{OWN}")
     data = {"queues": None, "redis_says": "Redis is away", **overview(context)}
     (queues,) = [section for section in sections(data) if section.title == "Queues"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flower import urls
 from flower.views import BaseHandler
+from flower.views.broker import BrokerView
 
 from workers.watch import now_text
 from workers.watch.pages import EDITS, OF_FLOWER, TEMPLATES, Templates, install
@@ -20,13 +21,20 @@ NOW: dict[str, Any] = {
         {"name": "gpu@a", "host": "a", "queues": ["gpu"], "lost": False, "seen_seconds": 1.0},
     ],
     "at_fault": {},
+    "late_queues": ["gpu"],
+    "busy_queues": [],
     "canary_age_seconds": {"cpu": 5.0, "gpu": None},
     "promotion_paused": {},
     "oldest_due": None,
     "oldest_scored": None,
 }
 TRAINS = {
-    **{"stage": "train", "lineage": "babylon-agent", "title": "babylon-agent: step 2, 1 window"},
+    **{
+        "stage": "train",
+        "queue": "gpu",
+        "lineage": "babylon-agent",
+        "title": "babylon-agent: step 2, 1 window",
+    },
     **{"windows": ["w"], "phase": "train", "done": 22, "total": 72, "share": 0.306, "loss": 0.0123},
     **{"tokens_per_second": 8400.0, "seconds_left": 40.0, "seconds": 65.0, "holder": "a:7"},
 }
@@ -52,6 +60,7 @@ def test_the_first_page_is_ours_and_flowers_stays_beside_it(
 ) -> None:
     monkeypatch.setattr(urls, "handlers", list(urls.handlers))
     monkeypatch.setattr(urls, "settings", dict(urls.settings))
+    monkeypatch.setattr(BrokerView, "get_active_queue_names", None)
 
     class Page(BaseHandler):
         pass
@@ -61,6 +70,8 @@ def test_the_first_page_is_ours_and_flowers_stays_beside_it(
     assert named["main"].handler_class is Page
     assert named["workers"].regex.pattern == "/workers$"
     assert [each.name for each in urls.handlers if getattr(each, "name", None)].count("main") == 1
+    # Whichever workers had answered when Flower started.
+    assert BrokerView.get_active_queue_names(object()) == ["cpu", "gpu"]
 
 
 def test_a_piece_of_work_is_told_by_its_figures() -> None:
@@ -89,8 +100,9 @@ def test_a_piece_of_work_is_told_by_its_figures() -> None:
          ["2 windows failed: `babylon windows list` says why."]),
         ({"workers": NOW["workers"][:1]},
          ["No worker trains: start one with `celery -A babylon_tasks worker -Q gpu`."]),
-        ({"canary_age_seconds": {"cpu": 300.0, "gpu": 900.0}, "running": [TRAINS]},
-         ["No message has come through queue cpu for 5 min."]),  # a step runs on the other
+        ({"canary_age_seconds": {"cpu": 300.0, "gpu": 900.0}, "late_queues": ["cpu", "gpu"],
+          "busy_queues": ["gpu"]},
+         ["No message has come through queue cpu for 5 min."]),
         ({"at_fault": {"a (train)": "no disk"}},
          ["a (train) stopped, since every window failed there: no disk"]),
         ({"oldest_scored": {"window_id": "w", "seconds": 20.0, "last_error": "UserError: no room"}},

@@ -9,14 +9,12 @@ from babylon_tasks.words import counted, duration, size
 
 Figures = Mapping[str, Any]
 
-_QUEUE_OF = {"score": "cpu", "judge": "cpu", "train": "gpu", "exam": "gpu"}
 _DOES = {
     "score": "Scoring",
     "judge": "Asking the judge",
     "train": "Training",
     "exam": "Examining",
 }
-_LATE_SECONDS = 120.0  # without a message through a queue
 _WAITED_LONG_SECONDS = 3600.0
 
 
@@ -117,8 +115,7 @@ def works_of(worker: Figures, now: Figures) -> list[str]:
     return [
         f"{does(work)} {work['title']}"
         for work in now["running"]
-        if work["holder"].rpartition(":")[0] == worker["host"]
-        and _QUEUE_OF[work["stage"]] in worker["queues"]
+        if work["holder"].rpartition(":")[0] == worker["host"] and work["queue"] in worker["queues"]
     ]
 
 
@@ -139,9 +136,9 @@ def _complaints(now: Figures) -> Iterator[str]:
             yield f"Worker {each['name']} has said nothing for {duration(each['seen_seconds'])}."
     for machine, error in now["at_fault"].items():
         yield f"{machine} stopped, since every window failed there: {error}"
-    for queue, age in now["canary_age_seconds"].items():
-        busy = any(_QUEUE_OF[work["stage"]] == queue for work in now["running"])
-        if age is not None and age > _LATE_SECONDS and not busy:
+    for queue in now["late_queues"]:
+        age = now["canary_age_seconds"][queue]
+        if age is not None and queue not in now["busy_queues"]:
             yield f"No message has come through queue {queue} for {duration(age)}."
     failed = now["windows"]["failed"]
     if failed:

@@ -14,8 +14,11 @@ from typing import Any
 
 import flower
 from flower import urls
+from flower.views.broker import BrokerView
 from tornado.template import Loader, Template
 from tornado.web import RedirectHandler, url
+
+from babylon_tasks.settings import QUEUES
 
 log = logging.getLogger(__name__)
 
@@ -77,3 +80,5 @@ def install(first_page: type[Any], *, prefix: str | None) -> None:
     if prefix:
         ours.append(url(r"", RedirectHandler, {"url": f"/{prefix.strip('/')}/"}))
     urls.handlers[:] = [*ours, *kept]
+    # Flower asks which queues there are at its start alone, and whoever starts later is left out.
+    BrokerView.get_active_queue_names = lambda _: list(QUEUES)
