@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -32,8 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import redis
 from app_rows import load
-from celery import Celery
-from celery.events.state import State
 from lineage_claims import name_of
 from own_server import Server, run_server
 
@@ -44,6 +42,7 @@ from babylon_tasks.settings import Settings
 from babylon_tasks.store import canaries, lineages
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.fleet import Fleet
+from tests.flower_events import watching
 from workers.trainer.noop import NoopTrainer
 
 ROLES = (("worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "2"), ("worker", "-Q", "gpu"), ("beat",))
@@ -59,11 +58,12 @@ def measure(server: Server, number: int, minutes: float) -> dict[str, Any]:
         settings = prepared(server, number)
         stack.enter_context(roles(settings, redis_url, folder))
         await_canaries(settings)
-        sent, state = Counter[str](), State()
-        stack.enter_context(counting(redis_url, key_prefix(settings.postgres()), sent))
-        stack.enter_context(receiving(redis_url, key_prefix(settings.postgres()), state))
+        sent, prefix = Counter[str](), key_prefix(settings.postgres())
+        stack.enter_context(counting(redis_url, prefix, sent))
+        watcher = stack.enter_context(watching(redis_url, prefix))
         time.sleep(60 * minutes)
-        counted, rows = dict(sorted(sent.items())), Counter(task.name for task in all_of(state))
+        counted = dict(sorted(sent.items()))
+        rows = Counter(task.name for task in watcher.rows().values())
     return {
         "messages_a_minute": round(sum(counted.values()) / minutes, 2),
         "messages": counted,
@@ -152,33 +152,6 @@ def counting(redis_url: str, prefix: str, sent: Counter[str]) -> Iterator[None]:
 
         threading.Thread(target=count, daemon=True).start()
         yield
-
-
-@contextmanager
-def receiving(redis_url: str, prefix: str, state: State) -> Iterator[None]:
-    """Receive the events, as Flower does."""
-    app = Celery("watcher", broker=redis_url, set_as_current=False)
-    app.conf.broker_transport_options = {"global_keyprefix": prefix}
-    over = threading.Event()
-    with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"*": state.event})
-
-        def receive() -> None:
-            with receiver.consumer_context(wakeup=True) as (connection, _, _):
-                while not over.is_set():
-                    with suppress(TimeoutError):
-                        connection.drain_events(timeout=0.2)
-
-        thread = threading.Thread(target=receive, daemon=True)
-        thread.start()
-        yield
-        over.set()
-        thread.join()
-
-
-def all_of(state: State) -> Sequence[Any]:
-    """Return the tasks that Flower would list."""
-    return [task for _, task in state.tasks_by_time()]
 
 
 def main() -> None:

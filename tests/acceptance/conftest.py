@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
+import httpx
 import psutil
 import pytest
 import redis
 
+from babylon_tasks.errors import ServerUnavailable
+from babylon_tasks.local import ask
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.identity import key_prefix
 from babylon_tasks.work.context import Context
@@ -52,9 +56,11 @@ class Deployment:
         """The key in Redis that Celery's roles here know by this name."""
         return key_prefix(self.context.settings.postgres()) + name
 
-    def call(self, *arguments: str, env: dict[str, str] | None = None) -> Done:
+    def call(
+        self, *arguments: str, env: dict[str, str] | None = None, silence_seconds: float = 3600.0
+    ) -> Done:
         """Run `babylon …`, or `-m …` for a module, to its end in this process."""
-        return call(arguments, self._env(env), self.folder)
+        return call(arguments, self._env(env), self.folder, silence_seconds)
 
     def run(
         self, *arguments: str, env: dict[str, str] | None = None, timeout: float = 90
@@ -95,6 +101,16 @@ class Deployment:
             if time.monotonic() > deadline:
                 pytest.fail(f"nothing happened within {seconds} s\n{self._rows()}\n{self._tails()}")
             time.sleep(0.1)
+
+    def wait_for_page(self, url: str) -> None:
+        """Until a role that has just started answers there with 200."""
+
+        def answers() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return httpx.get(url).status_code == 200
+            return False
+
+        self.wait(answers)
 
     def stop(self) -> None:
         """End every role that still runs; whether they obey SIGTERM is for tests to say."""
@@ -169,3 +185,13 @@ def deployment(context: Context, redis_url: str, tmp_path: Path) -> Iterator[Dep
     made = Deployment(context, redis_url, folder)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def unserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new version is not asked: that takes a server, which imports for seconds."""
+
+    def refuse(env: Mapping[str, str]) -> NoReturn:
+        raise ServerUnavailable("nobody serves")
+
+    monkeypatch.setattr(ask, "serving", refuse)

@@ -33,10 +33,20 @@ class Done:
     stderr: str
 
 
-def call(arguments: Sequence[str], env: Mapping[str, str], folder: Path) -> Done:
-    """Run `babylon …` or `-m module` to its end, without a new interpreter and its imports."""
+def call(
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    folder: Path,
+    silence_seconds: float = 3600.0,
+) -> Done:
+    """Run `babylon …` or `-m module` to its end, without a new interpreter and its imports.
+
+    It tells no progress before `silence_seconds`: what a loaded machine makes slow says nothing
+    more on standard error.
+    """
     out, err = io.StringIO(), io.StringIO()
-    with _process_state(env, folder), redirect_stdout(out), redirect_stderr(err):
+    patient = mock.patch.object(progress_line, "_SILENCE_SECONDS", silence_seconds)
+    with patient, _process_state(env, folder), redirect_stdout(out), redirect_stderr(err):
         code = _run(arguments)
     return Done(code, out.getvalue(), err.getvalue())
 
@@ -68,9 +78,7 @@ def _process_state(env: Mapping[str, str], folder: Path) -> Iterator[None]:
     os.chdir(folder)
     _forget()
     try:
-        # What a loaded machine makes slow says nothing more on standard error.
-        patient = mock.patch.object(progress_line, "_SILENCE_SECONDS", 3600.0)
-        with patient, mock.patch.dict(os.environ, env, clear=True):
+        with mock.patch.dict(os.environ, env, clear=True):
             yield
     finally:
         os.chdir(here)

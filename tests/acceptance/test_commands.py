@@ -8,15 +8,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
-from babylon_tasks.errors import ServerUnavailable
-from babylon_tasks.local import ask
 from babylon_tasks.store import canaries
 from tests.acceptance.conftest import Deployment, Ended
 from tests.chaos.injection import Injection, injecting
@@ -70,16 +66,6 @@ def test_mode_single_trains_the_newest_window_and_asks_it(
     assert step["trainable_tokens"] > 0
     files = {p.name for p in Path(step["checkpoint"]).iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} <= files
-
-
-@pytest.fixture
-def unserved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new version is not asked: that takes a server, which imports for seconds."""
-
-    def refuse(env: Mapping[str, str]) -> NoReturn:
-        raise ServerUnavailable("nobody serves")
-
-    monkeypatch.setattr(ask, "serving", refuse)
 
 
 def test_mode_single_answers_a_request(deployment: Deployment, unserved: None) -> None:

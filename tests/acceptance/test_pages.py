@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import psutil
 import pytest
 import redis
@@ -101,13 +100,6 @@ def trains(deployment: Deployment) -> bool:
     return any(row["doing"]["phase"] == "train" and row["doing"]["done"] for row in rows)
 
 
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 @pytest.mark.timeout(300)  # its set-up makes the tiny model, if no test before did
 def test_a_person_sees_what_runs_how_far_it_is_and_what_came_of_it(
     deployment: Deployment, tmp_path: Path, tiny_model: Path
@@ -124,7 +116,7 @@ def test_a_person_sees_what_runs_how_far_it_is_and_what_came_of_it(
     gpu = deployment.start(*WORKER, "-Q", "gpu", "-n", "gpu@%h")
     deployment.start(*WORKER, "-Q", "cpu", "-n", "cpu@%h")
     with reverse_proxy(tmp_path, port, "/watch") as outside, browser(tmp_path) as driver:
-        deployment.wait(lambda: answers(f"{outside}/watch/healthcheck"))
+        deployment.wait_for_page(f"{outside}/watch/healthcheck")
         with redis.Redis.from_url(deployment.redis_url) as client:
             bad = message("babylon.enqueue", [["2025-01-15T10:00"]], task_id="bad")
             client.lpush(deployment.key("cpu"), json.dumps(bad))

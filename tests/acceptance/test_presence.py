@@ -19,25 +19,32 @@ def rows(deployment: Deployment) -> list[Worker]:
         return workers.read(tx)
 
 
-def test_a_worker_says_what_it_takes_and_with_which_gpus(deployment: Deployment) -> None:
-    gpus = [[f"GPU-{n}{n}{n}{n}-aaaa", "NVIDIA H200", 1000, []] for n in range(3)]
+def test_a_gpu_worker_has_one_pool_process_a_visible_gpu_and_says_so(
+    deployment: Deployment,
+) -> None:
+    gpus = [[f"GPU-{n}{n}{n}{n}-aaaa", "NVIDIA H200", 1000, []] for n in range(4)]
     env = {
         "PYTHONPATH": str(FAKE_NVML),
         "FAKE_GPUS": json.dumps(gpus),
-        "CUDA_VISIBLE_DEVICES": "2,0",
+        "CUDA_VISIBLE_DEVICES": "3,GPU-00,1,9,2",
         "LINEAGES": "b,a",
     }
     process = deployment.start(*GPU, "-n", "gpu@one", env=env)
     deployment.wait(lambda: bool(rows(deployment)))
     (row,) = rows(deployment)
-    assert (row.name, row.queues, row.slots, row.pid) == ("gpu@one", ["gpu"], 2, process.pid)
+    assert (row.name, row.queues, row.slots, row.pid) == ("gpu@one", ["gpu"], 3, process.pid)
     assert (row.trainer, row.lineages) == ("noop", ["a", "b"])
     assert row.gpus == [
         WorkerGpu(f"GPU-{n}{n}{n}{n}-aaaa", "NVIDIA H200", 1000 * 2**20, 500 * 2**20)
-        for n in (0, 2)
+        for n in (0, 1, 3)
     ]
     assert row.seen_seconds < 30
     assert not row.lost
+    asked = deployment.run("celery", "-A", "babylon_tasks", "inspect", "stats", "--json")
+    (stats,) = json.loads(asked.stdout).values()
+    assert len(stats["pool"]["processes"]) == 3
+    named = "GPU-3333-aaaa, GPU-0000-aaaa, GPU-1111-aaaa"
+    assert f"INFO workers.lifecycle: gpu worker: {named}\n" in deployment.logs()
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     assert rows(deployment) == []

@@ -20,7 +20,7 @@ from tests.rows import add_window, hours_ago
 from tests.terminal import terminal
 
 BABYLON = str(Path(sys.executable).with_name("babylon"))
-SLOW = Injection("workers.trainer.noop.NoopTrainer.step", "sleep", seconds=4)
+SLOW = Injection("workers.trainer.noop.NoopTrainer.step", "sleep", seconds=2.7)
 MODULE = ("-m", "babylon_tasks")
 
 
@@ -36,13 +36,13 @@ def due(deployment: Deployment) -> Deployment:
 
 
 def test_a_step_says_what_it_does_in_plain_lines(due: Deployment) -> None:
-    done = due.run("babylon", "train", env=injecting(SLOW))
+    done = due.call("babylon", "train", silence_seconds=0.0)
     assert "step 1 (v1.0.0)" in done.stdout
-    assert progress_lines(done.stderr)
+    assert progress_lines(done.stderr) == ["0 s  claiming what is due"]
 
 
 def test_a_program_hears_nothing_of_it(due: Deployment) -> None:
-    done = due.run("babylon", "train", "--json", env=injecting(SLOW))
+    done = due.call("babylon", "train", "--json", silence_seconds=0.0)
     assert json.loads(done.stdout)["steps"] == [{"step": 1, "version": "v1.0.0"}]
     assert not progress_lines(done.stderr)
 
@@ -65,9 +65,9 @@ def test_in_a_terminal_the_line_moves_and_is_gone_at_the_end(due: Deployment) ->
     assert "step 1 (v1.0.0): 1 windows, 3 trajectories, loss 0.0000\r\n" in opened.raw
 
 
-def test_mode_single_says_it_too(due: Deployment) -> None:
-    done = due.run(*MODULE, env={"MODE": "single", **injecting(SLOW)})
-    assert progress_lines(done.stderr)
+def test_mode_single_says_it_too(due: Deployment, unserved: None) -> None:
+    done = due.call(*MODULE, env={"MODE": "single"}, silence_seconds=0.0)
+    assert progress_lines(done.stderr)[0] == "0 s  claiming the window"
     assert "Training on: " in done.stdout
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 import redis
-from celery import Celery
-from celery.events.state import State
 from celery.result import AsyncResult
 
 from babylon_tasks import pipeline
 from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
+from tests.flower_events import Watcher, watching
 from tests.hostile import message
 from tests.rows import add_window, hours_ago, query, scored_windows, states, steps
 
@@ -24,56 +21,6 @@ CPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-n", "cpu@%h", "
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu", "-n", "gpu@%h")
 ENDINGS = ("SUCCESS", "FAILURE", "RETRY")
 MARKER = "PROMPT-OF-AN-AGENT"
-
-
-class Watcher:
-    """Flower's half: the state of all tasks, and every event."""
-
-    def __init__(self, app: Celery) -> None:
-        self.app, self.state = app, State()
-        self.events: list[dict[str, Any]] = []
-
-    def hear(self, event: dict[str, Any]) -> None:
-        self.events.append(dict(event))
-        self.state.event(event)
-
-    def rows(self) -> dict[str, Any]:
-        return dict(self.state.tasks.items())
-
-    def types(self, task_id: str) -> list[str]:
-        """The types of a task's events, each once in a row."""
-        told = [event["type"] for event in self.events if event.get("uuid") == task_id]
-        return [t for n, t in enumerate(told) if n == 0 or told[n - 1] != t]
-
-
-@contextmanager
-def watching(deployment: Deployment) -> Iterator[Watcher]:
-    app = Celery("watcher", broker=deployment.redis_url, set_as_current=False)
-    app.conf.update(
-        broker_transport_options={"global_keyprefix": deployment.key("")},
-        result_backend=deployment.redis_url,
-        result_backend_transport_options={"global_keyprefix": "babylon:"},
-    )
-    watcher = Watcher(app)
-    with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"*": watcher.hear})
-        over, ready = threading.Event(), threading.Event()
-
-        def receive() -> None:
-            with receiver.consumer_context(wakeup=False) as (connection, _, _):
-                ready.set()
-                while not over.is_set():
-                    with suppress(TimeoutError):
-                        connection.drain_events(timeout=0.1)
-
-        thread = threading.Thread(target=receive, daemon=True)
-        thread.start()
-        assert ready.wait(10)
-        try:
-            yield watcher
-        finally:
-            over.set()
-            thread.join(10)
 
 
 def send(deployment: Deployment, task: str, task_id: str, *args: Any, **headers: Any) -> None:
@@ -97,7 +44,7 @@ def test_work_makes_rows_and_housekeeping_none(deployment: Deployment) -> None:
     for window in windows:
         add_window(deployment.context, window)
     name = deployment.context.lineage.name
-    with watching(deployment) as watcher:
+    with watching(deployment.redis_url, deployment.key("")) as watcher:
         deployment.start(*CPU)
         deployment.start(*GPU)
         for number in range(2):
@@ -136,7 +83,7 @@ def test_a_step_shows_how_far_it_is_and_a_killed_one_has_failed(deployment: Depl
         Injection("babylon_tasks.checkpoints.files.save", "sleep", seconds=1.5),
         Injection("babylon_tasks.training.step.StepAttempt._commit", "kill", once=killed),
     )
-    with watching(deployment) as watcher:
+    with watching(deployment.redis_url, deployment.key("")) as watcher:
         deployment.start(*GPU, env={**harm, "LEASE_SECONDS": "20"})
         send(deployment, "train", "killed")
         deployment.wait(lambda: "killed" in watcher.rows())
@@ -170,7 +117,7 @@ def test_work_that_is_given_back_has_not_failed(deployment: Deployment) -> None:
         Injection("babylon_tasks.training.step.StepAttempt._read", "raise", once=lost,
                   error="babylon_tasks.errors.LeaseLost", arguments=("the lease went",)),
     )  # fmt: skip
-    with watching(deployment) as watcher:
+    with watching(deployment.redis_url, deployment.key("")) as watcher:
         # As `worker_soft_shutdown_timeout`, for which it waits for its tasks.
         worker = deployment.start(*GPU, "--", "worker.soft_shutdown_timeout=0.5", env=harm)
         send(deployment, "train", "lost")
@@ -206,7 +153,7 @@ def test_nothing_of_a_trace_is_told(deployment: Deployment) -> None:
                   error="babylon_tasks.errors.ServerUnavailable", arguments=("Postgres is away",)),
     )  # fmt: skip
     pipeline.produce(deployment.context)
-    with watching(deployment) as watcher:
+    with watching(deployment.redis_url, deployment.key("")) as watcher:
         deployment.start(*CPU, env=harm)
         send(deployment, "score", "raised")
         send(deployment, "score", "hung", timelimit=[1, None])
@@ -243,7 +190,7 @@ def test_a_step_does_not_wait_for_a_frozen_redis(deployment: Deployment) -> None
         Injection("babylon_tasks.checkpoints.files.save", "sleep", seconds=1.5, once=begun)
     )
     with (
-        watching(deployment) as watcher,
+        watching(deployment.redis_url, deployment.key("")) as watcher,
         redis.Redis.from_url(deployment.redis_url) as client,
     ):
         server = psutil.Process(client.info("server")["process_id"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +16,6 @@ from babylon_tasks.local.ports import free_port
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, query, states
 
-FAKE_NVML = Path(__file__).parents[1] / "nvml"
 CPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "2")
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu")
 BEAT = ("celery", "-A", "babylon_tasks", "beat")
@@ -43,7 +44,7 @@ def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) ->
     deployment.start(*GPU)
     # Beat comes last, so that Flower below sees every event.
     deployment.start(*FLOWER, f"--port={port}", env={"FLOWER_UNAUTHENTICATED_API": "true"})
-    deployment.wait(lambda: _answers(f"http://127.0.0.1:{port}/healthcheck"))
+    deployment.wait_for_page(f"http://127.0.0.1:{port}/healthcheck")
     deployment.start(*BEAT)
     deployment.wait(
         lambda: (
@@ -75,33 +76,9 @@ def test_all_roles_turn_windows_into_a_served_version(deployment: Deployment) ->
         assert line in metrics
 
 
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 def _flower_shows(port: int, name: str) -> bool:
     tasks = httpx.get(f"http://127.0.0.1:{port}/api/tasks").json()
     return any(t["name"].endswith(name) and t["state"] == "SUCCESS" for t in tasks.values())
-
-
-def test_a_gpu_worker_has_one_pool_process_a_visible_gpu(deployment: Deployment) -> None:
-    gpus = [[f"GPU-{n}{n}{n}{n}-aaaa", "NVIDIA H200", 143771, []] for n in range(4)]
-    fake = {"PYTHONPATH": str(FAKE_NVML), "FAKE_GPUS": json.dumps(gpus)}
-    deployment.start(*GPU, env={**fake, "CUDA_VISIBLE_DEVICES": "3,GPU-00,1,9,2"})
-    deployment.wait(lambda: _pool_size(deployment) == 3)
-    named = "GPU-3333-aaaa, GPU-0000-aaaa, GPU-1111-aaaa"
-    assert f"INFO workers.lifecycle: gpu worker: {named}\n" in deployment.logs()
-
-
-def _pool_size(deployment: Deployment) -> int:
-    asked = deployment.run("celery", "-A", "babylon_tasks", "inspect", "stats", "--json")
-    if asked.returncode:
-        return 0
-    (stats,) = json.loads(asked.stdout).values()
-    return len(stats["pool"]["processes"])
 
 
 ENQUEUE = [
@@ -190,17 +167,42 @@ def test_roles_that_cannot_work_say_why_in_one_line(
     assert "s3cret" not in said
 
 
-def test_every_role_ends_with_0_on_sigterm(deployment: Deployment) -> None:
+def test_every_role_writes_json_and_ends_with_0_on_sigterm(deployment: Deployment) -> None:
     """As `systemctl stop` and `docker compose stop` end them; for a step in work, see chaos/."""
+    window = hours_ago(2)
+    add_window(deployment.context, window)
+    deployment.env["LOG_FORMAT"] = "json"
     ports = free_port(), free_port()
     flower, serve = (*FLOWER, f"--port={ports[0]}"), ("-m", "workers.serve", f"--port={ports[1]}")
     roles = [deployment.start(*role) for role in (CPU, GPU, BEAT, flower, serve)]
-    deployment.wait(lambda: _answers(f"http://127.0.0.1:{ports[0]}/healthcheck"))
-    deployment.wait(lambda: _answers(f"http://127.0.0.1:{ports[1]}/healthz"))
+    deployment.wait_for_page(f"http://127.0.0.1:{ports[0]}/healthcheck")
+    deployment.wait_for_page(f"http://127.0.0.1:{ports[1]}/healthz")
     deployment.wait(lambda: len(query(deployment.context, "SELECT * FROM rl.canaries")) == 2)
+    deployment.wait(lambda: all_trained(deployment, window) and published(deployment))
     for process in roles:
         process.terminate()
     assert [process.wait(timeout=15) for process in roles] == [0, 0, 0, 0, 0]
+    cpu, gpu, beat, *others = (_json_lines(deployment, number) for number in range(len(roles)))
+    assert all(others)
+    for said in (cpu, gpu, beat):
+        assert any(line["logger"].startswith("celery.") for line in said)
+    (scored,) = (line for line in cpu if line["event"].startswith("scored "))
+    assert (scored["lineage"], scored["window"]) == ("babylon-agent", window)
+    (committed,) = (line for line in gpu if line["event"].startswith("step 1 ("))
+    assert (committed["lineage"], committed["windows"]) == ("babylon-agent", [window])
+    assert (committed["step"], type(committed["token"])) == (1, int)
+
+
+# Ours for people, Celery's and Tornado's.
+_OTHER_FORM = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} |\[\d{4}-|\[[DIWEC] \d{6} ")
+
+
+def _json_lines(deployment: Deployment, number: int) -> list[dict[str, Any]]:
+    """The JSON of a role's log. The rest is what Celery prints to stdout for people: a banner."""
+    said = (deployment.folder / f"{number}.log").read_text().splitlines()
+    rest = [line for line in said if not line.startswith("{")]
+    assert not [line for line in rest if _OTHER_FORM.match(line)]
+    return [json.loads(line) for line in said if line.startswith("{")]
 
 
 def test_queues_are_bounded_while_nobody_works(deployment: Deployment) -> None:
