@@ -54,16 +54,20 @@ def of_work(tx: Connection, done: Sequence[Doing]) -> tuple[str, str, BabylonErr
     The last is how the work ends if it is not done: a WindowsFailed where windows failed, a
     Retryable where all that was tried will be tried again.
     """
-    names = list(dict.fromkeys(each.lineage for each in done))
-    said = {name: _of_lineage(tx, name, [d for d in done if d.lineage == name]) for name in names}
-    title, result = done[-1].title(), said[names[0]]
-    if len(names) > 1:
+    tried = {name: _tried(tx, name, done) for name in dict.fromkeys(each.lineage for each in done)}
+    said = {
+        name: "; ".join([*verdicts(tx, name, done), of_windows(each) or "no step follows yet"])
+        for name, each in tried.items()
+    }
+    if len(said) == 1:
+        title, (result,) = done[-1].title(), said.values()
+    else:
         title = "; ".join({each.lineage: each.title() for each in done}.values())
         result = "; ".join(f"{name}: {text}" for name, text in said.items())
-    tried = [window for name in names for window in _tried(tx, name, done)]
-    if any(window.state == State.FAILED for window in tried):
+    windows = [window for each in tried.values() for window in each]
+    if any(window.state == State.FAILED for window in windows):
         return title, result, WindowsFailed(result)
-    if tried and all(map(_waits, tried)):
+    if windows and all(map(_waits, windows)):
         return title, result, Retryable(result)
     return title, result, None
 
@@ -74,13 +78,6 @@ def verdicts(tx: Connection, lineage: str, done: Sequence[Doing]) -> list[str]:
         each.step for each in done if each.stage == "exam" and each.lineage == lineage and each.step
     }
     return [_verdict(tx, lineage, step) for step in sorted(examined)]
-
-
-def _of_lineage(tx: Connection, lineage: str, done: Sequence[Doing]) -> str:
-    said = verdicts(tx, lineage, done)
-    tried = _tried(tx, lineage, done)
-    said.append(of_windows(tried) if tried else "no step follows yet")
-    return "; ".join(said)
 
 
 def _tried(tx: Connection, lineage: str, done: Sequence[Doing]) -> list[Window]:

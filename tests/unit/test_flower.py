@@ -13,11 +13,9 @@ import pytest
 @pytest.mark.parametrize(
     ("name", "args", "shown"),
     [
-        ("babylon.score", "(['2025-01-15T10:00', '2025-01-15T11:00'],)",
-         "score 2025-01-15T10:00, 2025-01-15T11:00"),
         ("babylon.train", "babylon-agent: step 13, 6 windows, 48 runs",
          "train babylon-agent: step 13, 6 windows, 48 runs"),
-        ("babylon.sweep", "()", "sweep"),
+        ("babylon.sweep", None, "sweep"),
         (None, None, ""),
     ],
 )  # fmt: skip

@@ -38,9 +38,7 @@ except ModuleNotFoundError:
 
 def format_task(task: Any) -> Any:
     """Name a task by what it does: `train babylon-agent: step 13, 6 windows, 48 runs`."""
-    name = (task.name or "").removeprefix("babylon.")
-    what = (task.args or "").strip("()[],").replace("'", "").replace("[", "").replace("]", "")
-    task.name = f"{name} {what}".strip()
+    task.name = f"{(task.name or '').removeprefix('babylon.')} {task.args or ''}".strip()
     if task.state in ("FAILURE", "RETRY"):
         task.result = task.exception or task.result  # the last progress is no result
     if task.state == "STARTED" and not getattr(task.worker, "alive", True):
