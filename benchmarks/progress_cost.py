@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ os.environ.update(
 )  # fmt: skip
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from babylon_tasks.records.steps import Hyperparameters, Progress, StepRequest
+from recorded_calls import recorded_calls, step_request, write_samples
+
+from babylon_tasks.records.steps import Progress, StepRequest
 from workers.gpu import wire
 from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.trainer.torch.flops import Passes
@@ -89,34 +93,20 @@ def measure(folder: Path, rounds: int, calls: int) -> dict[str, Any]:
 
 def prepare(folder: Path, calls: int) -> StepRequest:
     """Write the model and the samples; in another process, since this one only watches."""
-    program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3])\n"
-        "from recorded_calls import recorded_calls, write_samples\n"
-        "from babylon_tasks.simulation.tiny_model import make_tiny_model\n"
-        "from workers.trainer.torch.model_files import check_base\n"
-        "folder = Path(sys.argv[1]); base = str(make_tiny_model(folder / 'model'))\n"
-        "chat, _ = check_base(base, None)\n"
-        f"samples = recorded_calls(chat, 1, {AGENTS}, int(sys.argv[2]) // {AGENTS})\n"
-        "write_samples(folder / 'samples.jsonl', samples)\n"
-    )
-    here = Path(__file__).resolve().parent
-    done = os.spawnv(
-        os.P_WAIT,
-        sys.executable,
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(here.parent)!r})\n{program}",
-         str(folder), str(calls), str(here)],
-    )  # fmt: skip
-    if done:
-        raise SystemExit(done)
-    return StepRequest(
-        model_name="benchmark", base_model=str(folder / "model"), parent=None,
-        samples_path=str(folder / "samples.jsonl"), scratch_dir=str(folder / "step"),
-        output_dir=str(folder / "step" / "out"), seed=1,
-        hyperparameters=Hyperparameters(
-            learning_rate=1e-4, warmup_steps=0, lora_rank=8, lora_alpha=16, kl_penalty=0.1,
-            negative_scale=0.3, max_sequence_tokens=4096, micro_batch_tokens=16_384,
-        ),
-    )  # fmt: skip
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        base_model = pool.submit(write_files, folder, calls).result()
+    return step_request(folder, base_model)
+
+
+def write_files(folder: Path, calls: int) -> str:
+    """Write the model, and samples of so many calls; return the model's folder."""
+    from babylon_tasks.simulation.tiny_model import make_tiny_model
+    from workers.trainer.torch.model_files import check_base
+
+    base_model = str(make_tiny_model(folder / "model"))
+    chat, _ = check_base(base_model, None)
+    write_samples(folder / "samples.jsonl", recorded_calls(chat, 1, AGENTS, calls // AGENTS))
+    return base_model
 
 
 def step(
@@ -131,7 +121,11 @@ def step(
 def report_microseconds(reports: int = 20_000) -> float:
     """Return the CPU microseconds to count a micro-batch and write its line; no busy core adds."""
     null = os.open(os.devnull, os.O_WRONLY)
-    meter = Meter(reports, reports, Passes(), lambda one: void(os.write(null, wire.encode(one))))
+
+    def write(progress: Progress) -> None:
+        os.write(null, wire.encode(progress))
+
+    meter = Meter(reports, reports, Passes(), write)
     meter.begin(training=True)
     began = time.process_time()
     for _ in range(reports):
@@ -139,10 +133,6 @@ def report_microseconds(reports: int = 20_000) -> float:
     seconds = time.process_time() - began
     os.close(null)
     return 1e6 * seconds / reports
-
-
-def void(_: object) -> None:
-    """Return nothing."""
 
 
 def cpu_seconds(pid: int | None) -> float:

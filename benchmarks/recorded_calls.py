@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from babylon_tasks.records.steps import Call, Sample
-from workers.trainer.torch.chat_format import ChatFormat
+from babylon_tasks.records.steps import Call, Hyperparameters, Sample, StepRequest
+
+if TYPE_CHECKING:
+    from workers.trainer.torch.chat_format import ChatFormat
 
 MEDIAN, SIGMA, LONGEST = 500, 1.0, 4000  # tokens of a call: log-normal, cut
 RESPONSE = (20, 80)
@@ -59,3 +62,16 @@ def recorded_calls(
 def write_samples(path: Path, samples: list[Sample]) -> None:
     """Write one JSON line for each sample, as the worker does for its trainer."""
     path.write_bytes(b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
+
+
+def step_request(folder: Path, base_model: str) -> StepRequest:
+    """Return a request for the first step over `samples.jsonl` of the folder."""
+    return StepRequest(
+        model_name="benchmark", base_model=base_model, parent=None,
+        samples_path=str(folder / "samples.jsonl"), scratch_dir=str(folder / "step"),
+        output_dir=str(folder / "step" / "out"), seed=1,
+        hyperparameters=Hyperparameters(
+            learning_rate=1e-4, warmup_steps=0, lora_rank=8, lora_alpha=16, kl_penalty=0.1,
+            negative_scale=0.3, max_sequence_tokens=4096, micro_batch_tokens=16_384,
+        ),
+    )  # fmt: skip

@@ -28,9 +28,8 @@ os.environ.update(
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the trainer process has it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recorded_calls import recorded_calls, write_samples
+from recorded_calls import recorded_calls, step_request, write_samples
 
-from babylon_tasks.records.steps import Hyperparameters, StepRequest
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from workers.trainer.torch import trainer as torch_trainer
 from workers.trainer.torch.batches import StepTensors, micro_batches
@@ -72,15 +71,7 @@ def measure(folder: Path) -> dict[str, Any]:
     trainer = TorchTrainer("cpu-0")
     model = trainer._load_model(base_model)
     write_samples(folder / "samples.jsonl", recorded_calls(model.chat, 1, AGENTS, CALLS))
-    request = StepRequest(
-        model_name="benchmark", base_model=base_model, parent=None,
-        samples_path=str(folder / "samples.jsonl"), scratch_dir=str(folder / "step"),
-        output_dir=str(folder / "step" / "out"), seed=1,
-        hyperparameters=Hyperparameters(
-            learning_rate=1e-4, warmup_steps=0, lora_rank=8, lora_alpha=16, kl_penalty=0.1,
-            negative_scale=0.3, max_sequence_tokens=4096, micro_batch_tokens=16_384,
-        ),
-    )  # fmt: skip
+    request = step_request(folder, base_model)
     before = peak_bytes()
     torch_trainer.TorchStep = ShortStep  # type: ignore[misc]
     started = time.monotonic()

@@ -75,13 +75,13 @@ def test_the_first_page_says_who_is_away_and_shows_the_rest(deployment: Deployme
     site = f"http://127.0.0.1:{port}"
     start(deployment, site, port, {})
 
-    def shows(text: str) -> bool:
-        return text in httpx.get(site, timeout=10).text
+    def shows(*texts: str) -> bool:
+        page = httpx.get(site, timeout=10).text
+        return all(text in page for text in texts)
 
     assert shows("Nothing runs now")
     with psycopg.connect(deployment.env["DATABASE_URL"]) as other:
         other.execute("LOCK TABLE rl.leases IN ACCESS EXCLUSIVE MODE")
-        deployment.wait(lambda: shows("Postgres has not answered for"))
-        assert shows("Messages that wait")
+        deployment.wait(lambda: shows("Postgres has not answered for", "Messages that wait"))
         assert httpx.get(f"{site}/healthcheck", timeout=2).status_code == 200
     deployment.wait(lambda: shows("Nothing runs now"))

@@ -53,35 +53,32 @@ def nothing(now: Figures) -> str:
     return f"Nothing runs now. Windows that wait: {' and '.join(waiting)}."
 
 
-def taken(now: Figures, state: str) -> str:
-    """Say how many windows of a state are in work now, of the work whose windows are known."""
+def notes(now: Figures, state: str) -> list[str]:
+    """Say of windows that wait how many are in work now, and how long the oldest has waited."""
     stages = {"due": ("score", "judge"), "scored": ("train",)}.get(state, ())
+    if not stages:
+        return []
     works = [work for work in now["running"] if work["lineage"] == now["model"]]
     number = sum(len(work["windows"]) for work in works if work["stage"] in stages)
     number = min(number, now["windows"][state])
-    return f"{number:,} of them in work now" if number else ""
+    said = [f"{number:,} of them in work now"] if number else []
+    return said + ([_waited(now[f"oldest_{state}"])] if now[f"oldest_{state}"] else [])
 
 
-def oldest(now: Figures, state: str) -> str:
-    """Say how long the oldest window of a state has waited, and why."""
-    window = now[f"oldest_{state}"]
-    if window is None:
-        return ""
-    said = f"{window['window_id']} has waited {duration(window['seconds'])}"
-    if window["last_error"]:
-        said += f" after an error: {window['last_error']}"
-    return said
+def _waited(window: Figures) -> str:
+    after = f" after an error: {window['last_error']}" if window["last_error"] else ""
+    return f"{window['window_id']} has waited {duration(window['seconds'])}{after}"
 
 
-def last_step(now: Figures) -> str:
-    """Say what came of the last step, and when."""
+def last_step(now: Figures) -> list[str]:
+    """Say in a sentence what came of the last step, and when; none if there is none."""
     step = now["last_step"]
     if not step:
-        return ""
+        return []
     of = f"{counted(step['windows'], 'window')}, {counted(step['trajectories'], 'run')}"
     loss = "" if step["loss"] is None else f", loss {step['loss']:.4f}"
     when = ago((now["at"] - step["committed_at"]).total_seconds())
-    return f"Last step: {step['step']}, {step['version']}, of {of}{loss}, {when}"
+    return [f"Last step: {step['step']}, {step['version']}, of {of}{loss}, {when}"]
 
 
 def ago(seconds: float) -> str:
@@ -152,4 +149,4 @@ def _complaints(now: Figures) -> Iterator[str]:
             waiting["last_error"]
             or (state == "due" and waiting["seconds"] > _WAITED_LONG_SECONDS and not now["running"])
         ):
-            yield f"Window {oldest(now, state)}."
+            yield f"Window {_waited(waiting)}."
