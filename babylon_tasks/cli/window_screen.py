@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from babylon_tasks.cli.lines import loss_text
@@ -16,6 +15,7 @@ from babylon_tasks.words import counted, duration
 _BAR = 40  # columns of the longest bar
 _WAYS = (("scored", "scored_at"), ("trained", "trained_at"), ("skipped", "skipped_at"),
          ("failed", "failed_at"))  # fmt: skip
+_NEXT = {"due": "a worker that scores", "scored": "a step"}
 
 
 def sections(story: Story) -> list[Section]:
@@ -71,16 +71,13 @@ def _waits(row: Mapping[str, Any]) -> Iterator[Line]:
     yield Line("waits", f"for {_NEXT[row['state']]}{until}{tries}{why}{share}")
 
 
-_NEXT = {"due": "a worker that scores", "scored": "a step"}
-
-
 def _attempt(attempt: Attempt) -> Line:
     began, ended = attempt.started_at, attempt.ended_at
     how = (attempt.outcome or "under way").replace("_", " ")
     took = f", {(ended - began).total_seconds():.1f} s" if ended else ""
     error = f": {attempt.error}" if attempt.error else ""
     bad = attempt.outcome in (Ending.ERROR, Ending.LOST)
-    text = f"{_seconds(began)}{took}, {how}, {attempt.holder}, token {attempt.token}{error}"
+    text = f"{began:%m-%d %H:%M:%S}{took}, {how}, {attempt.holder}, token {attempt.token}{error}"
     return Line(attempt.stage, text, bad=bad)
 
 
@@ -163,7 +160,3 @@ def _step(story: Story) -> Iterator[Line]:
     serves = story.serves
     what = "the base model" if serves is None else f"{serves.version} (step {serves.step})"
     yield Line("now serves", what)
-
-
-def _seconds(at: datetime) -> str:
-    return f"{at:%m-%d %H:%M:%S}"

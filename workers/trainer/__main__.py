@@ -20,10 +20,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, get_args
 
 from babylon_tasks.errors import BabylonError, Retryable, UserError
-from babylon_tasks.logs import bound, configure_logging
+from babylon_tasks.logs import LogFormat, bound, configure_logging
 from babylon_tasks.records.steps import Progress, StepRequest, StepResult
 from babylon_tasks.records.trainer_requests import (
     EvaluateRequest,
@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers.trainer", description=__doc__)
     parser.add_argument("--kind", choices=["torch", "serverless", "noop"], default="torch")
     parser.add_argument("--log-level", default="INFO")
-    parser.add_argument("--log-format", choices=["console", "json"], default="console")
+    parser.add_argument("--log-format", choices=get_args(LogFormat), default="console")
     arguments = parser.parse_args()
     answers = _Answers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the worker decides
