@@ -10,6 +10,7 @@ import click
 from babylon_tasks.cli.common import as_json, of_lineage, print_json, ready_fleet
 from babylon_tasks.cli.screen import colour_wanted, write
 from babylon_tasks.cli.status_screen import sections
+from babylon_tasks.cli.watch import keep_showing
 from babylon_tasks.cockpit.overview import overview
 from babylon_tasks.cockpit.status import queue_lengths
 from babylon_tasks.errors import UserError
@@ -37,8 +38,6 @@ def status(watch: bool, lineage: str | None, as_json: bool) -> None:
     settings = load_settings()
     if watch:
         signal.signal(signal.SIGTERM, interrupt)
-        from babylon_tasks.cli.watch import watch as keep_showing
-
         keep_showing(Reader(settings, lineage).screen)
         return
     data = Reader(settings, lineage).read()

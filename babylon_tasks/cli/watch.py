@@ -17,7 +17,7 @@ _SECONDS = 2.0
 _BLOCK_SECONDS = 10.0  # where nobody sees it move
 
 
-def watch(screen: Callable[[], str]) -> None:
+def keep_showing(screen: Callable[[], str]) -> None:
     """Show what `screen` returns until Ctrl-C or SIGTERM; an outage is said above the last screen.
 
     In a terminal it has a screen of its own; the last one stays in the terminal at the end.
