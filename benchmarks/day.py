@@ -37,7 +37,7 @@ from babylon_tasks.local.ports import free_port
 from babylon_tasks.local.postgres import embedded_postgres
 from babylon_tasks.local.redis import embedded_redis
 from babylon_tasks.local.supervisor import Stack, roles
-from babylon_tasks.simulation.game.hour import play_hour
+from babylon_tasks.simulation.game.hour import Answer, play_hour
 from babylon_tasks.simulation.game.record import record
 from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.simulation.write import write
@@ -132,8 +132,6 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 def scripted(asked: Any) -> list[Any]:
     """Answer for the model's agents as one that always buys: no endpoint runs here."""
-    from babylon_tasks.simulation.game.hour import Answer
-
     return [Answer("BUY") for _ in asked]
 
 
