@@ -10,11 +10,15 @@ import click
 
 from babylon_tasks.settings import Settings, changed
 from babylon_tasks.store.migrate import require_applied
+from babylon_tasks.text import one_line
 from babylon_tasks.work.context import Context, this_holder
 from babylon_tasks.work.fleet import Fleet
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
+
+_MOST_TEXT = 2000  # letters of a cell
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
 of_lineage = click.option(
@@ -30,12 +34,17 @@ def print_json(value: Any) -> None:
 def wide_console() -> Console:
     """Make a console whose tables fit a terminal, and are never cut short in a file or a log.
 
-    It reads no markup, because a judge's error or an agent's name may hold brackets.
+    It reads no markup, because a judge's error or an agent's name may hold brackets, and no
+    escape sequence of theirs reaches the terminal.
     """
     from rich.console import Console
 
-    console = Console(markup=False)
-    return console if console.is_terminal else Console(width=200, markup=False)
+    class PlainText(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(one_line(text, _MOST_TEXT), **options)
+
+    console = PlainText(markup=False)
+    return console if console.is_terminal else PlainText(width=200, markup=False)
 
 
 def with_environment(settings: Settings, env: Mapping[str, str]) -> Settings:

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from unicodedata import east_asian_width
 
 import click
 
@@ -16,6 +17,7 @@ from babylon_tasks.text import one_line
 COLUMNS = 80
 _INDENT = 2
 _LABEL = 13  # columns from the indent to the text
+_MOST_LABEL = 60  # letters; a lineage's name may be one
 _MOST_TEXT = 2000
 
 
@@ -55,7 +57,8 @@ def write(sections: Iterable[Section], colour: bool) -> str:
     """Write sections one below the other; titles are bold, and bad lines red."""
     written = []
     for section in sections:
-        written.append(click.style(section.title, bold=True) if colour else section.title)
+        title = one_line(section.title, COLUMNS)
+        written.append(click.style(title, bold=True) if colour else title)
         for line in section.lines:
             written += _wrapped(line, colour)
     return "\n".join(written)
@@ -72,18 +75,21 @@ def dollars(usd: float) -> str:
 
 
 def _wrapped(line: Line, colour: bool) -> list[str]:
-    first = f"{'':{_INDENT}}{line.label:{_LABEL - 1}} "
+    label = one_line(line.label, _MOST_LABEL)
+    first = f"{'':{_INDENT}}{label:{_LABEL - 1}} "
     rest, text = f"{'':{_INDENT + _LABEL}}", one_line(line.text, _MOST_TEXT)
     texts = [(first + text).rstrip()]
     if not line.whole:
-        texts = (
-            textwrap.wrap(
-                text,
-                COLUMNS,
-                initial_indent=first,
-                subsequent_indent=rest,
-                break_on_hyphens=False,
-            )
-            or texts
-        )
+        texts = _wrapped_text(text, first, rest) or texts
     return [click.style(text, fg="red") for text in texts] if colour and line.bad else texts
+
+
+def _wrapped_text(text: str, first: str, rest: str) -> list[str]:
+    """Break a text into lines of at most COLUMNS columns; a wide letter takes two of them."""
+    # textwrap counts letters. A break between a letter and its NUL makes one line a column longer.
+    spaced = "".join(f"\0{c}" if east_asian_width(c) in "WF" else c for c in text)
+    columns = COLUMNS - 1 if len(spaced) > len(text) else COLUMNS
+    lines = textwrap.wrap(
+        spaced, columns, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
+    return [line.replace("\0", "") for line in lines]

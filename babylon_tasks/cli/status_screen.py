@@ -93,6 +93,8 @@ def _workers(data: Data) -> Iterator[Line]:
         )
         yield from (_gpu(gpu) for gpu in worker["gpus"])
     yield from _more(data["workers"])
+    if lost := sum(worker["lost"] for worker in data["workers"][_MOST:]):
+        yield Line("", f"{lost:,} of these are not seen", bad=True)
     if not data["workers"]:
         yield Line("none", "no worker has said that it runs", bad=True)
     for machine, error in data["at_fault"].items():

@@ -208,6 +208,26 @@ def test_many_lines_of_a_kind_are_cut_short(context: Context) -> None:
     assert "and 4 more: `babylon status --json` has all" in shown(context)
 
 
+def test_work_that_a_later_release_says_in_another_way_is_known_by_its_leases(
+    context: Context,
+) -> None:
+    hold(context, "gpu:7", Doing("train", OWN), f"model/{OWN}")
+    by_hand(context, """UPDATE rl.leases SET doing = '{"stage": "distil", "lineage": 7}'""")
+    assert f"train {OWN}: 0 windows begun; since" in shown(context)
+
+
+def test_workers_that_are_not_seen_are_counted_where_they_are_not_named(context: Context) -> None:
+    by_hand(
+        context,
+        """INSERT INTO rl.workers
+               (name, host, pid, queues, slots, gpus, version, started_at, seen_at)
+           SELECT 'w' || n, 'h', n, '{cpu}', 1, '[]', '1', now(), now() - n * interval '20 s'
+             FROM generate_series(0, 19) AS n""",
+    )
+    assert "and 12 more: `babylon status --json` has all" in shown(context)
+    assert " of these are not seen" in shown(context)
+
+
 def test_redis_away_shows_the_rest(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(_: object) -> dict[str, int]:
         raise ServerUnavailable("cannot reach Redis")

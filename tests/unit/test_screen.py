@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from rich.cells import cell_len
+from rich.table import Table
 
+from babylon_tasks.cli.common import wide_console
 from babylon_tasks.cli.lines import tokens_line
 from babylon_tasks.cli.screen import COLUMNS, Line, Section, dollars, write
 from babylon_tasks.words import counted, duration, named, size
@@ -71,3 +74,21 @@ def test_the_share_of_the_peak_rate_is_shown_of_a_gpu_alone(
         "190,000 context tokens, 12,000 trained tokens; 6,333 context tokens a second of computing"
         + ends
     )
+
+
+def test_wide_letters_take_two_columns() -> None:
+    lines = write([Section("", [Line("error", "漢字ワイド" * 20)])], colour=False).splitlines()
+    assert all(cell_len(line) <= COLUMNS for line in lines)
+    assert "".join("".join(lines).split()) == "error" + "漢字ワイド" * 20
+
+
+def test_a_name_of_others_as_a_label_or_title_is_shown_as_plain_text() -> None:
+    text = write([Section("a\x1b[2J", [Line("b\nc\x9b1m", "", bad=True)])], colour=False)
+    assert text == "a\ufffd[2J\n  b c\ufffd1m"
+
+
+def test_a_table_shows_text_of_others_as_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("reason")
+    table.add_row("a\x1b[2J\u202eb [red]c\nd")
+    wide_console().print(table)
+    assert "a\ufffd[2J\ufffdb [red]c d" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from babylon_tasks.cockpit.status import queue_lengths
 from babylon_tasks.errors import BabylonError
 from babylon_tasks.settings import Settings
 from babylon_tasks.store.database import Database
+from babylon_tasks.text import one_line
 from babylon_tasks.work.context import this_holder
 from babylon_tasks.work.fleet import Fleet
 from workers.watch import now_text
@@ -75,7 +76,7 @@ class Source:
 def first_page(settings: Settings) -> type[Any]:
     """Make the handler of the first page."""
     fleet = Fleet(Database(settings.postgres(), _READ_SECONDS), settings, this_holder())
-    postgres = Source("Postgres", lambda: overview(fleet.context()))
+    postgres = Source("Postgres", lambda: _printable(overview(fleet.context())))
     redis = Source("Redis", lambda: queue_lengths(settings))
 
     class NowView(BaseHandler):  # type: ignore[misc] # Flower has no types
@@ -96,3 +97,12 @@ def first_page(settings: Settings) -> type[Any]:
             )
 
     return NowView
+
+
+def _printable(value: Any) -> Any:
+    """Return data whose texts are single lines of printable letters."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(each) for key, each in value.items()}
+    return [_printable(each) for each in value] if isinstance(value, list) else value

@@ -16,6 +16,7 @@ _DOES = {
     "exam": "Examining",
 }
 _WAITED_LONG_SECONDS = 3600.0
+_MOST_NAMED = 3
 
 
 def does(work: Figures) -> str:
@@ -128,9 +129,12 @@ def _complaints(now: Figures) -> Iterator[str]:
             yield (
                 f"No worker {stage}: start one with `celery -A babylon_tasks worker -Q {queue}`."
             )
-    for each in now["workers"]:
-        if each["lost"]:
-            yield f"Worker {each['name']} has said nothing for {duration(each['seen_seconds'])}."
+    lost = [each for each in now["workers"] if each["lost"]]
+    for each in lost[:_MOST_NAMED]:
+        yield f"Worker {each['name']} has said nothing for {duration(each['seen_seconds'])}."
+    if len(lost) > _MOST_NAMED:
+        more = counted(len(lost) - _MOST_NAMED, "more worker")
+        yield f"Nor {'has' if len(lost) == _MOST_NAMED + 1 else 'have'} {more} said anything."
     for machine, error in now["at_fault"].items():
         yield f"{machine} stopped, since every window failed there: {error}"
     for queue in now["late_queues"]:
