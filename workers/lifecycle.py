@@ -8,12 +8,14 @@ import logging
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from billiard import active_children
 from celery.concurrency import get_implementation, prefork, solo
 from celery.signals import beat_init, celeryd_init, worker_process_shutdown, worker_ready
+from celery.worker.state import SOFTWARE_INFO
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.logs import configure_logging
@@ -55,6 +57,7 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     options = options or {}
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)  # Celery does so later
+    SOFTWARE_INFO["began_at"] = time.time()  # in each heartbeat, for Flower
     with refusing_in_one_line():
         check_pool(options.get("pool") or conf.worker_pool)
         queues = chosen_queues(options)

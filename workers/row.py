@@ -39,14 +39,15 @@ class Row:
 
     def __init__(self, task: Task[Any, Any]) -> None:
         self._task, self._sender, self._outbox = task, Sender(task), this_outbox()
-        self._taken_at, self._begun, self._title = time.time(), False, ""
+        self._taken_at, self._begun_at, self._title = time.time(), 0.0, ""
         self._result: str | None = None
         self.done: list[Doing] = []  # what was done: of each piece, by its title, the newest
 
     def begin(self, title: str) -> None:
         """Show the row, or change what its work is."""
-        begun, self._begun, self._title = self._begun, True, title
-        if not begun:
+        self._title = title
+        if not self._begun_at:
+            self._begun_at = time.time()
             self._put("task-received")
             self._put("task-started")
 
@@ -76,7 +77,7 @@ class Row:
 
     def succeed(self) -> None:
         """End the row as done, if there is one."""
-        if self._begun:
+        if self._begun_at:
             self._put("task-succeeded", self._result, runtime=time.time() - self._taken_at)
             self._outbox.flush(_LAST_SECONDS)
 
@@ -98,7 +99,7 @@ class Row:
         """
         limit = (self._task.request.timelimit or [None])[0] or self._task.time_limit
         in_time = limit is None or time.time() - self._taken_at < limit - _SIGTERM_SLACK_SECONDS
-        if self._begun and in_time:
+        if self._begun_at and in_time:
             self.give_back(_STOPPED)
 
     def _put(
@@ -112,6 +113,8 @@ class Row:
         **fields: Any,
     ) -> None:
         fields |= {"name": self._task.name, "args": one_line(self._title)}
+        # For a Flower that was started since; and Celery moves its own by time zones.
+        fields |= {"received": self._begun_at, "started": self._begun_at}
         if result is not None:
             fields["result"] = one_line(result)
         self._outbox.put(Message(self._sender, event, fields, state, value, progress))

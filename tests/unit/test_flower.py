@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from celery.events.state import State
 
 
 @pytest.mark.parametrize(
@@ -39,21 +42,27 @@ def test_what_failed_says_why_and_not_how_far_it_was() -> None:
     assert format_task(task).result == "no disk"
 
 
-@pytest.mark.parametrize(("alive", "state"), [(True, "STARTED"), (False, "LOST")])
-def test_what_a_dead_machine_began_does_not_seem_to_go_on(alive: bool, state: str) -> None:
+@pytest.mark.parametrize(
+    ("worker", "state"),
+    [
+        ({"alive": True}, "STARTED"),  # of an earlier release
+        ({"alive": True, "began_at": 50.0}, "STARTED"),
+        ({"alive": False, "began_at": 50.0}, "LOST"),
+        ({"alive": True, "began_at": 200.0}, "LOST"),  # killed, and started again by its name
+    ],
+)
+def test_what_a_dead_machine_began_does_not_seem_to_go_on(
+    worker: dict[str, Any], state: str
+) -> None:
     import flower.options  # noqa: F401 - declares what the configuration reads
 
     from workers.watch.flowerconfig import format_task
 
-    task = SimpleNamespace(
-        name="babylon.train",
-        args="",
-        state="STARTED",
-        result="train 31 %",
-        worker=SimpleNamespace(hostname="gpu@a", alive=alive),
-    )
-    assert format_task(task).state == state
-    assert task.result.endswith("train 31 %")
+    task = State().Task("id", name="babylon.train", state="STARTED", result="train 31 %")
+    task.started, task.worker = 100.0, SimpleNamespace(hostname="gpu@a", **worker)
+    shown = format_task(copy.copy(task))  # as Flower does, which leaves out what it does not know
+    assert shown.state == state
+    assert shown.result.endswith("train 31 %")
 
 
 @pytest.mark.parametrize(

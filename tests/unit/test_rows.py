@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
+from celery.events.state import State
 
 from babylon_tasks.errors import (
     BabylonError,
@@ -13,6 +18,8 @@ from babylon_tasks.errors import (
     UserError,
 )
 from babylon_tasks.work.machine_faults import QUOTES
+from workers import row
+from workers.outbox import Message
 from workers.row import Unexpected, presentable
 
 PROMPT = "what an agent was asked"
@@ -53,3 +60,18 @@ def test_other_errors_are_shown_by_type_and_place() -> None:
 def test_a_full_disk_is_shown_with_its_file() -> None:
     found = presentable(raised(OSError(28, "No space left on device", "/checkpoints/x")))
     assert str(found) == "OSError: [Errno 28] No space left on device: '/checkpoints/x'"
+
+
+def test_a_flower_that_was_started_since_knows_when_the_work_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[Message] = []
+    monkeypatch.setattr(row, "Sender", lambda task: None)
+    monkeypatch.setattr(row, "this_outbox", lambda: SimpleNamespace(put=said.append))
+    begun_at = time.time()
+    told = row.Row(cast("Any", SimpleNamespace(name="babylon.train")))
+    told.begin("babylon-agent: step 13")
+    told.say("train 31 %")
+    seen = State().Task("id")
+    seen.event("STARTED", said[-1].at, said[-1].at, dict(said[-1].fields))
+    assert begun_at <= seen.started == seen.received <= said[-1].at

@@ -10,6 +10,7 @@ roles do, it refuses to start while Postgres is away: Postgres' id begins the ke
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -41,12 +42,18 @@ def format_task(task: Any) -> Any:
     task.name = f"{(task.name or '').removeprefix('babylon.')} {task.args or ''}".strip()
     if task.state in ("FAILURE", "RETRY"):
         task.result = task.exception or task.result  # the last progress is no result
-    if task.state == "STARTED" and not getattr(task.worker, "alive", True):
+    if task.state == "STARTED" and _gone(task):
         task.state = "LOST"
         task.result = f"its worker is not heard any more, so others go on: {task.result}"
     if task.result == "None":
         task.result = ""
     return task
+
+
+def _gone(task: Any) -> bool:
+    """Tell whether a task's worker is not heard any more, or has begun anew under its name."""
+    alive, began_at = getattr(task.worker, "alive", True), getattr(task.worker, "began_at", 0.0)
+    return not alive or (task.started or math.inf) < began_at
 
 
 options.format_task = format_task
