@@ -14,8 +14,14 @@ from typing import Any
 
 from billiard import active_children
 from celery.concurrency import get_implementation, prefork, solo
-from celery.signals import beat_init, celeryd_init, worker_process_shutdown, worker_ready
-from celery.worker.state import SOFTWARE_INFO
+from celery.signals import (
+    beat_init,
+    celeryd_init,
+    heartbeat_sent,
+    worker_process_shutdown,
+    worker_ready,
+)
+from celery.worker.state import SOFTWARE_INFO, active_requests
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.logs import configure_logging
@@ -57,7 +63,6 @@ def prepare_worker(conf: Any = None, options: dict[str, Any] | None = None, **_:
     options = options or {}
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)  # Celery does so later
-    SOFTWARE_INFO["began_at"] = time.time()  # in each heartbeat, for Flower
     with refusing_in_one_line():
         check_pool(options.get("pool") or conf.worker_pool)
         queues = chosen_queues(options)
@@ -130,6 +135,13 @@ def arrive(sender: Any = None, **_: object) -> None:
     _presence.append(Presence(sender.hostname, names, sender.controller.concurrency))
     _presence[0].start()
     atexit.register(_presence[0].end)
+
+
+@heartbeat_sent.connect
+def say_what_is_at_work(**_: object) -> None:
+    """Put what the worker does now into its next heartbeat, for `workers/watch/flowerconfig.py`."""
+    ids = [request.id for request in list(active_requests)]
+    SOFTWARE_INFO.update(at_work=ids, said_at=time.time())
 
 
 @beat_init.connect

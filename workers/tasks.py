@@ -73,6 +73,13 @@ def _row(task: Bound) -> Iterator[Row]:
         yield row
 
 
+@contextmanager
+def _ringing(task: str) -> Iterator[None]:
+    """Ring for work that follows on what is done; if Redis is away, the sweep rings later."""
+    with contextlib.suppress(ServerUnavailable), _errors_logged(task):
+        yield
+
+
 @shared_task(name="babylon.produce", **_ON_CPU)
 def produce(self: Bound) -> None:
     """Find windows that are due and the app's requests."""
@@ -80,7 +87,8 @@ def produce(self: Bound) -> None:
         made = pipeline.produce(*this_process().fleet.active())
         if made:
             row.end(outcomes.due(made), "wait to be scored")
-        doorbells.score(len(made))
+        with _ringing("produce"):
+            doorbells.score(len(made))
 
 
 @shared_task(name="babylon.enqueue", **_ON_CPU)
@@ -91,7 +99,8 @@ def enqueue(self: Bound, window_ids: Sequence[str], lineage: str | None = None) 
         context = this_process().fleet.context(lineage)
         windows = [pipeline.enqueue(context, window_id) for window_id in window_ids]
         row.end(outcomes.due(window_ids), outcomes.of_windows(windows))
-        doorbells.score(len(windows))
+        with _ringing("enqueue"):
+            doorbells.score(len(windows))
 
 
 @shared_task(name="babylon.score", **_ON_CPU)
@@ -127,9 +136,10 @@ def _score(row: Row) -> BabylonError | None:
             break
     not_done = _conclude(row)
     if moved:
-        doorbells.train()
-        # Claims made at the same moment may pass windows by; do not leave them to the sweep.
-        doorbells.score(len(fleet.sweep(SCORE_BATCH).due))
+        with _ringing("score"):
+            doorbells.train()
+            # Claims made at the same moment may pass windows by; do not leave them to the sweep.
+            doorbells.score(len(fleet.sweep(SCORE_BATCH).due))
     if failed:
         raise failed[0]
     return not_done
@@ -214,7 +224,7 @@ def _wake_another_gpu(lineage: str) -> None:
             doorbells.train()
 
 
-@_errors_logged("train")
+@_ringing("train")
 def _announce_step() -> None:
     this_process().step_logger.step_committed()
     doorbells.publish()

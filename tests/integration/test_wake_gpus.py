@@ -59,3 +59,17 @@ def test_a_step_goes_on_where_redis_is_away(
     monkeypatch.setattr(doorbells, "train", away)
     tasks._wake_another_gpu("other")
     assert rung == ["tried"]
+
+
+def test_a_step_that_is_committed_has_not_failed_where_redis_is_away(
+    rung: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away() -> None:
+        raise ServerUnavailable("cannot reach Redis")
+
+    logger = SimpleNamespace(step_committed=lambda: rung.append("logged"))
+    monkeypatch.setattr(tasks, "this_process", lambda: SimpleNamespace(step_logger=logger))
+    monkeypatch.setattr(doorbells, "publish", away)
+    tasks._announce_step()
+    assert rung == ["logged"]
+    assert "train: cannot reach Redis" in caplog.text

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from celery.events.state import State
 
+from workers.watch.rows import format_task
+
 
 @pytest.mark.parametrize(
     ("name", "args", "shown"),
@@ -23,19 +25,11 @@ from celery.events.state import State
     ],
 )  # fmt: skip
 def test_a_task_is_named_by_what_it_does(name: str | None, args: str | None, shown: str) -> None:
-    import flower.options  # noqa: F401 - declares what the configuration reads
-
-    from workers.watch.flowerconfig import format_task
-
     task = SimpleNamespace(name=name, args=args, state="SUCCESS", result="None")
     assert (format_task(task).name, format_task(task).result) == (shown, "")
 
 
 def test_what_failed_says_why_and_not_how_far_it_was() -> None:
-    import flower.options  # noqa: F401 - declares what the configuration reads
-
-    from workers.watch.flowerconfig import format_task
-
     task = SimpleNamespace(
         name="babylon.train", args="", state="FAILURE", result="train 31 %", exception="no disk"
     )
@@ -46,18 +40,15 @@ def test_what_failed_says_why_and_not_how_far_it_was() -> None:
     ("worker", "state"),
     [
         ({"alive": True}, "STARTED"),  # of an earlier release
-        ({"alive": True, "began_at": 50.0}, "STARTED"),
-        ({"alive": False, "began_at": 50.0}, "LOST"),
-        ({"alive": True, "began_at": 200.0}, "LOST"),  # killed, and started again by its name
+        ({"alive": True, "said_at": 200.0, "at_work": ["other", "id"]}, "STARTED"),
+        ({"alive": True, "said_at": 102.0, "at_work": []}, "STARTED"),  # it has just begun
+        ({"alive": False, "said_at": 200.0, "at_work": ["id"]}, "LOST"),
+        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, "LOST"),
     ],
 )
-def test_what_a_dead_machine_began_does_not_seem_to_go_on(
+def test_what_is_not_done_any_more_does_not_seem_to_go_on(
     worker: dict[str, Any], state: str
 ) -> None:
-    import flower.options  # noqa: F401 - declares what the configuration reads
-
-    from workers.watch.flowerconfig import format_task
-
     task = State().Task("id", name="babylon.train", state="STARTED", result="train 31 %")
     task.started, task.worker = 100.0, SimpleNamespace(hostname="gpu@a", **worker)
     shown = format_task(copy.copy(task))  # as Flower does, which leaves out what it does not know

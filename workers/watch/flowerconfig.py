@@ -10,11 +10,9 @@ roles do, it refuses to start while Postgres is away: Postgres' id begins the ke
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from celery import current_app
 from flower.command import is_flower_option
@@ -31,30 +29,11 @@ try:
     from workers.watch.metrics import PipelineCollector
     from workers.watch.now import first_page
     from workers.watch.pages import install
+    from workers.watch.rows import format_task
     from workers.watch.saved_tasks import require_private, say_that_it_begins_anew
 except ModuleNotFoundError:
     _ = current_app.conf.broker_url  # another package hides ours: one line says so
     raise
-
-
-def format_task(task: Any) -> Any:
-    """Name a task by what it does: `train babylon-agent: step 13, 6 windows, 48 runs`."""
-    task.name = f"{(task.name or '').removeprefix('babylon.')} {task.args or ''}".strip()
-    if task.state in ("FAILURE", "RETRY"):
-        task.result = task.exception or task.result  # the last progress is no result
-    if task.state == "STARTED" and _gone(task):
-        task.state = "LOST"
-        task.result = f"its worker is not heard any more, so others go on: {task.result}"
-    if task.result == "None":
-        task.result = ""
-    return task
-
-
-def _gone(task: Any) -> bool:
-    """Tell whether a task's worker is not heard any more, or has begun anew under its name."""
-    alive, began_at = getattr(task.worker, "alive", True), getattr(task.worker, "began_at", 0.0)
-    return not alive or (task.started or math.inf) < began_at
-
 
 options.format_task = format_task
 options.tasks_columns = "started,name,state,result,runtime,worker"  # the newest first
