@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,20 +38,25 @@ def test_what_failed_says_why_and_not_how_far_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker", "state"),
+    ("worker", "heard_at", "state"),
     [
-        ({"alive": True}, "STARTED"),  # of an earlier release
-        ({"alive": True, "said_at": 200.0, "at_work": ["other", "id"]}, "STARTED"),
-        ({"alive": True, "said_at": 102.0, "at_work": []}, "STARTED"),  # it has just begun
-        ({"alive": False, "said_at": 200.0, "at_work": ["id"]}, "LOST"),
-        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, "LOST"),
+        ({"alive": True}, 100.0, "STARTED"),  # of an earlier release
+        ({"alive": True, "said_at": 200.0, "at_work": ["other", "id"]}, 100.0, "STARTED"),
+        ({"alive": True, "said_at": 102.0, "at_work": []}, 100.0, "STARTED"),  # it has just begun
+        ({"alive": False, "said_at": 200.0, "at_work": ["id"]}, 100.0, "LOST"),
+        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, 100.0, "LOST"),
+        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, time.time(), "STARTED"),
     ],
 )
 def test_what_is_not_done_any_more_does_not_seem_to_go_on(
-    worker: dict[str, Any], state: str
+    worker: dict[str, Any], heard_at: float, state: str
 ) -> None:
     task = State().Task("id", name="babylon.train", state="STARTED", result="train 31 %")
-    task.started, task.worker = 100.0, SimpleNamespace(hostname="gpu@a", **worker)
+    task.timestamp, task.started, task.worker = (
+        heard_at,
+        100.0,
+        SimpleNamespace(hostname="gpu@a", **worker),
+    )
     shown = format_task(copy.copy(task))  # as Flower does, which leaves out what it does not know
     assert shown.state == state
     assert shown.result.endswith("train 31 %")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 _NEW_SECONDS = 5.0  # until a worker's heartbeat, of every 2 s, has the work that it begins
+_FRESH_SECONDS = 10.0  # of its newest event: another worker of the same name may do it
 
 
 def format_task(task: Any) -> Any:
@@ -30,6 +32,6 @@ def _lost(task: Any) -> str | None:
         return "its worker is not heard any more, so others go on"
     # Both by the clock of the worker's machine. Workers of an earlier release do not say it.
     new = (task.started or math.inf) > getattr(worker, "said_at", 0.0) - _NEW_SECONDS
-    if new or task.uuid in worker.at_work:
+    if new or task.uuid in worker.at_work or abs(time.time() - task.timestamp) < _FRESH_SECONDS:
         return None
     return "its worker does it no more, and its end was not heard; `babylon status` says what runs"
