@@ -38,22 +38,22 @@ def test_what_failed_says_why_and_not_how_far_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker", "heard_at", "state"),
+    ("worker", "heard_ago", "state"),
     [
-        ({"alive": True}, 100.0, "STARTED"),  # of an earlier release
-        ({"alive": True, "said_at": 200.0, "at_work": ["other", "id"]}, 100.0, "STARTED"),
-        ({"alive": True, "said_at": 102.0, "at_work": []}, 100.0, "STARTED"),  # it has just begun
-        ({"alive": False, "said_at": 200.0, "at_work": ["id"]}, 100.0, "LOST"),
-        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, 100.0, "LOST"),
-        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, time.time(), "STARTED"),
+        ({"alive": True}, 3600.0, "STARTED"),  # of an earlier release
+        ({"alive": True, "said_at": 200.0, "at_work": ["other", "id"]}, 3600.0, "STARTED"),
+        ({"alive": True, "said_at": 102.0, "at_work": []}, 3600.0, "STARTED"),  # it has just begun
+        ({"alive": False, "said_at": 200.0, "at_work": ["id"]}, 3600.0, "LOST"),
+        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, 3600.0, "LOST"),
+        ({"alive": True, "said_at": 200.0, "at_work": ["other"]}, 0.0, "STARTED"),
     ],
 )
 def test_what_is_not_done_any_more_does_not_seem_to_go_on(
-    worker: dict[str, Any], heard_at: float, state: str
+    worker: dict[str, Any], heard_ago: float, state: str
 ) -> None:
     task = State().Task("id", name="babylon.train", state="STARTED", result="train 31 %")
     task.timestamp, task.started, task.worker = (
-        heard_at,
+        time.time() - heard_ago,
         100.0,
         SimpleNamespace(hostname="gpu@a", **worker),
     )
