@@ -52,7 +52,7 @@ check: lint ## lint and the unit tests: no server, under a minute; for every cha
 test: lint ## lint, and all tests but the slow ones
 	$(PYTEST) -n 3  # on two cores: these tests wait for processes
 
-deployments: venv ## Slow tests of whole deployments, which CI runs after `test`
+deployments: venv ## The slow tests, most of them of whole deployments; CI runs them after `test`
 	$(PYTEST) -n 3 -m slow tests/acceptance tests/integration
 
 slow: deployments ## Those, then 100,000 examples for each door

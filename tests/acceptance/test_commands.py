@@ -190,6 +190,7 @@ def test_windows_are_due_also_where_nobody_can_be_woken(deployment: Deployment) 
     assert "s3cret" not in done.stderr
 
 
+@pytest.mark.slow
 def test_up_until_idle_on_servers_of_ones_own(deployment: Deployment) -> None:
     windows = [hours_ago(h) for h in range(2, 6)]
     for window in windows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
 from babylon_tasks import pipeline
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.store import lineages
@@ -12,6 +14,8 @@ from babylon_tasks.work.fleet import Fleet
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, one, query
 from workers.gpu.client import TrainerProcess
+
+pytestmark = pytest.mark.slow
 
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu", "-n", "gpu@%h")
 WINDOWS = [hours_ago(hours) for hours in (4, 3, 2)]

@@ -69,6 +69,7 @@ def test_behind_a_path_prefix_and_a_reverse_proxy(
         assert answer.status_code == code, headers
 
 
+@pytest.mark.slow
 def test_the_first_page_says_who_is_away_and_shows_the_rest(deployment: Deployment) -> None:
     """However long a server hangs, no other page waits for it."""
     port = free_port()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import redis
 
 from tests.acceptance.conftest import Deployment
 from tests.hostile import hostile, message
 from tests.rows import add_window, hours_ago, states
+
+pytestmark = pytest.mark.slow
 
 CPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "1")
 CONTROL = "/0.celery.pidbox"  # every worker listens to it

@@ -226,6 +226,7 @@ def test_mode_single_for_a_window_whose_step_was_removed(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "at", "left"),
     [

@@ -22,6 +22,8 @@ from tests.hostile import message
 from tests.nginx import reverse_proxy
 from tests.rows import add_window, hours_ago, query
 
+pytestmark = pytest.mark.slow
+
 CELERY = ("celery", "-A", "babylon_tasks")
 WORKER = (*CELERY, "worker", "-c", "1")
 LOGIN = ("watcher", "pass word")

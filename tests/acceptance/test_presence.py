@@ -6,9 +6,13 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from babylon_tasks.records.workers import Worker, WorkerGpu
 from babylon_tasks.store import workers
 from tests.acceptance.conftest import Deployment
+
+pytestmark = pytest.mark.slow
 
 FAKE_NVML = Path(__file__).parents[1] / "nvml"
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu")

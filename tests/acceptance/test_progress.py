@@ -83,6 +83,7 @@ def index_to_build(deployment: Deployment) -> Iterator[psycopg.Connection]:
         yield writer
 
 
+@pytest.mark.slow
 def test_a_migration_says_how_far_its_index_is(deployment: Deployment) -> None:
     with index_to_build(deployment) as writer:
         env, folder = deployment._env(None), deployment.folder

@@ -19,6 +19,8 @@ from tests.certificates import Authority
 from tests.redis_server import RedisServer, redis_server
 from tests.rows import add_window, hours_ago, query, states
 
+pytestmark = pytest.mark.slow
+
 CELERY = ("celery", "-A", "babylon_tasks")
 CPU = (*CELERY, "worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "1")
 GPU = (*CELERY, "worker", "-Q", "gpu", "-n", "gpu@%h")

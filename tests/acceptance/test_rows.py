@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 import redis
 from celery.result import AsyncResult
 
@@ -16,6 +17,8 @@ from tests.chaos.injection import Injection, injecting
 from tests.flower_events import Watcher, watching
 from tests.hostile import message
 from tests.rows import add_window, hours_ago, query, scored_windows, states, steps
+
+pytestmark = pytest.mark.slow
 
 CPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "1")
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu", "-n", "gpu@%h")

@@ -34,6 +34,7 @@ def judged(judge: JudgeServer) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_one_window_by_two_scorers(deployment: Deployment, judge: JudgeServer) -> None:
     context, window = deployment.context, hours_ago(2)
     add_window(context, window)
@@ -226,6 +227,7 @@ def test_past_windows_by_other_recipes(
     assert "0 agents with usable traces, needs 2; 4 left out now" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_worker_whose_judge_cannot_be_asked_refuses_to_start(deployment: Deployment) -> None:
     command = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu")
     missing = {"SCORING": "ruler", "JUDGE_RUBRIC": "nowhere.md"}

@@ -17,6 +17,8 @@ from babylon_tasks.local.ports import free_port
 from tests.acceptance.conftest import Deployment
 from tests.rows import add_window, hours_ago, query, states
 
+pytestmark = pytest.mark.slow
+
 CPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "cpu", "-n", "cpu@%h", "-c", "1")
 GPU = ("celery", "-A", "babylon_tasks", "worker", "-Q", "gpu", "-n", "gpu@%h")
 BEAT = ("celery", "-A", "babylon_tasks", "beat")

@@ -24,6 +24,8 @@ from tests.wandb_server import KEY, WandbServer
 from workers.gpu import slots
 from workers.gpu.client import TrainerOptions, TrainerProcess
 
+pytestmark = pytest.mark.slow
+
 MODULE = ("-m", "babylon_tasks")
 NAME = "wandb-artifact:///team/babylon-rl/babylon-agent:step1"
 POST = "art.serverless.client.TrainingJobs.create"

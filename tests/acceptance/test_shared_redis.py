@@ -17,6 +17,8 @@ from tests.acceptance.conftest import Deployment
 from tests.hostile import message
 from tests.rows import add_window, hours_ago, query, states
 
+pytestmark = pytest.mark.slow
+
 CELERY = ("celery", "-A", "babylon_tasks")
 CPU = (*CELERY, "worker", "-Q", "cpu", "-c", "1")
 GPU = (*CELERY, "worker", "-Q", "gpu", "-n", "gpu@%h")

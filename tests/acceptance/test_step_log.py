@@ -25,6 +25,8 @@ from tests.wandb_runs import serving
 from workers.gpu.client import TrainerProcess
 from workers.watch import step_log
 
+pytestmark = pytest.mark.slow
+
 WORKER = ("celery", "-A", "babylon_tasks", "worker")
 LOG = ("-m", "workers.watch.step_log")
 # As it is, but W&B has 2 seconds to answer at all, and not 30.

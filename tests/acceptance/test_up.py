@@ -17,6 +17,8 @@ from babylon_tasks.store.migrate import migrate
 from tests.acceptance.conftest import Deployment
 from tests.chaos.processes import command_line, every_pid, parent, working_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def embedded(deployment: Deployment) -> Deployment:

@@ -90,6 +90,7 @@ ENQUEUE = [
 ]
 
 
+@pytest.mark.slow
 def test_any_scheduler_can_enqueue(deployment: Deployment) -> None:
     """Without beat: one call from outside sets the whole chain off, each time for a new window.
 
@@ -108,6 +109,7 @@ def test_any_scheduler_can_enqueue(deployment: Deployment) -> None:
         deployment.wait(lambda: all_trained(deployment, *windows) and published(deployment))
 
 
+@pytest.mark.slow
 def test_a_worker_that_may_not_train_says_so_and_does_not(deployment: Deployment) -> None:
     add_window(deployment.context, hours_ago(2))
     deployment.start(*GPU, env={"TRAIN_RL_LOCAL": ""})
@@ -117,6 +119,7 @@ def test_a_worker_that_may_not_train_says_so_and_does_not(deployment: Deployment
     assert states(deployment.context) == {hours_ago(2): "scored"}
 
 
+@pytest.mark.slow
 def test_a_machine_that_cannot_train_leaves_the_messages_to_others(deployment: Deployment) -> None:
     """Without beat: the one message that it took comes to the machine that can."""
     add_window(deployment.context, hours_ago(2))
@@ -167,6 +170,7 @@ def test_roles_that_cannot_work_say_why_in_one_line(
     assert "s3cret" not in said
 
 
+@pytest.mark.slow
 def test_every_role_writes_json_and_ends_with_0_on_sigterm(deployment: Deployment) -> None:
     """As `systemctl stop` and `docker compose stop` end them; for a step in work, see chaos/."""
     window = hours_ago(2)
@@ -205,6 +209,7 @@ def _json_lines(deployment: Deployment, number: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in said if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_queues_are_bounded_while_nobody_works(deployment: Deployment) -> None:
     """Whatever was sent how often; and `doctor` says who is missing."""
     with redis.Redis.from_url(deployment.redis_url) as client:

@@ -49,6 +49,7 @@ def trained(make_context: Callable[..., Context], base_model: str) -> Context:
     return context
 
 
+@pytest.mark.slow
 def test_every_version_answers_as_itself_and_is_remembered(trained: Context) -> None:
     with endpoint(trained) as url:
         names = [each.id for each in client_of(url).models.list()]
@@ -76,6 +77,7 @@ def test_every_version_answers_as_itself_and_is_remembered(trained: Context) -> 
         within(10, lambda: ask(url).model == "babylon-agent@4")
 
 
+@pytest.mark.slow
 def test_promotions_are_followed_and_nobody_notices(trained: Context) -> None:
     """By hand, by the app, and with Postgres away in between."""
     with endpoint(trained) as url, pestered(url) as client:
@@ -119,6 +121,7 @@ def remembered(trained: Context, url: str) -> None:
     within(15, lambda: query(trained, counted))
 
 
+@pytest.mark.slow
 def test_two_vllm_servers_of_which_one_dies_and_comes_back(trained: Context) -> None:
     """Servers of vLLM's protocol: tests/vllm has the real one."""
     root = trained.settings.base_model

@@ -34,7 +34,7 @@ from babylon_tasks.work.context import Context
 from tests.rows import hours_ago, one
 from workers.gpu.client import TrainerOptions, TrainerProcess
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SEED = 5
 Weights = dict[str, torch.Tensor]

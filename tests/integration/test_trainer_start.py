@@ -46,6 +46,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> StepRequest:
     return make_request(folder, make_tiny_model(folder / "model"), two_sided(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "serverless", "noop"])
 def test_a_trainer_imports_no_more_than_a_step_uses(kind: str, request_: Any) -> None:
     done = subprocess.run(

@@ -28,6 +28,8 @@ from tests.unit.tiny import make_request, make_tiny_model, two_sided
 from workers.gpu.client import TrainerOptions, TrainerProcess
 from workers.trainer.torch.trainer import TorchTrainer
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., TrainerProcess]
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "adapter_config.json")

@@ -22,6 +22,8 @@ from babylon_tasks.work.fleet import Fleet
 from tests.paths import way
 from tests.rows import add_window, hours_ago, query
 
+pytestmark = pytest.mark.slow
+
 OWN = "babylon-agent"
 EVENTS = (
     "window",
