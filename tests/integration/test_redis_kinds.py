@@ -12,6 +12,7 @@ from babylon_tasks.errors import ServerUnavailable, UserError
 from babylon_tasks.settings.redis_url import read_redis_url
 from babylon_tasks.store.broker import require_usable
 from tests.certificates import Authority
+from tests.chaos.ports import quiet_port
 from tests.redis_server import RedisServer, redis_server
 
 PREFIX = "babylon:1:"
@@ -147,7 +148,9 @@ def test_a_cluster_and_a_sentinel_are_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "sentinel.conf").write_text(watched)
         with redis_server(tmp_path, sentinel=tmp_path / "sentinel.conf") as sentinel:
             assert "is it a Sentinel" in refusal(sentinel.url())
-    with redis_server(tmp_path, "--cluster-enabled", "yes") as cluster:
+    bus = str(quiet_port())  # by default 10,000 above, where programs connect from
+    options = ("--cluster-enabled", "yes", "--cluster-port", bus)
+    with redis_server(tmp_path, *options) as cluster:
         assert "is a cluster, which is not supported" in refusal(cluster.url())
         assert "is a cluster, which is not supported" in refusal(cluster.url(database=1))
         cluster.admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
