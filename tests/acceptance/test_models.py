@@ -154,7 +154,9 @@ def test_export_of_a_trained_model(deployment: Deployment, tmp_path: Path) -> No
         "adapter_config.json", "adapter_model.safetensors"
     }  # fmt: skip
     done = deployment.run("babylon", "models", "export", "1", str(model), "--merged")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.splitlines()  # on a slow machine how long it has taken, and no warning
+    assert all(" s  merging step 1 (v1.0.0) " in line for line in told), told
 
     def logits(network: Any) -> Any:
         tokens = AutoTokenizer.from_pretrained(model)("Buy or wait?", return_tensors="pt")
