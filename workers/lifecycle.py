@@ -139,7 +139,7 @@ def arrive(sender: Any = None, **_: object) -> None:
 
 @heartbeat_sent.connect
 def say_what_is_at_work(**_: object) -> None:
-    """Put what the worker does now into its next heartbeat, for `workers/watch/flowerconfig.py`."""
+    """Put what the worker does now into its next heartbeat, for `workers/watch/rows.py`."""
     ids = [request.id for request in list(active_requests)]
     SOFTWARE_INFO.update(at_work=ids, said_at=time.time())
 

@@ -18,6 +18,7 @@ from babylon_tasks.records.exams import Figures
 from babylon_tasks.records.form import is_unusable
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.steps import Call, Progress, Sample, Trainer
+from babylon_tasks.records.time_left import Span, share_of_whole
 from babylon_tasks.records.trainer_requests import (
     EvaluateRequest,
     GenerateRequest,
@@ -37,10 +38,9 @@ _LEAST_TOKENS, _MOST_TOKENS = 16, 1024
 _SEED = 0
 # The parts of an exam, as shares of it: what serves, then the candidate. By rule of thumb: answers
 # are given token by token. A part that is left out is passed over.
-Part = tuple[float, float]
-_RUNS: tuple[Part, Part] = (0.0, 0.1), (0.1, 0.2)
-_PROMPTS: tuple[Part, Part] = (0.2, 0.55), (0.55, 0.9)
-_ANSWERS: tuple[Part, Part] = (0.9, 0.95), (0.95, 1.0)
+_RUNS: tuple[Span, Span] = (0.0, 0.1), (0.1, 0.2)
+_PROMPTS: tuple[Span, Span] = (0.2, 0.55), (0.55, 0.9)
+_ANSWERS: tuple[Span, Span] = (0.9, 0.95), (0.95, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,12 @@ class Examiner:
         """W&B does not say how likely a given answer is."""
         return self.settings.trainer != "serverless"
 
-    def _beats(self, begins: float, ends: float) -> Callable[[Progress | None], None]:
+    def _beats(self, part: Span) -> Callable[[Progress | None], None]:
         """Pass on the signs of life of a request, with the share of the whole exam."""
 
         def on_beat(progress: Progress | None) -> None:
             if progress is not None and progress.share is not None:
-                share = begins + (ends - begins) * progress.share
+                share = share_of_whole(part, progress.share)
                 progress = msgspec.structs.replace(progress, share=share)
             self.on_beat(progress)
 
@@ -209,7 +209,7 @@ class Examiner:
         return path
 
     def _likelihoods(
-        self, version: Version, path: Path, part: Part, *, is_candidate: bool = False
+        self, version: Version, path: Path, part: Span, *, is_candidate: bool = False
     ) -> list[Likelihood]:
         request = EvaluateRequest(
             model_name=self.lineage.name,
@@ -221,14 +221,14 @@ class Examiner:
             base_revision=self.base_revision,
         )
         try:
-            return self.trainer.evaluate(request, self._beats(*part)).trajectories
+            return self.trainer.evaluate(request, self._beats(part)).trajectories
         except BadWeights as error:
             if is_candidate:
                 raise
             raise _cannot_serve(version, error) from error
 
     def _generate(
-        self, version: Version, asked: Sequence[Asked], room: int, part: Part
+        self, version: Version, asked: Sequence[Asked], room: int, part: Span
     ) -> list[Generation | None]:
         """Return an answer to each prompt; None where the model cannot be shown it."""
         if not asked:
@@ -247,7 +247,7 @@ class Examiner:
             remote_url=None if self._knows_likelihoods else self.settings.serverless_url,
         )
         try:
-            answers = self.trainer.generate(request, self._beats(*part)).generations
+            answers = self.trainer.generate(request, self._beats(part)).generations
         except (CheckpointUnreadable, Final) as error:
             if self._knows_likelihoods or isinstance(error, BadWeights):
                 raise

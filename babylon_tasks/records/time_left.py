@@ -1,8 +1,18 @@
-"""How long work will still take, by the pace that it has had."""
+"""How much of work is done, and how long the rest will take by the pace that it has had."""
 
 from __future__ import annotations
 
+Span = tuple[
+    float, float
+]  # a part of some work: the shares of it, 0 to 1, where it begins and ends
+
 LEAST_SECONDS = 1.0  # of work, before anything is said of the rest
+
+
+def share_of_whole(span: Span, share: float) -> float:
+    """Return the share of the whole work when this share of the part in `span` is done."""
+    begins, ends = span
+    return begins + (ends - begins) * share
 
 
 def time_left(seconds: float, share: float) -> float | None:

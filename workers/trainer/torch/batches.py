@@ -65,6 +65,10 @@ class StepTensors:
         spans = [(self.starts[row] + 1, self.starts[row] + self.lengths[row]) for row in rows]
         return torch.cat([mask[begin:end].nonzero().squeeze(1) + begin for begin, end in spans])
 
+    def tokens_in(self, rows: Sequence[int]) -> int:
+        """Count the tokens of these sequences."""
+        return sum(self.lengths[row] for row in rows)
+
     def take(self, rows: list[int], device: torch.device) -> MicroBatch:
         """Return the sequences of these numbers as a micro-batch, padded on the right."""
         inputs = {}

@@ -94,7 +94,7 @@ def _sums(
             both = model.logprobs(batch.inputs["tokens"], batch.predicts)
             for sum_s, values_n in zip(sums, both, strict=True):
                 sum_s[rows] = batch.spread(values_n.double()).sum(dim=1)
-            meter.add(len(rows), sum(step.lengths[row] for row in rows))
+            meter.add(len(rows), step.tokens_in(rows))
         return list(zip(*sums.tolist(), strict=True))
 
     try:

@@ -113,7 +113,7 @@ class _Attempt:
                 reported_at = now
                 loss = float(sums[0]) * self._trained / max(trained, 1)  # of these tokens
                 loss = loss if math.isfinite(loss) else None
-            self._meter.add(len(rows), sum(self._step.lengths[row] for row in rows), loss)
+            self._meter.add(len(rows), self._step.tokens_in(rows), loss)
         found = sums.tolist()
         drift = found[2] if self._objective.kl_penalty > 0 else None
         return Totals(found[0], found[1], drift, len(batches), self._ratios)

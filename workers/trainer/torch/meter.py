@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from babylon_tasks.records.steps import Progress
-from babylon_tasks.records.time_left import LEAST_SECONDS
+from babylon_tasks.records.time_left import LEAST_SECONDS, Span, share_of_whole
 from workers.trainer.torch.flops import Passes
 
 # What a token costs forward and backward, in forward passes of it: the arithmetic of an adapter
@@ -48,7 +48,7 @@ class Meter:
         on_progress: Callable[[Progress], None],
         *,
         phase: str = "train",
-        span: tuple[float, float] = (0.0, 1.0),
+        span: Span = (0.0, 1.0),
     ) -> None:
         self._total, self._on_progress = rows * sum(passes), on_progress
         self._phase, self._span = phase, span
@@ -103,9 +103,8 @@ class Meter:
         )
 
     def _share(self) -> float:
-        begins, ends = self._span
         done = sum(kind.cost * kind.tokens for kind in self._kinds.values())
-        return begins + (ends - begins) * min(done / max(self._all_cost, 1.0), 1.0)
+        return share_of_whole(self._span, min(done / max(self._all_cost, 1.0), 1.0))
 
     def _seconds_left(self) -> float | None:
         kinds = self._kinds.values()

@@ -74,7 +74,7 @@ def logprobs_by(
             logprobs_n, _ = model.logprobs(batch.inputs["tokens"], batch.predicts)
             parts.append(logprobs_n)  # copied at the end: here it would wait for the GPU
             at.append(step.trained_at(rows))
-            meter.add(len(rows), sum(step.lengths[row] for row in rows))
+            meter.add(len(rows), step.tokens_in(rows))
         values_s = torch.zeros(step.tensors["tokens"].shape)
         values_s[torch.cat(at)] = torch.cat(parts).float().cpu()
         return values_s

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from babylon_tasks.errors import RemoteUnavailable
 from babylon_tasks.records.steps import JobNote, Progress, Remote
-from babylon_tasks.records.time_left import time_left
+from babylon_tasks.records.time_left import share_of_whole, time_left
 from babylon_tasks.text import one_line
 from workers.trainer.wandb.client import Event, WandbClient
 
@@ -162,7 +162,7 @@ class JobFollower:
         seconds_left = None
         if total > before:
             seconds_left = time_left(now - began, (done - before) / (total - before))
-        share = SPAN[0] + (SPAN[1] - SPAN[0]) * done / total
+        share = share_of_whole(SPAN, done / total)
         return Progress("train", done, total, self._loss, share=share, seconds_left=seconds_left)
 
     async def _moved(self, model_id: str, before: int, seconds: float, ending: JobNote) -> int:
