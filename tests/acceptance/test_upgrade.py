@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
+from celery import Celery
 
+from babylon_tasks.settings import QUEUES
 from babylon_tasks.work.context import Context
 from tests.acceptance.conftest import Deployment
 from tests.old_release import extract_old_release
@@ -22,7 +27,6 @@ REFUSAL = (
     "ERROR workers.tasks: train: model babylon-agent was started from (a newer release moved its "
     "head: upgrade this worker), BASE_MODEL is none: "
 )
-STAGES = ("score", "train")
 ROLES = {
     "cpu": (*CELERY, "worker", "-Q", "cpu", "-c", "1"),
     "gpu": (*CELERY, "worker", "-Q", "gpu"),
@@ -41,9 +45,10 @@ def old_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Release:
     """The roles of one release: a worker of each kind, and beat."""
 
-    def __init__(self, deployment: Deployment, name: str, **env: str) -> None:
+    def __init__(self, deployment: Deployment, name: str, prefix: str, **env: str) -> None:
         self._deployment = deployment
         self._name = name
+        self._prefix = prefix  # of its keys in Redis: 0.1.0 has none
         self._env = env
         self._roles: dict[str, subprocess.Popen[str]] = {}
 
@@ -53,18 +58,28 @@ class Release:
             name = () if role == "beat" else ("-n", f"{self._name}-{role}@%h")
             self._roles[role] = self._deployment.start(*command, *name, env=self._env)
 
-    def ended(self, stage: str) -> set[str]:
-        """Return how attempts of these workers at the stage have ended."""
+    def wait_until_ready(self) -> None:
+        """Wait for both workers to listen."""
+        ready = [f"{self._name}-{queue}@{socket.gethostname()} ready." for queue in QUEUES]
+        self._deployment.wait(lambda: all(line in self._deployment.logs() for line in ready))
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """Let the workers take no message for a while."""
+        self._control("cancel_consumer")
+        yield
+        self._control("add_consumer")
+
+    def done(self) -> Counter[str]:
+        """Return how many attempts of these workers at each stage are done."""
         pids = [process.pid for role in self._roles for process in self._processes(role)]
         found = query(
             self._deployment.context,
-            """SELECT DISTINCT outcome FROM rl.attempts
-                WHERE stage = %s AND split_part(holder, ':', 2)::int = ANY (%s)
-                  AND outcome IS NOT NULL""",
-            stage,
+            """SELECT stage FROM rl.attempts
+                WHERE split_part(holder, ':', 2)::int = ANY (%s) AND outcome = 'done'""",
             pids,
         )
-        return {row["outcome"] for row in found}
+        return Counter(row["stage"] for row in found)
 
     def suspend(self, role: str) -> None:
         """Stop all processes of a role, as on a suspended machine."""
@@ -80,6 +95,15 @@ class Release:
         """Kill the roles, without a wait for the end of their tasks."""
         for process in [process for role in self._roles for process in self._processes(role)]:
             process.kill()
+
+    def _control(self, command: str) -> None:
+        """Send the workers a command of Celery's remote control, and wait for both answers."""
+        app = Celery(broker=self._deployment.redis_url)
+        app.conf.broker_transport_options = {"global_keyprefix": self._prefix}
+        for queue in QUEUES:
+            name = [f"{self._name}-{queue}@{socket.gethostname()}"]
+            send = getattr(app.control, command)
+            assert send(queue, destination=name, reply=True, timeout=30, limit=1), name
 
     def _processes(self, role: str) -> list[psutil.Process]:
         """Return a role's first process, and those that it has started."""
@@ -106,8 +130,8 @@ def deployment(
 @pytest.mark.timeout(240)  # six roles start
 def test_old_and_new_workers_side_by_side(deployment: Deployment, old_release: Path) -> None:
     """Roles of 0.1.0 train, and go on while the database is migrated and ours start beside it."""
-    old = Release(deployment, "old", PYTHONPATH=str(old_release))
-    new = Release(deployment, "new")
+    old = Release(deployment, "old", "", PYTHONPATH=str(old_release))
+    new = Release(deployment, "new", deployment.key(""))
     migrated = deployment.run("babylon", "migrate", env={"PYTHONPATH": str(old_release)})
     assert migrated.returncode == 0, migrated.stderr
     old.start()
@@ -119,9 +143,15 @@ def test_old_and_new_workers_side_by_side(deployment: Deployment, old_release: P
     add_windows(deployment, 4)
     babylon(deployment, "migrate")
     new.start()
-    while not all("done" in each.ended(stage) for each in (old, new) for stage in STAGES):
-        add_windows(deployment, 1)
-        deployment.wait(lambda: trained(deployment))
+    new.wait_until_ready()
+    deployment.wait(lambda: trained(deployment))
+    # Without this, whose beat looks first after a step may be the same one each time.
+    for works, idle in ((new, old), (old, new)):
+        before = works.done()
+        with idle.idle():
+            add_windows(deployment, 1)
+            deployment.wait(lambda: trained(deployment))
+        assert works.done() - before == Counter(score=1, train=1)
     check(deployment)
 
     # Whoever trains the next step, it does not serve before a person says so.
