@@ -25,6 +25,7 @@ from babylon_tasks.child import end_with_parent
 from babylon_tasks.errors import UserError
 from babylon_tasks.local import pgdata
 from babylon_tasks.local.processes import Check, checked, ended
+from babylon_tasks.text import one_line
 
 _IN_USE_SECONDS = 15.0
 _START_SECONDS = 30.0
@@ -79,7 +80,7 @@ def embedded_postgres(
             _create_database(url.format("postgres"), database)
         except (subprocess.SubprocessError, OSError, psycopg.Error) as error:
             raise UserError(
-                f"the embedded PostgreSQL did not start ({_reason(error)}): see {log}; "
+                f"the embedded PostgreSQL did not start ({_reason(error, log)}): see {log}; "
                 f"where its data may go, delete {folder} to begin anew"
             ) from error
 
@@ -189,8 +190,11 @@ def _create_database(url: str, database: str) -> None:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
 
 
-def _reason(error: Exception) -> str:
-    """Describe the error in one line; for a failed program, by its name and exit code only."""
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"{Path(error.cmd[0]).name} ended with code {error.returncode}"
-    return " ".join(str(error).split()) or type(error).__name__
+def _reason(error: Exception, log: Path) -> str:
+    """Describe the error in one line; for a failed program, by its name and the last it said."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return one_line(str(error)) or type(error).__name__
+    said = error.stderr if error.stderr is not None else log.read_bytes()
+    lines = said.decode(errors="replace").strip().splitlines()
+    last = f": {lines[-1]}" if lines else ""
+    return one_line(f"{Path(error.cmd[0]).name} ended with code {error.returncode}{last}")

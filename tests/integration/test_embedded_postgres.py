@@ -37,7 +37,7 @@ def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "PG_VERSION").write_text("18\n")
     with (
-        pytest.raises(UserError, match=r"did not start \(postgres ended with code \d\): see"),
+        pytest.raises(UserError, match=r"\(postgres ended with code 2: .+ No such file .+\): see"),
         embedded_postgres(folder, "babylon"),
     ):
         pass
@@ -49,11 +49,10 @@ def test_a_first_start_that_fails_leaves_no_folder(
 ) -> None:
     monkeypatch.setenv("LC_ALL", "no_such_locale")
     with (
-        pytest.raises(UserError, match=r"\(initdb ended with code 1\)"),
+        pytest.raises(UserError, match=r"\(initdb ended with code 1: .+ invalid locale .+\)"),
         embedded_postgres(tmp_path / "postgres", "babylon"),
     ):
         pass
-    assert "invalid locale" in (tmp_path / "postgres.log").read_text()
     assert not (tmp_path / "postgres").exists()
 
 
