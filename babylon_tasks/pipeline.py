@@ -98,7 +98,6 @@ def publish(context: Context, on_said: Callable[[str], None] = lambda _: None) -
 
     Raises:
         ServerUnavailable: Postgres does not answer.
-        StaleClaim: The lineage was paused while an experiment was decided; nothing was written.
     """
     return promote.publish(context, on_said)
 

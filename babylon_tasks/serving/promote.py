@@ -9,6 +9,7 @@ from datetime import datetime
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.logs import bound
+from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.promotions import Pause, PromotionKind
 from babylon_tasks.records.versions import Head
 from babylon_tasks.serving import experiment
@@ -41,18 +42,17 @@ def publish(context: Context, on_said: Callable[[str], None]) -> list[str]:
 
     Those before them that can be asked for now are among them. `always`: the step that trains next.
     `gate`: the newest that passed its exam, after an experiment. `manual`: none. Nothing is
-    promoted while automatic promotion is paused. `on_said` hears the reason, and what was decided
-    about an experiment.
+    promoted while automatic promotion or the lineage is paused. `on_said` hears the reason, and
+    what was decided about an experiment.
 
     Raises:
         ServerUnavailable: Postgres does not answer, or the app holds a row of a version just now.
-        StaleClaim: The lineage was paused while an experiment was decided; nothing was written.
     """
     name, mode = context.lineage.name, context.settings.publish
     with context.database.transaction() as tx:
         promotions.hold_head(tx, name)
         head = heads.read(tx, name)
-        if head is None:
+        if head is None or not _is_active(tx, context):
             return []
         experiments.set_gated(tx, name, mode != "always")
         outcome = Outcome()
@@ -173,6 +173,12 @@ def share(context: Context, version_or_step: str, percent: float, why: str) -> t
         starts_at = shares.start(tx, name, step, percent, (context.holder, why))
         experiment.stop(tx, context)
         return step, starts_at
+
+
+def _is_active(tx: Connection, context: Context) -> bool:
+    """Tell whether the lineage is active by now: whoever pauses it waits for the head."""
+    row = next(iter(lineages.read(tx, [context.lineage.name])), context.lineage)
+    return row.state == LineageState.ACTIVE
 
 
 def _reason(why: str) -> str:

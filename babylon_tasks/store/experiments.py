@@ -138,11 +138,11 @@ def go_on(tx: Connection, id_: int, percent: float, reason: str) -> None:
     tx.execute(_SQL["go_on"], {"id": id_, "percent": percent, "reason": reason})
 
 
-def end(tx: Connection, id_: int, state: ExperimentState, by: tuple[str, str]) -> bool:
-    """End an experiment; `by` says who, and why. False if it has ended already."""
+def end(tx: Connection, id_: int, state: ExperimentState, by: tuple[str, str]) -> None:
+    """End an experiment, with the head locked; `by` says who, and why."""
     holder, reason = by
     values = {"id": id_, "state": state, "holder": holder, "reason": reason}
-    return tx.execute(_SQL["end_experiment"], values).rowcount == 1
+    tx.execute(_SQL["end_experiment"], values)
 
 
 def stop(tx: Connection, model_name: str, by: tuple[str, str]) -> None:

@@ -113,6 +113,7 @@ def change(connection: Connection, changed: Lineage, by: str) -> None:
     """Write the state, overrides, `own_settings` and `primary` of a lineage that is locked.
 
     Of one that is not active nothing is scored, so an experiment of it would tell nothing: it ends.
+    For that the head must be locked, before the lineage.
     """
     connection.execute(
         _SQL["change_lineage"],

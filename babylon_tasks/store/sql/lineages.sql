@@ -56,7 +56,7 @@ SELECT l.name, l.state, l.base_model, l.is_primary AS "primary", l.own_settings,
  ORDER BY l.name
 
 -- lock_lineage --
--- A change of a lineage, one at a time.
+-- A change of a lineage, one at a time. Whoever needs the head too has locked it before.
 SELECT name, base_model, is_primary AS "primary", base_revision, state, own_settings, forked_from,
        forked_step, config, created_by, created_at, changed_by, changed_at
   FROM rl.lineages WHERE name = %(name)s FOR UPDATE

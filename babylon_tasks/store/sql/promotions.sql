@@ -2,6 +2,7 @@
 
 -- hold_head --
 -- A statement of its own: what follows sees what whoever held the row before has committed.
+-- Of a lineage's rows this is locked first, but for its lease: docs/architecture.md has the order.
 SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
 
 -- hold_versions --
