@@ -39,6 +39,7 @@ from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.exams import Candidate, Decision
 from babylon_tasks.store.leases import Lease
+from babylon_tasks.words import counted
 from babylon_tasks.work import aio, left_out
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper, claim_lineage
@@ -138,7 +139,8 @@ class _Exam:
     def run(self) -> ExamState | None:
         most = self._context.settings.max_attempts
         if self._claimed.attempts > most:
-            return self._decide({}, 0, f"its exam was begun {most} times and never ended")
+            begun = counted(most, "time")
+            return self._decide({}, 0, f"its exam was begun {begun} and never ended")
         try:
             decided = self._examine()
         except LeaseLost:

@@ -52,7 +52,8 @@ class Worker(Group):
         3,
         ge=1,
         le=INT32,
-        description="Number of attempts; then a window ends as `failed`.",
+        description="Number of attempts; then a window ends as `failed`, and a step whose exam "
+        "never ended has failed it. With 1, one killed worker is enough.",
         json_schema_extra=PER_LINEAGE,
     )
     retry_seconds: float = Field(

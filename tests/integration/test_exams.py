@@ -235,6 +235,20 @@ def test_a_step_that_kills_its_examiner_fails(gated: Context, opinions: Opinions
     assert parents(gated) == {1: 0, 2: 0}
 
 
+def test_with_one_attempt_one_death_is_enough(
+    make_context: Callable[..., Context], opinions: Opinions
+) -> None:
+    context = make_context(publish="gate", max_attempts=1)
+    another_step(context, opinions)
+    opinions.bad[1] = TrainerDied("the trainer was killed")
+    with pytest.raises(TrainerDied):
+        another_step(context, opinions)
+    assert pipeline.train(context, opinions)
+    exam = verdicts(context)[1]
+    assert (exam.state, exam.reason) == ("failed", "its exam was begun 1 time and never ended")
+    assert parents(context) == {1: 0, 2: 0}
+
+
 def test_a_version_that_serves_and_is_damaged_stops_training(
     make_context: Callable[..., Context], gated: Context, opinions: Opinions
 ) -> None:
