@@ -28,6 +28,7 @@ from babylon_tasks.records.trainer_requests import (
     Likelihood,
 )
 from babylon_tasks.store import exams
+from babylon_tasks.training.reset import reset
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import require_still_active
 from tests.clock import let_leases_run_out
@@ -168,8 +169,8 @@ def test_a_failed_step_is_no_parent_and_its_windows_stay(
     assert states(gated)[first] == "trained"
     given_up = one(gated, "SELECT * FROM rl.steps WHERE step = 1")
     assert given_up["given_up_at"] is not None
-    (reset,) = query(gated, "SELECT * FROM rl.resets")
-    assert reset["why"] == f"failed its exam: {exam.reason}"
+    (row,) = query(gated, "SELECT * FROM rl.resets")
+    assert row["why"] == f"failed its exam: {exam.reason}"
     assert [row["status"] for row in query(gated, "SELECT * FROM trained_models")] == [
         "archived",
         "training",
@@ -361,22 +362,40 @@ def test_a_fork_examines_its_own_steps_beside_the_inherited_one(
     assert (exam.step, exam.served_step, exam.state) == (2, 1, ExamState.PASSED)
 
 
-def test_the_head_leaves_what_an_experiment_rolled_back(gated: Context, opinions: Opinions) -> None:
-    for _ in range(3):
-        another_step(gated, opinions)
-    with gated.database.transaction() as tx:
+def rolled_back(context: Context, step: int) -> None:
+    """Step 1 serves, and an experiment has rolled this step back."""
+    with context.database.transaction() as tx:
         tx.execute("UPDATE rl.heads SET published_step = 1")
         tx.execute(
             """INSERT INTO rl.experiments (model_name, step, served_step, state, reason, percent,
                    first_window, holder, started_at, ended_at)
-               VALUES (%s, 2, 1, 'rolled_back', 'it earns less', 20, '2026-01-01T00:00', 't',
-                       now(), now())""",
-            [OWN],
+               VALUES (%s, %s, 1, 'rolled_back', 'it earns less', 20, '2026-01-01T00:00', 't',
+                       rl.now(), rl.now())""",
+            [OWN, step],
         )
+
+
+def test_the_head_leaves_what_an_experiment_rolled_back(gated: Context, opinions: Opinions) -> None:
+    for _ in range(3):
+        another_step(gated, opinions)
+    rolled_back(gated, 2)
     another_step(gated, opinions)
     assert parents(gated) == {1: 0, 2: 1, 3: 2, 4: 1}
-    (reset,) = query(gated, "SELECT * FROM rl.resets")
-    assert reset["why"] == "step 2: it earns less"
+    (row,) = query(gated, "SELECT * FROM rl.resets")
+    assert row["why"] == "step 2: it earns less"
+
+
+def test_a_person_may_go_on_from_what_was_rolled_back(gated: Context, opinions: Opinions) -> None:
+    """The head leaves it once; a reset by hand is not undone before the promotion by hand comes."""
+    for _ in range(3):
+        another_step(gated, opinions)
+    rolled_back(gated, 2)
+    another_step(gated, opinions)
+    assert parents(gated)[4] == 1
+    reset(gated, "2", "it was a bad day for all")
+    another_step(gated, opinions)
+    assert parents(gated)[5] == 2
+    assert len(query(gated, "SELECT * FROM rl.resets")) == 2
 
 
 def test_an_exam_needs_no_runs_of_two_outcomes(gated: Context, opinions: Opinions) -> None:
