@@ -170,17 +170,19 @@ class Examiner:
         ]
 
     def _answered(self, pair: _Pair) -> tuple[Answered, Answered]:
-        served, candidate = (
-            Answered(
-                trajectory_id=pair.asked.trajectory_id,
-                well_formed=one.finish_reason == "stop" and self.well_formed(one.text),
-                unusable=is_unusable(one.text, self.well_formed),
-                tokens=len(one.token_ids) or len(one.logprobs),  # W&B may tell either
-                ended=one.finish_reason == "stop",
-            )
-            for one in (pair.served, pair.candidate)
+        self.on_beat(None)  # a deployment's check may take its time
+        trajectory_id = pair.asked.trajectory_id
+        return self._read(trajectory_id, pair.served), self._read(trajectory_id, pair.candidate)
+
+    def _read(self, trajectory_id: str, answer: Generation) -> Answered:
+        formed, ended = self.well_formed(answer.text), answer.finish_reason == "stop"
+        return Answered(
+            trajectory_id=trajectory_id,
+            well_formed=ended and formed,
+            unusable=is_unusable(answer.text, lambda _: formed),
+            tokens=len(answer.token_ids) or len(answer.logprobs),  # W&B may tell either
+            ended=ended,
         )
-        return served, candidate
 
     def _with_logprobs(
         self,

@@ -8,15 +8,22 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from inspect import iscoroutinefunction
 from typing import Any, NoReturn
 
 from babylon_tasks.errors import UserError
 from babylon_tasks.text import first_line, one_line
 
 FormCheck = Callable[[str], bool]
+
+# For one answer, by a deployment's own check: a loaded machine is not one that hangs.
+MOST_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -87,8 +94,8 @@ def is_unusable(text: str, check: FormCheck = well_formed) -> bool:
 def load_form_check(setting: str | None) -> FormCheck:
     """Return the check that FORM_CHECK names as `module:function`, or `well_formed` without one.
 
-    It is asked in place of `well_formed`. An answer at which it raises is malformed; the first time
-    is logged.
+    It is asked in place of `well_formed`. An answer at which it raises, or takes longer than
+    `MOST_SECONDS`, is malformed; the first time is logged.
 
     Raises:
         UserError: There is no such function.
@@ -103,6 +110,8 @@ def load_form_check(setting: str | None) -> FormCheck:
         raise UserError(f"FORM_CHECK={setting} cannot be imported ({said})") from error
     if not callable(check):
         raise UserError(f"FORM_CHECK={setting} is not a function that takes a text")
+    if iscoroutinefunction(check):  # what it returns would count as true
+        raise UserError(f"FORM_CHECK={setting} is an async function: nobody awaits its answer")
     return _Guarded(setting, check)
 
 
@@ -114,7 +123,8 @@ class _Guarded:
 
     def __call__(self, text: str) -> bool:
         try:
-            return bool(self._check(text))
+            with _time_limit():
+                return bool(self._check(text))
         except Exception as error:  # noqa: BLE001 - it is not our code
             if not self._logged:
                 self._logged = True
@@ -125,6 +135,35 @@ class _Guarded:
                     said,
                 )
             return False
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise TimeoutError in what takes too long: the exam's lease, or the endpoint, waits for it.
+
+    A pattern that tries for ever has Python's lock, so no thread could end it; a signal does, which
+    the main thread alone gets.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _raise_timeout)
+    others, _ = signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    began = time.monotonic()
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)  # None: not Python's own
+        if others:
+            left = others - (time.monotonic() - began)
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
+
+
+def _raise_timeout(*_: object) -> NoReturn:
+    raise TimeoutError(f"it took longer than {MOST_SECONDS:g} s")
 
 
 def _without_thought(text: str) -> str:

@@ -56,6 +56,7 @@ class Gate(Group):
         None,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
         description="Function that tells whether an answer is well-formed, `module:function`; it "
-        "takes the answer's text and returns true or false. Without it, an answer is well-formed "
-        "if an action of the app can be read from it.",
+        "takes the answer's text and returns true or false, within milliseconds: exams and the "
+        "endpoint wait for it. Without it, an answer is well-formed if an action of the app can be "
+        "read from it.",
     )

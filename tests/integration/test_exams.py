@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +33,7 @@ from babylon_tasks.store import exams
 from babylon_tasks.training.reset import reset
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import require_still_active
+from babylon_tasks.work.leases import LeaseKeeper
 from tests.clock import let_leases_run_out
 from tests.rows import (
     add_trajectory,
@@ -234,6 +237,31 @@ def test_a_step_that_kills_its_examiner_fails(gated: Context, opinions: Opinions
     assert exam.state == ExamState.FAILED
     assert exam.reason == f"its exam was begun {gated.settings.max_attempts} times and never ended"
     assert parents(gated) == {1: 0, 2: 0}
+
+
+def test_a_slow_check_of_form_keeps_the_lease(
+    make_context: Callable[..., Context], opinions: Opinions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The examiner says that it lives before a prompt's two answers, each asked about once."""
+    happened: list[str] = []
+
+    def check(text: str) -> bool:
+        happened.append("check")
+        return bool(text)
+
+    def beat(keeper: LeaseKeeper) -> None:
+        happened.append("beat")
+        real(keeper)
+
+    real = LeaseKeeper.beat
+    monkeypatch.setitem(sys.modules, "ours", SimpleNamespace(check=check))
+    monkeypatch.setattr(LeaseKeeper, "beat", beat)
+    context = make_context(publish="gate", experiment_percent=0, form_check="ours:check")
+    another_step(context, opinions)
+    another_step(context, opinions)
+    assert verdicts(context)[1].figures["form"].samples == 24
+    assert happened.count("check") == 2 * 24
+    assert ["check"] * 3 not in [happened[n : n + 3] for n in range(len(happened))]
 
 
 def test_with_one_attempt_one_death_is_enough(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from babylon_tasks.errors import UserError
+from babylon_tasks.records import form
 from babylon_tasks.records.form import is_unusable, load_form_check, well_formed
 from babylon_tasks.records.proofs import ANSWER
 from babylon_tasks.simulation.game.hour import BROKEN
@@ -204,6 +210,57 @@ def test_a_deployment_brings_its_check(
         assert not any(map(loaded, ["x", "y", "z"]))
     (line,) = caplog.messages
     assert "FORM_CHECK=ours:check raises" in line
+
+
+def never_ends(text: str) -> bool:
+    while text:
+        pass
+    return True
+
+
+def tries_for_ever(text: str) -> bool:
+    return re.match(r"(a+)+$", text) is not None
+
+
+def waits(text: str) -> bool:
+    return threading.Event().wait() or bool(text)
+
+
+@pytest.mark.parametrize("check", [never_ends, tries_for_ever, waits])
+def test_a_check_that_hangs_ends(
+    check: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What else the process was to be woken for comes all the same."""
+    monkeypatch.setitem(sys.modules, "ours", SimpleNamespace(check=check))
+    monkeypatch.setattr(form, "MOST_SECONDS", 0.05)
+    woken = threading.Event()
+    before = signal.signal(signal.SIGALRM, lambda *_: woken.set())
+    others = signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert load_form_check("ours:check")("a" * 60 + "b") is False
+        assert "TimeoutError: it took longer than 0.05 s" in caplog.text
+        assert woken.wait(20)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *others)
+
+
+def test_a_check_that_is_awaited_by_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(text: str) -> bool:
+        return bool(text)
+
+    monkeypatch.setitem(sys.modules, "ours", SimpleNamespace(check=check))
+    with pytest.raises(UserError, match=r"^FORM_CHECK=ours:check is an async function"):
+        load_form_check("ours:check")
+
+
+@pytest.mark.parametrize("answer", [None, 0, [], "yes", object(), math.nan])
+def test_whatever_a_check_returns_is_true_or_false(
+    answer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ours", SimpleNamespace(check=lambda _: answer))
+    assert load_form_check("ours:check")("x") is bool(answer)
 
 
 @pytest.mark.parametrize("setting", ["no_such_module:check", "json:no_such_name", "json:__name__"])
