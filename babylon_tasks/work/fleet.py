@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -130,12 +131,14 @@ class Fleet:
     def to_publish(self) -> list[Context]:
         """Return the lineages of which a step is to serve, or an experiment is to decide.
 
+        In random order: one that fails each time must not keep the others from it.
+
         Raises:
             ServerUnavailable: Postgres does not answer.
         """
         active = self.active()
         names = self._sweep(active, 1).publish
-        return [context for context in active if context.lineage.name in names]
+        return random.sample([each for each in active if each.lineage.name in names], len(names))
 
     def _sweep(self, contexts: Iterable[Context], limit: int) -> DueWork:
         settings = {context.lineage.name: context.settings for context in contexts}

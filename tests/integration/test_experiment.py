@@ -27,7 +27,7 @@ from babylon_tasks.work import lineage_changes
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.fleet import Fleet
 from tests.clock import move_clock, wait_until_blocked
-from tests.rows import commit_steps, one, query
+from tests.rows import commit_steps, fork, one, query
 
 OWN = "babylon-agent"
 MakeContext = Callable[..., Context]
@@ -628,6 +628,15 @@ def test_many_lineages_are_asked_about_at_once(gate: Context, make_context: Make
     assert [each.lineage.name for each in fleet.to_publish()] == [OWN]
     pipeline.publish(gate)
     assert fleet.to_publish() == []
+
+
+def test_lineages_are_published_in_any_order(gate: Context, make_context: MakeContext) -> None:
+    """One whose publishing fails each time must not keep the others from theirs."""
+    fleet = Fleet(gate.database, gate.settings, "me")
+    for name in ("child", "other"):
+        fork(gate, name, 1)
+    firsts = {fleet.to_publish()[0].lineage.name for _ in range(100)}
+    assert firsts == {OWN, "child", "other"}
 
 
 # --- what people see of it --------------------------------------------------------------------
