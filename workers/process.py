@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import time
 
+from celery import current_task
+
 from babylon_tasks.serving.remembered import forget_old_calls
 from babylon_tasks.settings import load_settings
 from babylon_tasks.work.context import this_holder
@@ -25,7 +27,9 @@ class PoolProcess:
     """
 
     def __init__(self) -> None:
-        self.fleet = Fleet.of_deployment(load_settings(), this_holder())
+        request = current_task.request if current_task else None
+        worker = (request and request.hostname) or ""
+        self.fleet = Fleet.of_deployment(load_settings(), this_holder(), worker)
         self.unable = Unable()
         self._trainer: TrainerProcess | None = None
         self._forget_at = 0.0

@@ -37,7 +37,8 @@ def _now(data: Data) -> Iterator[Line]:
     for work in data["running"][:_MOST]:
         yield Line(work["stage"], work["title"])
         since = f"since {work['since']:%H:%M:%S} ({duration(work['seconds'])})"
-        yield Line("", f"{work['progress']}; {since} on {work['holder']}")
+        worker = f" ({work['worker']})" if work["worker"] else ""
+        yield Line("", f"{work['progress']}; {since} on {work['holder']}{worker}")
     if not data["running"]:
         yield Line("nothing", "no window is scored and no step is trained at this moment")
     yield from _more(data["running"])

@@ -49,7 +49,7 @@ def overview(context: Context) -> dict[str, Any]:
         used = gpu_time.today(tx)
         listed = lineages.listing(tx)
     count = {each.name: sum(work.doing.lineage == each.name for work in works) for each in listed}
-    shown = [running.figures(work, at) for work in works]
+    shown = [running.figures(work, seen, at) for work in works]
     ages = figures["canary_age_seconds"].items()
     return {
         "at": at,

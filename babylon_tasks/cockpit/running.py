@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from babylon_tasks.records.doing import Doing
+from babylon_tasks.records.workers import Worker
 from babylon_tasks.store.leases import Running
 
 
@@ -35,17 +36,29 @@ def in_order(held: Sequence[Running]) -> list[Work]:
     return [_work(lineage, leases) for (_, lineage, _), leases in groups.items()]
 
 
-def figures(work: Work, now: datetime) -> dict[str, Any]:
-    """Return a piece of work for a program, with how long it has run by the database's clock."""
+def figures(work: Work, workers: Sequence[Worker], now: datetime) -> dict[str, Any]:
+    """Return a piece of work for a program, with how long it has run by the database's clock.
+
+    `worker` is the name of the worker that does it, None where that is not known.
+    """
+    queue = "gpu" if work.doing.stage in ("train", "exam") else "cpu"
     return {
         **msgspec.structs.asdict(work.doing),
-        "queue": "gpu" if work.doing.stage in ("train", "exam") else "cpu",
+        "queue": queue,
+        "worker": work.doing.worker or _only_one(work, queue, workers),
         "title": work.doing.title(),
         "progress": work.doing.progress(),
         "holder": work.holder,
         "since": work.since,
         "seconds": round(max((now - work.since).total_seconds(), 0.0), 1),
     }
+
+
+def _only_one(work: Work, queue: str, workers: Sequence[Worker]) -> str | None:
+    """Name the one worker that it can be; who has just begun has not said it yet."""
+    host = work.holder.rpartition(":")[0]
+    names = [each.name for each in workers if each.host == host and queue in each.queues]
+    return names[0] if len(names) == 1 else None
 
 
 def _work(lineage: str, leases: Sequence[Running]) -> Work:

@@ -16,6 +16,7 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
     `windows` are ids. `step` is the number of the step that is trained or examined, and `runs`
     counts the trajectories in it. `done` of `total` are units of `phase` (calls, windows,
     questions), `share` is that of the whole work, from 0 to 1. What is not known is None.
+    `worker` is the Celery worker's name, "" outside of one.
     """
 
     stage: Literal["score", "judge", "exam", "train"]
@@ -30,6 +31,7 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
     loss: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
+    worker: str = ""
 
     def at(self, progress: Progress, ends: float = 1.0) -> Doing:
         """Return the same work at a trainer's sign of life.

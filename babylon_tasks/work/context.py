@@ -14,12 +14,16 @@ from babylon_tasks.store.leases import Claim, Lease
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The arguments that all stages share; `holder` (host and process) is in leases and rows."""
+    """The arguments that all stages share; `holder` (host and process) is in leases and rows.
+
+    `worker` is the name of the Celery worker that this process is of, "" outside of one.
+    """
 
     database: Database
     settings: Settings
     holder: str
     lineage: Lineage
+    worker: str = ""
 
     @classmethod
     def of_deployment(cls, settings: Settings, holder: str) -> Context:

@@ -30,19 +30,22 @@ class Fleet:
     Their rows are read again at each call, since a person may change them at any time.
     """
 
-    def __init__(self, database: Database, settings: Settings, holder: str) -> None:
-        self.database, self.settings, self.holder = database, settings, holder
+    def __init__(
+        self, database: Database, settings: Settings, holder: str, worker: str = ""
+    ) -> None:
+        self.database, self.settings = database, settings
+        self.holder, self._worker = holder, worker
         self._contexts: dict[str, tuple[Lineage, Context]] = {}
         self._refused: dict[str, str] = {}  # lineages that cannot be served here, and why
 
     @classmethod
-    def of_deployment(cls, settings: Settings, holder: str) -> Fleet:
+    def of_deployment(cls, settings: Settings, holder: str, worker: str = "") -> Fleet:
         """Return the fleet of DATABASE_URL; it connects at the first use.
 
         Raises:
             UserError: DATABASE_URL is missing or no URL.
         """
-        return cls(Database(settings.postgres()), settings, holder)
+        return cls(Database(settings.postgres()), settings, holder, worker)
 
     def context(
         self, name: str | None = None, overrides: Mapping[str, str] | None = None
@@ -187,9 +190,8 @@ class Fleet:
                 "primary": lineage.primary,
             }
         )
-        context = Context(
-            self.database, with_overrides(settings, lineage.config), self.holder, lineage
-        )
+        settings = with_overrides(settings, lineage.config)
+        context = Context(self.database, settings, self.holder, lineage, self._worker)
         self._contexts[lineage.name] = lineage, context
         return context
 

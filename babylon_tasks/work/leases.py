@@ -94,7 +94,7 @@ class LeaseKeeper:
 
     def tell(self, doing: Doing) -> None:
         """Say what is done with the leases, and how far it is; the next renewal writes it."""
-        self._doing = doing
+        self._doing = doing = msgspec.structs.replace(doing, worker=self._context.worker)
         self._log_now_and_then()
         self._on_doing(doing)
 

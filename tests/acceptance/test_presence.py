@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from babylon_tasks.cockpit.overview import overview
 from babylon_tasks.records.workers import Worker, WorkerGpu
 from babylon_tasks.store import workers
 from tests.acceptance.conftest import Deployment
+from tests.chaos.injection import Injection, injecting
+from tests.rows import scored_windows
 
 pytestmark = pytest.mark.slow
 
@@ -52,3 +55,17 @@ def test_a_gpu_worker_has_one_pool_process_a_visible_gpu_and_says_so(
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     assert rows(deployment) == []
+
+
+def test_of_two_workers_of_a_host_it_is_known_which_one_trains(deployment: Deployment) -> None:
+    scored_windows(deployment.context, 2)
+    harm = injecting(Injection("babylon_tasks.checkpoints.files.save", "hang"))
+    deployment.start(*GPU, "-n", "idle@one", env={"LINEAGES": "another"})
+    deployment.start(*GPU, "-n", "trains@one", env=harm)
+    deployment.wait(lambda: len(rows(deployment)) == 2)
+
+    def doing() -> list[str | None]:
+        deployment.run("celery", "-A", "babylon_tasks", "call", "babylon.train")
+        return [work["worker"] for work in overview(deployment.context)["running"]]
+
+    deployment.wait(lambda: doing() == ["trains@one"])

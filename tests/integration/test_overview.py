@@ -103,6 +103,25 @@ def test_the_leases_of_one_holder_are_one_piece_of_work(context: Context) -> Non
     assert f"score {OWN}: 16 windows: {min(windows)}" in text
 
 
+def test_each_of_several_workers_of_a_host_is_told_what_it_does(context: Context) -> None:
+    notes = [
+        WorkerNote(name, "a", pid, [name[:3]], 1, None, None, [], "0.2.0")
+        for pid, name in enumerate(("gpu@a", "gpu2@a", "cpu@a"))
+    ]
+    with context.database.transaction() as tx:
+        for note in notes:
+            workers.note(tx, note)
+    hold(context, "a:11", Doing("train", OWN, worker="gpu2@a"), f"model/{OWN}")
+    hold(context, "a:12", Doing("train", "side", worker="gpu@a"), "model/side")
+    hold(context, "a:13", None, f"window/{OWN}/{hours_ago(2)}")  # it has not said it yet
+    hold(context, "a:14", None, "model/old")  # either of two
+    found = overview(context)["running"]
+    assert [each["worker"] for each in found] == ["gpu2@a", "gpu@a", "cpu@a", None]
+    text = shown(context)
+    assert "on a:11 (gpu2@a)" in text
+    assert "on a:14 Windows of" in text
+
+
 def test_the_oldest_windows_have_their_waits(context: Context) -> None:
     add_window(context, 2, "due", 5)
     due = add_window(context, 3, "due", 90)

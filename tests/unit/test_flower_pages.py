@@ -37,6 +37,7 @@ TRAINS = {
     },
     **{"windows": ["w"], "phase": "train", "done": 22, "total": 72, "share": 0.306, "loss": 0.0123},
     **{"tokens_per_second": 8400.0, "seconds_left": 40.0, "seconds": 65.0, "holder": "a:7"},
+    "worker": "gpu@a",
 }
 
 
@@ -82,14 +83,19 @@ def test_a_piece_of_work_is_told_by_its_figures() -> None:
         ("Speed", "8,400 tokens/s"),
         ("Time left", "about 40 s"),
         ("Running for", "1 min 5 s"),
-        ("On", "a"),
+        ("On", "gpu@a"),
     ]
     running = {**NOW, "running": [TRAINS]}
     cpu, gpu = NOW["workers"]
     assert now_text.works_of(gpu, running) == ["Training babylon-agent: step 2, 1 window"]
     assert now_text.works_of(cpu, running) == []
-    twins = {**running, "workers": [gpu, {**gpu, "name": "gpu2@a"}]}
-    assert now_text.works_of(gpu, twins) == []  # which of the two it is, is not known
+    twin = {**gpu, "name": "gpu2@a"}
+    twins = {**running, "workers": [gpu, twin]}
+    assert now_text.works_of(gpu, twins) == ["Training babylon-agent: step 2, 1 window"]
+    assert now_text.works_of(twin, twins) == []
+    untold = {**TRAINS, "worker": None}
+    assert now_text.works_of(gpu, {**twins, "running": [untold]}) == []
+    assert ("On", "a") in now_text.detail(untold)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def detail(work: Figures) -> list[tuple[str, str]]:
     if work["seconds_left"] is not None:
         shown.append(("Time left", f"about {duration(work['seconds_left'])}"))
     shown.append(("Running for", duration(work["seconds"])))
-    shown.append(("On", work["holder"].rpartition(":")[0] or work["holder"]))
+    shown.append(("On", work["worker"] or work["holder"].rpartition(":")[0] or work["holder"]))
     return shown
 
 
@@ -102,19 +102,9 @@ def memory_percent(gpu: Figures) -> int | None:
 
 
 def works_of(worker: Figures, now: Figures) -> list[str]:
-    """Say what a worker does now, as far as its host and its queues tell."""
-    alike = [
-        each
-        for each in now["workers"]
-        if each["host"] == worker["host"] and set(each["queues"]) & set(worker["queues"])
-    ]
-    if len(alike) > 1:
-        return []
-    return [
-        f"{does(work)} {work['title']}"
-        for work in now["running"]
-        if work["holder"].rpartition(":")[0] == worker["host"] and work["queue"] in worker["queues"]
-    ]
+    """Say what a worker does now."""
+    works = [work for work in now["running"] if work["worker"] == worker["name"]]
+    return [f"{does(work)} {work['title']}" for work in works]
 
 
 def complaints(now: Figures | None, away: Sequence[str]) -> list[str]:
