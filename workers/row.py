@@ -18,10 +18,17 @@ from celery import Task
 from celery.exceptions import Retry
 from celery.states import RETRY
 
-from babylon_tasks.errors import BabylonError, MachineAtFault, Retryable, ServerRefused
+from babylon_tasks.errors import (
+    BabylonError,
+    MachineAtFault,
+    Retryable,
+    ServerRefused,
+    ServerUnavailable,
+)
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.text import PLACE, one_line, place_of
 from babylon_tasks.work.machine_faults import QUOTES
+from workers import outage
 from workers.outbox import Message, Sender, this_outbox
 
 _LAST_SECONDS = 2.0  # that the end of a task waits for Redis
@@ -43,10 +50,15 @@ class Row:
         self._result: str | None = None
         self.done: list[Doing] = []  # what was done: of each piece, by its title, the newest
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to show."""
+        return bool(self._begun_at)
+
     def begin(self, title: str) -> None:
         """Show the row, or change what its work is."""
         self._title = title
-        if not self._begun_at:
+        if not self.begun:
             self._begun_at = time.time()
             self._put("task-received")
             self._put("task-started")
@@ -77,7 +89,7 @@ class Row:
 
     def succeed(self) -> None:
         """End the row as done, if there is one."""
-        if self._begun_at:
+        if self.begun:
             self._put("task-succeeded", self._result, runtime=time.time() - self._taken_at)
             self._outbox.flush(_LAST_SECONDS)
 
@@ -99,7 +111,7 @@ class Row:
         """
         limit = (self._task.request.timelimit or [None])[0] or self._task.time_limit
         in_time = limit is None or time.time() - self._taken_at < limit - _SIGTERM_SLACK_SECONDS
-        if self._begun_at and in_time:
+        if self.begun and in_time:
             self.give_back(_STOPPED)
 
     def _put(
@@ -124,10 +136,11 @@ class Row:
 def row_of(task: Task[Any, Any]) -> Iterator[Row]:
     """Give the row of a task, and end it with the block.
 
-    What the block raises becomes what Flower and the result may show: one line for a person.
+    What the block raises becomes what Flower and the result may show: one line for a person. Of an
+    outage, the housekeeping of a worker makes one row.
 
     Raises:
-        Retry: The work was given back; for Celery it has not failed.
+        Retry: The work was given back, or its outage is known; for Celery it has not failed.
         BabylonError, Unexpected: It failed.
     """
     row = Row(task)
@@ -138,11 +151,15 @@ def row_of(task: Task[Any, Any]) -> Iterator[Row]:
         raise
     except Exception as error:  # noqa: BLE001 - raised again, as it may be shown
         shown = presentable(error)
+        is_known = isinstance(error, ServerUnavailable) and outage.note()
+        if is_known and not row.begun:
+            raise Retry(str(shown), shown) from None
         if isinstance(error, Retryable) and not isinstance(error, ServerRefused):
             row.give_back(str(shown))
             raise Retry(str(shown), shown) from None
         row.fail()
         raise shown from None
+    outage.note_end()
     row.succeed()
 
 

@@ -16,6 +16,7 @@ from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
 from tests.flower_events import Watcher, watching
 from tests.hostile import message
+from tests.outage import Outage
 from tests.rows import add_window, hours_ago, query, scored_windows, states, steps
 
 pytestmark = pytest.mark.slow
@@ -211,3 +212,24 @@ def test_a_step_does_not_wait_for_a_frozen_redis(deployment: Deployment) -> None
     row = watcher.rows()["step"]
     assert row.state == "SUCCESS"
     assert row.result.startswith("step 1 → v1.0.0: ")
+
+
+def test_housekeeping_makes_one_row_an_outage_of_postgres(deployment: Deployment) -> None:
+    """However many pool processes meet it."""
+    worker = deployment.start(*CPU[:-1], "3")
+    outage = Outage(deployment.context, None)
+    answered = "SELECT 1 FROM rl.canaries WHERE queue = 'cpu'"
+    with watching(deployment.redis_url, deployment.key("")) as watcher:
+        send(deployment, "sweep", "before")
+        deployment.wait(lambda: bool(query(deployment.context, answered)))
+        outage.begin()
+        try:
+            for number in range(6):
+                send(deployment, "sweep", f"away-{number}")
+            deployment.wait(lambda: deployment.logs().count("ERROR workers.tasks: sweep: ") == 6)
+        finally:
+            outage.end()
+        deployment.wait(ended(watcher, *watcher.rows()))
+    assert worker.poll() is None
+    (row,) = watcher.rows().values()
+    assert row.state in ("RETRY", "FAILURE")  # FAILURE: the server refused

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from celery.events.state import State
+from celery.exceptions import Retry
 
 from babylon_tasks.errors import (
     BabylonError,
@@ -15,14 +18,17 @@ from babylon_tasks.errors import (
     MachineAtFault,
     NotRecorded,
     Retryable,
+    ServerRefused,
+    ServerUnavailable,
     UserError,
 )
 from babylon_tasks.work.machine_faults import QUOTES
-from workers import row
+from workers import outage, row
 from workers.outbox import Message
-from workers.row import Unexpected, presentable
+from workers.row import Unexpected, presentable, row_of
 
 PROMPT = "what an agent was asked"
+SWEEP = cast("Any", SimpleNamespace(name="babylon.sweep"))
 
 
 def raised(error: Exception) -> Exception:
@@ -62,12 +68,18 @@ def test_a_full_disk_is_shown_with_its_file() -> None:
     assert str(found) == "OSError: [Errno 28] No space left on device: '/checkpoints/x'"
 
 
-def test_a_flower_that_was_started_since_knows_when_the_work_began(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Message]]:
+    """What rows tell."""
     said: list[Message] = []
+    box = SimpleNamespace(put=said.append, flush=lambda seconds: None)
     monkeypatch.setattr(row, "Sender", lambda task: None)
-    monkeypatch.setattr(row, "this_outbox", lambda: SimpleNamespace(put=said.append))
+    monkeypatch.setattr(row, "this_outbox", lambda: box)
+    yield said
+    outage.note_end()
+
+
+def test_a_flower_that_was_started_since_knows_when_the_work_began(said: list[Message]) -> None:
     begun_at = time.time()
     told = row.Row(cast("Any", SimpleNamespace(name="babylon.train")))
     told.begin("babylon-agent: step 13")
@@ -75,3 +87,31 @@ def test_a_flower_that_was_started_since_knows_when_the_work_began(
     seen = State().Task("id")
     seen.event("STARTED", said[-1].at, said[-1].at, dict(said[-1].fields))
     assert begun_at <= seen.started == seen.received <= said[-1].at
+
+
+def keep_house(said: list[Message], error: Exception | None, title: str = "") -> list[str]:
+    """Do what a sweep does, which meets this error; return the events that it tells."""
+    said.clear()
+    with (
+        suppress(Retry, UserError),
+        row_of(SWEEP) as r,
+    ):
+        if title:
+            r.begin(title)
+        if error:
+            raise error
+    return [message.event for message in said]
+
+
+def test_housekeeping_makes_one_row_an_outage(said: list[Message]) -> None:
+    begun = ["task-received", "task-started"]
+    away, refused = ServerUnavailable("Postgres is away"), ServerRefused("no such user")
+    assert keep_house(said, away) == [*begun, "task-retried"]
+    assert keep_house(said, away) == []
+    assert keep_house(said, refused) == []
+    assert keep_house(said, away, "3 windows are due") == [*begun, "task-retried"]
+    assert keep_house(said, None) == []
+    assert keep_house(said, refused) == begun  # its end is for the main process
+    with pytest.raises(Retry), row_of(SWEEP):
+        raise refused
+    assert keep_house(said, UserError("mend it")) == begun
