@@ -188,13 +188,23 @@ def make_app() -> Celery:
 
 
 def _configure_flower() -> None:
-    """Name our flowerconfig.py in FLOWER_CONF; it reads the folder's own, if there is one.
+    """Have Flower of this app read our flowerconfig.py, which reads the one that a person names.
 
-    Flower has no hook in the app; it reads FLOWER_CONF, or ./flowerconfig.py.
+    Flower has no hook in the app; it reads the file of FLOWER_CONF or --conf, or ./flowerconfig.py.
     """
-    config = Path(__file__).parents[1] / "workers" / "watch" / "flowerconfig.py"
-    os.environ.setdefault("FLOWER_CONF", str(config))
+    ours = str(Path(__file__).parents[1] / "workers" / "watch" / "flowerconfig.py")
+    if not os.environ.get("FLOWER_CONF"):
+        os.environ["FLOWER_CONF"] = ours
+    command: Any = sys.modules.get("flower.command")  # Celery has loaded it, as it does all of its
+    if command is None:
+        return
+    read = command.parse_config_file
+
+    def read_ours(path: str, final: bool = True) -> None:
+        read(ours if click.get_current_context().obj.app is app else path, final=final)
+
+    command.parse_config_file = read_ours
 
 
-_configure_flower()
 app = make_app()
+_configure_flower()

@@ -69,6 +69,38 @@ def test_behind_a_path_prefix_and_a_reverse_proxy(
         assert answer.status_code == code, headers
 
 
+def test_a_named_file_is_read_beside_ours(deployment: Deployment) -> None:
+    named, port = deployment.folder / "named.py", free_port()
+    named.write_text(f"basic_auth = '{':'.join(LOGIN)}'\n")
+    site = f"http://127.0.0.1:{port}"
+    deployment.start(*FLOWER, f"--port={port}", "--conf=named.py")
+    deployment.wait_for_page(f"{site}/healthcheck")
+    assert httpx.get(site).status_code == 401
+    assert "Runs now" in httpx.get(site, auth=LOGIN).text
+
+
+@pytest.mark.parametrize("by_variable", [True, False])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("address = '0.0.0.0'", "Flower on 0.0.0.0 needs authentication"),
+        ("basic_auth = ", "Flower's settings in named.py cannot be used: SyntaxError: "),
+        ("port = []", "Flower's settings in named.py cannot be used: Error: Option 'port'"),
+        (None, "FLOWER_CONF (--conf): named.py cannot be read: No such file or directory"),
+    ],
+)
+def test_a_named_file_does_not_go_around_the_doors(
+    deployment: Deployment, text: str | None, says: str, by_variable: bool
+) -> None:
+    if text is not None:
+        (deployment.folder / "named.py").write_text(text)
+    env = {"FLOWER_CONF": "named.py"} if by_variable else {}
+    done = deployment.run(*FLOWER, *(() if by_variable else ("--conf=named.py",)), env=env)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert says in line
+
+
 @pytest.mark.slow
 def test_the_first_page_says_who_is_away_and_shows_the_rest(deployment: Deployment) -> None:
     """However long a server hangs, no other page waits for it."""

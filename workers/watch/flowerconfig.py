@@ -1,6 +1,7 @@
 """Flower's settings; `celery -A babylon_tasks flower` reads this file.
 
-A `flowerconfig.py` in the folder where Flower starts is read as well, and wins over ours.
+The file that FLOWER_CONF or --conf names is read as well, else a `flowerconfig.py` in the folder
+where Flower starts. It wins over ours, but for the doors: they are looked at when all is known.
 
 Flower shows arguments and can revoke tasks. Without FLOWER_BASIC_AUTH (or another of its
 authentications) it therefore binds to loopback only, and refuses to start on another address. Its
@@ -31,6 +32,7 @@ try:
     from workers.watch.pages import install
     from workers.watch.rows import format_task
     from workers.watch.saved_tasks import require_private, say_that_it_begins_anew
+    from workers.watch.their_config import read_theirs
 except ModuleNotFoundError:
     _ = current_app.conf.broker_url  # another package hides ours: one line says so
     raise
@@ -40,9 +42,8 @@ options.tasks_columns = "started,name,state,result,runtime,worker"  # the newest
 options.purge_offline_workers = 600
 
 _arguments = sys.argv[sys.argv.index("flower") + 1 :] if "flower" in sys.argv else []
-_of_the_folder = Path("flowerconfig.py")
-if _of_the_folder.exists() and not _of_the_folder.samefile(__file__):
-    options.parse_config_file(str(_of_the_folder), final=False)
+with refusing_in_one_line():
+    read_theirs(options, Path(__file__))
 # The command line comes last.
 options.parse_command_line(["flower", *filter(is_flower_option, _arguments)], final=False)
 

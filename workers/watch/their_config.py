@@ -1,0 +1,33 @@
+"""The flowerconfig.py of whoever runs Flower, read beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flower.options import DEFAULT_CONFIG_FILE
+
+from babylon_tasks.errors import UserError
+from babylon_tasks.text import one_line
+
+
+def read_theirs(options: Any, ours: Path) -> None:
+    """Read the file that `options.conf` names, else the one in the working folder, if it is there.
+
+    Raises:
+        UserError: It is not there, or Python or Flower cannot read it.
+    """
+    named = Path(options.conf or DEFAULT_CONFIG_FILE)
+    is_ours = named.exists() and named.samefile(ours)
+    path = Path(DEFAULT_CONFIG_FILE) if is_ours else named
+    if str(path) == DEFAULT_CONFIG_FILE and not (path.exists() and not path.samefile(ours)):
+        return
+    try:
+        options.parse_config_file(str(path), final=False)
+    except OSError as error:
+        raise UserError(
+            f"FLOWER_CONF (--conf): {path} cannot be read: {error.strerror or error}"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - whatever that file raises
+        why = one_line(f"{type(error).__name__}: {error}", 300)
+        raise UserError(f"Flower's settings in {path} cannot be used: {why}") from None
