@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -134,7 +134,12 @@ def _screen(
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
-    """A channel to this database's deployment alone, whose client screens what it pops."""
+    """A channel to this database's deployment alone, whose client screens what it pops.
+
+    `receivers` counts who received what was published since it was set to 0.
+    """
+
+    receivers = 0
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         if "global_keyprefix" not in connection.client.transport_options:
@@ -145,7 +150,25 @@ class Channel(redis.Channel):  # type: ignore[misc]
         client = super()._create_client(asynchronous)
         screen = functools.partial(_screen, self.global_keyprefix.encode())
         client.set_response_callback("BRPOP", screen)
+        client.set_response_callback("PUBLISH", self._count)
         return client
+
+    def _count(self, receivers: int, **_: Any) -> int:
+        self.receivers += receivers
+        return receivers
+
+
+def publish_event(dispatcher: Any, event: str, fields: Mapping[str, Any]) -> bool:
+    """Publish an event by Celery's dispatcher; return whether anybody received it.
+
+    Redis keeps none: what is published while no Flower is connected is gone.
+    """
+    producer = dispatcher.producer
+    if producer is None:  # the worker takes leave
+        return False
+    producer.channel.receivers = 0
+    dispatcher.publish(event, fields, producer)
+    return bool(producer.channel.receivers)
 
 
 def _key_prefix() -> str:

@@ -33,7 +33,7 @@ from babylon_tasks.settings import QUEUES, Settings, load_settings
 from babylon_tasks.store.migrate import require_applied
 from babylon_tasks.text import one_line
 from babylon_tasks.training.wandb_jobs import require_usable
-from workers import process
+from workers import process, request
 from workers.gpu import slots
 from workers.gpu.visible import visible_gpus
 from workers.presence import Presence
@@ -138,9 +138,13 @@ def arrive(sender: Any = None, **_: object) -> None:
 
 
 @heartbeat_sent.connect
-def say_what_is_at_work(**_: object) -> None:
-    """Put what the worker does now into its next heartbeat, for `workers/watch/rows.py`."""
-    ids = [request.id for request in list(active_requests)]
+def say_what_is_at_work(sender: Any = None, **_: object) -> None:
+    """Put what the worker does now into its next heartbeat, for `workers/watch/rows.py`.
+
+    Before it goes what nobody has heard yet.
+    """
+    request.tell_again(sender.eventer)
+    ids = [each.id for each in list(active_requests)]
     SOFTWARE_INFO.update(at_work=ids, said_at=time.time())
 
 

@@ -8,17 +8,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery import Task
 from celery.app.task import get_actual_ignore_result
+
+from workers.broker import publish_event
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 1.0  # progress is not sent more often
 _AGAIN_SECONDS = 1.0  # between two tries to send what must not be left out
 _GIVE_UP_SECONDS = 600.0
+_REPEAT_SECONDS = 5.0  # between two tries to find who hears how a task ended
+_ENDS = ("task-succeeded", "task-retried")
 _MOST = 200  # while Redis is away; the oldest go first
 
 
@@ -32,18 +36,18 @@ class Sender:
         self._backend = task.backend  # a thread would make one of its own
         self._keeps_result = not get_actual_ignore_result(task, task.request)
 
-    def send(self, message: Message) -> None:
-        """Send an event, then the state of the result.
+    def send(self, message: Message) -> bool:
+        """Send an event, then the state of the result; return whether anybody received the event.
 
         Raises:
             Exception: Redis does not answer; whatever the client of it raises.
         """
         with self._events.default_dispatcher(hostname=self._hostname) as dispatcher:
-            dispatcher.send(
-                message.event, uuid=self.id, timestamp=message.at, retry=False, **message.fields
-            )
+            fields = {"uuid": self.id, "timestamp": message.at, **message.fields}
+            is_heard = publish_event(dispatcher, message.event, fields)
         if message.state is not None and self._keeps_result:
             self._backend.store_result(self.id, message.value, message.state)
+        return is_heard
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,14 @@ class Outbox:
 
     Redis may be away or frozen for minutes. The work must not wait for it, nor the lease that the
     work's signs of life renew. Progress that could not be sent in time is left out; the rest is
-    tried again, for a while also when its task is over.
+    tried again, for a while also when its task is over. How a task ended is said again until
+    somebody hears it: after an outage Flower comes back later than we do.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Message] = deque(maxlen=_MOST)
+        self._unheard: deque[Message] = deque(maxlen=_MOST)
+        self._repeat_at = 0.0  # when the oldest of these may be sent again
         self._sending: Message | None = None
         self._changed = threading.Condition()
         self._progress_at = 0.0  # when the next one may be sent
@@ -97,8 +104,9 @@ class Outbox:
     def _run(self) -> None:
         while True:
             message = self._next()
+            is_heard = True
             try:
-                message.sender.send(message)
+                is_heard = message.sender.send(message)
                 sent = True
             except Exception as error:  # noqa: BLE001 - only a display depends on it
                 log.debug("%s is not shown yet: %s", message.event, error)
@@ -107,20 +115,34 @@ class Outbox:
                 self._sending = None
                 if not sent and len(self._waiting) < _MOST:
                     self._waiting.appendleft(message)
+                if not is_heard:
+                    self._keep(message)
                 self._changed.notify_all()
             if not sent:
                 time.sleep(_AGAIN_SECONDS)
+
+    def _keep(self, message: Message) -> None:
+        """Keep how a task ended, which nobody heard; its result is stored."""
+        if message.event in _ENDS and time.time() - message.at <= _GIVE_UP_SECONDS:
+            self._unheard.append(replace(message, state=None))
+            self._repeat_at = time.monotonic() + _REPEAT_SECONDS
 
     def _next(self) -> Message:
         """Wait for a message that may be sent now, and take it."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: bool(self._waiting))  # again: it may be left out
+                # Again: it may be left out.
+                self._changed.wait_for(lambda: bool(self._waiting or self._unheard))
+                at = 0.0
+                if not self._waiting:
+                    at = self._repeat_at
+                elif self._waiting[0].progress:
+                    at = self._progress_at
                 now = time.monotonic()
-                if not self._waiting[0].progress or now >= self._progress_at:
+                if now >= at:
                     break
-                self._changed.wait(self._progress_at - now)
-            self._sending = self._waiting.popleft()
+                self._changed.wait(at - now)
+            self._sending = (self._waiting or self._unheard).popleft()
             if self._sending.progress:
                 self._progress_at = time.monotonic() + _PROGRESS_SECONDS
             return self._sending

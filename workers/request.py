@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -10,9 +13,24 @@ from celery.worker import request
 
 from babylon_tasks.errors import BabylonError
 from babylon_tasks.text import one_line
+from workers.broker import publish_event
 from workers.row import Unexpected
 
 _PASSED_ON = ("task-failed", "task-revoked", "task-rejected")
+_GIVE_UP_SECONDS = 600.0
+_MOST = 200  # the oldest go first
+
+_unheard: deque[tuple[str, Mapping[str, Any]]] = deque(maxlen=_MOST)
+
+
+def tell_again(eventer: Any) -> None:
+    """Tell how tasks ended that nobody has heard yet, one after the other while somebody hears."""
+    while _unheard:
+        event, fields = _unheard[0]
+        is_new = time.time() - fields["timestamp"] <= _GIVE_UP_SECONDS
+        if is_new and not publish_event(eventer, event, fields):
+            break
+        _unheard.popleft()
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -44,7 +62,9 @@ class Request(request.Request):  # type: ignore[misc]
         fields.pop("traceback", None)  # the log has it; it may quote a trace
         if self.time_start:  # the pool process may have told nothing
             fields |= {"received": self.time_start, "started": self.time_start}
-        self._eventer.send(type, uuid=self.id, **fields)
+        fields |= {"uuid": self.id, "timestamp": time.time()}
+        if not publish_event(self._eventer, type, fields):
+            _unheard.append((type, fields))
 
 
 def _sentence(error: BaseException) -> str:

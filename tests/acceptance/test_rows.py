@@ -233,3 +233,22 @@ def test_housekeeping_makes_one_row_an_outage_of_postgres(deployment: Deployment
     assert worker.poll() is None
     (row,) = watcher.rows().values()
     assert row.state in ("RETRY", "FAILURE")  # FAILURE: the server refused
+
+
+def test_how_work_ended_is_heard_by_who_comes_later(deployment: Deployment) -> None:
+    """As by Flower after an outage of Redis: the workers are back before it."""
+    windows = scored_windows(deployment.context, 2)
+    deployment.start(*CPU)
+    deployment.start(*GPU)
+    send(deployment, "enqueue", "refused", ["2025-01-15T10:00"])
+    send(deployment, "train", "step")
+    deployment.wait(lambda: states(deployment.context) == dict.fromkeys(windows, "trained"))
+    deployment.wait(lambda: "enqueue: no trajectories" in deployment.logs())
+    with watching(deployment.redis_url, deployment.key("")) as watcher:
+        deployment.wait(ended(watcher, "step", "refused"))
+        rows = watcher.rows()
+    assert rows["step"].state == "SUCCESS"
+    assert rows["step"].result.startswith("step 1 → v1.0.0: ")
+    assert rows["step"].received < rows["step"].timestamp
+    assert rows["refused"].state == "FAILURE"
+    assert rows["refused"].result.startswith("no trajectories in window 2025-01-15T10:00")

@@ -62,6 +62,22 @@ def test_what_is_not_done_any_more_does_not_seem_to_go_on(
     assert shown.result.endswith("train 31 %")
 
 
+@pytest.mark.parametrize("end", ["task-succeeded", "task-retried", "task-failed"])
+def test_an_end_that_is_heard_twice_changes_nothing(end: str) -> None:
+    """Nor one that is heard after the progress of before."""
+    state = State()
+    event = {"hostname": "gpu@a", "uuid": "id", "local_received": 3.0, "pid": 1, "utcoffset": 0}
+    state.event({**event, "type": "task-STARTED", "timestamp": 1.0, "clock": 1, "result": "31 %"})
+    ended = {**event, "type": end, "timestamp": 2.0, "runtime": 1.5, "result": "done"}
+    seen = []
+    for clock in (2, 3):
+        state.event({**ended, "clock": clock})
+        (task,) = state.tasks.values()
+        seen.append((task.state, task.result, task.runtime, task.timestamp, task.succeeded))
+    assert seen[0] == seen[1]
+    assert seen[0][1:4] == ("done", 1.5, 2.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "of_the_folder", "address"),
     [

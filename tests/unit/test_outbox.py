@@ -17,21 +17,25 @@ class Redis:
 
     def __init__(self) -> None:
         self.taken: list[str] = []
-        self.away = False
+        self.stored = 0
+        self.away, self.heard = False, True
         self.thawed = threading.Event()
         self.thawed.set()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message) -> bool:
         self.thawed.wait(10)
         if self.away:
             raise ConnectionError("no Redis")
         self.taken.append(message.event)
+        self.stored += message.state is not None
+        return self.heard
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "_AGAIN_SECONDS", 0.01)
     monkeypatch.setattr(outbox, "_PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(outbox, "_REPEAT_SECONDS", 0.01)
 
 
 def put(box: Outbox, server: Redis, *events: str) -> None:
@@ -91,3 +95,31 @@ def test_nobody_waits_for_a_frozen_redis() -> None:
     server.thawed.set()
     box.flush(5)
     assert server.taken == ["received"]  # what progress is left over, nobody needs any more
+
+
+def test_how_work_ended_is_said_until_somebody_hears_it() -> None:
+    box, server = Outbox(), Redis()
+    server.heard = False
+    put(box, server, "task-received")
+    sender = cast("Sender", server)
+    box.put(Message(sender, "task-retried", {}, "RETRY", "away"))
+    deadline = time.monotonic() + 5
+    while server.taken.count("task-retried") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    server.heard = True
+    put(box, server, "task-started")
+    await_last(server, "task-retried")
+    put(box, server, "task-succeeded")
+    box.flush(5)
+    assert server.taken[-1] == "task-succeeded"
+    assert server.taken.count("task-received") == server.stored == 1
+
+
+def test_it_is_not_said_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_GIVE_UP_SECONDS", 0.0)
+    box, server = Outbox(), Redis()
+    server.heard = False
+    put(box, server, "task-succeeded")
+    box.flush(5)
+    assert not box._unheard
