@@ -39,3 +39,16 @@ def size(bytes_: int) -> str:
     if bytes_ >= 1 << 10:
         return f"{bytes_ / (1 << 10):.0f} KiB"
     return f"{bytes_} bytes"
+
+
+def loss_text(loss: float | None) -> str:
+    """Write the loss of a step: `0.0123`, `-2.5e-05`, `not known`."""
+    return "not known" if loss is None else f"{loss + 0:.4g}"  # a loss of -0.0 is 0
+
+
+def memory(used: int | None, total: int | None) -> str:
+    """Write how much of a GPU's memory is used: `60.5 GiB of 139.7 GiB of memory used`."""
+    if used is None:
+        return "memory not known" if total is None else f"{size(total)} of memory"
+    of = "" if total is None else f" of {size(total)}"
+    return f"{size(used)}{of} of memory used"

@@ -13,8 +13,8 @@ from babylon_tasks.records.windows import State, Window
 from babylon_tasks.store import exams
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Connection
-from babylon_tasks.training.step import StepReport, loss_text
-from babylon_tasks.words import counted, duration, named
+from babylon_tasks.training.step import StepReport
+from babylon_tasks.words import counted, duration, loss_text, named
 
 _TYPE = re.compile(r"([A-Z]\w{1,40}): ")  # what an error in a window's row begins with
 
@@ -23,7 +23,10 @@ def of_step(lineage: str, report: StepReport) -> tuple[str, str]:
     """Return what a committed step was, and what came of it."""
     step, size = f"step {report.step} → {report.version}", _size(report)
     took = duration(report.seconds)
-    return f"{lineage}: {step}, {size}", f"{step}: loss {loss_text(report.result)}, {size}, {took}"
+    return (
+        f"{lineage}: {step}, {size}",
+        f"{step}: loss {loss_text(report.result.loss)}, {size}, {took}",
+    )
 
 
 def summary(report: StepReport) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from babylon_tasks.cli.lines import gate_lines, loss_text
+from babylon_tasks.cli.lines import gate_lines
 from babylon_tasks.cli.screen import Line, Section, moment, under
 from babylon_tasks.cockpit.lineages import LineageStory
 from babylon_tasks.records.lineages import Lineage
 from babylon_tasks.records.windows import State
 from babylon_tasks.store.steps import StepListing
-from babylon_tasks.words import counted
+from babylon_tasks.words import counted, loss_text
 
 _MOST = 10  # resets, forks and pieces of work
 

@@ -26,8 +26,3 @@ def tokens_line(
     rate = "" if per_second is None else f"; {per_second:,.0f} context tokens a second of computing"
     peak = f"; {mfu:.1%} of the GPU's peak rate (MFU)" if mfu is not None and gpu_seconds else ""
     return Line("tokens", f"{context}{trained_tokens:,} trained tokens{rate}{peak}")
-
-
-def loss_text(loss: float | None) -> str:
-    """Write the loss of a step."""
-    return "not reported" if loss is None else f"{loss:.4g}"

@@ -32,6 +32,7 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.settings import load_settings
 from babylon_tasks.store import heads, steps
 from babylon_tasks.store import promotions as promotion_rows
+from babylon_tasks.words import loss_text
 from babylon_tasks.work.signals import interrupt
 from babylon_tasks.work.step_names import find_step
 
@@ -82,7 +83,7 @@ def list_models(lineage: str | None, as_json: bool) -> None:
             states[step.step],
             f"{step.committed_at.astimezone(UTC):%Y-%m-%d %H:%M}",
             str(step.trajectories),
-            "" if step.loss is None else f"{step.loss:.4f}",
+            "" if step.loss is None else loss_text(step.loss),
             step.checkpoint if step.removed_at is None else "",
         )
     wide_console().print(table)

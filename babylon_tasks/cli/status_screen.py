@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from babylon_tasks.cli.lines import gate_lines, loss_text, tokens_line
+from babylon_tasks.cli.lines import gate_lines, tokens_line
 from babylon_tasks.cli.screen import Line, Section, dollars, moment, under
 from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
 from babylon_tasks.text import one_line
-from babylon_tasks.words import counted, duration, size
+from babylon_tasks.words import counted, duration, loss_text, memory
 
 Data = Mapping[str, Any]
 
@@ -103,10 +103,7 @@ def _workers(data: Data) -> Iterator[Line]:
 
 
 def _gpu(gpu: Data) -> Line:
-    total, used = gpu["memory_bytes"], gpu["memory_used_bytes"]
-    of = "" if total is None else f" of {size(total)}"
-    memory = "memory not known" if used is None else f"{size(used)}{of} of memory used"
-    return Line("", f"{gpu['name']}: {memory}")
+    return Line("", f"{gpu['name']}: {memory(gpu['memory_used_bytes'], gpu['memory_bytes'])}")
 
 
 def _serving(data: Data) -> Iterator[Line]:

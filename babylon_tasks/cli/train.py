@@ -20,7 +20,8 @@ from babylon_tasks.records.windows import State
 from babylon_tasks.settings import Settings, changed, load_settings
 from babylon_tasks.store import exams, promotions
 from babylon_tasks.store import windows as window_rows
-from babylon_tasks.training.step import StepReport, loss_text
+from babylon_tasks.training.step import StepReport
+from babylon_tasks.words import loss_text
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.signals import interrupt
 
@@ -74,7 +75,7 @@ def train(as_json: bool, lineage: str | None, **options: int | float | str | Non
             if not as_json:
                 click.echo(
                     f"step {report.step} ({report.version}): {len(report.window_ids)} windows, "
-                    f"{report.trajectories} trajectories, loss {loss_text(report.result)}"
+                    f"{report.trajectories} trajectories, loss {loss_text(report.result.loss)}"
                 )
     waiting = _count_waiting(context, bool(steps))
     if as_json:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from babylon_tasks.cli.lines import loss_text
 from babylon_tasks.cli.screen import Line, Section, dollars, moment, under
 from babylon_tasks.cockpit.story import Story
 from babylon_tasks.scoring.filters import EVALUATIONS, FLOORED, REMEMBERED, STAGES
 from babylon_tasks.store.attempts import Attempt, Ending
-from babylon_tasks.words import counted, duration
+from babylon_tasks.words import counted, duration, loss_text
 
 _BAR = 40  # columns of the longest bar
 _WAYS = (("scored", "scored_at"), ("trained", "trained_at"), ("skipped", "skipped_at"),

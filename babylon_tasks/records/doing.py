@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from babylon_tasks.records.steps import Progress
-from babylon_tasks.words import counted, duration, named
+from babylon_tasks.words import counted, duration, loss_text, named
 
 
 class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,7 +69,7 @@ class Doing(msgspec.Struct, frozen=True, omit_defaults=True):
         units = f" ({self.done:,} of {self.total:,})" if self.total else ""
         parts = [f"{self.phase or 'begun'}{share}{units}"]
         if self.loss is not None:
-            parts.append(f"loss {self.loss:.4f}")
+            parts.append(f"loss {loss_text(self.loss)}")
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if self.seconds_left is not None:

@@ -36,6 +36,7 @@ from babylon_tasks.training.recipe import (
     recipe_of_request,
     with_result,
 )
+from babylon_tasks.words import loss_text
 from babylon_tasks.work import aio, left_out
 from babylon_tasks.work.context import Context
 from babylon_tasks.work.leases import LeaseKeeper
@@ -296,7 +297,7 @@ class StepAttempt:
             version,
             len(report.window_ids),
             report.trajectories,
-            loss_text(new.result),
+            loss_text(new.result.loss),
             report.seconds,
         )
         return report
@@ -324,8 +325,3 @@ def _with_shares(funnels: dict[str, Counter[str]], result: StepResult) -> dict[s
             "tokens": share.trainable_tokens,
         }
     return completed
-
-
-def loss_text(result: StepResult) -> str:
-    """Return the loss as text."""
-    return "not known" if result.loss is None else f"{result.loss:.4f}"

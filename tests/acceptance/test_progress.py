@@ -62,7 +62,7 @@ def test_in_a_terminal_the_line_moves_and_is_gone_at_the_end(due: Deployment) ->
         assert opened.end() == 0
     assert opened.words().endswith("v1.0.0 is promoted")
     assert "\x1b[2K" in opened.raw.rpartition("step 1, 1 window, 3 runs")[2], "it is wiped"
-    assert "step 1 (v1.0.0): 1 windows, 3 trajectories, loss 0.0000\r\n" in opened.raw
+    assert "step 1 (v1.0.0): 1 windows, 3 trajectories, loss 0\r\n" in opened.raw
 
 
 def test_mode_single_says_it_too(due: Deployment, unserved: None) -> None:

@@ -28,7 +28,7 @@ def test_of_a_step(context: Context, trainer: TrainerProcess) -> None:
     name = context.lineage.name
     title, result = outcomes.of_step(name, report)
     assert title == f"{name}: step 1 → v1.0.0, 2 windows, 6 runs"
-    assert result.startswith("step 1 → v1.0.0: loss 0.0000, 2 windows, 6 runs, ")
+    assert result.startswith("step 1 → v1.0.0: loss 0, 2 windows, 6 runs, ")
     assert came_of(context, done)[1] == "2 windows trained"
 
 

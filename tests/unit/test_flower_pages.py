@@ -146,7 +146,7 @@ def test_workers_show_their_gpus_and_nothing_is_markup() -> None:
         reverse_url=lambda *parts: "/".join(parts),
     ).decode()  # fmt: skip
     for text in (
-        *("NVIDIA H200: 57.0 GiB of 133.9 GiB", "width: 43%"),
+        *("NVIDIA H200: 57.0 GiB of 133.9 GiB of memory used", "width: 43%"),
         *("&lt;b&gt;one, two", "&lt;i&gt;other"),
         *("step 1 awaits its exam", "Worker gpu@a has said nothing for 1 min 40 s.", "width: 31%"),
         *("the newest step is 1", "1 min 40 s ago", "No worker scores windows"),

@@ -9,7 +9,7 @@ from rich.table import Table
 from babylon_tasks.cli.common import wide_console
 from babylon_tasks.cli.lines import tokens_line
 from babylon_tasks.cli.screen import COLUMNS, Line, Section, dollars, write
-from babylon_tasks.words import counted, duration, named, size
+from babylon_tasks.words import counted, duration, loss_text, memory, named, size
 
 
 def test_a_long_text_is_wrapped_below_itself_and_a_path_is_not() -> None:
@@ -57,6 +57,15 @@ def test_figures() -> None:
     ]  # fmt: skip
     assert [dollars(usd) for usd in (0, 0.0012, 0.01, 1234.5)] == [
         "$0.00", "$0.0012", "$0.01", "$1,234.50",
+    ]  # fmt: skip
+    assert [loss_text(loss) for loss in (None, -0.0, 0.01234, -0.0000251, 2.73261)] == [
+        "not known", "0", "0.01234", "-2.51e-05", "2.733",
+    ]  # fmt: skip
+    assert [memory(used, 3 << 30) for used in (1 << 30, None)] == [
+        "1.0 GiB of 3.0 GiB of memory used", "3.0 GiB of memory",
+    ]  # fmt: skip
+    assert [memory(used, None) for used in (1 << 30, None)] == [
+        "1.0 GiB of memory used", "memory not known",
     ]  # fmt: skip
     assert [counted(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
     assert [named(ids) for ids in ("a", "abc", "abcd")] == ["a", "a b c", "a b c …"]

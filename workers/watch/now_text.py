@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from babylon_tasks.words import counted, duration, size
+from babylon_tasks import words
+from babylon_tasks.words import counted, duration, loss_text
 
 Figures = Mapping[str, Any]
 
@@ -36,7 +37,7 @@ def detail(work: Figures) -> list[tuple[str, str]]:
         units = f", {work['done']:,} of {work['total']:,}" if work["total"] else ""
         shown.append(("Phase", work["phase"] + units))
     if work["loss"] is not None:
-        shown.append(("Loss", f"{work['loss']:.4f}"))
+        shown.append(("Loss", loss_text(work["loss"])))
     if work["tokens_per_second"] is not None:
         shown.append(("Speed", f"{work['tokens_per_second']:,.0f} tokens/s"))
     if work["seconds_left"] is not None:
@@ -77,7 +78,7 @@ def last_step(now: Figures) -> list[str]:
     if not step:
         return []
     of = f"{counted(step['windows'], 'window')}, {counted(step['trajectories'], 'run')}"
-    loss = "" if step["loss"] is None else f", loss {step['loss']:.4f}"
+    loss = "" if step["loss"] is None else f", loss {loss_text(step['loss'])}"
     when = ago((now["at"] - step["committed_at"]).total_seconds())
     return [f"Last step: {step['step']}, {step['version']}, of {of}{loss}, {when}"]
 
@@ -88,11 +89,8 @@ def ago(seconds: float) -> str:
 
 
 def memory(gpu: Figures) -> str:
-    """Say how much of a GPU's memory is used: `60.5 GiB of 139.7 GiB`."""
-    if gpu["memory_bytes"] is None:
-        return "memory not known"
-    total, used = size(gpu["memory_bytes"]), gpu["memory_used_bytes"]
-    return total if used is None else f"{size(used)} of {total}"
+    """Say how much of a GPU's memory is used."""
+    return words.memory(gpu["memory_used_bytes"], gpu["memory_bytes"])
 
 
 def memory_percent(gpu: Figures) -> int | None:
