@@ -7,7 +7,6 @@ from typing import Any
 
 from babylon_tasks.cli.lines import gate_lines, tokens_line
 from babylon_tasks.cli.screen import Line, Section, dollars, moment, under
-from babylon_tasks.records.movement import LEAST_POLICY_CHANGE
 from babylon_tasks.text import one_line
 from babylon_tasks.words import counted, duration, loss_text, memory
 
@@ -49,7 +48,7 @@ def _windows(data: Data) -> Iterator[Line]:
     for state, after in (("due", "to be scored"), ("scored", "for a step")):
         oldest = data[f"oldest_{state}"]
         waits = f"; {_oldest(oldest)}" if oldest else ""
-        wrong = bool(oldest and oldest["last_error"])
+        wrong = state in data["bad_news"]
         yield Line(state, f"{counts[state]:,} wait {after}{waits}", bad=wrong)
     yield Line("ended", f"{counts['trained']:,} trained, {counts['skipped']:,} skipped")
     if failed := counts["failed"]:
@@ -74,7 +73,7 @@ def _queues(data: Data) -> Iterator[Line]:
             came = "no message ever came through to a worker"
         late, busy = queue in data["late_queues"], queue in data["busy_queues"]
         why = " (a worker is busy)" if late and busy else ""
-        yield Line(queue, f"{waits}{came}{why}", bad=late and not busy)
+        yield Line(queue, f"{waits}{came}{why}", bad=f"queue {queue}" in data["bad_news"])
     if data["redis_says"]:
         yield Line("Redis", data["redis_says"], bad=True)
 
@@ -96,8 +95,9 @@ def _workers(data: Data) -> Iterator[Line]:
     yield from _more(data["workers"])
     if lost := sum(worker["lost"] for worker in data["workers"][_MOST:]):
         yield Line("", f"{lost:,} of these are not seen", bad=True)
-    if not data["workers"]:
-        yield Line("none", "no worker has said that it runs", bad=True)
+    for queue in data["canary_age_seconds"]:
+        if nobody := data["bad_news"].get(f"no worker {queue}"):
+            yield Line("none", nobody, bad=True)
     for machine, error in data["at_fault"].items():
         yield Line("at fault", f"{machine} stopped: {error}", bad=True)
 
@@ -122,13 +122,8 @@ def _serving(data: Data) -> Iterator[Line]:
     if step != data["published_step"]:
         yield Line("newest", f"step {step} does not serve")
     yield from gate_lines(data["gate"]["publish"], data["gate_says"])
-    if paused := data["promotion_paused"]:
-        yield Line(
-            "paused",
-            f"no step is promoted by itself since {paused['since']}, by {paused['by']}: "
-            f"{paused['why']} (`babylon models resume`)",
-            bad=True,
-        )
+    if paused := data["bad_news"].get("promotion"):
+        yield Line("paused", paused, bad=True)
 
 
 def _last_step(data: Data) -> Iterator[Line]:
@@ -147,13 +142,8 @@ def _last_step(data: Data) -> Iterator[Line]:
     change = step["policy_change"]
     moved = "not known" if change is None else f"{change:g} nats an answer"
     yield Line("loss", f"{loss_text(step['loss'])}; policy change {moved}")
-    if step["stands_still"]:
-        yield Line(
-            "",
-            "the last step stood still: it moved the log-probability of an answer by less than "
-            f"{LEAST_POLICY_CHANGE:g} nats; `babylon doctor` says which setting to change",
-            bad=True,
-        )
+    if still := data["bad_news"].get("last step"):
+        yield Line("", still, bad=True)
 
 
 def _today(data: Data) -> Iterator[Line]:
@@ -161,7 +151,7 @@ def _today(data: Data) -> Iterator[Line]:
     limit = judge["daily_limit_usd"]
     of = " without a daily limit" if limit is None else f" of the daily limit of {dollars(limit)}"
     asked = f"{counted(judge['answers'], 'answer')}, {counted(judge['tokens'], 'token')}"
-    spent = limit is not None and judge["usd"] >= limit
+    spent = "judge" in data["bad_news"]
     yield Line("judge", f"{asked}, {dollars(judge['usd'])}{of}", bad=spent)
     price = "price not known"
     if gpu["usd"] is not None:
@@ -193,7 +183,7 @@ def _others(data: Data) -> Iterator[Line]:
             f"{each['state']}, step {each['step']}, serves {each['published_step']}{paused}; "
             f"{each['due']:,} due, {each['scored']:,} scored, {each['trained']:,} trained"
             f"{failed}{works}",
-            bad=bool(each["failed"] or each["promotion_paused_at"]),
+            bad=f"lineage {each['name']}" in data["bad_news"],
         )
     yield from _more(others)
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from babylon_tasks.cockpit import running
+from babylon_tasks.cockpit.bad_news import bad_news
 from babylon_tasks.cockpit.status import late_seconds, lineage_status
 from babylon_tasks.records.windows import State
 from babylon_tasks.store import gpu_time, leases, lineages, promotions, workers
@@ -26,13 +27,14 @@ def overview(context: Context) -> dict[str, Any]:
 
     - `at`: when this was read.
     - `running`: who works on what, as `running.figures`, the oldest first.
-    - `late_queues`: those through which no message came for too long, or never; this is bad news
-      unless they are among the `busy_queues`, whose work runs now.
+    - `late_queues`: those through which no message came for too long, or never; this is no
+      bad news for the `busy_queues`, whose work runs now.
     - `oldest_due`, `oldest_scored`: the lineage's window that waits the longest, or None.
     - `published`: what the lineage's name answers with: since when, by whom and why, or None.
     - `workers`: each worker as it says of itself; `lost` if it was silent for too long.
     - `gpu_today`: GPU seconds and dollars of the steps since 00:00 UTC, of all lineages.
     - `lineages`: every lineage with its steps, the number of its windows, and `running` work.
+    - `bad_news`: what a person must see to, a sentence each, as `bad_news.bad_news`.
 
     Raises:
         ServerUnavailable: Postgres does not answer.
@@ -51,7 +53,7 @@ def overview(context: Context) -> dict[str, Any]:
     count = {each.name: sum(work.doing.lineage == each.name for work in works) for each in listed}
     shown = [running.figures(work, seen, at) for work in works]
     ages = figures["canary_age_seconds"].items()
-    return {
+    data = {
         "at": at,
         **figures,
         "running": shown,
@@ -68,3 +70,4 @@ def overview(context: Context) -> dict[str, Any]:
         "gpu_today": asdict(used),
         "lineages": [{**asdict(each), "running": count[each.name]} for each in listed],
     }
+    return {**data, "bad_news": bad_news(data, context.settings)}

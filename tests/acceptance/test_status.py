@@ -59,10 +59,10 @@ def nobody_may_connect(deployment: Deployment) -> Iterator[None]:
 def test_red_is_for_a_terminal_that_wants_colour(deployment: Deployment) -> None:
     with status(deployment) as opened:
         assert opened.end() == 0
-        assert f"{RED}  none         no worker has said that it runs" in opened.raw
+        assert f"{RED}  none         No worker scores windows" in opened.raw
     with status(deployment, NO_COLOR="1") as opened:
         assert opened.end() == 0
-        assert "none         no worker has said that it runs" in opened.raw
+        assert "none         No worker scores windows" in opened.raw
         assert "\x1b[" not in opened.raw
     assert "\x1b[" not in deployment.call("babylon", "status").stdout
 

@@ -64,7 +64,7 @@ def test_an_empty_database_says_that_nothing_runs_and_nobody_works(context: Cont
     assert "nothing no window is scored and no step is trained at this moment" in text
     assert "due 0 wait to be scored scored 0 wait for a step ended 0 trained, 0 skipped" in text
     assert "gpu 2 messages waiting; no message ever came through to a worker" in text
-    assert "none no worker has said that it runs" in text
+    assert "none No worker scores windows: start one with `celery -A" in text
     assert "serves the base model gate PUBLISH=always" in text
     assert "judge 0 answers, 0 tokens, $0.00 without a daily limit" in text
     assert "GPU 0 steps, no GPU time" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from babylon_tasks import words
@@ -16,8 +16,6 @@ _DOES = {
     "train": "Training",
     "exam": "Examining",
 }
-_WAITED_LONG_SECONDS = 3600.0
-_MOST_NAMED = 3
 
 
 def does(work: Figures) -> str:
@@ -64,12 +62,10 @@ def notes(now: Figures, state: str) -> list[str]:
     number = sum(len(work["windows"]) for work in works if work["stage"] in stages)
     number = min(number, now["windows"][state])
     said = [f"{number:,} of them in work now"] if number else []
-    return said + ([_waited(now[f"oldest_{state}"])] if now[f"oldest_{state}"] else [])
-
-
-def _waited(window: Figures) -> str:
-    after = f" after an error: {window['last_error']}" if window["last_error"] else ""
-    return f"{window['window_id']} has waited {duration(window['seconds'])}{after}"
+    oldest = now[f"oldest_{state}"]
+    if oldest:
+        said.append(f"{oldest['window_id']} has waited {duration(oldest['seconds'])}")
+    return said
 
 
 def last_step(now: Figures) -> list[str]:
@@ -107,38 +103,4 @@ def works_of(worker: Figures, now: Figures) -> list[str]:
 
 def complaints(now: Figures | None, away: Sequence[str]) -> list[str]:
     """Say what a person must see to; nothing if all is well."""
-    return [*away, *(_complaints(now) if now else ())]
-
-
-def _complaints(now: Figures) -> Iterator[str]:
-    alive = [each for each in now["workers"] if not each["lost"]]
-    for queue, stage in (("cpu", "scores windows"), ("gpu", "trains")):
-        if not any(queue in each["queues"] for each in alive):
-            yield (
-                f"No worker {stage}: start one with `celery -A babylon_tasks worker -Q {queue}`."
-            )
-    lost = [each for each in now["workers"] if each["lost"]]
-    for each in lost[:_MOST_NAMED]:
-        yield f"Worker {each['name']} has said nothing for {duration(each['seen_seconds'])}."
-    if len(lost) > _MOST_NAMED:
-        more = counted(len(lost) - _MOST_NAMED, "more worker")
-        yield f"Nor {'has' if len(lost) == _MOST_NAMED + 1 else 'have'} {more} said anything."
-    for machine, error in now["at_fault"].items():
-        yield f"{machine} stopped, since every window failed there: {error}"
-    for queue in now["late_queues"]:
-        age = now["canary_age_seconds"][queue]
-        if age is not None and queue not in now["busy_queues"]:
-            yield f"No message has come through queue {queue} for {duration(age)}."
-    failed = now["windows"]["failed"]
-    if failed:
-        yield f"{counted(failed, 'window')} failed: `babylon windows list` says why."
-    if now["promotion_paused"]:
-        paused = now["promotion_paused"]
-        yield f"No step is promoted by itself since {paused['since']}: {paused['why']}"
-    for state in ("due", "scored"):
-        waiting = now[f"oldest_{state}"]
-        if waiting and (
-            waiting["last_error"]
-            or (state == "due" and waiting["seconds"] > _WAITED_LONG_SECONDS and not now["running"])
-        ):
-            yield f"Window {_waited(waiting)}."
+    return [*away, *(now["bad_news"].values() if now else ())]
