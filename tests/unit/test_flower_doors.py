@@ -23,7 +23,9 @@ GOOGLE = {
 }
 
 
-def check(environment: dict[str, str], arguments: Sequence[str] = ()) -> None:
+def check(
+    environment: dict[str, str], arguments: Sequence[str] = (), assigned: Sequence[str] = ()
+) -> None:
     """As Flower reads both, into options of this test."""
     mine = OptionParser()
     for name, option in options._options.items():
@@ -34,7 +36,7 @@ def check(environment: dict[str, str], arguments: Sequence[str] = ()) -> None:
         if known in mine:
             type_ = options._options[known.replace("_", "-")].type
             setattr(mine, known, value.split(",") if known == "basic_auth" else type_(value))
-    require_sound_doors(mine, environment, arguments)
+    require_sound_doors(mine, environment, arguments, assigned)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,17 @@ def test_a_mistyped_argument_is_refused() -> None:
     with pytest.raises(UserError, match=r"--basicauth is .* Did you mean --basic_auth\?"):
         check({}, ["--basicauth=a:b"])
     check({}, ["--basic-auth=a:b", "--port=5555"])
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("basicauth", "basic_auth"), ("BASIC_AUTH", "basic_auth"), ("adress", "address")],
+)
+def test_a_mistyped_name_in_a_file_is_refused(name: str, meant: str) -> None:
+    """A file may need other names."""
+    with pytest.raises(UserError, match=rf"^{name} in the .* Did you mean {meant}\?$"):
+        check({}, assigned=["users", "port", name])
+    check({}, assigned=["users", "password", "_auth", "basic_auth", "port"])
 
 
 def test_other_names_that_flower_does_not_know_are_said(caplog: pytest.LogCaptureFixture) -> None:

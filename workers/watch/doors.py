@@ -44,17 +44,22 @@ _OPEN_TO_ALL = {
 
 
 def require_sound_doors(
-    options: Any, environment: Mapping[str, str], arguments: Sequence[str]
+    options: Any,
+    environment: Mapping[str, str],
+    arguments: Sequence[str],
+    assigned: Sequence[str] = (),
 ) -> None:
     """Refuse settings that do not shut Flower's doors as whoever wrote them believes.
 
     `options` are Flower's, with the environment's and the command line's in them; `arguments` are
-    those after `flower` on the command line. Other names that Flower does not know are logged.
+    those after `flower` on the command line, `assigned` the names in the flowerconfig.py. Other
+    names that Flower does not know are logged, but for those of that file: it may need more.
 
     Raises:
         UserError: A person must change the settings.
     """
     _require_known_names(options, environment, arguments)
+    _require_known_assigned(options, assigned)
     if options.basic_auth:  # unset: no entry; empty: one that is empty
         _require_basic(options.basic_auth)
     if options.auth:
@@ -161,7 +166,7 @@ def _require_known_names(
     options: Any, environment: Mapping[str, str], arguments: Sequence[str]
 ) -> None:
     """Refuse a mistyped name of the doors' settings, and log others."""
-    known = {name.replace("-", "_") for name in options.as_dict()} | _NO_OPTIONS
+    known = _known(options) | _NO_OPTIONS
     named = {name: name[len(_PREFIX) :].lower() for name in environment if name.startswith(_PREFIX)}
     named |= {
         name: name.lstrip("-").replace("-", "_").lower()
@@ -171,7 +176,7 @@ def _require_known_names(
     for written, name in named.items():
         if name in known or name.startswith(_OF_KUBERNETES):
             continue
-        (meant,) = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75) or [None]
+        meant = _meant(name, known)
         if meant is None:
             log.warning("%s is no setting of Flower, and does nothing", written)
             continue
@@ -179,3 +184,23 @@ def _require_known_names(
         if meant in _OF_DOORS:
             raise UserError(f"{written} is no setting of Flower. Did you mean {like}?")
         log.warning("%s is no setting of Flower, and does nothing: %s is one", written, like)
+
+
+def _require_known_assigned(options: Any, names: Sequence[str]) -> None:
+    """Refuse a mistyped name of the doors' settings in a file."""
+    known = _known(options)
+    for name in names:
+        is_right = name in known or name.startswith("_")
+        meant = None if is_right else _meant(name.lower(), known)
+        if meant in _OF_DOORS:
+            raise UserError(
+                f"{name} in the flowerconfig.py is no setting of Flower. Did you mean {meant}?"
+            )
+
+
+def _known(options: Any) -> set[str]:
+    return {name.replace("-", "_") for name in options.as_dict()}
+
+
+def _meant(name: str, known: set[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)), None)

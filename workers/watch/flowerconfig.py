@@ -43,7 +43,7 @@ options.purge_offline_workers = 600
 
 _arguments = sys.argv[sys.argv.index("flower") + 1 :] if "flower" in sys.argv else []
 with refusing_in_one_line():
-    read_theirs(options, Path(__file__))
+    _assigned = read_theirs(options, Path(__file__))
 # The command line comes last.
 options.parse_command_line(["flower", *filter(is_flower_option, _arguments)], final=False)
 
@@ -51,7 +51,7 @@ with refusing_in_one_line():
     _settings = load_settings()
     # Tornado has logged in a form of its own so far.
     configure_logging(_settings.log_level, _settings.log_format)
-    require_sound_doors(options, os.environ, _arguments)
+    require_sound_doors(options, os.environ, _arguments, _assigned)
     if options.persistent:
         require_private(options.db)
     if _settings.database_url:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.text import one_line
 
 
-def read_theirs(options: Any, ours: Path) -> None:
+def read_theirs(options: Any, ours: Path) -> list[str]:
     """Read the file that `options.conf` names, else the one in the working folder, if it is there.
+
+    Return the names that it assigns.
 
     Raises:
         UserError: It is not there, or Python or Flower cannot read it.
@@ -21,9 +24,10 @@ def read_theirs(options: Any, ours: Path) -> None:
     is_ours = named.exists() and named.samefile(ours)
     path = Path(DEFAULT_CONFIG_FILE) if is_ours else named
     if str(path) == DEFAULT_CONFIG_FILE and not (path.exists() and not path.samefile(ours)):
-        return
+        return []
     try:
         options.parse_config_file(str(path), final=False)
+        return _assigned(path.read_text())
     except OSError as error:
         raise UserError(
             f"FLOWER_CONF (--conf): {path} cannot be read: {error.strerror or error}"
@@ -31,3 +35,9 @@ def read_theirs(options: Any, ours: Path) -> None:
     except Exception as error:  # noqa: BLE001 - whatever that file raises
         why = one_line(f"{type(error).__name__}: {error}", 300)
         raise UserError(f"Flower's settings in {path} cannot be used: {why}") from None
+
+
+def _assigned(text: str) -> list[str]:
+    lines = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+    targets = [target for line in lines for target in line.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
