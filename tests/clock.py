@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import psycopg
 from psycopg import sql
 
 from babylon_tasks.store.database import Connection, Database
 from babylon_tasks.work.context import Context
+from tests.rows import Hour
 
 _PATIENCE_SECONDS = 20.0
 _OBEY = """
@@ -56,6 +58,12 @@ def move_clock(context: Context, seconds: float) -> None:
                 sql.Identifier(connection.info.dbname), sql.Literal(row[0])
             )
         )
+
+
+def at_half_past(context: Context) -> None:
+    """Let it be half past the hour in which the test began: none ends while it runs."""
+    half_past = Hour.began.replace(minute=30, second=0, microsecond=0)
+    move_clock(context, (half_past - datetime.now(UTC)).total_seconds())
 
 
 def let_leases_run_out(context: Context) -> None:

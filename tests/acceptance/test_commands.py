@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from babylon_tasks.store import canaries
 from tests.acceptance.conftest import Deployment, Ended
 from tests.chaos.injection import Injection, injecting
+from tests.clock import at_half_past
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
 MODULE = ("-m", "babylon_tasks")
@@ -84,6 +84,7 @@ def test_mode_single_answers_a_request(deployment: Deployment, unserved: None) -
 
 def test_mode_single_leaves_a_request_for_the_running_hour_waiting(deployment: Deployment) -> None:
     """What the app's own trigger spawns."""
+    at_half_past(deployment.context)
     add_window(deployment.context, hours_ago(0))
     add_request(deployment.context, "batch-2", hours_ago(0), "v1.0.0")
     env = {"MODE": "single", "WINDOW_ID": hours_ago(0), "BATCH_ID": "batch-2"}
@@ -208,8 +209,7 @@ def test_up_is_ended_by_sigterm_with_all_its_processes(deployment: Deployment) -
     assert len(children) >= 4
     process.terminate()
     assert process.wait(timeout=40) == 0
-    time.sleep(0.2)
-    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    deployment.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 5)
 
 
 def _children(pid: int) -> list[int]:

@@ -30,6 +30,7 @@ from babylon_tasks.simulation.game.schedule import (
 from babylon_tasks.simulation.write import write
 from babylon_tasks.work.context import Context
 from tests.acceptance.conftest import Deployment
+from tests.clock import at_half_past
 from tests.openai_server import Stub, completion, serving
 from tests.rows import add_window, hours_ago, one, query, scored_windows, states
 from workers.gpu.client import TrainerProcess
@@ -37,6 +38,11 @@ from workers.gpu.client import TrainerProcess
 APP = ("trajectories", "market_outcomes", '"User"')
 KEY = "sk-a-key"
 WAITS = "SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+
+
+@pytest.fixture(autouse=True)
+def _no_hour_ends_or_settles(deployment: Deployment) -> None:
+    at_half_past(deployment.context)
 
 
 @pytest.fixture
@@ -76,7 +82,7 @@ def test_hours_of_scripted_agents_are_written_and_then_scored(deployment: Deploy
     assert [hour["hour"] for hour in told["hours"]] == [0, 1]
     first, second = map(parse_window_id, windows)
     assert second - first == timedelta(hours=1)
-    assert windows[1] in (hours_ago(1), hours_ago(2))  # SETTLE_SECONDS is ten minutes
+    assert windows[1] == hours_ago(1)
     assert all(hour["policy"] is None for hour in told["hours"])
     assert all(hour["noise"] < hour["oracle"] for hour in told["hours"])
     written = {"trajectories": 2 * agents, "market_outcomes": 2 * MARKETS, '"User"': agents}
@@ -137,16 +143,15 @@ def test_an_hour_whose_window_is_past_due_is_passed_over(deployment: Deployment)
     (scored,) = scored_windows(context, 4)
     add_window(context, hours_ago(3))
     assert pipeline.produce(context) == [hours_ago(3)]  # and stays due: its hour can be played
-    oldest = 4 if newest(context) == hours_ago(1) else 3
-    told = simulate(deployment, "--hours", str(oldest), "--into-app-data")
+    told = simulate(deployment, "--hours", "4", "--into-app-data")
     assert told["passed_over"] == {scored: TOO_LATE}
-    assert [hour["hour"] for hour in told["hours"]] == list(range(oldest - 1))
+    assert [hour["hour"] for hour in told["hours"]] == [0, 1, 2]
     assert told["hours"][0]["window"] == hours_ago(3)
 
-    done = deployment.call("babylon", "simulate", "--hours", str(oldest), "--into-app-data")
+    done = deployment.call("babylon", "simulate", "--hours", "4", "--into-app-data")
     late, once = done.stdout.splitlines()[:2]
     assert late == f"passed over 1 hour: {TOO_LATE}"
-    assert once == f"passed over {oldest - 1} hours: {ONCE}"
+    assert once == f"passed over 3 hours: {ONCE}"
 
 
 def test_an_hour_that_was_scored_while_it_was_played_is_not_written(

@@ -12,10 +12,12 @@ from babylon_tasks.errors import UserError
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.queries import load
 from babylon_tasks.work.context import Context
+from tests.clock import at_half_past
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
 
 
 def test_complete_windows_with_enough_agents_are_due_once(context: Context) -> None:
+    at_half_past(context)
     add_window(context, hours_ago(2))
     add_window(context, hours_ago(3), agents=2)
     add_window(context, hours_ago(4), agents=1)
@@ -117,6 +119,7 @@ def test_enqueue_by_name(context: Context) -> None:
     ],
 )
 def test_enqueue_says_why_not(context: Context, hours: int, says: str) -> None:
+    at_half_past(context)
     add_window(context, hours_ago(0))
     add_window(context, hours_ago(7), agents=1)
     add_window(context, hours_ago(9), agents=1)
@@ -127,6 +130,7 @@ def test_enqueue_says_why_not(context: Context, hours: int, says: str) -> None:
 
 
 def test_listing_counts_what_has_no_row_and_reads_what_has(context: Context) -> None:
+    at_half_past(context)
     add_window(context, hours_ago(2))
     pipeline.produce(context)
     add_window(context, hours_ago(3))

@@ -28,7 +28,7 @@ from babylon_tasks.settings import Settings
 from babylon_tasks.store import steps as step_rows
 from babylon_tasks.store.migrate import migrate
 from babylon_tasks.work.context import Context
-from tests.clock import let_leases_run_out, let_waits_pass
+from tests.clock import at_half_past, let_leases_run_out, let_waits_pass
 from tests.rows import (
     add_request,
     add_trajectory,
@@ -540,6 +540,7 @@ def test_requests_are_attached_trained_alone_and_answered(
 
 
 def test_a_request_waits_for_the_unfinished_hour(context: Context) -> None:
+    at_half_past(context)
     add_request(context, "batch-8", hours_ago(0), "v1.0.0")
     add_window(context, hours_ago(0))
     assert pipeline.produce(context) == []
@@ -551,7 +552,7 @@ def test_a_request_waits_for_the_unfinished_hour(context: Context) -> None:
     [
         (None, "scenarioId must name a window"),
         ("latest", "scenarioId must name a window"),
-        (hours_ago(5), "no trajectories in window"),
+        ("2025-01-15T10:00", "no trajectories in window"),
     ],
 )
 def test_a_request_that_cannot_be_met_fails_with_the_reason(
