@@ -82,13 +82,10 @@ def test_work_makes_rows_and_housekeeping_none(deployment: Deployment) -> None:
 
 def test_a_step_shows_how_far_it_is_and_a_killed_one_has_failed(deployment: Deployment) -> None:
     windows = scored_windows(deployment.context, 3, 2)
-    name, killed = deployment.context.lineage.name, deployment.folder / "killed"
-    harm = injecting(
-        Injection("babylon_tasks.checkpoints.files.save", "sleep", seconds=1.5),
-        Injection("babylon_tasks.training.step.StepAttempt._commit", "kill", once=killed),
-    )
+    name, hung = deployment.context.lineage.name, deployment.folder / "hung"
+    harm = injecting(Injection("babylon_tasks.checkpoints.files.save", "hang", once=hung))
     with watching(deployment.redis_url, deployment.key("")) as watcher:
-        deployment.start(*GPU, env={**harm, "LEASE_SECONDS": "20"})
+        worker = deployment.start(*GPU, env={**harm, "LEASE_SECONDS": "20"})
         send(deployment, "train", "killed")
         deployment.wait(lambda: "killed" in watcher.rows())
         row = watcher.rows()["killed"]
@@ -97,6 +94,8 @@ def test_a_step_shows_how_far_it_is_and_a_killed_one_has_failed(deployment: Depl
         kept = AsyncResult("killed", app=watcher.app)
         deployment.wait(lambda: kept.state == "PROGRESS" and kept.info["phase"] == "save")
         assert kept.info["windows"] == windows
+        (at_work,) = psutil.Process(worker.pid).children()
+        at_work.kill()
         deployment.wait(ended(watcher, "killed"))
         deployment.wait(lambda: kept.state == "FAILURE")
         query(deployment.context, "DELETE FROM rl.leases RETURNING 1")  # as if it had run out

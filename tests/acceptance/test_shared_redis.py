@@ -112,10 +112,12 @@ def test_flower_shows_its_own_deployment(
     deployment.start(*CPU, "-n", "ours@%h")
     other.start(*CPU, "-n", "theirs@%h")
     other.start(*BEAT)
-    deployment.wait(lambda: bool(_get(f"{api}/workers?refresh=1")))
     other.wait(lambda: bool(query(other.context, "SELECT FROM rl.canaries WHERE queue = 'cpu'")))
-    workers = _get(f"{api}/workers?refresh=1")
-    assert [name.partition("@")[0] for name in workers] == ["ours"]
+
+    def workers() -> list[str]:
+        return [name.partition("@")[0] for name in _get(f"{api}/workers?refresh=1")]
+
+    deployment.wait(lambda: workers() == ["ours"])
     assert _get(f"{api}/tasks") == {}  # those of `theirs` would be here
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     assert 'babylon_queue_messages{queue="gpu"} 2.0' in metrics
