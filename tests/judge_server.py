@@ -402,6 +402,19 @@ class JudgeServer:
             return max(self._let_in[0] + span_seconds - now, 0.001)
 
 
+class Together(JudgeServer):
+    """Answers no request before `wanted` of them are there."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self.meeting = threading.Barrier(wanted)
+
+    def answer_for(self, request: Received) -> Behaviour:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.meeting.wait(10)
+        return super().answer_for(request)
+
+
 class _Server(ThreadingHTTPServer):
     judge: JudgeServer
     daemon_threads = True

@@ -50,6 +50,7 @@ class State:
 
     # Faults, which a test switches on and off.
     hang: bool = False  # accepts, and does not answer
+    held: bool = False  # what runs makes no token
     refuse: int | None = None  # answers everything with this status
     engine_dead: bool = False  # /health is 503, answers are 500
     deadly: str | None = None  # a text that ends the engine
@@ -65,6 +66,14 @@ class State:
     running: int = 0
     most_running: int = 0
     tokens_made: int = 0
+
+    async def make_token(self) -> None:
+        """Take the time of a token."""
+        while self.held:
+            await asyncio.sleep(0.002)
+        if self.token_seconds:
+            await asyncio.sleep(self.token_seconds)
+        self.tokens_made += 1
 
     def card(self, name: str, root: str, parent: str | None) -> dict[str, Any]:
         return {
@@ -253,8 +262,7 @@ class _Answers(_Endpoint):
             return StreamingResponse(answer.stream(), media_type="text/event-stream")
         async with answer.run():
             for _ in range(answer.count):
-                await asyncio.sleep(state.token_seconds)
-                state.tokens_made += 1
+                await state.make_token()
         return Response(json.dumps(answer.whole()), headers=JSON)
 
 
@@ -309,9 +317,7 @@ class _Answer:
                 told = {"prompt_token_ids": self._prompt_ids} if self._wants_ids else {}
                 yield _event({**head, "choices": [first], **told})
             for number in range(self.count):
-                if self._state.token_seconds:
-                    await asyncio.sleep(self._state.token_seconds)
-                self._state.tokens_made += 1
+                await self._state.make_token()
                 if self._state.engine_dead:
                     yield _event(json.loads(error(500, DEAD, "InternalServerError").body))
                     break

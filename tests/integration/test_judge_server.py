@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests import judge_server as judge
-from tests.judge_server import Behaviour, JudgeServer
+from tests.judge_server import Behaviour, JudgeServer, Together
 
 # litellm's own; ART silences it, pytest undoes that.
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
@@ -175,11 +175,14 @@ def test_a_drip_outlasts_the_timeout(ask: Ask) -> None:
 
 def test_cancelling_hangs_up(art: SimpleNamespace, loop: asyncio.Runner) -> None:
     async def give_up(server: JudgeServer) -> None:
-        async with asyncio.timeout(0.3):
-            await art.ruler(lists(), "openai/judge", settings(server))
+        asking = asyncio.create_task(art.ruler(lists(), "openai/judge", settings(server)))
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asking
 
     with JudgeServer(default=judge.hang()) as server:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(asyncio.CancelledError):
             loop.run(give_up(server))
         assert hung_up(server, loop)
 
@@ -190,8 +193,9 @@ def test_most_at_once(art: SimpleNamespace, loop: asyncio.Runner) -> None:
             for _ in range(4):
                 group.create_task(art.ruler(lists(), "openai/judge", settings(server)))
 
-    with JudgeServer(delay_seconds=0.3) as server:
+    with Together(4) as server:
         loop.run(ask_all(server))
+    assert not server.meeting.broken
     assert server.most_at_once == 4
 
 
@@ -267,6 +271,6 @@ def test_other_paths_and_the_end() -> None:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{server.url}/chat/completions", json={"messages": []}, timeout=0.1)
             started = time.monotonic()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4  # else it waits 5 s for its thread
         with pytest.raises(httpx.ConnectError):
             client.get(f"{server.url}/models")

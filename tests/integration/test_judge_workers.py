@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from babylon_tasks.store import judgments
 from babylon_tasks.store import scores as score_rows
 from babylon_tasks.work.context import Context
 from tests.clock import let_leases_run_out
-from tests.judge_server import Behaviour, JudgeServer, Received
+from tests.judge_server import Behaviour, JudgeServer, Received, Together
 from tests.judged import (
     THREE,
     add_judged_window,
@@ -40,19 +39,6 @@ EIGHT = [0.1, 0.8, 0.3, 0.6, 0.5, 0.2, 0.7, 0.4]
 
 
 # --- nothing twice ---
-
-
-class Together(JudgeServer):
-    """Answers no request before `wanted` of them are there."""
-
-    def __init__(self, wanted: int) -> None:
-        super().__init__()
-        self.meeting = threading.Barrier(wanted)
-
-    def answer_for(self, request: Received) -> Behaviour:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            self.meeting.wait(10)
-        return super().answer_for(request)
 
 
 @pytest.fixture

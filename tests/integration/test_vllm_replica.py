@@ -526,16 +526,16 @@ def test_the_base_model_beside_an_adapter_is_not_remembered(
         await replica.load(BASE)
         await replica.load(version)
         assert await why_not(replica, BASE) is None
-        vllm.state.token_seconds = 0.02
-        order = (BASE, version) if first == "base" else (version, BASE)
-        begun = asyncio.create_task(why_not(replica, order[0]))
-        while not vllm.state.running:
-            await asyncio.sleep(0.002)
-        reasons = dict(zip(order, [None, await why_not(replica, order[1])], strict=True))
-        reasons[order[0]] = await begun
+        vllm.state.held = True
+        asking = {}
+        for number, asked in enumerate((BASE, version) if first == "base" else (version, BASE)):
+            asking[asked] = asyncio.create_task(why_not(replica, asked))
+            while vllm.state.running == number:
+                await asyncio.sleep(0.002)
+        vllm.state.held = False
+        reasons = {asked: await task for asked, task in asking.items()}
         assert reasons[version] is None
         assert reasons[BASE] in ("no_tokens", "odd_logprobs")
-        vllm.state.token_seconds = 0.0
         assert await why_not(replica, BASE) is None
 
     run(vllm, do)

@@ -21,11 +21,14 @@ class FakeBackend:
         self.has: set[Version] = set()
         self.cannot: dict[Version, str] = {}
         self.load_seconds = self.unload_seconds = 0.0
+        self.may_load = asyncio.Event()  # loads wait for it
+        self.may_load.set()
         self.refuses = self.loses_loads = False
         self.lost: set[Version] = set()  # taken away by others, which nobody knows yet
         self.going: set[Version] = set()
         self.chunks = 3
         self.gate: asyncio.Event | None = None  # answers wait for it before their last chunk
+        self.at_gate = 0  # answers that have come to it
         self.loads: list[str] = []
         self.most = 0
         self.running: list[Version] = []
@@ -45,6 +48,7 @@ class FakeBackend:
         return self.has
 
     async def load(self, version: Version) -> None:
+        await self.may_load.wait()
         await asyncio.sleep(self.load_seconds)
         if not self.alive or self.loses_loads:
             raise BackendAway(f"{self.name} is away")
@@ -83,6 +87,7 @@ class FakeBackend:
         try:
             for number in range(self.chunks):
                 if self.gate and number == self.chunks - 1:
+                    self.at_gate += 1
                     await self.gate.wait()
                 await asyncio.sleep(0)
                 yield {"text": version.name, "by": self.name}

@@ -153,6 +153,7 @@ def test_a_body_has_to_come_and_to_be_small() -> None:
     with running_edge(limits=Limits(body_bytes=1000, body_seconds=0.3)) as edge:
         promised = send(edge, request(BODY)[:-10])
         assert read_all(promised).startswith(b"HTTP/1.1 408 ")
+    with running_edge(limits=Limits(body_bytes=1000)) as edge:
         declared = httpx.post(
             f"{edge.url}/v1/chat/completions", json={**BODY, "user": "x" * 5_000_000}
         )

@@ -70,6 +70,6 @@ def test_thirty_gigabytes_take_about_a_second(tmp_path: Path) -> None:
     for number in range(6):
         with (tmp_path / f"model-{number}.safetensors").open("wb") as weights:
             weights.truncate(5 * 2**30)
-    started = time.monotonic()
+    started = time.process_time()  # whatever else runs
     fingerprint(tmp_path)
-    assert time.monotonic() - started < 5  # 0.2 s on a machine at rest
+    assert time.process_time() - started < 5  # 0.2 s on a machine at rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 
@@ -33,17 +34,18 @@ def test_a_server_that_hangs_is_said_and_asked_once(
         assert released.wait(20)
         return "figures"
 
-    async def ask() -> tuple[Answer, Answer, Answer]:
+    async def ask() -> tuple[Answer, Answer]:
         hanging, well = Source("Redis", read), Source("Postgres", lambda: "well")
-        one, two, other = await asyncio.gather(hanging.ask(), hanging.ask(), well.ask())
-        assert (one, other) == (two, Answer("well"))
+        one, two = await asyncio.gather(hanging.ask(), hanging.ask())
+        assert one == two
         assert len(asked) == 1
-        released.set()
         monkeypatch.setattr(now, "_PATIENCE_SECONDS", 20.0)
-        return one, await hanging.ask(), await well.ask()
+        assert await well.ask() == Answer("well")
+        released.set()
+        return one, await hanging.ask()
 
-    hung, answered, _ = asyncio.run(ask())
-    assert hung == Answer(None, "Redis has not answered for 0 s")
+    hung, answered = asyncio.run(ask())
+    assert re.fullmatch("Redis has not answered for [0-9]+ s", hung.why_not or "")
     assert answered == Answer("figures")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,13 @@ ASKED = Question("chat", {}, stream=True, captured=False)
 WHOLE = Question("chat", {}, stream=False, captured=False)
 
 
+class StandingStill(Directory):
+    """The database's time goes on as a test says, so that no window ends in one."""
+
+    def now(self) -> datetime:
+        return self.at
+
+
 class World:
     """The rows, the backends, and a router over them; `follow` is one look."""
 
@@ -34,7 +43,8 @@ class World:
         self.backends = list(backends) or [FakeBackend()]
         self.promoted = {"agent": 0}
         self.shares: dict[str, tuple[int, float]] = {}
-        self.share_starts_at = datetime.now(UTC) - timedelta(minutes=1)
+        self.now = datetime(2026, 1, 1, 10, 30, tzinfo=UTC)  # the database's, which stands still
+        self.share_starts_at = self.now - timedelta(minutes=1)
         self.steps = 12
         self.postgres_answers = True
         self.loader = Loader(self.backends, slots)
@@ -57,7 +67,7 @@ class World:
                 numbers={f"v1.0.{number}": number for number in range(1, self.steps + 1)},
                 removed={},
             )
-        return Directory(entries)
+        return StandingStill(entries, at=self.now)
 
     async def follow(self, times: int = 2) -> None:
         for _ in range(times):
@@ -127,11 +137,11 @@ def test_the_old_version_answers_until_the_new_one_is_loaded() -> None:
     async def test() -> None:
         world = World()
         await world.follow()
-        world.backends[0].load_seconds = 0.3
+        world.backends[0].may_load.clear()
         world.promoted["agent"] = 4
         await world.follow()
         assert await world.ask() == "agent@0"
-        await asyncio.sleep(0.35)
+        world.backends[0].may_load.set()
         await world.follow()
         assert await world.ask() == "agent@4"
 
@@ -265,17 +275,17 @@ def test_what_one_replica_cannot_load_another_answers(why: str) -> None:
 
 
 def test_a_slow_replica_holds_a_name_up_for_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower_module, "_ALL_SECONDS", 0.1)
+    monkeypatch.setattr(follower_module, "_ALL_SECONDS", 60.0)
 
     async def test() -> None:
         quick, slow = FakeBackend("quick"), FakeBackend("slow")
         world = World([quick, slow])
         await world.follow()
-        slow.load_seconds = 30
+        slow.may_load.clear()
         world.promoted["agent"] = 1
         await world.follow()
         assert await world.ask() == "agent@0"
-        await asyncio.sleep(0.12)
+        monkeypatch.setattr(follower_module, "_ALL_SECONDS", 0.0)  # it is over
         await world.follow()
         async with world.router.ask(world.router.resolve("agent", None), ASKED) as answering:
             assert answering.backend is quick
@@ -540,11 +550,12 @@ def test_a_share_begins_with_its_window_on_every_replica() -> None:
         world = World()
         world.promoted["agent"] = 3
         world.shares["agent"] = (5, 100.0)
-        world.share_starts_at = datetime.now(UTC) + timedelta(seconds=0.3)
+        world.share_starts_at = world.now + timedelta(seconds=1)
         await world.follow()
         assert await world.ask(agent="some") == "agent@3"
         assert version(5) in world.backends[0].has  # loaded before it begins
-        await asyncio.sleep(0.35)
+        directory = world.follower.directory
+        world.follower.directory = replace(directory, at=directory.at + timedelta(seconds=1))
         assert await world.ask(agent="some") == "agent@5"
 
     run(test)
@@ -686,7 +697,8 @@ def test_what_is_listed_can_be_asked() -> None:
 def test_an_engine_without_tokens_is_silent_and_a_long_answer_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(router_module, "_SILENT_SECONDS", 0.1)
+    clock = [1000.0]
+    monkeypatch.setattr(router_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     async def test() -> None:
         one, two = FakeBackend("one"), FakeBackend("two")
@@ -699,18 +711,25 @@ def test_an_engine_without_tokens_is_silent_and_a_long_answer_is_not(
                 async for _ in answering.chunks:
                     pass
 
+        async def asked(count: int) -> None:
+            while one.at_gate + two.at_gate < count:
+                await asyncio.sleep(0)
+            clock[0] += 50.0
+
         asking = [asyncio.create_task(ask(WHOLE)) for _ in range(2)]
-        await asyncio.sleep(0.15)
+        await asked(2)
+        await asked(2)
         asking.append(asyncio.create_task(ask(ASKED)))  # a stream joins a long whole answer
-        await asyncio.sleep(0.05)
+        await asked(3)
         assert world.router.silent() == {}
-        await asyncio.sleep(0.15)
+        await asked(3)
         assert world.router.silent() == {}  # the other backend is not known to be silent
         assert [each.why for each in world.router.health().problems] == [
             "no tokens come though requests wait"
         ]
         asking.append(asyncio.create_task(ask(ASKED)))
-        await asyncio.sleep(0.15)
+        await asked(4)
+        await asked(4)
         assert set(world.router.silent()) == {"one", "two"}
         one.gate.set()
         await asyncio.gather(*asking)
