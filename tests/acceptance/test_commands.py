@@ -17,6 +17,7 @@ from tests.acceptance.conftest import Deployment, Ended
 from tests.chaos.injection import Injection, injecting
 from tests.clock import at_half_past
 from tests.rows import add_request, add_trajectory, add_window, hours_ago, one, query, states
+from tests.unit.tiny import make_tiny_model
 
 MODULE = ("-m", "babylon_tasks")
 FAKE_NVML = Path(__file__).parents[1] / "nvml"  # it knows no GPU
@@ -297,9 +298,10 @@ def test_demo(deployment: Deployment, tiny_model: Path) -> None:
     assert summary["seconds"] > 0
 
 
-def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment, tiny_model: Path) -> None:
+def test_doctor_says_all_is_well_or_what_is_not(deployment: Deployment) -> None:
     add_window(deployment.context, hours_ago(2))
-    env = {"BASE_MODEL": str(tiny_model), "TRAINER": "torch"}
+    base_model = make_tiny_model(deployment.folder / "base-model")
+    env = {"BASE_MODEL": base_model, "TRAINER": "torch"}
     silent = deployment.call("babylon", "doctor", "--json", env={**env, "TRAINER": "noop"})
     assert silent.returncode == 2
     wrong = {each["check"]: each["detail"] for each in json.loads(silent.stdout) if not each["ok"]}

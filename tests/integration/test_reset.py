@@ -580,7 +580,7 @@ def test_a_publish_at_the_moment_of_a_commit_or_a_reset(
 
 
 def test_the_torch_trainer_goes_on_from_the_new_head(
-    make_context: Callable[..., Context], tiny_model: Path
+    make_context: Callable[..., Context], tmp_path: Path
 ) -> None:
     """The weights of a step after a reset are those of a lineage that never went astray."""
     pytest.importorskip("torch")
@@ -588,8 +588,11 @@ def test_the_torch_trainer_goes_on_from_the_new_head(
     from workers.trainer.torch.trainer import TorchTrainer
 
     torch_trainer: Any = TorchTrainer("cpu")
+    from tests.unit.tiny import make_tiny_model
+
+    base_model = make_tiny_model(tmp_path / "base-model")
     context = make_context(
-        trainer="torch", base_model=str(tiny_model), learning_rate=0.01, warmup_steps=0
+        trainer="torch", base_model=base_model, learning_rate=0.01, warmup_steps=0
     )
     commit_steps(context, torch_trainer, 3)
     lineage_changes.fork(fleet_of(context), f"{OWN}@2", "straight", [])

@@ -18,6 +18,8 @@ from babylon_tasks.simulation.tiny_model import make_tiny_model
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.slow  # to teach it takes a core 15 seconds; the slow tests need it anyway
+
 MARKETS = fresh_markets(11, 0, Rules(), 32)
 
 
