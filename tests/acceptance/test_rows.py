@@ -215,12 +215,11 @@ def test_a_step_does_not_wait_for_a_frozen_redis(deployment: Deployment) -> None
 
 def test_housekeeping_makes_one_row_an_outage_of_postgres(deployment: Deployment) -> None:
     """However many pool processes meet it."""
-    worker = deployment.start(*CPU[:-1], "3")
+    worker = deployment.start(*CPU[:-1], "3", env={"LOG_LEVEL": "DEBUG"})
     outage = Outage(deployment.context, None)
-    answered = "SELECT 1 FROM rl.canaries WHERE queue = 'cpu'"
     with watching(deployment.redis_url, deployment.key("")) as watcher:
         send(deployment, "sweep", "before")
-        deployment.wait(lambda: bool(query(deployment.context, answered)))
+        deployment.wait(lambda: "sweep[before] succeeded" in deployment.logs())
         outage.begin()
         try:
             for number in range(6):
