@@ -81,16 +81,6 @@ class Release:
         )
         return Counter(row["stage"] for row in found)
 
-    def suspend(self, role: str) -> None:
-        """Stop all processes of a role, as on a suspended machine."""
-        for process in self._processes(role):
-            process.suspend()
-
-    def resume(self, role: str) -> None:
-        """Let them go on."""
-        for process in self._processes(role):
-            process.resume()
-
     def kill(self) -> None:
         """Kill the roles, without a wait for the end of their tasks."""
         for process in [process for role in self._roles for process in self._processes(role)]:
@@ -169,14 +159,15 @@ def test_old_and_new_workers_side_by_side(deployment: Deployment, old_release: P
     babylon(deployment, "lineages", "fork", "babylon-agent@2", "bolder")
     add_windows(deployment, 1)
     deployment.wait(lambda: trained(deployment, "bolder"))
-    new.suspend("gpu")
-    babylon(deployment, "models", "reset", "1", "--why", "an experiment")
-    given_up = query(deployment.context, "SELECT step FROM rl.steps WHERE given_up_at IS NOT NULL")
-    named = [word for row in given_up for word in ("--step", str(row["step"]))]
-    babylon(deployment, "windows", "retry", *named)
-    add_windows(deployment, 1)
-    deployment.wait(lambda: REFUSAL in deployment.logs())
-    new.resume("gpu")
+    with new.idle():
+        babylon(deployment, "models", "reset", "1", "--why", "an experiment")
+        given_up = query(
+            deployment.context, "SELECT step FROM rl.steps WHERE given_up_at IS NOT NULL"
+        )
+        named = [word for row in given_up for word in ("--step", str(row["step"]))]
+        babylon(deployment, "windows", "retry", *named)
+        add_windows(deployment, 1)
+        deployment.wait(lambda: REFUSAL in deployment.logs())
     deployment.wait(lambda: trained(deployment, "bolder"))
     check(deployment, "bolder")
     assert all(REFUSAL in line for line in deployment.logs().splitlines() if " ERROR " in line)
