@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import redis
 
 from tests.acceptance.conftest import Deployment
@@ -15,6 +16,7 @@ WORKER = ("celery", "-A", "babylon_tasks", "worker", "-c", "1")
 NO_DISK = {"CHECKPOINT_STORE": "/dev/null/none", "RETRY_SECONDS": "1"}
 
 
+@pytest.mark.slow
 def test_a_failed_task_has_failed_for_celery_and_is_one_line_of_the_log(
     deployment: Deployment,
 ) -> None:

@@ -182,6 +182,7 @@ def test_mistakes_about_steps_get_one_line(
     assert refused(deployment, *arguments).startswith(why)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["heads.move", "transitions.restore_trained"])
 def test_killed_in_the_middle_of_a_reset(
     deployment: Deployment, trainer: TrainerProcess, call: str
@@ -199,6 +200,7 @@ def test_killed_in_the_middle_of_a_reset(
     assert one(deployment.context, "SELECT step FROM rl.heads")["step"] == 1
 
 
+@pytest.mark.slow
 def test_killed_just_after_a_reset(deployment: Deployment, trainer: TrainerProcess) -> None:
     """It is made, once, and the next step starts from there when its lease has run out."""
     commit_steps(deployment.context, trainer, 3)

@@ -55,6 +55,7 @@ def test_what_is_done_soon_says_nothing(due: Deployment) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_in_a_terminal_the_line_moves_and_is_gone_at_the_end(due: Deployment) -> None:
     env = due._env(injecting(SLOW))
     with terminal([BABYLON, "train"], env, due.folder) as opened:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from tests.acceptance.conftest import Deployment
@@ -56,6 +57,7 @@ def nobody_may_connect(deployment: Deployment) -> Iterator[None]:
             server.execute(allow.format(sql.Identifier(name), sql.Literal(True)))
 
 
+@pytest.mark.slow
 def test_red_is_for_a_terminal_that_wants_colour(deployment: Deployment) -> None:
     with status(deployment) as opened:
         assert opened.end() == 0
@@ -67,6 +69,7 @@ def test_red_is_for_a_terminal_that_wants_colour(deployment: Deployment) -> None
     assert "\x1b[" not in deployment.call("babylon", "status").stdout
 
 
+@pytest.mark.slow
 def test_it_follows_what_happens_until_ctrl_c(deployment: Deployment) -> None:
     with status(deployment, "--watch") as opened:
         opened.wait_for("due 0 wait to be scored")
@@ -83,6 +86,7 @@ def test_it_follows_what_happens_until_ctrl_c(deployment: Deployment) -> None:
     assert "Traceback" not in opened.raw
 
 
+@pytest.mark.slow
 def test_it_outlives_an_outage_of_postgres_and_of_redis(deployment: Deployment) -> None:
     with status(deployment, "--watch", REDIS_URL=NOBODY) as opened:
         opened.wait_for("is REDIS_URL right?")
@@ -95,6 +99,7 @@ def test_it_outlives_an_outage_of_postgres_and_of_redis(deployment: Deployment) 
         assert opened.end() == 0
 
 
+@pytest.mark.slow
 def test_a_low_terminal_says_what_it_does_not_show(deployment: Deployment) -> None:
     with status(deployment, "--watch", rows=10) as opened:
         said = opened.wait_for("lines: make the terminal higher")
