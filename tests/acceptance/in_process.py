@@ -58,7 +58,9 @@ def _run(arguments: Sequence[str]) -> int:
                 runpy.run_module(arguments[1], run_name="__main__")
         else:
             assert arguments[0] == "babylon"
-            with mock.patch.object(sys, "argv", list(arguments)):
+            # Click names the program by it, where pytest is run as a module.
+            no_module = mock.patch.object(sys.modules["__main__"], "__package__", "")
+            with no_module, mock.patch.object(sys, "argv", list(arguments)):
                 cli.main()
     except SystemExit as end:
         if end.code is not None and not isinstance(end.code, int):
