@@ -64,7 +64,7 @@ from intervals import wilson
 SABOTAGES = ("shuffled", "negated", "learning_rate", "nan", "other_base", "other_shapes", "length",
              "failing", "drift")  # fmt: skip
 KINDS = ("honest", *SABOTAGES, "no_better", "limited_rate")
-FIRST_SEED = {"development": 1, "shown": 101}
+FIRST_SEED = {"development": 1, "shown": 201}
 GROUPS = 5  # worlds, each with its own version that serves; the trials are spread over them
 HELD_BACK, HONEST_PASSED, FALSE_PROMOTIONS = 0.95, 0.8, 0.05
 WIDTH = 150  # of a table in a file
