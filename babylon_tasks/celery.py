@@ -193,10 +193,10 @@ def _configure_flower() -> None:
     Flower has no hook in the app; it reads the file of FLOWER_CONF or --conf, or ./flowerconfig.py.
     """
     ours = str(Path(__file__).parents[1] / "workers" / "watch" / "flowerconfig.py")
-    if not os.environ.get("FLOWER_CONF"):
-        os.environ["FLOWER_CONF"] = ours
-    command: Any = sys.modules.get("flower.command")  # Celery has loaded it, as it does all of its
-    if command is None:
+    command: Any = sys.modules.get("flower.command")
+    if command is None:  # no `celery` command, which loads it first; `app.start` may follow
+        if not os.environ.get("FLOWER_CONF"):
+            os.environ["FLOWER_CONF"] = ours
         return
     read = command.parse_config_file
 

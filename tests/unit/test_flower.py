@@ -105,3 +105,22 @@ print(options.address, options.purge_offline_workers)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout == f"{address} 600\n"
+
+
+@pytest.mark.parametrize(
+    ("app", "columns"), [("other", "name,uuid,"), ("babylon_tasks", "started,name,")]
+)
+def test_flower_of_another_app_that_rings_for_us_is_left_alone(
+    app: str, columns: str, tmp_path: Path
+) -> None:
+    (tmp_path / "other.py").write_text(
+        "import celery, babylon_tasks.celery\napp = celery.Celery('other', broker='memory://')\n"
+    )
+    (tmp_path / "flowerconfig.py").write_text(
+        "from tornado.options import options\nraise SystemExit(options.tasks_columns)\n"
+    )
+    celery = Path(sys.executable).with_name("celery")
+    done = subprocess.run(
+        [celery, "-A", app, "flower"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.stderr.startswith(columns)
