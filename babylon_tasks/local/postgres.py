@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -27,6 +28,8 @@ from babylon_tasks.local import pgdata
 from babylon_tasks.local.processes import Check, checked, ended
 from babylon_tasks.text import one_line
 
+# Why a server ends; it says more after that, and tells its clients that it ends.
+_FATAL = re.compile(r"\b(FATAL|PANIC): +(?!the database system is )")
 _IN_USE_SECONDS = 15.0
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
@@ -75,8 +78,9 @@ def embedded_postgres(
                     **settings,
                 },
             )
+            begin = log.stat().st_size if log.exists() else 0
             process = stack.enter_context(_running(command, folder, log, lock))
-            _wait(process, url.format("postgres"))
+            _wait(process, url.format("postgres"), log, begin)
             _create_database(url.format("postgres"), database)
         except (subprocess.SubprocessError, OSError, psycopg.Error) as error:
             raise UserError(
@@ -165,15 +169,19 @@ def _running(
             process.wait(_STOP_SECONDS)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
-    """Wait until the server answers; after a crash it recovers first."""
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, begin: int) -> None:
+    """Wait until the server answers; after a crash it recovers first.
+
+    `begin` is where its own lines begin in the log, which has those of earlier starts too.
+    """
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
             psycopg.connect(url, connect_timeout=2).close()
         except psycopg.OperationalError:
-            if process.poll() is not None:
-                raise subprocess.CalledProcessError(process.returncode, process.args) from None
+            if (code := process.poll()) is not None:
+                said = log.read_bytes()[begin:]
+                raise subprocess.CalledProcessError(code, process.args, stderr=said) from None
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -191,10 +199,11 @@ def _create_database(url: str, database: str) -> None:
 
 
 def _reason(error: Exception, log: Path) -> str:
-    """Describe the error in one line; for a failed program, by its name and the last it said."""
+    """Describe the error in one line; for a failed program, by its name and why it ended."""
     if not isinstance(error, subprocess.CalledProcessError):
         return one_line(str(error)) or type(error).__name__
     said = error.stderr if error.stderr is not None else log.read_bytes()
     lines = said.decode(errors="replace").strip().splitlines()
-    last = f": {lines[-1]}" if lines else ""
-    return one_line(f"{Path(error.cmd[0]).name} ended with code {error.returncode}{last}")
+    fatal = [line for line in lines if _FATAL.search(line)]
+    why = "".join(f": {line}" for line in (fatal or lines)[-1:])
+    return one_line(f"{Path(error.cmd[0]).name} ended with code {error.returncode}{why}")

@@ -44,6 +44,27 @@ def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
     assert (folder / "PG_VERSION").exists()
 
 
+def test_why_a_server_ended_is_said_and_not_what_came_after(tmp_path: Path) -> None:
+    """Nor why an earlier start failed, which its log has too."""
+    folder = tmp_path / "postgres"
+    with embedded_postgres(folder, "babylon", settings={"fsync": "off"}):
+        pass
+    (folder / "pg_wal").rename(tmp_path / "pg_wal")
+    with (
+        pytest.raises(UserError, match=r"ended with code 1: .+ FATAL: .+ directory \"pg_wal\" .+"),
+        embedded_postgres(folder, "babylon"),
+    ):
+        pass
+    (folder / "global" / "pg_control").unlink()
+    with (
+        pytest.raises(
+            UserError, match=r"ended with code 2: .+pg_control\": No such file .+\): see"
+        ),
+        embedded_postgres(folder, "babylon"),
+    ):
+        pass
+
+
 def test_a_first_start_that_fails_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
