@@ -19,14 +19,14 @@ from workers.row import Unexpected
 _PASSED_ON = ("task-failed", "task-revoked", "task-rejected")
 _GIVE_UP_SECONDS = 600.0
 _MOST = 200  # the oldest go first
+_AT_ONCE = 20  # the worker does nothing else meanwhile, and Redis may be slow
 
 _unheard: deque[tuple[str, Mapping[str, Any]]] = deque(maxlen=_MOST)
 
 
 def tell_again(eventer: Any) -> None:
-    """Tell how tasks ended that nobody has heard yet, one after the other while somebody hears."""
-    while _unheard:
-        event, fields = _unheard[0]
+    """Tell how some tasks ended that nobody has heard yet, until nobody hears."""
+    for event, fields in list(_unheard)[:_AT_ONCE]:
         is_new = time.time() - fields["timestamp"] <= _GIVE_UP_SECONDS
         if is_new and not publish_event(eventer, event, fields):
             break
