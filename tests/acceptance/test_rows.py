@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import redis
 from celery.result import AsyncResult
 
 from babylon_tasks import pipeline
+from babylon_tasks.local.ports import free_port
 from tests.acceptance.conftest import Deployment
 from tests.chaos.injection import Injection, injecting
 from tests.flower_events import Watcher, watching
 from tests.hostile import message
 from tests.outage import Outage
+from tests.redis_server import redis_server
 from tests.rows import add_window, hours_ago, query, scored_windows, states, steps
 
 pytestmark = pytest.mark.slow
@@ -250,3 +254,34 @@ def test_how_work_ended_is_heard_by_who_comes_later(deployment: Deployment) -> N
     assert rows["step"].received < rows["step"].timestamp
     assert rows["refused"].state == "FAILURE"
     assert rows["refused"].result.startswith("no trajectories in window 2025-01-15T10:00")
+
+
+def in_flower(site: str) -> dict[str, tuple[str, str]]:
+    """State and result of each row of its table, by the task's id."""
+    form = {"draw": "1", "start": "0", "length": "15", "order[0][column]": "0"}
+    page = httpx.post(f"{site}/tasks/datatable", data=form, headers={"Origin": site})
+    return {row["uuid"]: (row["state"], row["result"]) for row in page.json()["data"]}
+
+
+def test_a_step_that_ends_while_redis_is_dead_is_seen_by_flower(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """It comes back later than the worker, and Redis keeps no event for it."""
+    windows = scored_windows(deployment.context, 2)
+    begun, site = deployment.folder / "begun", f"http://127.0.0.1:{free_port()}"
+    harm = injecting(
+        Injection("babylon_tasks.checkpoints.files.save", "sleep", seconds=3, once=begun)
+    )
+    with redis_server(tmp_path) as server:
+        deployment.redis_url = deployment.env["REDIS_URL"] = server.url()
+        port = site.rpartition(":")[2]
+        deployment.start("celery", "-A", "babylon_tasks", "flower", f"--port={port}")
+        deployment.wait_for_page(f"{site}/healthcheck")
+        deployment.start(*GPU, env={**harm, "LEASE_SECONDS": "20"})
+        send(deployment, "train", "step")
+        deployment.wait(begun.exists)
+        deployment.wait(lambda: "step" in in_flower(site))
+    deployment.wait(lambda: states(deployment.context) == dict.fromkeys(windows, "trained"))
+    with redis_server(tmp_path, "--port", str(server.port)):
+        deployment.wait(lambda: in_flower(site)["step"][0] == "SUCCESS")
+        assert in_flower(site)["step"][1].startswith("step 1 → v1.0.0: ")
