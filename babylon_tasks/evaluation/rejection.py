@@ -11,7 +11,6 @@ from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.store import exams, heads, lineages, steps, transitions
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim
-from babylon_tasks.store.steps import Step
 from babylon_tasks.work.context import Context
 
 log = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ def reject(context: Context, tx: Connection, claim: Claim, step: int, reason: st
     name = context.lineage.name
     row = steps.read(tx, name, step)
     assert row is not None  # no row is ever deleted
-    if not _is_remote(row):
+    if row.trainer != "serverless":
         _give_up(context, tx, claim, (step, row.parent_step), f"failed its exam: {reason}")
     if exams.failures_in_a_row(tx, name) >= FAILURES_IN_A_ROW:
         lineage = lineages.lock(tx, name)
@@ -37,21 +36,17 @@ def leave_rolled_back(context: Context, tx: Connection, claim: Claim) -> None:
     """Move the head to the step that serves, if an experiment rolled back one on its way.
 
     What came after that one continues it, and the two were only compared as a whole with what
-    serves. At W&B the head stays, as in `reject`.
+    serves.
     """
     name = context.lineage.name
     bad = exams.rolled_back(tx, name)
     head = heads.lock(tx, claim)
-    if bad is None or head is None or _is_remote(steps.read(tx, name, head.step)):
+    if bad is None or head is None:
         return
     why = f"step {bad.step}: {bad.reason}"
     _give_up(context, tx, claim, (head.step, head.published_step), why)
     with bound(lineage=name, step=head.step):
         log.warning("%s goes on from step %d: %s", name, head.published_step, why)
-
-
-def _is_remote(step: Step | None) -> bool:
-    return step is not None and step.trainer == "serverless"
 
 
 def _give_up(

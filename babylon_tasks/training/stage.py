@@ -8,6 +8,7 @@ from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.steps import Trainer
 from babylon_tasks.records.windows import Window
 from babylon_tasks.store import attempts, clock, exams, leases
+from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Lease
 from babylon_tasks.training.backend import TrainingBackend
 from babylon_tasks.training.choice import WindowChoice
@@ -70,8 +71,8 @@ def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]]
         if claimed is None:
             return None
         lease, _ = claimed
-        if settings.publish != "always" and exams.awaited(tx, lineage.name):
-            leases.release(tx, [lease])  # it has no verdict yet, so nothing may continue it
+        if settings.publish != "always" and _may_not_go_on(tx, lineage.name):
+            leases.release(tx, [lease])
             return None
         lost = attempts.reap_steps(tx, lineage.name, settings.max_attempts)
         failures.answer_for(tx, lineage.name, lost)
@@ -82,3 +83,11 @@ def _claim(context: Context, choice: WindowChoice) -> tuple[Lease, list[Window]]
             leases.release(tx, [lease])
             return None
     return lease, windows
+
+
+def _may_not_go_on(tx: Connection, lineage: str) -> bool:
+    """Tell whether nothing may continue the head until the next exam is claimed.
+
+    It has no verdict yet, or an experiment rolled back a step on its way while it was examined.
+    """
+    return bool(exams.awaited(tx, lineage) or exams.rolled_back(tx, lineage))

@@ -413,6 +413,39 @@ def test_the_head_leaves_what_an_experiment_rolled_back(gated: Context, opinions
     assert row["why"] == "step 2: it earns less"
 
 
+@pytest.mark.parametrize("is_bad", [True, False])
+def test_the_head_leaves_what_was_rolled_back_while_its_child_was_examined(
+    gated: Context, opinions: Opinions, is_bad: bool
+) -> None:
+    """A child that fails leaves the head at its parent, and that is no person's wish."""
+    for _ in range(3):
+        another_step(gated, opinions)
+    query(gated, "UPDATE rl.heads SET published_step = 1 RETURNING 1")
+    opinions.bad |= {3: None} if is_bad else {}
+
+    def roll_back() -> None:
+        opinions.on_ask = lambda: None
+        rolled_back(gated, 2)
+
+    opinions.on_ask = roll_back
+    another_step(gated, opinions)
+    assert verdicts(gated)[3].state == (ExamState.FAILED if is_bad else ExamState.PASSED)
+    pipeline.train(gated, opinions)
+    assert parents(gated) == {1: 0, 2: 1, 3: 2, 4: 1}
+
+
+def test_at_wandb_the_head_stays_at_what_was_rolled_back(
+    gated: Context, opinions: Opinions
+) -> None:
+    for _ in range(2):
+        another_step(gated, opinions)
+    rolled_back(gated, 2)
+    for trainer, has_to_go in (("noop", True), ("serverless", False)):
+        query(gated, "UPDATE rl.steps SET trainer = %s RETURNING 1", trainer)
+        with gated.database.transaction() as tx:
+            assert bool(exams.rolled_back(tx, OWN)) == has_to_go
+
+
 def test_a_person_may_go_on_from_what_was_rolled_back(gated: Context, opinions: Opinions) -> None:
     """The head leaves it once; a reset by hand is not undone before the promotion by hand comes."""
     for _ in range(3):

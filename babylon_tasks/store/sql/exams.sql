@@ -52,10 +52,12 @@ SELECT rl.failed_exams(%(model_name)s) AS failures
 -- rolled_back --
 -- The newest experiment that ended badly for a step on the way to the head: where the head goes back.
 -- It does so once. If a person has moved the head to the step again since, they know.
+-- At W&B a model goes on from its own newest step, so there the head stays.
 SELECT x.step, x.served_step, x.reason
   FROM rl.experiments x
   JOIN rl.heads h ON h.model_name = x.model_name
   JOIN rl.steps s ON s.model_name = x.model_name AND s.step = x.step AND s.given_up_at IS NULL
+                 AND s.trainer <> 'serverless'
  WHERE x.model_name = %(model_name)s AND x.state = 'rolled_back' AND x.step > h.published_step
    AND NOT EXISTS (SELECT FROM rl.resets r
                     WHERE r.model_name = x.model_name AND r.at >= x.ended_at AND r.to_step < x.step)
