@@ -148,10 +148,10 @@ def _time_limit() -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, _raise_timeout)
-    others, _ = signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
-    began = time.monotonic()
+    (others, _), began = signal.getitimer(signal.ITIMER_REAL), time.monotonic()
     try:
         try:
+            signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

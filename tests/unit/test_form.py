@@ -246,6 +246,19 @@ def test_a_check_that_hangs_ends(
         signal.setitimer(signal.ITIMER_REAL, *others)
 
 
+def test_a_limit_that_is_over_at_once_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where the machine itself stands still for longer."""
+    monkeypatch.setitem(sys.modules, "ours", SimpleNamespace(check=waits))
+    monkeypatch.setattr(form, "MOST_SECONDS", 1e-6)
+    before = signal.getsignal(signal.SIGALRM)
+    check = load_form_check("ours:check")
+    for _ in range(100):
+        assert check("x") is False
+        assert signal.getsignal(signal.SIGALRM) is before
+
+
 def test_a_check_that_is_awaited_by_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(text: str) -> bool:
         return bool(text)
