@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from celery import Task
@@ -133,19 +134,25 @@ class Outbox:
             while True:
                 # Again: it may be left out.
                 self._changed.wait_for(lambda: bool(self._waiting or self._unheard))
-                at = 0.0
-                if not self._waiting:
-                    at = self._repeat_at
-                elif self._waiting[0].progress:
-                    at = self._progress_at
                 now = time.monotonic()
+                queue, at = self._first()
                 if now >= at:
                     break
                 self._changed.wait(at - now)
-            self._sending = (self._waiting or self._unheard).popleft()
+            self._sending = queue.popleft()
             if self._sending.progress:
                 self._progress_at = time.monotonic() + _PROGRESS_SECONDS
             return self._sending
+
+    def _first(self) -> tuple[deque[Message], float]:
+        """Return what has the next message, and when that may be sent."""
+        queues = []
+        if self._waiting:
+            at = self._progress_at if self._waiting[0].progress else 0.0
+            queues.append((self._waiting, at))
+        if self._unheard:
+            queues.append((self._unheard, self._repeat_at))
+        return min(queues, key=itemgetter(1))
 
 
 @functools.cache

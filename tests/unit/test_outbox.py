@@ -117,6 +117,29 @@ def test_how_work_ended_is_said_until_somebody_hears_it() -> None:
     assert server.taken.count("task-received") == server.stored == 1
 
 
+def test_how_work_ended_does_not_wait_for_the_end_of_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next work may tell more while Redis takes what it told before."""
+    monkeypatch.setattr(outbox, "_PROGRESS_SECONDS", 0.0)
+    box, server = Outbox(), Redis()
+    server.heard = False
+    real = server.send
+
+    def send(message: Message) -> bool:
+        if message.event == "at":
+            put(box, server, "at")
+        return real(message)
+
+    monkeypatch.setattr(server, "send", send)
+    put(box, server, "task-succeeded", "at")
+    deadline = time.monotonic() + 5
+    while server.taken.count("task-succeeded") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    monkeypatch.setattr(server, "send", real)
+
+
 def test_it_is_not_said_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "_GIVE_UP_SECONDS", 0.0)
     box, server = Outbox(), Redis()
