@@ -132,13 +132,18 @@ def test_a_mistyped_argument_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("basicauth", "basic_auth"), ("BASIC_AUTH", "basic_auth"), ("adress", "address")],
+    [
+        ("basicauth", "basic_auth"),
+        ("BASIC_AUTH", "basic_auth"),
+        ("adress", "address"),
+        ("addresses", "address"),
+    ],
 )
 def test_a_mistyped_name_in_a_file_is_refused(name: str, meant: str) -> None:
     """A file may need other names."""
-    with pytest.raises(UserError, match=rf"^{name} in the .* Did you mean {meant}\?$"):
+    with pytest.raises(UserError, match=rf"^{name} in the .* Did you mean {meant}\?.* underscore$"):
         check({}, assigned=["users", "port", name])
-    check({}, assigned=["users", "password", "_auth", "basic_auth", "port"])
+    check({}, assigned=["users", "password", f"_{name}", "basic_auth", "port"])
 
 
 def test_other_names_that_flower_does_not_know_are_said(caplog: pytest.LogCaptureFixture) -> None:

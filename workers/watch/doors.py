@@ -194,7 +194,8 @@ def _require_known_assigned(options: Any, names: Sequence[str]) -> None:
         meant = None if is_right else _meant(name.lower(), known)
         if meant in _OF_DOORS:
             raise UserError(
-                f"{name} in the flowerconfig.py is no setting of Flower. Did you mean {meant}?"
+                f"{name} in the flowerconfig.py is no setting of Flower. Did you mean {meant}? "
+                "Let a name of your own begin with an underscore"
             )
 
 
