@@ -84,7 +84,10 @@ def test_a_named_file_is_read_beside_ours(deployment: Deployment) -> None:
     ("text", "says"),
     [
         ("address = '0.0.0.0'", "Flower on 0.0.0.0 needs authentication"),
-        ("BASIC_AUTH = 'a:b'", "BASIC_AUTH in the flowerconfig.py is no setting of Flower"),
+        (
+            "if True:\n    BASIC_AUTH: str = 'a:b'",
+            "BASIC_AUTH in the flowerconfig.py is no setting",
+        ),
         ("basic_auth = ", "Flower's settings in named.py cannot be used: SyntaxError: "),
         ("port = []", "Flower's settings in named.py cannot be used: Error: Option 'port'"),
         (None, "FLOWER_CONF (--conf): named.py cannot be read: No such file or directory"),

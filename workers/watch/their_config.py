@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import symtable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,5 @@ def read_theirs(options: Any, ours: Path) -> list[str]:
 
 
 def _assigned(text: str) -> list[str]:
-    lines = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
-    targets = [target for line in lines for target in line.targets]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    names = symtable.symtable(text, DEFAULT_CONFIG_FILE, "exec").get_symbols()
+    return [name.get_name() for name in names if name.is_assigned() and not name.is_namespace()]
