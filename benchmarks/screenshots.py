@@ -1,11 +1,12 @@
 """Pictures of the demo as people see it, into docs/: `make screenshots`.
 
-    python benchmarks/screenshots.py [--folder docs] [--windows 16]
+    python benchmarks/screenshots.py [--folder docs]
 
-Runs `babylon demo --keep` in a folder of its own, and takes, 1,280 pixels wide:
+Runs `babylon demo --keep` in folders of its own, and takes, 1,280 pixels wide:
 
-- `flower_now.png`, `flower_tasks.png` and `status_watch.png` while a step trains; the trainer is
-  held meanwhile, so that all three show the same step;
+- `flower_now.png`, `flower_tasks.png` and `status_watch.png` while a step trains, of more agents
+  than the demo has, so that it takes some seconds; the trainer is held meanwhile, so that all
+  three show the same step;
 - `demo_curve.png`: what the demo has printed at its end.
 
 It needs Debian's packages chromium and chromium-driver. Look at the pictures before they are
@@ -44,13 +45,14 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 WIDTH, LEAST_HEIGHT = 1280, 400
 COLOURS = 128  # a picture of text needs no more, and is a third of the size
 FIRST_STEP = 9  # there is something to see by then
+AGENTS = 96
 BABYLON = str(Path(sys.executable).with_name("babylon"))
 # The holder of a lease says more often how far it is, and keeps it while the trainer is held.
 ENV = {"HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": "300"}
 TRAINING = """SELECT 1 FROM rl.leases
  WHERE doing ->> 'stage' = 'train' AND (doing ->> 'step')::int >= %s
    AND doing ->> 'phase' = 'train' AND (doing ->> 'share')::float8 BETWEEN 0.3 AND 0.8
-   AND (doing ? 'loss' OR (doing ->> 'step')::int >= %s)
+   AND (doing ?& '{loss,seconds_left}' OR (doing ->> 'step')::int >= %s)
    AND expires_at > rl.clock_timestamp() AND told_at >= acquired_at"""
 TERMINAL = """<body style="margin:0;background:#16181d;color:#d8dee9;width:fit-content">
 <pre style="margin:0;padding:28px 38px;font:25px/1.35 'DejaVu Sans Mono',monospace">{}</pre>"""
@@ -61,15 +63,16 @@ def main() -> None:
     """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=DOCS)
-    parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
-    with (
-        tempfile.TemporaryDirectory(prefix="babylon-screenshots-") as place,
-        browser(Path(place)) as driver,
-        contextlib.chdir(place),
-        demo(arguments.windows) as (process, said),
-    ):
+    with tempfile.TemporaryDirectory() as place, browser(Path(place)) as driver:
+        take_step(driver, folder)
+        take_curve(driver, folder)
+
+
+def take_step(driver: webdriver.Chrome, folder: Path) -> None:
+    """Take the pictures of a step that trains."""
+    with demo(f"--agents={AGENTS}") as (process, said):
         wait(lambda: re.search(r"Flower: (http\S+)", said()), process)
         site = re.findall(r"Flower: (http\S+)", said())[0]
         wait(lambda: running.read(), process)
@@ -79,24 +82,36 @@ def main() -> None:
                 time.sleep(2.5)  # the page has refreshed itself
                 save(driver, folder / f"flower_{name}.png")
             terminal(driver, in_terminal([BABYLON, "status"]), folder / "status_watch.png")
+
+
+def take_curve(driver: webdriver.Chrome, folder: Path) -> None:
+    """Take the picture of what the demo prints."""
+    with demo() as (process, said):
         wait(lambda: "all of it runs until Ctrl-C" in said(), process)
         terminal(driver, curve(said()), folder / "demo_curve.png")
 
 
 @contextlib.contextmanager
-def demo(windows: int) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """Run the demo here; yields the process, and what gives all that it has printed."""
-    printed = Path("demo.log")
-    command = [BABYLON, "demo", "--keep", f"--windows={windows}"]
-    with printed.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **ENV}
-        )
-    try:
-        yield process, printed.read_text
-    finally:
-        process.terminate()
-        process.wait()
+def demo(*options: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """Run the demo in a new folder, which is the working folder meanwhile.
+
+    Yields the process, and what gives all that it has printed.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="babylon-screenshots-") as place,
+        contextlib.chdir(place),
+    ):
+        printed = Path("demo.log")
+        command = [BABYLON, "demo", "--keep", *options]
+        with printed.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **ENV}
+            )
+        try:
+            yield process, printed.read_text
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def wait(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
