@@ -50,7 +50,7 @@ def publish(context: Context, on_said: Callable[[str], None]) -> list[str]:
     """
     name, mode = context.lineage.name, context.settings.publish
     with context.database.transaction() as tx:
-        promotions.hold_head(tx, name)
+        heads.hold(tx, name)
         head = heads.read(tx, name)
         if head is None or not _is_active(tx, context):
             return []
@@ -190,7 +190,7 @@ def _reason(why: str) -> str:
 
 def _locked(tx: Connection, context: Context) -> Head:
     """Return the head, which stays as it is until the transaction ends, with all files."""
-    promotions.hold_head(tx, context.lineage.name)
+    heads.hold(tx, context.lineage.name)
     head = heads.read(tx, context.lineage.name)
     if head is None:
         raise UserError(f"no step of {context.lineage.name} is committed yet")

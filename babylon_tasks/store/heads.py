@@ -72,6 +72,11 @@ def read(connection: Connection, model_name: str) -> Head | None:
         return cursor.execute(_SQL["read_head"], {"model_name": model_name}).fetchone()
 
 
+def hold(connection: Connection, model_name: str) -> None:
+    """Lock the head until the transaction ends: nobody moves it, no step loses its files."""
+    connection.execute(_SQL["hold_head"], {"model_name": model_name})
+
+
 def lock(connection: Connection, claim: Claim) -> Head | None:
     """Lock the head until the transaction ends, and return it; None if the lease was lost."""
     if connection.execute(_SQL["lock_head"], _identity(claim)).fetchone() is None:

@@ -38,11 +38,6 @@ def publish(tx: Connection, model_name: str, step: int, by: tuple[str, str]) -> 
     return [row["version"] for row in rows if row["version"]]
 
 
-def hold_head(tx: Connection, model_name: str) -> None:
-    """Lock the head until the transaction ends: nobody moves it, no step loses its files."""
-    tx.execute(_SQL["hold_head"], {"model_name": model_name})
-
-
 def hold_versions(tx: Connection, model_name: str, steps: Sequence[int]) -> None:
     """Lock the app's rows of these steps before one is written, with the head locked.
 

@@ -15,7 +15,7 @@ from babylon_tasks.logs import bound, mark
 from babylon_tasks.records.doing import Doing
 from babylon_tasks.records.lineages import LineageState
 from babylon_tasks.records.versions import Head
-from babylon_tasks.store import attempts, heads, leases, lineages, promotions, training_batches
+from babylon_tasks.store import attempts, heads, leases, lineages, training_batches
 from babylon_tasks.store.attempts import Ending
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.leases import Claim, Lease
@@ -272,7 +272,7 @@ def claim_lineage(tx: Connection, context: Context) -> tuple[Lease, Head] | None
     lease = leases.acquire(tx, f"model/{lineage.name}", context.holder, settings.lease_seconds)
     if lease is None:
         return None
-    promotions.hold_head(tx, lineage.name)  # an exam may move it, and it comes before the lineage
+    heads.hold(tx, lineage.name)  # an exam may move it, and it comes before the lineage
     lineages.ensure(tx, settings, context.holder)
     (row,) = lineages.read(tx, [lineage.name])
     if row.state != LineageState.ACTIVE:

@@ -16,7 +16,7 @@ from babylon_tasks.settings.overrides import (
     parse_overrides,
     with_overrides,
 )
-from babylon_tasks.store import heads, leases, lineages, promotions, steps
+from babylon_tasks.store import heads, leases, lineages, steps
 from babylon_tasks.store import windows as window_rows
 from babylon_tasks.store.database import Connection
 from babylon_tasks.store.steps import Step
@@ -154,7 +154,7 @@ def change_state(fleet: Fleet, name: str, state: LineageState) -> StateChange:
             which cannot be retired.
     """
     with fleet.database.transaction() as tx:
-        promotions.hold_head(tx, name)  # before the lineage, as everybody does
+        heads.hold(tx, name)  # before the lineage, as everybody does
         row = _lock(tx, fleet, name)
         if state == LineageState.RETIRED and name == fleet.settings.model_name:
             raise UserError(

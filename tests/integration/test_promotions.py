@@ -423,7 +423,7 @@ def test_the_app_meets_no_deadlock_however_long_it_has_waited(
 
     def late() -> None:
         with context.database.transaction() as tx:
-            promotions.hold_head(tx, OWN)
+            heads.hold(tx, OWN)
             page.start()
             wait_until_blocked(settings.postgres())
             time.sleep(0.7)  # deadlock_timeout is 1 s, and runs from the begin of the page's wait

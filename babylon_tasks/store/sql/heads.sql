@@ -16,6 +16,11 @@ SELECT h.step, h.published_step, h.promotion_paused_at,
   LEFT JOIN rl.lineages l ON l.name = h.model_name
  WHERE h.model_name = %(model_name)s
 
+-- hold_head --
+-- A statement of its own: what follows sees what whoever held the row before has committed.
+-- Of a lineage's rows this is locked first, but for its lease: docs/architecture.md has the order.
+SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
+
 -- advance_head --
 -- The compare-and-set: it updates no row if the head moved or the lease was lost. The lease's row
 -- stays locked until the commit. So if this process freezes here, nobody can take the lease over and

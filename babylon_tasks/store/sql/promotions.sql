@@ -1,10 +1,5 @@
 -- Promotions: which step a lineage's name answers with. rl.promote moves it.
 
--- hold_head --
--- A statement of its own: what follows sees what whoever held the row before has committed.
--- Of a lineage's rows this is locked first, but for its lease: docs/architecture.md has the order.
-SELECT step FROM rl.heads WHERE model_name = %(model_name)s FOR UPDATE
-
 -- hold_versions --
 SELECT rl.hold_versions(%(model_name)s, ARRAY(
     SELECT s.model_name || '-' || s.version FROM rl.steps s
