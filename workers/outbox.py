@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 1.0  # progress is not sent more often
 _AGAIN_SECONDS = 1.0  # between two tries to send what must not be left out
-_GIVE_UP_SECONDS = 600.0
+GIVE_UP_SECONDS = 600.0  # of what nobody took
 _REPEAT_SECONDS = 5.0  # between two tries to find who hears how a task ended
 _ENDS = ("task-succeeded", "task-retried")
-_MOST = 200  # while Redis is away; the oldest go first
+MOST = 200  # that wait for Redis, or for Flower; the oldest go first
 
 
 class Sender:
@@ -77,8 +77,8 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Message] = deque(maxlen=_MOST)
-        self._unheard: deque[Message] = deque(maxlen=_MOST)
+        self._waiting: deque[Message] = deque(maxlen=MOST)
+        self._unheard: deque[Message] = deque(maxlen=MOST)
         self._repeat_at = 0.0  # when the oldest of these may be sent again
         self._sending: Message | None = None
         self._changed = threading.Condition()
@@ -111,10 +111,10 @@ class Outbox:
                 sent = True
             except Exception as error:  # noqa: BLE001 - only a display depends on it
                 log.debug("%s is not shown yet: %s", message.event, error)
-                sent = message.progress or time.time() - message.at > _GIVE_UP_SECONDS
+                sent = message.progress or time.time() - message.at > GIVE_UP_SECONDS
             with self._changed:
                 self._sending = None
-                if not sent and len(self._waiting) < _MOST:
+                if not sent and len(self._waiting) < MOST:
                     self._waiting.appendleft(message)
                 if not is_heard:
                     self._keep(message)
@@ -124,7 +124,7 @@ class Outbox:
 
     def _keep(self, message: Message) -> None:
         """Keep how a task ended, which nobody heard; its result is stored."""
-        if message.event in _ENDS and time.time() - message.at <= _GIVE_UP_SECONDS:
+        if message.event in _ENDS and time.time() - message.at <= GIVE_UP_SECONDS:
             self._unheard.append(replace(message, state=None))
             self._repeat_at = time.monotonic() + _REPEAT_SECONDS
 

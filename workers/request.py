@@ -14,20 +14,19 @@ from celery.worker import request
 from babylon_tasks.errors import BabylonError
 from babylon_tasks.text import one_line
 from workers.broker import publish_event
+from workers.outbox import GIVE_UP_SECONDS, MOST
 from workers.row import Unexpected
 
 _PASSED_ON = ("task-failed", "task-revoked", "task-rejected")
-_GIVE_UP_SECONDS = 600.0
-_MOST = 200  # the oldest go first
 _AT_ONCE = 20  # the worker does nothing else meanwhile, and Redis may be slow
 
-_unheard: deque[tuple[str, Mapping[str, Any]]] = deque(maxlen=_MOST)
+_unheard: deque[tuple[str, Mapping[str, Any]]] = deque(maxlen=MOST)
 
 
 def tell_again(eventer: Any) -> None:
     """Tell how some tasks ended that nobody has heard yet, until nobody hears."""
     for event, fields in list(_unheard)[:_AT_ONCE]:
-        is_new = time.time() - fields["timestamp"] <= _GIVE_UP_SECONDS
+        is_new = time.time() - fields["timestamp"] <= GIVE_UP_SECONDS
         if is_new and not publish_event(eventer, event, fields):
             break
         _unheard.popleft()

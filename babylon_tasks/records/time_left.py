@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-Span = tuple[
-    float, float
-]  # a part of some work: the shares of it, 0 to 1, where it begins and ends
+# A part of some work: the shares of the whole, 0 to 1, where it begins and ends.
+Span = tuple[float, float]
 
 LEAST_SECONDS = 1.0  # of work, before anything is said of the rest
 

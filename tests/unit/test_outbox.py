@@ -141,7 +141,7 @@ def test_how_work_ended_does_not_wait_for_the_end_of_progress(
 
 
 def test_it_is_not_said_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "_GIVE_UP_SECONDS", 0.0)
+    monkeypatch.setattr(outbox, "GIVE_UP_SECONDS", 0.0)
     box, server = Outbox(), Redis()
     server.heard = False
     put(box, server, "task-succeeded")

@@ -39,7 +39,7 @@ def unheard(monkeypatch: pytest.MonkeyPatch, times: list[float]) -> deque[Any]:
 def test_ends_are_told_in_their_order_and_not_for_ever(
     server: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, now = time.time() - request._GIVE_UP_SECONDS - 1, time.time()
+    old, now = time.time() - request.GIVE_UP_SECONDS - 1, time.time()
     kept = unheard(monkeypatch, [old, now, now + 1])
     server.heard = False
     request.tell_again(None)
@@ -55,7 +55,7 @@ def test_a_heartbeat_does_not_wait_for_many_of_them(
     server: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis may be slow, and the worker does nothing else meanwhile."""
-    times = [time.time() + number for number in range(request._MOST)]
+    times = [time.time() + number for number in range(request.MOST)]
     kept = unheard(monkeypatch, times)
     request.tell_again(None)
     assert len(server.taken) < 50

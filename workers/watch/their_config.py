@@ -20,10 +20,11 @@ def read_theirs(options: Any, ours: Path) -> list[str]:
     Raises:
         UserError: It is not there, or Python or Flower cannot read it.
     """
-    named = Path(options.conf or DEFAULT_CONFIG_FILE)
-    is_ours = named.exists() and named.samefile(ours)
-    path = Path(DEFAULT_CONFIG_FILE) if is_ours else named
-    if str(path) == DEFAULT_CONFIG_FILE and not (path.exists() and not path.samefile(ours)):
+    of_the_folder = Path(DEFAULT_CONFIG_FILE)
+    path = Path(options.conf or of_the_folder)
+    if _is(path, ours):
+        path = of_the_folder
+    if path == of_the_folder and (not path.exists() or _is(path, ours)):
         return []
     try:
         options.parse_config_file(str(path), final=False)
@@ -35,6 +36,10 @@ def read_theirs(options: Any, ours: Path) -> list[str]:
     except Exception as error:  # noqa: BLE001 - whatever that file raises
         why = one_line(f"{type(error).__name__}: {error}", 300)
         raise UserError(f"Flower's settings in {path} cannot be used: {why}") from None
+
+
+def _is(path: Path, other: Path) -> bool:
+    return path.exists() and path.samefile(other)
 
 
 def _assigned(text: str) -> list[str]:
